@@ -1,0 +1,33 @@
+"""The errors that a user can mend. Each message is one line: what, which value, and the mend."""
+
+
+class GenticketsError(Exception):
+    """The base of every error that gentickets raises on purpose."""
+
+
+class MaskError(GenticketsError, ValueError):
+    """A mask that does not fit: wrong name, wrong shape, wrong dtype, or a pruned weight that is not zero."""
+
+
+class PruneError(GenticketsError, ValueError):
+    """A pruning request that cannot be met: amount out of range, a weight that would be revived, NaN scores."""
+
+
+class TicketError(GenticketsError):
+    """A ticket file that is broken, tampered with, or made for another architecture."""
+
+
+class DataError(GenticketsError):
+    """A data set that is missing, unreadable, or of the wrong shape."""
+
+
+class RecipeError(GenticketsError, ValueError):
+    """A recipe, or a run folder, that does not say something possible."""
+
+
+class Disconnected(GenticketsError):
+    """A mask that leaves a component without any live path from its input to its output."""
+
+
+class Diverged(GenticketsError):
+    """Training that cannot go on: a loss that is not finite, or a generator that has collapsed."""

@@ -1,0 +1,192 @@
+"""From scores to masks: how many weights go, and among which others they are compared.
+
+The rounding, everywhere: an amount is read as the decimal number that it prints as, and the number of weights
+pruned is rounded down. `prune(scores, fraction=0.2)` of `n` alive weights leaves exactly `n - floor(0.2 n)`
+of each group that is compared within (all weights, a component's, a layer's). Among equal scores the weight
+that comes first (in the order of names, then of the flattened tensor) goes first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gentickets.errors import PruneError
+from gentickets.masks import Masks, component_of
+
+Scope = Literal["global", "component", "layer", "erk"]
+
+
+def prune(
+    scores: Mapping[str, Tensor],
+    fraction: float | None = None,
+    to_sparsity: float | None = None,
+    within: Masks | None = None,
+    scope: Scope = "global",
+) -> Masks:
+    """Prunes the weights of lowest score.
+
+    Give one amount: `fraction` of the weights still alive (0.2 is a round of the lottery ticket literature),
+    or `to_sparsity`, the share of all scored weights that shall be dead afterwards. `within` says what is still
+    alive: a weight dead there stays dead, a weight without a score keeps its mask, and a score for a weight
+    that `within` does not cover is ignored. Without it everything scored is alive.
+
+    `scope` says which weights compete:
+
+    - `"global"`: all of them;
+    - `"component"`: those of a component (first part of the name), the amount being met in each;
+    - `"layer"`: those of a tensor, the amount being met in each;
+    - `"erk"`: those of a tensor, the amount being met over all: the density of a layer is proportional to
+      (sum of the sides) / (product of the sides) of its weight, at most 1 (Erdős–Rényi kernel; Evci et al.
+      2020, "Rigging the Lottery", Sec. 3).
+
+    Raises `PruneError` for an amount out of range, a sparsity below the present one, or a score that is NaN.
+    """
+    if scope not in get_args(Scope):
+        raise PruneError(f"scope={scope!r} is none of {', '.join(get_args(Scope))}")
+    start = within if within is not None else Masks({n: torch.ones(s.shape, dtype=torch.bool) for n, s in scores.items()})
+    alive = _alive_scores(scores, start)
+    totals = {name: math.prod(start.shapes[name]) for name in alive}
+
+    kept: dict[str, np.ndarray] = {}
+    for group in _groups(alive, scope):
+        keep = _how_many(group, alive, totals, fraction, to_sparsity)
+        if scope == "erk":
+            shares = _erk_counts(keep, {name: start.shapes[name] for name in group}, alive)
+            for name in group:
+                kept |= _keep_best({name: alive[name]}, shares[name])
+        else:
+            kept |= _keep_best({name: alive[name] for name in group}, keep)
+    return start.merge(_scatter(kept, start))
+
+
+def random_like(masks: Masks, seed: int) -> Masks:
+    """Masks with as many weights alive in each layer as `masks` has, at random places.
+
+    The control for "is it the mask, or only how much each layer keeps?". Equal seeds, equal masks.
+    """
+    rng = np.random.default_rng(seed)
+    shuffled = {}
+    for name, mask in masks.items():
+        flat = mask.reshape(-1).numpy()
+        shuffled[name] = torch.from_numpy(rng.permutation(flat)).reshape(mask.shape)
+    return Masks(shuffled)
+
+
+def _alive_scores(scores: Mapping[str, Tensor], start: Masks) -> dict[str, np.ndarray]:
+    """Name → the scores of the weights alive in `start`, flat, in the order of `start`."""
+    alive = {}
+    for name, mask in start.items():
+        if name not in scores:
+            continue
+        score = scores[name].detach()
+        if tuple(score.shape) != start.shapes[name]:
+            raise PruneError(f"scores of {name!r} have shape {tuple(score.shape)}, its mask {start.shapes[name]}")
+        if score.dtype not in (torch.float32, torch.float64):
+            score = score.float()
+        flat = score.cpu()[mask].numpy()
+        if np.isnan(flat).any():
+            raise PruneError(f"scores of {name!r} hold NaN: the model has diverged, or the criterion has")
+        alive[name] = flat
+    if not alive:
+        raise PruneError("no score belongs to a weight that the masks cover: nothing to prune")
+    return alive
+
+
+def _groups(alive: Mapping[str, np.ndarray], scope: Scope) -> list[list[str]]:
+    if scope in ("global", "erk"):
+        return [list(alive)]
+    if scope == "layer":
+        return [[name] for name in alive]
+    groups: dict[str, list[str]] = {}
+    for name in alive:
+        groups.setdefault(component_of(name), []).append(name)
+    return list(groups.values())
+
+
+def _how_many(
+    group: list[str],
+    alive: Mapping[str, np.ndarray],
+    totals: Mapping[str, int],
+    fraction: float | None,
+    to_sparsity: float | None,
+) -> int:
+    """How many weights of a group are kept."""
+    now = sum(len(alive[name]) for name in group)
+    if (fraction is None) == (to_sparsity is None):
+        raise PruneError("give one amount: fraction= (of what is alive) or to_sparsity= (of everything)")
+    if fraction is not None:
+        return now - _floor_of(fraction, now, "fraction")
+    assert to_sparsity is not None
+    total = sum(totals[name] for name in group)
+    keep = total - _floor_of(to_sparsity, total, "to_sparsity")
+    if keep > now:
+        raise PruneError(
+            f"to_sparsity={to_sparsity} would revive weights: {group[0] if len(group) == 1 else 'the masks'} "
+            f"already at sparsity {1 - now / total:.4f}"
+        )
+    return keep
+
+
+def _floor_of(amount: float, count: int, key: str) -> int:
+    """floor(amount * count), the amount taken as the decimal that it prints as (0.29 of 100 is 29, not 28)."""
+    if not 0.0 <= amount <= 1.0:  # NaN fails too
+        raise PruneError(f"{key}={amount} is out of range: a share from 0 to 1")
+    return math.floor(Decimal(repr(float(amount))) * count)
+
+
+def _keep_best(alive: Mapping[str, np.ndarray], keep: int) -> dict[str, np.ndarray]:
+    """Name → bool array over its alive weights, with exactly `keep` True in all; ties as the module says."""
+    flat = np.concatenate(list(alive.values()))
+    drop = len(flat) - keep
+    if drop == 0:
+        chosen = np.ones(len(flat), dtype=bool)
+    else:
+        threshold = np.partition(flat, drop - 1)[drop - 1]
+        chosen = flat > threshold
+        tied = np.flatnonzero(flat == threshold)
+        chosen[tied[len(tied) - (keep - int(np.count_nonzero(chosen))) :]] = True
+    ends = np.cumsum([len(part) for part in alive.values()])
+    return dict(zip(alive, np.split(chosen, ends[:-1]), strict=True))
+
+
+def _scatter(kept: Mapping[str, np.ndarray], start: Masks) -> Masks:
+    masks = {}
+    for name, chosen in kept.items():
+        mask = start[name]
+        mask[mask.clone()] = torch.from_numpy(chosen)
+        masks[name] = mask
+    return Masks(masks)
+
+
+def _erk_counts(
+    keep: int, shapes: Mapping[str, tuple[int, ...]], alive: Mapping[str, np.ndarray]
+) -> dict[str, int]:
+    """How many weights each layer keeps, `keep` in all, none more than it has alive."""
+    limit = {name: len(alive[name]) for name in shapes}
+    # A layer of n weights asks for a count proportional to density * n = sum of the sides of its weight.
+    asked = {name: float(sum(shape)) for name, shape in shapes.items()}
+    share: dict[str, float] = {}
+    open_, left = list(shapes), float(keep)
+    while open_:
+        scale = left / sum(asked[name] for name in open_)
+        full = [name for name in open_ if asked[name] * scale >= limit[name]]
+        if not full:
+            share |= {name: asked[name] * scale for name in open_}
+            break
+        share |= {name: float(limit[name]) for name in full}
+        left -= sum(limit[name] for name in full)
+        open_ = [name for name in open_ if name not in full]
+    # Largest remainders, so that the whole is met exactly.
+    counts = {name: math.floor(value + 1e-9) for name, value in share.items()}
+    by_remainder = sorted(shapes, key=lambda name: counts[name] - share[name])
+    while (missing := keep - sum(counts.values())) > 0:
+        for name in [n for n in by_remainder if counts[n] < limit[n]][:missing]:
+            counts[name] += 1
+    return counts

@@ -1,0 +1,169 @@
+"""A ticket is a file: masks, the weights to start from, and where they come from.
+
+The format is one safetensors file, so that a file from a stranger can be opened without running any of it:
+
+- tensor `mask/<name>`: the packed bits of a mask, uint8 (one bit a weight, most significant bit first);
+- tensor `weight/<name>`: a parameter or buffer as it was at the rewind step;
+- metadata: `format`, `shapes` (JSON: mask name → shape), `origin` (JSON), and `digest`, the SHA-256 of the whole
+  file with the digest's own 64 characters set to `0`.
+
+The digest finds every changed bit. It is no signature: it says that the file is whole, not who made it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from gentickets.errors import MaskError, TicketError
+from gentickets.masks import Masks, named_state
+
+FORMAT = "gentickets.ticket/1"
+_BLANK = "0" * 64
+
+
+class Ticket:
+    """Masks, the weights to start from, and their origin.
+
+    `weights`: a model, or a state dictionary, as it was at the rewind step; all parameters and buffers of the
+    model that the ticket is for, pruned weights included. None: a ticket of masks alone, which is installed
+    into whatever weights a model has. `origin`: anything that JSON can hold (recipe, seed, step, versions, data
+    fingerprint, lineage of rounds).
+
+    Raises `TicketError` where the weights do not cover the masks.
+    """
+
+    def __init__(
+        self,
+        masks: Masks,
+        weights: nn.Module | Mapping[str, Tensor] | None = None,
+        origin: Mapping[str, Any] | None = None,
+    ):
+        state = named_state(weights) if isinstance(weights, nn.Module) else dict(weights or {})
+        for name, shape in masks.shapes.items() if state else ():
+            if name not in state:
+                raise TicketError(f"the weights lack {name!r}, which the masks cover")
+            if tuple(state[name].shape) != shape:
+                raise TicketError(f"{name!r} is {tuple(state[name].shape)} in the weights and {shape} in the masks")
+        self.masks = masks
+        self.weights = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+        self.origin: dict[str, Any] = dict(origin or {})
+
+    def __repr__(self) -> str:
+        return f"Ticket({self.masks!r}, {len(self.weights)} weights, origin {sorted(self.origin)})"
+
+    def install(self, model: nn.Module) -> nn.Module:
+        """Rewinds `model` to the ticket's weights, applies the masks, and returns it.
+
+        Raises `TicketError` that names the first tensor that differs, with both shapes; the model is then
+        as it was.
+        """
+        state = named_state(model)
+        for name, tensor in self.weights.items():
+            if name not in state:
+                raise TicketError(f"the ticket is for another architecture: the model has no {name!r}")
+            if state[name].shape != tensor.shape:
+                raise TicketError(
+                    f"the ticket is for another architecture: {name!r} is {tuple(tensor.shape)} in the ticket "
+                    f"and {tuple(state[name].shape)} in the model"
+                )
+        missing = next((name for name in state if self.weights and name not in self.weights), None)
+        if missing is not None:
+            raise TicketError(
+                f"the ticket is for another architecture: it has no {missing!r}, "
+                f"which is {tuple(state[missing].shape)} in the model"
+            )
+        try:
+            self.masks.check_fits(model)
+        except MaskError as error:
+            raise TicketError(f"the ticket is for another architecture: {error}") from None
+        with torch.no_grad():
+            for name, tensor in self.weights.items():
+                state[name].copy_(tensor)
+        return self.masks.apply_(model)
+
+    # -- the file -----------------------------------------------------------------------------------------
+
+    def to_bytes(self) -> bytes:
+        """The file as bytes: equal tickets give equal bytes."""
+        tensors = {f"mask/{name}": torch.from_numpy(bits.copy()) for name, bits in self.masks.packed.items()}
+        tensors |= {f"weight/{name}": tensor.contiguous() for name, tensor in self.weights.items()}
+        meta = {
+            "format": FORMAT,
+            "shapes": json.dumps(dict(self.masks.shapes)),
+            "origin": json.dumps(self.origin, sort_keys=True),
+            "digest": _BLANK,
+        }
+        blank = _ordered(to_safetensors(tensors, metadata=meta))
+        return blank.replace(_field(_BLANK), _field(hashlib.sha256(blank).hexdigest()), 1)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the file beside its place, syncs it and renames it: it is whole, or absent."""
+        path = Path(path)
+        beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            with open(beside, "wb") as file:
+                file.write(self.to_bytes())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except OSError as error:
+            raise TicketError(f"cannot write ticket {path}: {error.strerror}") from error
+        finally:
+            beside.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Ticket:
+        """Reads a ticket file. No pickle, no code: safe for a file from a stranger.
+
+        Raises `TicketError`, in one line, for a file that is missing, cut off, changed by as little as one bit,
+        or no ticket.
+        """
+        try:
+            raw = Path(path).read_bytes()
+        except OSError as error:
+            raise TicketError(f"cannot read ticket {path}: {error.strerror}") from None
+        try:
+            with safe_open(path, framework="pt") as file:
+                meta = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no iterator
+        except SafetensorError as error:
+            raise TicketError(f"{path} is no whole ticket: {error}") from None
+        if meta.get("format") != FORMAT:
+            raise TicketError(f"{path} is no ticket that this version reads: format {meta.get('format')!r}")
+        digest = meta.get("digest", "")
+        if len(digest) != 64 or raw.count(_field(digest)) != 1:
+            raise TicketError(f"{path} has no digest: it was changed, or written by another tool")
+        if hashlib.sha256(raw.replace(_field(digest), _field(_BLANK))).hexdigest() != digest:
+            raise TicketError(f"{path} is damaged or was changed: its digest does not fit its content")
+        bits = {key[5:]: tensor.numpy() for key, tensor in tensors.items() if key.startswith("mask/")}
+        weights = {key[7:]: tensor for key, tensor in tensors.items() if key.startswith("weight/")}
+        try:
+            shapes = json.loads(meta["shapes"])
+            return cls(Masks.from_packed({n: bits[n] for n in shapes}, shapes), weights, json.loads(meta["origin"]))
+        except (MaskError, KeyError, ValueError, TypeError) as error:
+            raise TicketError(f"{path} is no ticket: {error}") from None
+
+
+def _field(digest: str) -> bytes:
+    """The digest's place in the header, as JSON writes it."""
+    return f'"digest":"{digest}"'.encode()
+
+
+def _ordered(raw: bytes) -> bytes:
+    """The file with its metadata sorted: the library writes them in an order that changes from run to run."""
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + raw[8 + length :]
