@@ -1,13 +1,15 @@
-"""Does anything still flow? Finds the layer at which a mask cuts a component in two, before a step is trained.
+"""Does anything still flow? Finds the layer at which a mask cuts a component in two, before any training.
 
-Every weight is replaced by a positive one where it is alive and by zero where it is not, biases are dropped and
-norms are made to pass their input on. Then a positive input reaches a layer's output if and only if a path of
-live weights leads there, because nothing can cancel.
+Every weight is replaced by a positive one where it is alive and by zero where it is not, biases are dropped,
+and norms are made to pass their input on. Then a positive input reaches a layer's output if and only if a
+path of live weights leads there, because nothing can cancel. The positive numbers are random, so that nothing
+cancels by accident either where a network subtracts or divides (a mean taken off, vectors of length 1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +18,23 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from gentickets.errors import Disconnected
-from gentickets.masks import PRUNABLE, WEIGHT_PLACES, Masks, clone, named_layers, unwrap
+from gentickets.masks import (
+    PRUNABLE,
+    WEIGHT_PLACES,
+    Masks,
+    check_components,
+    clone,
+    components_of,
+    named_layers,
+    unwrap,
+)
 
 _NORMS = (
     nn.modules.batchnorm._BatchNorm,
     nn.modules.instancenorm._InstanceNorm,
     nn.GroupNorm,
     nn.LayerNorm,
+    nn.RMSNorm,
     nn.LocalResponseNorm,
 )
 
@@ -31,15 +43,21 @@ def check_connected(model: nn.Module, masks: Masks, example_inputs: Mapping[str,
     """Raises `Disconnected` where a component has no live path from its input to its output.
 
     `example_inputs`: component name → one input tensor of the shape that the component takes (its values do
-    not matter). The message names the component, and the first layer that nothing reaches or leaves.
+    not matter). The message names the component, and the layer that cuts it in two. The model, its statistics
+    and the random state stay as they are. Raises `MaskError` for a component that does not exist.
     """
+    check_components(example_inputs, components_of(model))
     for component, example in example_inputs.items():
-        cut = _first_dead_layer(model, masks, component, example)
-        if cut is not None:
-            layer, alive, total = cut
+        layer = _first_dead_layer(getattr(unwrap(model), component), masks, component, example)
+        if layer is not None:
+            places = {f"{layer}.{place}" for place in WEIGHT_PLACES}
+            mask = next(
+                (mask for name, mask in masks.items() if name in places), torch.ones(0, dtype=torch.bool)
+            )
             raise Disconnected(
-                f"component {component!r} has no live path from input to output: nothing passes layer {layer!r}, "
-                f"which keeps {alive:,} of {total:,} weights; prune less, or with scope=layer"
+                f"component {component!r} has no live path from input to output: nothing passes layer "
+                f"{layer!r}, which keeps {int(mask.sum()):,} of {mask.numel():,} weights; prune less, "
+                f"or with scope=layer"
             )
 
 
@@ -48,66 +66,101 @@ def empty_layers(masks: Masks) -> list[str]:
     return [name for name, alive in masks.counts().items() if alive == 0]
 
 
-def _first_dead_layer(
-    model: nn.Module, masks: Masks, component: str, example: Tensor
-) -> tuple[str, int, int] | None:
-    """The layer that cuts `component` in two, with how many weights it keeps and has; None where none does."""
-    probe = _positive_copy(getattr(unwrap(model), component), masks, component)
+@dataclass
+class _Flow:
+    """What a positive input does in a network: does it come out, and which layers does it not pass?"""
+
+    connected: bool
+    starved: list[str]  # layers that put out nothing but zeros, in the order in which they ran
+    unheard: list[str]  # layers whose output does not come out of the network, the last one first
+
+
+def _first_dead_layer(net: nn.Module, masks: Masks, component: str, example: Tensor) -> str | None:
+    """The name of the layer that cuts the network in two; None where none does."""
+    probe = _positive_copy(net, masks, component)
+    flow = _flow(probe, component, example)
+    if flow.connected:
+        return None
+    # A starved layer may lie in a branch that others bypass. It is the cut where a network that is dense but
+    # for this layer is cut too.
+    dense = _positive_copy(net, Masks({}), component)
+    cuts = (name for name in flow.starved if not _flow(dense, component, example, closed=name).connected)
+    return next(cuts, None) or next(iter(flow.starved + flow.unheard), component)
+
+
+def _flow(probe: nn.Module, component: str, example: Tensor, closed: str | None = None) -> _Flow:
+    """Sends a positive input through `probe`; the layer `closed` lets nothing pass."""
     names = {id(layer): name for name, layer in named_layers(probe, component)}
     seen: dict[str, Tensor] = {}
 
     def note(layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         # Rescaled to a maximum of 1, so that depth neither overflows, underflows nor saturates an activation.
-        peak = float(output.detach().max())
-        seen[names[id(layer)]] = output = output / peak if peak > 0 else output
-        return output
+        name = names[id(layer)]
+        peak = float(output.detach().abs().max()) if output.numel() else 0.0
+        seen[name] = output * (0.0 if name == closed else 1.0 / peak if peak > 0 else 1.0)
+        return seen[name]
 
-    for layer in probe.modules():
-        if isinstance(layer, PRUNABLE):
-            layer.register_forward_hook(note)
-    ones = torch.ones(example.shape, dtype=torch.float64, requires_grad=True)
+    hooks = [layer.register_forward_hook(note) for layer in probe.modules() if isinstance(layer, PRUNABLE)]
+    ones = _positive(torch.ones(example.shape, dtype=torch.float64)).requires_grad_()
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        output = _total(probe(ones))
-        if _reaches(ones, output):
-            return None
-    starved = (name for name, value in seen.items() if not bool((value > 0).any()))
-    unheard = (name for name, value in reversed(seen.items()) if not _reaches(value, output))
-    dead = next(starved, None) or next(unheard, component)
-    mask = next((masks[name] for name in masks if name.startswith(f"{dead}.")), torch.ones(0, dtype=torch.bool))
-    return dead, int(mask.sum()), mask.numel()
+        torch.random.default_generator.manual_seed(0)
+        output = torch.stack([part.double().sum() for part in _tensors(probe(ones))]).sum()
+    for hook in hooks:
+        hook.remove()
+    return _Flow(
+        connected=_reaches(ones, output),
+        starved=[name for name, value in seen.items() if not bool((value != 0).any())],
+        unheard=[name for name, value in reversed(seen.items()) if not _reaches(value, output)],
+    )
 
 
 def _reaches(value: Tensor, output: Tensor) -> bool:
-    if not output.requires_grad:
+    if not (output.requires_grad and value.requires_grad):
         return False
     (gradient,) = torch.autograd.grad(output, value, allow_unused=True, retain_graph=True)
-    return gradient is not None and bool((gradient > 0).any())
+    return gradient is not None and bool((gradient.nan_to_num() != 0).any())
 
 
-def _total(output: object) -> Tensor:
-    """The sum of everything that a component returns: a tensor, or a tuple of them."""
+def _tensors(output: object) -> Iterator[Tensor]:
+    """The tensors of real numbers that a component returns, alone or in tuples, lists and dictionaries."""
     if isinstance(output, Tensor):
-        return output.sum()
-    assert isinstance(output, list | tuple)
-    return torch.stack([_total(part) for part in output]).sum()
+        if output.is_floating_point():
+            yield output
+    elif isinstance(output, list | tuple | Mapping):
+        for part in output.values() if isinstance(output, Mapping) else output:
+            yield from _tensors(part)
 
 
 @torch.no_grad()
 def _positive_copy(net: nn.Module, masks: Masks, component: str) -> nn.Module:
-    """A float64 copy of `net` with 1 at each live weight, 0 at each dead one, no biases and no norms."""
-    probe = clone(net).cpu().double().eval()
+    """A float64 copy of `net`, positive at each live weight, 0 at each dead one, no biases and no norms."""
+    probe = clone(unwrap(net)).cpu().double().eval()
+    done: set[int] = set()
     for name, layer in list(named_layers(probe, component)):
-        mask = next((masks[f"{name}.{place}"] for place in WEIGHT_PLACES if f"{name}.{place}" in masks), None)
+        held = [place for place in WEIGHT_PLACES if f"{name}.{place}" in masks]
         _strip_weight_norms(layer)
-        if isinstance(layer, PRUNABLE):
-            assert isinstance(layer.weight, Tensor)
-            layer.weight.copy_(torch.ones_like(layer.weight) if mask is None else mask)
-            if isinstance(layer.bias, Tensor):
-                layer.bias.zero_()
+        for key, weight in layer._parameters.items():
+            if weight is None or id(weight) in done:  # two layers may share one weight, masked by one name
+                continue
+            done.add(id(weight))
+            if key == "weight" and isinstance(layer, PRUNABLE):
+                weight.copy_(_positive(masks[f"{name}.{held[0]}"] if held else torch.ones_like(weight)))
+            elif f"{name}.{key}" in masks:
+                weight.copy_(_positive(masks[f"{name}.{key}"]))
+            elif key == "bias" and isinstance(layer, PRUNABLE):
+                weight.zero_()
         for child_name, child in list(layer.named_children()):
-            if isinstance(child, _NORMS):
+            if isinstance(unwrap(child), _NORMS):
                 setattr(layer, child_name, nn.Identity())
+            elif unwrap(child) is not child:
+                setattr(layer, child_name, unwrap(child))  # no compiled code for one pass
     return probe
+
+
+def _positive(alive: Tensor) -> Tensor:
+    """Numbers from 0.5 to 1.5 where `alive` is not zero, and zeros; the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+    return alive * (0.5 + torch.rand(alive.shape, generator=generator, dtype=torch.float64))
 
 
 def _strip_weight_norms(layer: nn.Module) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from types import MappingProxyType
@@ -61,12 +62,18 @@ def unwrap(module: nn.Module) -> nn.Module:
     return module
 
 
-def named_layers(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Every module under `model` with its dotted name, wrapper prefixes left out."""
+def named_layers(
+    model: nn.Module, prefix: str = "", _seen: set[int] | None = None
+) -> Iterator[tuple[str, nn.Module]]:
+    """Every module under `model` with its dotted name, wrapper prefixes left out, a shared module once."""
     model = unwrap(model)
+    seen = set() if _seen is None else _seen
+    if id(model) in seen:
+        return
+    seen.add(id(model))
     yield prefix, model
     for name, child in model.named_children():
-        yield from named_layers(child, f"{prefix}.{name}" if prefix else name)
+        yield from named_layers(child, f"{prefix}.{name}" if prefix else name, seen)
 
 
 def named_weights(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -82,7 +89,7 @@ def named_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def named_state(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name, wrapper prefixes left out. The tensors are the model's own."""
+    """Parameters and persistent buffers by name, wrapper prefixes left out: the model's own tensors."""
     found: dict[str, Tensor] = dict(named_weights(model))
     for layer_name, layer in named_layers(model):
         for name, buffer in layer._buffers.items():
@@ -92,13 +99,15 @@ def named_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def clone(model: nn.Module) -> nn.Module:
-    """A deep copy. Where old-style spectral norm left a derived weight in a layer's attributes, which
-    `copy.deepcopy` refuses after a forward pass, the copy gets it detached."""
-    for _, layer in named_layers(model):
-        for key, value in vars(layer).items():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                vars(layer)[key] = value.detach()
-    return copy.deepcopy(model)
+    """A deep copy. Where old-style spectral or weight norm left a derived weight in a layer's attributes,
+    which `copy.deepcopy` refuses, the copy gets it detached."""
+    derived = {
+        id(value): value.detach().clone()
+        for _, layer in named_layers(model)
+        for value in vars(layer).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(model, derived)
 
 
 def component_of(name: str) -> str:
@@ -139,8 +148,8 @@ def prunable_weights(
     chosen = [name for name in chosen if not any(fnmatchcase(name, p) for p in dropped)]
     if not chosen:
         raise MaskError(
-            f"no prunable weight in {type(unwrap(model)).__name__} (components={components}, include={include}, "
-            f"exclude={tuple(dropped)}): name others with include="
+            f"no prunable weight in {type(unwrap(model)).__name__} (components={components}, "
+            f"include={include}, exclude={tuple(dropped)}): name others with include="
         )
     return {name: weights[name] for name in chosen}
 
@@ -187,7 +196,7 @@ class Masks(Mapping[str, Tensor]):
         for name, tensor in tensors.items():
             if not isinstance(tensor, Tensor) or tensor.dtype != torch.bool:
                 kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-                raise MaskError(f"mask {name!r} is {kind}, not bool: compare first, as in `scores > threshold`")
+                raise MaskError(f"mask {name!r} is {kind}, not bool: compare first (`scores > threshold`)")
             bits[name] = np.packbits(tensor.detach().cpu().numpy().reshape(-1))
             shapes[name] = tuple(tensor.shape)
         self._seal(bits, shapes)
@@ -217,16 +226,23 @@ class Masks(Mapping[str, Tensor]):
 
     @classmethod
     def from_packed(cls, bits: Mapping[str, np.ndarray], shapes: Mapping[str, Iterable[int]]) -> Masks:
-        """Masks from packed bytes and shapes, as `packed` gives them. Raises `MaskError` where they disagree."""
+        """Masks from packed bytes and shapes, as in `packed`. Raises `MaskError` where they disagree."""
         if set(bits) != set(shapes):
-            raise MaskError(f"packed masks and shapes name different weights: {set(bits) ^ set(shapes)}")
+            raise MaskError(
+                f"packed masks and shapes name different weights: {sorted(set(bits) ^ set(shapes))}"
+            )
         ready, sized = {}, {}
         for name, shape in shapes.items():
-            packed = np.array(bits[name], dtype=np.uint8).reshape(-1)
+            packed = np.array(bits[name]).reshape(-1)
+            if packed.dtype != np.uint8:
+                raise MaskError(f"mask {name!r} is packed as {packed.dtype}, not uint8")
             sized[name] = tuple(int(side) for side in shape)
-            total = int(np.prod(sized[name], dtype=np.int64))
-            if len(packed) != (total + 7) // 8 or (packed & _padding(total)).any():
-                raise MaskError(f"mask {name!r}: {len(packed)} packed bytes do not hold a shape {sized[name]}")
+            total = math.prod(sized[name])
+            whole = min(sized[name], default=0) >= 0 and len(packed) == (total + 7) // 8
+            if not whole or (packed & _padding(total)).any():
+                raise MaskError(
+                    f"mask {name!r}: {len(packed)} packed bytes do not hold a shape {sized[name]}"
+                )
             ready[name] = packed
         masks = object.__new__(cls)
         masks._seal(ready, sized)
@@ -251,9 +267,11 @@ class Masks(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         shape = self._shapes[name]
-        total = int(np.prod(shape, dtype=np.int64))
-        flat = np.unpackbits(self._bits[name], count=total).view(np.bool_)
+        flat = np.unpackbits(self._bits[name], count=math.prod(shape)).view(np.bool_)
         return torch.from_numpy(flat).reshape(shape)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shapes  # Mapping's own would unpack the mask to find out
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._bits)
@@ -279,7 +297,7 @@ class Masks(Mapping[str, Tensor]):
     @property
     def total(self) -> int:
         """How many weights there are, dead and alive."""
-        return sum(int(np.prod(shape, dtype=np.int64)) for shape in self._shapes.values())
+        return sum(math.prod(shape) for shape in self._shapes.values())
 
     @property
     def alive(self) -> int:
@@ -289,7 +307,8 @@ class Masks(Mapping[str, Tensor]):
     @property
     def sparsity(self) -> float:
         """The share of weights that is pruned, 0 to 1. Of an empty set: 0."""
-        return 1.0 - self.density
+        # Not 1 - density: the nearest float to the ratio, so that `prune(to_sparsity=...)` meets it exactly.
+        return (self.total - self.alive) / self.total if self.total else 0.0
 
     @property
     def density(self) -> float:
@@ -309,7 +328,8 @@ class Masks(Mapping[str, Tensor]):
         return digest.hexdigest()
 
     def __repr__(self) -> str:
-        return f"Masks({len(self)} tensors, {self.alive:,} of {self.total:,} alive, sparsity {self.sparsity:.2%})"
+        alive = f"{self.alive:,} of {self.total:,} alive"
+        return f"Masks({len(self)} tensors, {alive}, sparsity {self.sparsity:.2%})"
 
     # -- algebra ------------------------------------------------------------------------------------------
 
@@ -330,8 +350,7 @@ class Masks(Mapping[str, Tensor]):
     def __invert__(self) -> Masks:
         bits = {}
         for name, packed in self._bits.items():
-            total = int(np.prod(self._shapes[name], dtype=np.int64))
-            bits[name] = ~packed & ~_padding(total)
+            bits[name] = ~packed & ~_padding(math.prod(self._shapes[name]))
         return Masks.from_packed(bits, self._shapes)
 
     def __eq__(self, other: object) -> bool:
@@ -346,7 +365,7 @@ class Masks(Mapping[str, Tensor]):
 
     def __le__(self, other: Masks) -> bool:
         """True where no weight is alive here that is dead in `other`."""
-        return not ((self & ~other).alive)
+        return not (self & ~other).alive if isinstance(other, Masks) else NotImplemented
 
     def distance(self, other: Masks) -> float:
         """The normalised Hamming distance: the share of weights on which the two sets differ, 0 to 1."""
@@ -358,7 +377,8 @@ class Masks(Mapping[str, Tensor]):
             if name not in other._shapes:
                 raise MaskError(f"mask {name!r} is in one set and not in the other")
             if other._shapes[name] != shape:
-                raise MaskError(f"mask {name!r} has shape {shape} in one set and {other._shapes[name]} in the other")
+                theirs = other._shapes[name]
+                raise MaskError(f"mask {name!r} has shape {shape} in one set and {theirs} in the other")
         for name in other._shapes:
             if name not in self._shapes:
                 raise MaskError(f"mask {name!r} is in one set and not in the other")
@@ -377,18 +397,19 @@ class Masks(Mapping[str, Tensor]):
     # -- on a model ---------------------------------------------------------------------------------------
 
     def check_fits(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """The model's weights by name. Raises `MaskError` that names the first mask with no weight of its shape."""
+        """The model's weights by name. Raises `MaskError` that names the first mask that fits none."""
         weights = named_weights(model)
         for name, shape in self._shapes.items():
             if name not in weights:
                 raise MaskError(f"the model has no weight {name!r}, which the masks cover")
             if tuple(weights[name].shape) != shape:
-                raise MaskError(f"{name!r} is {tuple(weights[name].shape)} in the model and {shape} in the masks")
+                found = tuple(weights[name].shape)
+                raise MaskError(f"{name!r} is {found} in the model and {shape} in the masks")
         return weights
 
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> nn.Module:
-        """Sets every pruned weight of `model` to exactly 0.0, in place (NaN and infinity too), and returns it."""
+        """Sets every pruned weight of `model` to exactly 0.0, in place (NaN and infinity too); returns it."""
         weights = self.check_fits(model)
         for name, mask in self.items():
             weights[name].masked_fill_(~mask.to(weights[name].device), 0.0)
@@ -409,7 +430,10 @@ class Masks(Mapping[str, Tensor]):
         On entry: applies the masks to `model` and to `copies` (EMA or other averages of it) and drops what
         momentum the optimisers hold for pruned weights. After each step of an optimiser: sets the pruned
         weights *that this optimiser stepped* back to 0.0; the others are not touched, so a graph that still
-        needs them stays valid. After `model.load_state_dict`: applies the masks again. On exit: audits all.
+        needs them stays valid. After `load_state_dict` of the model or a part of it: applies the masks again.
+        On exit: audits all.
+
+        Raises `MaskError` where the masks do not fit, and for an optimiser that cannot be held (LBFGS).
         """
         return Hold(self, model, optimizers, tuple(copies))
 
@@ -443,28 +467,38 @@ class Hold:
         self.optimizers = tuple(_plain(optimizer) for optimizer in optimizers)
         for optimizer in self.optimizers:
             if isinstance(optimizer, torch.optim.LBFGS):
-                raise MaskError("LBFGS evaluates the model inside its step, between two maskings: use another one")
-        weights = masks.check_fits(model)
-        self._names = {id(weights[name]): name for name in masks}
-        # One multiplier a weight, in the weight's dtype and place: `_foreach_mul_` then costs 0.1 % of a step.
-        self._keep: dict[int, Tensor] = {}
+                raise MaskError(
+                    "LBFGS evaluates the model inside its step, between two maskings: use another"
+                )
+        for net in (model, *copies):
+            masks.check_fits(net)
+        # The parameters themselves are kept too, so that no other tensor can come to have the id of one.
+        self._held: dict[int, tuple[str, nn.Parameter]] = {}
+        self._keep: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
         self._handles: list[Any] = []
 
     def __enter__(self) -> Hold:
-        self.masks.apply_(self.model)
-        for copy in self.copies:
-            self.masks.apply_(copy)
+        if self._handles:
+            raise MaskError("this hold is entered already: make another with masks.hold(...)")
+        for net in (self.model, *self.copies):
+            self.masks.apply_(net)
+        self._find_weights()
+        for layer_name, layer in named_layers(self.model):
+            own = {key: f"{layer_name}.{key}" if layer_name else key for key in layer._parameters}
+            own = {key: name for key, name in own.items() if name in self.masks}
+            if own:
+                hook = _MaskAfterLoad(self, own)
+                self._handles.append(layer.register_load_state_dict_post_hook(hook))
         for optimizer in self.optimizers:
             self._drop_momentum(optimizer)
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
-        inner = unwrap(self.model)
-        self._handles.append(inner.register_load_state_dict_post_hook(_MaskAfterLoad(self.masks)))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._held.clear()
         self._keep.clear()
         if kind is None:
             self.audit()
@@ -472,8 +506,8 @@ class Hold:
     def audit(self) -> None:
         """Raises `MaskError` where the model, or a copy, has a pruned weight that is not exactly 0.0."""
         self.masks.audit(self.model)
-        for copy in self.copies:
-            self.masks.audit(copy, "an averaged copy of the model")
+        for average in self.copies:
+            self.masks.audit(average, "an averaged copy of the model")
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
@@ -483,53 +517,78 @@ class Hold:
         the sparse network and not of weights that do not exist.
         """
         weights = named_weights(self.model)
-        held = [weights[name] for name in self.masks if weights[name].grad is not None]
-        if held:
-            torch._foreach_mul_([w.grad for w in held], [self._multiplier(w) for w in held])
+        self._zero_dead([(name, grad) for name in self.masks if (grad := weights[name].grad) is not None])
 
     @torch.no_grad()
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        stepped = [
-            p for group in optimizer.param_groups for p in group["params"]
-            if p.grad is not None and id(p) in self._names
-        ]  # fmt: skip
-        if stepped:
-            torch._foreach_mul_(stepped, [self._multiplier(p) for p in stepped])
+        self._zero_dead([
+            (self._held[id(p)][0], p) for group in optimizer.param_groups for p in group["params"]
+            if p.grad is not None and id(p) in self._held
+        ])  # fmt: skip
 
-    def _multiplier(self, parameter: Tensor) -> Tensor:
-        keep = self._keep.get(id(parameter))
-        if keep is None or keep.device != parameter.device or keep.dtype != parameter.dtype:
-            mask = self.masks[self._names[id(parameter)]]
-            # The weight's own strides, so that the product is one flat loop (channels_last included).
-            keep = torch.empty_like(parameter, requires_grad=False).copy_(mask)
-            self._keep[id(parameter)] = keep
-        return keep
+    def _find_weights(self) -> None:
+        weights = named_weights(self.model)
+        self._held = {id(weights[name]): (name, weights[name]) for name in self.masks}
+
+    def _zero_dead(self, tensors: list[tuple[str, Tensor]]) -> None:
+        """Sets the pruned places of these tensors to 0.0.
+
+        By a product of the bits, read as integers, with 0 or 1: unlike a product of floats it turns NaN,
+        infinity and negative numbers into +0.0 too, and unlike `masked_fill_` it costs 0.1 % of a step.
+        """
+        if tensors:
+            bits = [tensor.detach().view(_BITS_OF[tensor.element_size()]) for _, tensor in tensors]
+            torch._foreach_mul_(
+                bits, [self._multiplier(name, b) for (name, _), b in zip(tensors, bits, strict=True)]
+            )
+
+    def _multiplier(self, name: str, bits: Tensor) -> Tensor:
+        key = (name, bits.dtype, bits.device)
+        if key not in self._keep:
+            # In the tensor's own strides, so that the product is one flat loop (channels_last included).
+            self._keep[key] = torch.empty_like(bits).copy_(self.masks[name])
+        return self._keep[key]
 
     @torch.no_grad()
     def _drop_momentum(self, optimizer: torch.optim.Optimizer) -> None:
         for parameter, state in optimizer.state.items():
-            name = self._names.get(id(parameter))
-            if name is None:
+            if id(parameter) not in self._held:
                 continue
+            dead = ~self.masks[self._held[id(parameter)][0]]
             for value in state.values():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    value.masked_fill_(~self.masks[name].to(value.device), 0.0)
+                    value.masked_fill_(dead.to(value.device), 0.0)
+
+
+_BITS_OF = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class _MaskAfterLoad:
-    """Masks a held model again when weights are loaded into it. A copy of the model is not held: inert there."""
+    """Masks the weights of a held layer again when weights are loaded into it, alone or with the whole model.
 
-    def __init__(self, masks: Masks):
-        self.masks = masks
+    A copy of the model, made in memory or through a file, is not held: the hook does nothing there.
+    """
 
-    def __call__(self, module: nn.Module, incompatible_keys: object) -> None:
-        self.masks.apply_(module)
+    def __init__(self, hold: Hold, names: Mapping[str, str]):
+        self.hold, self.names = hold, names
+
+    @torch.no_grad()
+    def __call__(self, layer: nn.Module, incompatible_keys: object) -> None:
+        for key, name in self.names.items():
+            weight = layer._parameters[key]
+            assert weight is not None
+            weight.masked_fill_(~self.hold.masks[name].to(weight.device), 0.0)
+        self.hold._find_weights()  # `load_state_dict(..., assign=True)` puts new tensors in their place
 
     def __deepcopy__(self, memo: object) -> Any:
         return _nothing_after_load
 
-    def __reduce__(self) -> str:
-        return "_nothing_after_load"
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _inert_hook, ()
+
+
+def _inert_hook() -> Any:
+    return _nothing_after_load
 
 
 def _nothing_after_load(module: nn.Module, incompatible_keys: object) -> None:
@@ -538,4 +597,11 @@ def _nothing_after_load(module: nn.Module, incompatible_keys: object) -> None:
 
 def _plain(optimizer: Any) -> torch.optim.Optimizer:
     """The optimiser inside Fabric's wrapper: hooks belong on the one that really steps."""
-    return optimizer.optimizer if type(optimizer).__name__.startswith("Fabric") else optimizer
+    inner = (
+        getattr(optimizer, "optimizer", optimizer)
+        if type(optimizer).__name__.startswith("Fabric")
+        else optimizer
+    )
+    if not isinstance(inner, torch.optim.Optimizer):
+        raise MaskError(f"cannot hold through {type(optimizer).__name__}: it is no torch.optim.Optimizer")
+    return inner

@@ -2,8 +2,9 @@
 
 The rounding, everywhere: an amount is read as the decimal number that it prints as, and the number of weights
 pruned is rounded down. `prune(scores, fraction=0.2)` of `n` alive weights leaves exactly `n - floor(0.2 n)`
-of each group that is compared within (all weights, a component's, a layer's). Among equal scores the weight
-that comes first (in the order of names, then of the flattened tensor) goes first.
+of each group that is compared within (all weights, a component's, a layer's). An amount that is the nearest
+float to a ratio k/n prunes k of n: `to_sparsity=other.sparsity` leaves as many as `other` has. Among equal
+scores the weight that comes first (in the alphabet of names, then in the flattened tensor) goes first.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ def prune(
     """Prunes the weights of lowest score.
 
     Give one amount: `fraction` of the weights still alive (0.2 is a round of the lottery ticket literature),
-    or `to_sparsity`, the share of all scored weights that shall be dead afterwards. `within` says what is still
-    alive: a weight dead there stays dead, a weight without a score keeps its mask, and a score for a weight
-    that `within` does not cover is ignored. Without it everything scored is alive.
+    or `to_sparsity`, the share of all scored weights that shall be dead afterwards. `within` says what is
+    still alive: a weight dead there stays dead, a weight without a score keeps its mask, and a score for a
+    weight that `within` does not cover is ignored. Without it everything scored is alive.
 
     `scope` says which weights compete:
 
@@ -50,7 +51,9 @@ def prune(
     """
     if scope not in get_args(Scope):
         raise PruneError(f"scope={scope!r} is none of {', '.join(get_args(Scope))}")
-    start = within if within is not None else Masks({n: torch.ones(s.shape, dtype=torch.bool) for n, s in scores.items()})
+    start = within
+    if start is None:
+        start = Masks({name: torch.ones(score.shape, dtype=torch.bool) for name, score in scores.items()})
     alive = _alive_scores(scores, start)
     totals = {name: math.prod(start.shapes[name]) for name in alive}
 
@@ -73,24 +76,23 @@ def random_like(masks: Masks, seed: int) -> Masks:
     """
     rng = np.random.default_rng(seed)
     shuffled = {}
-    for name, mask in masks.items():
-        flat = mask.reshape(-1).numpy()
-        shuffled[name] = torch.from_numpy(rng.permutation(flat)).reshape(mask.shape)
-    return Masks(shuffled)
+    for name in sorted(masks):  # equal sets, equal outcome, whatever their order
+        mask = masks[name]
+        shuffled[name] = torch.from_numpy(rng.permutation(mask.reshape(-1).numpy())).reshape(mask.shape)
+    return masks.merge(shuffled)
 
 
 def _alive_scores(scores: Mapping[str, Tensor], start: Masks) -> dict[str, np.ndarray]:
-    """Name → the scores of the weights alive in `start`, flat, in the order of `start`."""
+    """Name → the scores of the weights alive in `start`, flat, in the alphabetical order of names."""
     alive = {}
-    for name, mask in start.items():
-        if name not in scores:
-            continue
-        score = scores[name].detach()
-        if tuple(score.shape) != start.shapes[name]:
-            raise PruneError(f"scores of {name!r} have shape {tuple(score.shape)}, its mask {start.shapes[name]}")
+    for name in sorted(name for name in start if name in scores):
+        score, shape = scores[name].detach(), start.shapes[name]
+        if tuple(score.shape) != shape:
+            raise PruneError(f"scores of {name!r} have shape {tuple(score.shape)}, its mask {shape}")
         if score.dtype not in (torch.float32, torch.float64):
-            score = score.float()
-        flat = score.cpu()[mask].numpy()
+            # Half precisions are exact in float32; whole numbers, up to 2**53, in float64 only.
+            score = score.float() if score.is_floating_point() else score.double()
+        flat = score.cpu()[start[name]].numpy()
         if np.isnan(flat).any():
             raise PruneError(f"scores of {name!r} hold NaN: the model has diverged, or the criterion has")
         alive[name] = flat
@@ -128,17 +130,22 @@ def _how_many(
     keep = total - _floor_of(to_sparsity, total, "to_sparsity")
     if keep > now:
         raise PruneError(
-            f"to_sparsity={to_sparsity} would revive weights: {group[0] if len(group) == 1 else 'the masks'} "
-            f"already at sparsity {1 - now / total:.4f}"
+            f"to_sparsity={to_sparsity} would revive weights: "
+            f"{repr(group[0]) + ' is' if len(group) == 1 else f'{len(group)} tensors are'} "
+            f"already at sparsity {(total - now) / total:.4f}"
         )
     return keep
 
 
 def _floor_of(amount: float, count: int, key: str) -> int:
-    """floor(amount * count), the amount taken as the decimal that it prints as (0.29 of 100 is 29, not 28)."""
+    """floor(amount * count), the amount taken as the decimal it prints as (0.29 of 100 is 29, not 28)."""
     if not 0.0 <= amount <= 1.0:  # NaN fails too
         raise PruneError(f"{key}={amount} is out of range: a share from 0 to 1")
-    return math.floor(Decimal(repr(float(amount))) * count)
+    amount = float(amount)
+    nearest = round(amount * count)
+    if count and nearest / count == amount:
+        return nearest
+    return math.floor(Decimal(repr(amount)) * count)
 
 
 def _keep_best(alive: Mapping[str, np.ndarray], keep: int) -> dict[str, np.ndarray]:
@@ -171,7 +178,7 @@ def _erk_counts(
     """How many weights each layer keeps, `keep` in all, none more than it has alive."""
     limit = {name: len(alive[name]) for name in shapes}
     # A layer of n weights asks for a count proportional to density * n = sum of the sides of its weight.
-    asked = {name: float(sum(shape)) for name, shape in shapes.items()}
+    asked = {name: float(sum(shape)) or 1.0 for name, shape in shapes.items()}  # a scalar has no sides
     share: dict[str, float] = {}
     open_, left = list(shapes), float(keep)
     while open_:

@@ -4,31 +4,35 @@ The format is one safetensors file, so that a file from a stranger can be opened
 
 - tensor `mask/<name>`: the packed bits of a mask, uint8 (one bit a weight, most significant bit first);
 - tensor `weight/<name>`: a parameter or buffer as it was at the rewind step;
-- metadata: `format`, `shapes` (JSON: mask name → shape), `origin` (JSON), and `digest`, the SHA-256 of the whole
-  file with the digest's own 64 characters set to `0`.
+- metadata: `format`, `shapes` (JSON: mask name → shape), `origin` (JSON), and `digest`, the SHA-256 of the
+  whole file with the digest's own 64 characters set to `0`.
 
 The digest finds every changed bit. It is no signature: it says that the file is whole, not who made it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from gentickets.errors import MaskError, TicketError
-from gentickets.masks import Masks, named_state
+from gentickets.masks import Masks, named_state, unwrap
 
 FORMAT = "gentickets.ticket/1"
 _BLANK = "0" * 64
+_DIGEST = re.compile(rb'"digest":"([0-9a-f]{64})"')
 
 
 class Ticket:
@@ -36,10 +40,10 @@ class Ticket:
 
     `weights`: a model, or a state dictionary, as it was at the rewind step; all parameters and buffers of the
     model that the ticket is for, pruned weights included. None: a ticket of masks alone, which is installed
-    into whatever weights a model has. `origin`: anything that JSON can hold (recipe, seed, step, versions, data
-    fingerprint, lineage of rounds).
+    into whatever weights a model has. `origin`: anything that JSON can hold (recipe, seed, step, versions,
+    data fingerprint, lineage of rounds).
 
-    Raises `TicketError` where the weights do not cover the masks.
+    Raises `TicketError` where the weights do not cover the masks, or JSON cannot hold the origin.
     """
 
     def __init__(
@@ -52,11 +56,13 @@ class Ticket:
         for name, shape in masks.shapes.items() if state else ():
             if name not in state:
                 raise TicketError(f"the weights lack {name!r}, which the masks cover")
-            if tuple(state[name].shape) != shape:
-                raise TicketError(f"{name!r} is {tuple(state[name].shape)} in the weights and {shape} in the masks")
+            found = tuple(state[name].shape)
+            if found != shape:
+                raise TicketError(f"{name!r} is {found} in the weights and {shape} in the masks")
         self.masks = masks
         self.weights = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
         self.origin: dict[str, Any] = dict(origin or {})
+        self._origin_json()
 
     def __repr__(self) -> str:
         return f"Ticket({self.masks!r}, {len(self.weights)} weights, origin {sorted(self.origin)})"
@@ -68,27 +74,26 @@ class Ticket:
         as it was.
         """
         state = named_state(model)
-        for name, tensor in self.weights.items():
-            if name not in state:
-                raise TicketError(f"the ticket is for another architecture: the model has no {name!r}")
-            if state[name].shape != tensor.shape:
-                raise TicketError(
-                    f"the ticket is for another architecture: {name!r} is {tuple(tensor.shape)} in the ticket "
-                    f"and {tuple(state[name].shape)} in the model"
-                )
-        missing = next((name for name in state if self.weights and name not in self.weights), None)
-        if missing is not None:
-            raise TicketError(
-                f"the ticket is for another architecture: it has no {missing!r}, "
-                f"which is {tuple(state[missing].shape)} in the model"
-            )
+        # A tensor that two layers share has one name in `state`; a state dictionary gives it both.
+        places = unwrap(model).state_dict(keep_vars=True) | state
         try:
+            for name in state if self.weights else ():
+                ours = f"{name!r} is {tuple(state[name].shape)} in the model"
+                if name not in self.weights:
+                    raise MaskError(f"{ours} and absent from the ticket")
+                if self.weights[name].shape != state[name].shape:
+                    raise MaskError(f"{ours} and {tuple(self.weights[name].shape)} in the ticket")
+            for name, tensor in self.weights.items():
+                if name not in places:
+                    raise MaskError(
+                        f"the model has no {name!r}, which is {tuple(tensor.shape)} in the ticket"
+                    )
             self.masks.check_fits(model)
         except MaskError as error:
             raise TicketError(f"the ticket is for another architecture: {error}") from None
         with torch.no_grad():
             for name, tensor in self.weights.items():
-                state[name].copy_(tensor)
+                places[name].copy_(tensor)
         return self.masks.apply_(model)
 
     # -- the file -----------------------------------------------------------------------------------------
@@ -100,58 +105,78 @@ class Ticket:
         meta = {
             "format": FORMAT,
             "shapes": json.dumps(dict(self.masks.shapes)),
-            "origin": json.dumps(self.origin, sort_keys=True),
+            "origin": self._origin_json(),
             "digest": _BLANK,
         }
         blank = _ordered(to_safetensors(tensors, metadata=meta))
         return blank.replace(_field(_BLANK), _field(hashlib.sha256(blank).hexdigest()), 1)
 
+    def _origin_json(self) -> str:
+        try:
+            return json.dumps(self.origin, sort_keys=True)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise TicketError(f"the origin of a ticket must be what JSON can hold: {error}") from None
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the file beside its place, syncs it and renames it: it is whole, or absent."""
         path = Path(path)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        beside = path.parent / f".{path.name}.{os.getpid()}.partial"
+        raw = self.to_bytes()
         try:
             with open(beside, "wb") as file:
-                file.write(self.to_bytes())
+                file.write(raw)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, path)
         except OSError as error:
-            raise TicketError(f"cannot write ticket {path}: {error.strerror}") from error
+            raise TicketError(f"cannot write ticket {path}: {error.strerror or error}") from error
         finally:
-            beside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                beside.unlink()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Ticket:
         """Reads a ticket file. No pickle, no code: safe for a file from a stranger.
 
-        Raises `TicketError`, in one line, for a file that is missing, cut off, changed by as little as one bit,
-        or no ticket.
+        Raises `TicketError`, in one line, for a file that is missing, cut off, changed by as little as one
+        bit, or no ticket.
         """
         try:
             raw = Path(path).read_bytes()
         except OSError as error:
-            raise TicketError(f"cannot read ticket {path}: {error.strerror}") from None
-        try:
-            with safe_open(path, framework="pt") as file:
-                meta = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no iterator
-        except SafetensorError as error:
-            raise TicketError(f"{path} is no whole ticket: {error}") from None
+            raise TicketError(f"cannot read ticket {path}: {error.strerror or error}") from None
+        meta = _metadata(raw)
         if meta.get("format") != FORMAT:
-            raise TicketError(f"{path} is no ticket that this version reads: format {meta.get('format')!r}")
-        digest = meta.get("digest", "")
-        if len(digest) != 64 or raw.count(_field(digest)) != 1:
+            found = f"format {meta['format']!r}" if "format" in meta else "it has no format"
+            raise TicketError(f"{path} is damaged, or no ticket that this version reads: {found}")
+        header = raw[: 8 + int.from_bytes(raw[:8], "little")]
+        digests = _DIGEST.findall(header)
+        if len(digests) != 1:
             raise TicketError(f"{path} has no digest: it was changed, or written by another tool")
-        if hashlib.sha256(raw.replace(_field(digest), _field(_BLANK))).hexdigest() != digest:
+        digest = digests[0].decode()
+        blank = header.replace(_field(digest), _field(_BLANK)) + raw[len(header) :]
+        if hashlib.sha256(blank).hexdigest() != digest:
             raise TicketError(f"{path} is damaged or was changed: its digest does not fit its content")
-        bits = {key[5:]: tensor.numpy() for key, tensor in tensors.items() if key.startswith("mask/")}
-        weights = {key[7:]: tensor for key, tensor in tensors.items() if key.startswith("weight/")}
+        # From here on the file is what somebody wrote, who need not have been this class.
         try:
-            shapes = json.loads(meta["shapes"])
-            return cls(Masks.from_packed({n: bits[n] for n in shapes}, shapes), weights, json.loads(meta["origin"]))
-        except (MaskError, KeyError, ValueError, TypeError) as error:
-            raise TicketError(f"{path} is no ticket: {error}") from None
+            tensors = from_safetensors(raw)
+            bits = {key[5:]: tensor.numpy() for key, tensor in tensors.items() if key.startswith("mask/")}
+            weights = {key[7:]: tensor for key, tensor in tensors.items() if key.startswith("weight/")}
+            shapes = dict(json.loads(meta["shapes"]))
+            masks = Masks.from_packed({name: bits[name] for name in shapes}, shapes)
+            return cls(masks, weights, json.loads(meta["origin"]))
+        except (TicketError, SafetensorError, LookupError, ValueError, TypeError, RuntimeError) as error:
+            raise TicketError(f"{path} is no ticket: {' '.join(str(error).split())}") from None
+
+
+def _metadata(raw: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file; empty where it has none or is no such file."""
+    try:
+        header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+        meta = header.get("__metadata__", {})
+        return {key: value for key, value in meta.items() if isinstance(value, str)}
+    except (ValueError, AttributeError, RecursionError):
+        return {}
 
 
 def _field(digest: str) -> bytes:

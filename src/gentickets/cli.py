@@ -1,0 +1,341 @@
+"""The command line: thin. Every command ends by saying where its results lie."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from gentickets import __version__
+from gentickets.errors import GenticketsError
+
+app = typer.Typer(
+    help="Finds winning lottery tickets in deep generative models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe, such as recipes/quickstart/gan.yaml.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Keys of the recipe to override: training.steps=500.", show_default=False)
+]
+RunsFolder = Annotated[Path, typer.Option("--runs", help="Where run folders lie.")]
+
+
+def main() -> None:
+    """The program. A user's mistake is one line on stderr and exit code 2; Ctrl-C is exit code 130."""
+    try:
+        app(standalone_mode=False)
+    except GenticketsError as error:
+        err.print(f"[bold red]gentickets:[/] {_plain(error)}")
+        sys.exit(2)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        err.print("stopped; the same command goes on from here")
+        sys.exit(130)
+    except _usage_error() as error:
+        err.print(f"[bold red]gentickets:[/] {_plain(error.format_message())}; see --help")  # type: ignore[attr-defined]
+        sys.exit(2)
+
+
+def _usage_error() -> type[Exception]:
+    """Typer's error for a wrong call, under whichever name its release gives it."""
+    kinds = [kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError"]
+    return kinds[0] if kinds else typer.BadParameter
+
+
+def _plain(text: object) -> str:
+    from rich.markup import escape
+
+    return escape(" ".join(str(text).split()))
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"gentickets {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: gentickets find recipes/quickstart/gan.yaml training.steps=800 --time 30m")
+def find(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    time: Annotated[str | None, typer.Option("--time", help="Fit rounds and steps into this: 2h, 90m, 45s.")] = None,
+    runs: RunsFolder = Path("runs"),
+    resume: Annotated[
+        bool, typer.Option("--resume/--fresh", help="Go on with the run folder, or start it anew.")
+    ] = True,
+    plan_only: Annotated[bool, typer.Option("--plan", help="Only say what it will take.")] = False,
+) -> None:
+    """Find winning tickets: the dense model, a ladder of tickets, their controls, and the verdict."""
+    from gentickets.lab.plan import parse_time
+    from gentickets.lab.recipe import read_recipe
+    from gentickets.lab.report import verdict_table, write_report
+    from gentickets.lab.run import prepared, run_seeds
+
+    asked = read_recipe(recipe, overrides or ())
+    seconds = parse_time(time) if time else None
+    folder = runs / asked.name
+    command = shlex.join(["gentickets", *sys.argv[1:]])
+    with prepared(asked, folder, seconds=seconds, fresh=not resume, command=command) as ready:
+        if ready.plan is not None:
+            out.print(f"{asked.name}: {ready.plan.words()}")
+        else:
+            out.print(f"{asked.name}: going on with {folder}")
+        for lost in ready.gave_up:
+            out.print(f"given up to fit into {time}: {lost}")
+        if plan_only:
+            return
+        with _progress() as bars:
+            run_seeds(ready, _Teller(bars, ready.recipe.training.steps))
+    page = write_report([folder])
+    out.print(verdict_table([folder]))
+    out.print(f"results: {folder / 'results.csv'}\nreport:  {page}")
+
+
+@app.command(epilog="Example: gentickets train recipes/quickstart/gan.yaml --ticket runs/quickstart-gan/seed-0/level-03/ticket.safetensors")
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    ticket: Annotated[Path | None, typer.Option(help="Start from this ticket, and keep to its masks.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the weights, the data order and the noise.")] = 0,
+    runs: RunsFolder = Path("runs"),
+    name: Annotated[str | None, typer.Option(help="Name of the folder; default: the recipe's, with -train.")] = None,
+) -> None:
+    """Train one model: dense, or from a ticket. Nothing is pruned."""
+    from gentickets.lab.recipe import read_recipe
+    from gentickets.lab.single import train_one
+
+    asked = read_recipe(recipe, overrides or ())
+    folder = runs / (name or f"{asked.name}-train")
+    with _progress() as bars:
+        metrics = train_one(asked, folder, seed, ticket, _Teller(bars, asked.training.steps))
+    _print_metrics(metrics)
+    out.print(f"results: {folder}")
+
+
+@app.command(epilog="Example: gentickets evaluate runs/quickstart-gan --samples 5000")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
+    samples: Annotated[int | None, typer.Option(help="How many samples to generate.")] = None,
+    features: Annotated[str | None, typer.Option(help="classifier, inception or none.")] = None,
+    inception_weights: Annotated[Path | None, typer.Option(help="A local file with Inception's weights.")] = None,
+) -> None:
+    """Measure every level of a run again, with other samples or features, and renew its results and report."""
+    from gentickets.lab.report import verdict_table, write_report
+    from gentickets.lab.run import evaluate_again
+
+    weights = str(inception_weights) if inception_weights else None
+    with _progress() as bars:
+        evaluate_again(run, samples, features, weights, _Teller(bars, None))
+    page = write_report([run])
+    out.print(verdict_table([run]))
+    out.print(f"results: {run / 'results.csv'}\nreport:  {page}")
+
+
+@app.command(epilog="Example: gentickets report runs/quickstart-*  --out quickstart.html")
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several make one page.", show_default=False)],
+    output: Annotated[Path | None, typer.Option("--out", help="The page to write.")] = None,
+) -> None:
+    """Write the page that shows whether the tickets won, from what is complete so far."""
+    from gentickets.lab.report import verdict_table, write_report
+    from gentickets.lab.results import read_run, write_csv
+
+    read = [read_run(folder) for folder in runs]
+    for run in read:
+        write_csv(run)
+    page = write_report(read, output)
+    out.print(verdict_table(read))
+    out.print(f"report:  {page}")
+
+
+@app.command(epilog="Example: gentickets inspect runs/quickstart-gan/seed-0/level-03/ticket.safetensors")
+def inspect(
+    what: Annotated[Path, typer.Argument(help="A ticket file, or a run folder.", show_default=False)],
+) -> None:
+    """Show what is in a ticket, or where a run stands; checks a ticket's digest on the way."""
+    if what.is_dir():
+        _inspect_run(what)
+    else:
+        _inspect_ticket(what)
+
+
+@app.command("list", epilog="Example: gentickets list models")
+def list_(
+    what: Annotated[str, typer.Argument(help="models, objectives, data, recipes or runs.")] = "models",
+    runs: RunsFolder = Path("runs"),
+) -> None:
+    """List models, objectives, data sources, recipes or runs."""
+    listings = {
+        "models": _list_models,
+        "objectives": _list_objectives,
+        "data": _list_data,
+        "recipes": _list_recipes,
+        "runs": lambda: _list_runs(runs),
+    }
+    if what not in listings:
+        raise GenticketsError(f"list {what!r}: one of {', '.join(listings)}")
+    out.print(listings[what]())
+
+
+# -- progress -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:3.0f} %"),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[losses]}"),
+        console=err,
+        refresh_per_second=4,
+    ) as bars:
+        yield bars
+
+
+class _Teller:
+    """Shows what the seeds tell: one bar a seed; a plain line a stage where there is no terminal."""
+
+    def __init__(self, bars: Progress, steps: int | None):
+        self._bars, self._steps = bars, steps
+        self._tasks: dict[int, TaskID] = {}
+        self._stages: dict[int, str] = {}
+
+    def __call__(self, event: Any) -> None:
+        if event.seed not in self._tasks:
+            self._tasks[event.seed] = self._bars.add_task(f"seed {event.seed}", total=event.total, rate="", losses="")
+        rate, losses = "", ""
+        if event.progress is not None:
+            rate = f"{event.progress.images_per_second:,.0f} images/s"
+            losses = " ".join(f"{key} {value:.3g}" for key, value in event.progress.losses.items())
+        self._bars.update(
+            self._tasks[event.seed],
+            completed=event.done,
+            description=f"seed {event.seed} {event.stage}",
+            rate=rate,
+            losses=losses,
+        )
+        if not err.is_terminal and self._stages.get(event.seed) != event.stage:
+            self._stages[event.seed] = event.stage
+            err.print(f"seed {event.seed} {event.stage}: {event.done:,} of {event.total:,} steps done")
+
+
+# -- showing --------------------------------------------------------------------------------------------------
+
+
+def _print_metrics(metrics: dict[str, Any]) -> None:
+    table = Table("metric", "value", "images")
+    for entry in metrics["metrics"].values():
+        table.add_row(entry["label"], f"{entry['value']:.5g}", str(entry["samples"]))
+    out.print(table)
+    if metrics["status"] != "complete":
+        out.print(f"{metrics['status']}: {metrics['reason']}")
+
+
+def _inspect_ticket(path: Path) -> None:
+    from gentickets.ticket import Ticket
+
+    ticket = Ticket.load(path)
+    out.print(f"{path}: {ticket.masks!r}")
+    table = Table("weight", "shape", "alive", "of", "sparsity")
+    for name, alive in ticket.masks.counts().items():
+        shape = ticket.masks.shapes[name]
+        total = ticket.masks[name].numel()
+        table.add_row(name, "x".join(map(str, shape)), f"{alive:,}", f"{total:,}", f"{1 - alive / max(total, 1):.2%}")
+    out.print(table)
+    lineage = ticket.origin.pop("lineage", [])
+    out.print(f"origin: {json.dumps(ticket.origin)}", markup=False)
+    out.print("lineage: " + ", ".join(f"{entry['sparsity']:.1%}" for entry in lineage))
+    out.print("digest: fits; every tensor and all metadata are as they were written")
+
+
+def _inspect_run(folder: Path) -> None:
+    from gentickets.lab.results import read_run
+
+    run = read_run(folder)
+    table = Table("seed", "level", "arm", "sparsity", "status", "metric", title=run.name)
+    for level in run.levels:
+        metric = level.metrics.get(level.primary)
+        shown = f"{metric.value:.5g}" if metric else level.reason or ""
+        table.add_row(str(level.seed), str(level.level), level.arm, f"{level.sparsity:.2%}", level.status, shown)
+    out.print(table)
+
+
+def _list_models() -> Table:
+    from gentickets.models import CATALOGUE, options_of
+
+    table = Table("model", "options", "what")
+    for name, build in CATALOGUE.items():
+        options = ", ".join(f"{key}={value}" for key, value in options_of(name).items())
+        table.add_row(name, options, (build.__doc__ or "").strip().splitlines()[0])
+    return table
+
+
+def _list_objectives() -> Table:
+    from gentickets.objectives import OBJECTIVES
+
+    table = Table("objective", "options", "what")
+    for name, kind in OBJECTIVES.items():
+        options = ", ".join(key for key in kind.__dataclass_fields__ if key != "latent_size")
+        table.add_row(name, options, (kind.__doc__ or "").strip().splitlines()[0])
+    return table
+
+
+def _list_data() -> Table:
+    table = Table("data.source", "what")
+    table.add_row("digits", "1,797 handwritten digits that come with scikit-learn; no network")
+    table.add_row("mnist, fashion-mnist, cifar10, celeba", "from the hub; needs gentickets\\[hub]")
+    table.add_row("owner/name", "any image data set of the hub; needs gentickets\\[hub]")
+    table.add_row("path/to/train.parquet", "a parquet file with an image column; test.parquet beside it is held out")
+    table.add_row("path/to/folder", "a folder of images; train/ and test/ are understood, so is CelebA's layout")
+    return table
+
+
+def _list_recipes() -> Table:
+    from gentickets.lab.recipe import read_recipe
+
+    table = Table("recipe", "model", "data", "rounds", "seeds")
+    for path in sorted(Path("recipes").rglob("*.yaml")):
+        found = read_recipe(path)
+        table.add_row(
+            str(path), found.model.name, found.data.source, str(found.search.rounds), str(len(found.seeds))
+        )
+    return table
+
+
+def _list_runs(runs: Path) -> Table:
+    from gentickets.lab.results import read_run
+
+    table = Table("run", "levels complete", "seeds")
+    for folder in sorted(runs.iterdir()) if runs.is_dir() else []:
+        if (folder / "recipe.yaml").exists():
+            try:
+                levels = read_run(folder).levels
+            except GenticketsError:
+                levels = []
+            table.add_row(str(folder), str(len(levels)), str(len({level.seed for level in levels})))
+    return table

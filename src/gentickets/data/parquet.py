@@ -1,0 +1,103 @@
+"""Images in a parquet file, in the hub's layout: encoded bytes, and a label beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gentickets.data.decoding import Example
+from gentickets.data.sources import IMAGE_COLUMNS, LABEL_COLUMNS, Rows, Source, file_identity
+from gentickets.errors import DataError
+
+# Rows held in memory at once. Encoded images are small; 512 of CelebA are 5 MB.
+_ROWS_AT_ONCE = 512
+
+
+def find(path: Path, split: str, test: str | None) -> Source:
+    """The rows of `path`, or of the test file that `test` names or that lies beside a `train.parquet`."""
+    # A hub layout calls every set's file train.parquet: there the folder has the telling name.
+    name = path.resolve().parent.name if path.stem in ("train", "test") else path.stem
+    beside = path.with_name("test.parquet")
+    if test is None and path.name == "train.parquet" and beside.is_file():
+        test = str(beside)
+    chosen = path if test is None or split == "train" else Path(test).expanduser()
+    if chosen.is_dir():
+        from gentickets.data import folders
+
+        return folders.whole(chosen, name)
+    hold_out = test is None
+    return Source(
+        name, {"file": file_identity(chosen), "hold_out": hold_out}, lambda: _read(chosen, hold_out)
+    )
+
+
+def whole(path: Path, name: str) -> Source:
+    """All rows of one file, as they are."""
+    return Source(name, {"file": file_identity(path), "hold_out": False}, lambda: _read(path, hold_out=False))
+
+
+def _read(path: Path, hold_out: bool) -> Rows:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"source: {path} is no parquet file that can be read ({_line(error)})") from error
+    image, label = _image_column(file.schema_arrow, path), _label_column(file.schema_arrow)
+    return Rows(file.metadata.num_rows, _examples(file, path, image, label), hold_out)
+
+
+def _examples(file: Any, path: Path, image: str, label: str | None) -> Iterator[Example]:
+    import pyarrow as pa
+
+    columns = [image] if label is None else [image, label]
+    row = 0
+    try:
+        for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns):
+            images = batch.column(0)
+            if pa.types.is_struct(images.type):
+                images = images.field("bytes")
+            labels = [None] * len(batch) if label is None else batch.column(1).to_pylist()
+            for content, of_image in zip(images.to_pylist(), labels, strict=True):
+                if not isinstance(content, bytes):
+                    raise DataError(f"row {row} of {path} has no image in column {image.split('.')[0]!r}")
+                yield Example(f"row {row} of {path}", content, of_image)
+                row += 1
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"source: {path} is damaged after row {row} ({_line(error)})") from error
+
+
+def _image_column(schema: Any, path: Path) -> str:
+    """The column of encoded images: `img`, `image`, or the first struct with a field `bytes`."""
+    import pyarrow as pa
+
+    def inside(field: Any) -> str | None:
+        kind = field.type
+        if pa.types.is_struct(kind):
+            return f"{field.name}.bytes" if kind.get_field_index("bytes") >= 0 else None
+        binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        return field.name if binary and field.name in IMAGE_COLUMNS else None
+
+    fields = sorted(schema, key=lambda field: field.name not in IMAGE_COLUMNS)
+    for found in map(inside, fields):
+        if found is not None:
+            return found
+    raise DataError(
+        f"source: {path} has no image column among {', '.join(schema.names) or 'none'}: "
+        f"name it img or image, encoded bytes or a struct with a field bytes"
+    )
+
+
+def _label_column(schema: Any) -> str | None:
+    import pyarrow as pa
+
+    for name in LABEL_COLUMNS:
+        if name in schema.names and pa.types.is_integer(schema.field(name).type):
+            return name
+    return None
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,188 @@
+"""A run on disk: which files there are, and that each is whole or absent.
+
+    runs/NAME/
+      recipe.yaml  origin.json         what was asked, resolved; versions, machine, data fingerprint
+      seed-0/rewind.safetensors        the weights at the rewind step
+      seed-0/level-00/ … level-12/     the dense model, and the tickets
+      seed-0/level-03-random_mask/     the controls of a level
+      results.csv  report.html
+
+A level's folder is built beside its place (`.level-03.partial`), synced and renamed. Resuming is: skip what is
+complete, go on with what is partial.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gentickets.errors import GenticketsError, RecipeError
+from gentickets.lab.recipe import Recipe, differing_keys, make_recipe
+
+CHECKPOINT = "checkpoint.pt"
+
+# What may change between two commands on one folder without making a finished level wrong.
+_MAY_GROW = ("title", "seeds", "search.rounds", "controls", "on_failure", "training.checkpoint_seconds")
+
+
+def level_name(level: int, arm: str = "ticket") -> str:
+    """`level-03`, or `level-03-random_mask` for a control."""
+    return f"level-{level:02d}" if arm == "ticket" else f"level-{level:02d}-{arm}"
+
+
+def partial_of(place: Path) -> Path:
+    """Where a level's folder is built before it is complete."""
+    return place.with_name(f".{place.name}.partial")
+
+
+@contextlib.contextmanager
+def building(place: Path) -> Iterator[Path]:
+    """A folder to build in; complete on leaving without an exception, kept for a resumption otherwise."""
+    partial = partial_of(place)
+    partial.mkdir(parents=True, exist_ok=True)
+    yield partial
+    (partial / CHECKPOINT).unlink(missing_ok=True)
+    for file in partial.iterdir():
+        _sync(file)
+    _sync(partial)
+    os.replace(partial, place)
+    _sync(place.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file beside its place and renames it."""
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_text(text)
+    _sync(beside)
+    os.replace(beside, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_whole(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=True) + "\n")
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Writes named tensors as safetensors, whole or not at all."""
+    beside = path.with_name(f".{path.name}.partial")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, beside)
+    _sync(beside)
+    os.replace(beside, path)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Reads what `save_weights` wrote. Raises `GenticketsError` where the file is broken."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise GenticketsError(f"{path} cannot be read ({error}): remove its folder and run the command again") from None
+
+
+@contextlib.contextmanager
+def one_line_errors(folder: Path) -> Iterator[None]:
+    """Turns a full disk, or a folder that cannot be written, into one line that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise GenticketsError(
+                f"no space left for {folder}: free some and run the same command again; what is complete is kept"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+            raise GenticketsError(f"cannot write to {folder}: {error.strerror}") from error
+        raise
+    except SafetensorError as error:  # its writer reports a full disk in words only
+        if "space" in str(error).lower():
+            raise GenticketsError(
+                f"no space left for {folder}: free some and run the same command again; what is complete is kept"
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Only one command at a time works on a run folder. Raises `GenticketsError` for the second."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise GenticketsError(f"{folder} is being written by another command: wait for it, or take name=…") from None
+        yield
+
+
+def opened(folder: Path, asked: Recipe, fresh: bool) -> tuple[Recipe, dict[str, Any]] | None:
+    """The recipe and origin of a run that is there already and that `asked` may go on with; None for a new run.
+
+    With `fresh`, what is there is removed. Raises `RecipeError` that says which keys differ, where the folder
+    was made by another recipe.
+    """
+    if fresh and folder.exists():
+        for entry in folder.iterdir():
+            if entry.name != ".lock":
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    if not (folder / "recipe.yaml").exists() or not (folder / "origin.json").exists():
+        return None
+    origin = read_origin(folder)
+    before, now = _fixed(origin["asked"]), _fixed(asked.dump())
+    if differing := differing_keys(before, now):
+        raise RecipeError(
+            f"{folder} was made by another recipe: {'; '.join(differing)}; take name=… for a new run, or --fresh"
+        )
+    return read_run_recipe(folder), origin
+
+
+def read_run_recipe(folder: Path) -> Recipe:
+    """The resolved recipe of a run. Raises `RecipeError` where the folder is no run."""
+    try:
+        raw = yaml.safe_load((folder / "recipe.yaml").read_text())
+    except (OSError, yaml.YAMLError):
+        raise RecipeError(f"{folder} is no run: it has no readable recipe.yaml") from None
+    return make_recipe(raw, str(folder / "recipe.yaml"))
+
+
+def read_origin(folder: Path) -> dict[str, Any]:
+    """A run's origin.json. Raises `RecipeError` where it is broken."""
+    try:
+        return dict(json.loads((folder / "origin.json").read_text()))
+    except (OSError, ValueError):
+        raise RecipeError(f"{folder} is no run: it has no readable origin.json") from None
+
+
+def read_metrics(place: Path) -> dict[str, Any]:
+    """A complete level's metrics.json. Raises `GenticketsError` where it is broken."""
+    try:
+        return dict(json.loads((place / "metrics.json").read_text()))
+    except (OSError, ValueError):
+        raise GenticketsError(f"{place} is broken: remove it and run the command again") from None
+
+
+def _fixed(dumped: dict[str, Any]) -> dict[str, Any]:
+    """A dumped recipe without the keys that may grow."""
+    kept = {key: dict(value) if isinstance(value, dict) else value for key, value in dumped.items()}
+    for path in _MAY_GROW:
+        part, _, key = path.partition(".")
+        if key:
+            kept[part].pop(key, None)
+        else:
+            kept.pop(part, None)
+    return kept

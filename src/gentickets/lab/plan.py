@@ -1,0 +1,186 @@
+"""Before a run: what will it take, and how is it made to fit into the time there is?"""
+
+from __future__ import annotations
+
+import re
+import resource
+import sys
+import time
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from gentickets.data import Batches, ImageSet
+from gentickets.errors import RecipeError
+from gentickets.lab.evaluation import Judge
+from gentickets.lab.recipe import Recipe, make_recipe
+from gentickets.lab.seedrun import build_model, make_fabric, steps_of_seed
+from gentickets.masks import Masks, named_state
+from gentickets.training import train, with_averages
+
+_WARM, _MEASURED = 3, 1.0
+"""Steps that are run before the clock, and seconds that the clock runs."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a whole run is expected to take. `seconds` of wall clock, bytes of memory and disk."""
+
+    step_seconds: float
+    evaluate_seconds: float
+    trainings: int
+    steps: int
+    seconds: float
+    memory_bytes: int
+    disk_bytes: int
+
+    def words(self) -> str:
+        return (
+            f"{self.trainings} trainings, {self.steps:,} steps: about {duration(self.seconds)}, "
+            f"{size(self.memory_bytes)} of memory, {size(self.disk_bytes)} of disk"
+        )
+
+
+def measure(recipe: Recipe, images: ImageSet, judge: Judge, threads: int, workers: int) -> Plan:
+    """Takes a few steps and one evaluation, and multiplies."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        step_seconds, evaluate_seconds, weights = _measure(recipe, images, judge)
+    finally:
+        torch.set_num_threads(before)
+    trained = _plan(recipe, step_seconds, evaluate_seconds, workers)
+    held = _resident_bytes() * workers
+    # A level keeps the weights twice (where it starts, where it ends), averages once, and one bit a weight.
+    averaged = 1 if recipe.training.ema is not None else 0
+    per_level = int(weights * (2 + averaged + 1 / 32)) + 200_000
+    return replace(trained, memory_bytes=held, disk_bytes=per_level * trained.trainings)
+
+
+def _measure(recipe: Recipe, images: ImageSet, judge: Judge) -> tuple[float, float, int]:
+    """Seconds a step, seconds an evaluation, bytes of weights."""
+    fabric = make_fabric(recipe)
+    objective = recipe.build_objective()
+    model = build_model(recipe, images, seed=0)
+    masks = Masks.dense(model)
+    batches = Batches(
+        images,
+        recipe.training.batch_size * objective.batches_per_step,
+        seed=0,
+        flip=recipe.data.flip,
+        device=fabric.device,
+    )
+    endless = replace(recipe.training.settings(0), steps=10**9)
+
+    def steps(start: int, end: int) -> nn.Module:
+        done = train(
+            model, objective, batches, endless, masks=masks, start_step=start, end_step=end, fabric=fabric
+        )
+        return done.averaged
+
+    steps(0, _WARM)
+    taken, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < _MEASURED:
+        averaged = steps(_WARM + taken, _WARM + taken + 10)
+        taken += 10
+    step_seconds = (time.perf_counter() - begun) / taken
+    begun = time.perf_counter()
+    judge.measure(with_averages(model, averaged))
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in named_state(model).values())
+    return step_seconds, time.perf_counter() - begun, weights
+
+
+def _plan(recipe: Recipe, step_seconds: float, evaluate_seconds: float, workers: int) -> Plan:
+    seeds = len(recipe.seeds)
+    controls = recipe.controls
+    kinds = int(controls.random_mask) + int(controls.redrawn_weights)
+    trainings = seeds * (1 + recipe.search.rounds + kinds * len(controls.chosen(recipe.search.rounds)))
+    steps = seeds * steps_of_seed(recipe)
+    rounds_of_seeds = -(-seeds // workers)
+    share = rounds_of_seeds / seeds
+    seconds = share * (steps * step_seconds + trainings * evaluate_seconds)
+    return Plan(step_seconds, evaluate_seconds, trainings, steps, seconds, 0, 0)
+
+
+def _resident_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def fit(recipe: Recipe, plan: Plan, budget: float, workers: int) -> tuple[Recipe, Plan, tuple[str, ...]]:
+    """The recipe with as much of its steps and rounds as fits into `budget` seconds, and what was given up, in words.
+
+    Steps go first, to no fewer than half (the rewind step in proportion); then rounds, from the deepest; then
+    steps again, to a tenth. Raises `RecipeError` where not even the dense model and one round would fit.
+    """
+    for least in (0.5, 0.1):
+        for rounds in range(recipe.search.rounds, 0, -1):
+            for share in _shares(least):
+                tried = _scaled(recipe, rounds, share)
+                new = _plan(tried, plan.step_seconds, plan.evaluate_seconds, workers)
+                if new.seconds <= budget:
+                    per_level = plan.disk_bytes / plan.trainings
+                    new = replace(new, memory_bytes=plan.memory_bytes, disk_bytes=int(per_level * new.trainings))
+                    return tried, new, _given_up(recipe, tried)
+    raise RecipeError(
+        f"--time {duration(budget)} is too short: the dense model and one round of "
+        f"{recipe.training.steps // 10:,} steps would take longer; give more time, fewer seeds or a smaller model"
+    )
+
+
+def _shares(least: float) -> list[float]:
+    return [share / 100 for share in range(100, round(least * 100) - 1, -5)]
+
+
+def _scaled(recipe: Recipe, rounds: int, share: float) -> Recipe:
+    raw = recipe.dump()
+    steps = max(2, int(recipe.training.steps * share))
+    raw["training"]["steps"] = steps
+    raw["search"]["rewind_step"] = min(steps - 1, int(recipe.search.rewind_step * share))
+    raw["search"]["rounds"] = rounds
+    return make_recipe(raw)
+
+
+def _given_up(asked: Recipe, fitted: Recipe) -> tuple[str, ...]:
+    lost = []
+    if fitted.training.steps < asked.training.steps:
+        lost.append(f"training.steps {asked.training.steps:,} → {fitted.training.steps:,}")
+    if fitted.search.rewind_step < asked.search.rewind_step:
+        lost.append(f"search.rewind_step {asked.search.rewind_step:,} → {fitted.search.rewind_step:,}")
+    if fitted.search.rounds < asked.search.rounds:
+        deepest, now = (r.search.sparsity_at(r.search.rounds) for r in (asked, fitted))
+        lost.append(
+            f"search.rounds {asked.search.rounds} → {fitted.search.rounds} (sparsity up to {now:.1%}, not {deepest:.1%})"
+        )
+    return tuple(lost)
+
+
+def parse_time(text: str) -> float:
+    """Seconds of `90s`, `30m`, `2h`, `1h30m`; a bare number is minutes. Raises `RecipeError`."""
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m?)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
+    parts = [float(part or 0) for part in match.groups()] if match else []
+    seconds = sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
+    if not seconds:
+        raise RecipeError(f"--time {text!r} is no duration: write 2h, 90m, 1h30m or 45s")
+    return seconds
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min"
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that fits: `340 MB`, `1.2 GB`."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+

@@ -1,0 +1,315 @@
+"""A recipe: everything that decides a run, validated, in YAML.
+
+Keys left out take the defaults written here; `key=value` overrides any of them by its dotted path. A resolved
+recipe (`dump`) says every key, so that a run folder shows what was done without this file beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gentickets import models
+from gentickets.errors import RecipeError
+from gentickets.objectives import OBJECTIVES, Objective
+from gentickets.pruning import Scope
+from gentickets.search.levels import Others
+from gentickets.training import Schedule, Settings
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelPart(_Part):
+    """A model of the catalogue; options that are left out take the model's own defaults."""
+
+    name: str
+    width: Count | None = None
+    depth: Count | None = None
+    latent: Count | None = None
+    hidden: list[Count] | None = None
+    critic_norm: bool | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> ModelPart:
+        if self.name not in models.CATALOGUE:
+            raise ValueError(f"model.name={self.name!r} is none of {', '.join(models.CATALOGUE)}")
+        takes = models.options_of(self.name)
+        for key in self.options:
+            if key not in takes:
+                raise ValueError(f"model.{key}: {self.name} takes {', '.join(takes)}")
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that are said."""
+        return self.model_dump(exclude={"name"}, exclude_none=True)
+
+    @property
+    def latent_size(self) -> int:
+        return self.latent or int(models.options_of(self.name)["latent"])  # type: ignore[call-overload]
+
+
+class DataPart(_Part):
+    """The images: where from, and what they are made into. See `gentickets.data.load`."""
+
+    source: str = "digits"
+    size: Annotated[int, Field(ge=4)] = 16
+    channels: Literal[1, 3] | None = None
+    crop: Count | None = None
+    test: str | None = None
+    limit: Count | None = None
+    flip: bool = False
+
+
+class ObjectivePart(_Part):
+    """What is trained for: `autoencoding`, `elbo` or `adversarial`, with the options of that objective."""
+
+    name: Literal["autoencoding", "elbo", "adversarial"]
+    loss: str | None = None
+    beta: float | None = None
+    likelihood: Literal["gaussian", "bernoulli"] | None = None
+    scale: Annotated[float, Field(gt=0)] | None = None
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    n_critic: Count | None = None
+    clip: Annotated[float, Field(gt=0)] | None = None
+    gradient_penalty: Annotated[float, Field(ge=0)] | None = None
+
+    _losses = {"autoencoding": ("mse", "l1", "bce"), "adversarial": ("nonsaturating", "hinge", "wasserstein")}
+
+    @model_validator(mode="after")
+    def _known(self) -> ObjectivePart:
+        takes = set(OBJECTIVES[self.name].__dataclass_fields__) - {"latent_size"}
+        said = self.model_dump(exclude={"name"}, exclude_none=True)
+        for key in said:
+            if key not in takes:
+                raise ValueError(f"objective.{key}: {self.name} takes {', '.join(sorted(takes))}")
+        if self.loss is not None and self.loss not in (known := self._losses[self.name]):
+            raise ValueError(f"objective.loss={self.loss!r} is none of {', '.join(known)}")
+        return self
+
+    def build(self, latent_size: int) -> Objective:
+        options = self.model_dump(exclude={"name"}, exclude_none=True)
+        if self.name != "autoencoding":
+            options["latent_size"] = latent_size
+        return OBJECTIVES[self.name](**options)
+
+
+class TrainingPart(_Part):
+    """See `gentickets.training.Settings`. `threads`: intra-op threads of one training, "auto" by the model's size."""
+
+    steps: Annotated[int, Field(ge=2)] = 2000
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    lr: Annotated[float, Field(gt=0)] | dict[str, Annotated[float, Field(gt=0)]] = 1e-3
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Schedule = "constant"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    ema: Share | None = None
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    accelerator: Literal["cpu", "cuda", "auto"] = "auto"
+    threads: Count | Literal["auto"] = "auto"
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 20.0
+
+    def settings(self, seed: int) -> Settings:
+        plain = self.model_dump(exclude={"accelerator", "threads", "checkpoint_seconds"})
+        return Settings(**plain, seed=seed)
+
+
+class SearchPart(_Part):
+    """Which weights are pruned, how much a round, and where each round starts from."""
+
+    method: Literal["imp", "one-shot"] = "imp"
+    rounds: Annotated[int, Field(ge=0)] = 10
+    fraction: Share = 0.2
+    rewind_step: Annotated[int, Field(ge=0)] = 0
+    scope: Scope = "global"
+    components: list[str] | None = None
+    include: list[str] | None = None
+    exclude: list[str] = []
+    others: Others = "rewind"
+
+    def sparsity_at(self, level: int) -> float:
+        """What a level's sparsity is meant to be: `1 - (1 - fraction) ** level`."""
+        return 1 - (1 - self.fraction) ** level
+
+
+class ControlsPart(_Part):
+    """At which levels the controls are run ("auto": three, spread over the deeper two thirds), and which."""
+
+    levels: list[Count] | Literal["auto"] = "auto"
+    random_mask: bool = True
+    redrawn_weights: bool = True
+
+    def chosen(self, rounds: int) -> list[int]:
+        if self.levels == "auto":
+            return (
+                sorted({max(1, math.ceil(rounds * share)) for share in (1 / 3, 2 / 3, 1)}) if rounds else []
+            )
+        return [level for level in self.levels if level <= rounds]
+
+
+class EvaluationPart(_Part):
+    """How a trained model is judged, on held-out images. `samples`: how many are generated for the distances."""
+
+    primary: str | None = None
+    samples: Annotated[int, Field(ge=16)] = 2000
+    features: Literal["classifier", "inception", "none"] = "classifier"
+    inception_weights: str | None = None
+
+
+class Recipe(_Part):
+    """Everything that decides a run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    title: str | None = None
+    model: ModelPart
+    data: DataPart = DataPart()
+    objective: ObjectivePart
+    training: TrainingPart = TrainingPart()
+    search: SearchPart = SearchPart()
+    controls: ControlsPart = ControlsPart()
+    evaluation: EvaluationPart = EvaluationPart()
+    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    on_failure: Literal["continue", "stop"] = "continue"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Recipe:
+        if self.search.rewind_step >= self.training.steps:
+            raise ValueError(
+                f"search.rewind_step={self.search.rewind_step} is not before training.steps={self.training.steps}"
+            )
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds={self.seeds}: the same seed twice would count as two runs")
+        components = OBJECTIVES[self.objective.name].components
+        rates = self.training.lr if isinstance(self.training.lr, dict) else {}
+        for key, names in (("search.components", self.search.components or ()), ("training.lr", rates)):
+            for name in names:
+                if name not in components:
+                    raise ValueError(
+                        f"{key}: no component {name!r}; {self.model.name} has {', '.join(components)}"
+                    )
+        if rates and set(rates) != set(components):
+            raise ValueError(f"training.lr: give one rate, or one for each of {', '.join(components)}")
+        try:
+            self.build_objective()
+        except ValueError as error:
+            raise ValueError(f"objective: {error}") from None
+        return self
+
+    def build_objective(self) -> Objective:
+        return self.objective.build(self.model.latent_size)
+
+    def dump(self) -> dict[str, Any]:
+        """Every key, as plain YAML types."""
+        return self.model_dump(mode="json")
+
+
+def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Reads and validates a recipe file, `key=value` overrides applied (`training.steps=500`).
+
+    Raises `RecipeError`, in one line, that names the file, the key, the value and what is possible.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise RecipeError(
+            f"cannot read recipe {path}: {error.strerror}; `gentickets list recipes` names some"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path} is no recipe: it holds {type(raw).__name__}, not keys and values")
+    for override in overrides:
+        _override(raw, override)
+    return make_recipe(raw, str(path))
+
+
+def make_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
+    """Validates a recipe given as plain data. Raises `RecipeError`."""
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {_first_complaint(error)}") from None
+
+
+def differing_keys(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The dotted keys by which two dumped recipes differ, with both values."""
+    mine, theirs = dict(_flat(one)), dict(_flat(other))
+    return [
+        f"{key} ({mine.get(key, 'absent')!r} there, {theirs.get(key, 'absent')!r} here)"
+        for key in dict.fromkeys([*mine, *theirs])
+        if mine.get(key, "absent") != theirs.get(key, "absent")
+    ]
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise RecipeError(f"override {override!r} is not key=value, such as training.steps=500")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"override {override!r}: the value is no YAML; quote it") from None
+    if isinstance(value, str):
+        value = _number(value)
+    place = raw
+    for key in keys[:-1]:
+        below = place.setdefault(key, {})
+        if not isinstance(below, dict):
+            raise RecipeError(f"override {override!r}: {key} is a value, with no keys below it")
+        place = below
+    place[keys[-1]] = value
+
+
+def _number(text: str) -> str | float:
+    """YAML reads `1e-3` as text (it wants `1.0e-3`); people mean a number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _first_complaint(error: ValidationError) -> str:
+    """The first thing that pydantic found, as key, value and mend."""
+    first = error.errors()[0]
+    key = ".".join(
+        str(part) for part in first["loc"] if not str(part).startswith(("literal[", "constrained", "list["))
+    )
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key}; {_known_keys(first['loc'])}"
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return message
+    return f"{key}={first['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _known_keys(location: tuple[str | int, ...]) -> str:
+    part: type[BaseModel] = Recipe
+    for key in location[:-1]:
+        inner = part.model_fields[str(key)].annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            part = inner
+    return f"known here: {', '.join(part.model_fields)}"

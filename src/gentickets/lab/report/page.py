@@ -1,0 +1,396 @@
+"""The report page: one HTML file that needs nothing beside it, and the verdict table for the terminal.
+
+This module gathers what the page says; `page.html` says how it looks. Everything is escaped by the template,
+and the SVG alone is let through as it is, because it is drawn here.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from gentickets.errors import RecipeError
+from gentickets.lab.report.figures import COLOURS, FAINT, INK, Drawing, write_figures
+from gentickets.lab.results import ARMS, LevelResult, Run, read_run, replace_file
+from gentickets.lab.verdict import ARM_NAMES, RELAXED, Verdict, judge
+from gentickets.lab.words import number, percent, plus_minus
+
+# A picture narrower than this is enlarged on the page, and should then show its pixels.
+_DISPLAY_WIDTH = 300
+_WON = {True: "yes", False: "no", None: "not shown"}
+
+
+def write_report(runs: Sequence[Path | str | Run], out: Path | str | None = None) -> Path:
+    """Writes the page on one run, or on several with a table of verdicts on top, and returns its path.
+
+    Where `out` is not given it is `report.html` in the run's folder, or beside the first of several. The
+    figures are written into each run's own `figures/` too. Raises `RecipeError` as `read_run` does.
+    """
+    if not runs:
+        raise RecipeError("a report needs at least one run folder")
+    read = [run if isinstance(run, Run) else read_run(run) for run in runs]
+    place = read[0].folder if len(read) == 1 else read[0].folder.resolve().parent
+    out = place / "report.html" if out is None else Path(out)
+    sections = [_section(run, index) for index, run in enumerate(read)]
+    replace_file(out, _environment().get_template("page.html").render(sections=sections).encode())
+    return out
+
+
+def verdict_table(runs: Sequence[Path | str | Run]) -> Table:
+    """One row a run, for a terminal of 80 columns: means without their spread, which the page has."""
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("run", overflow="fold", min_width=16)
+    heads = (
+        "dense",
+        "matches\nup to",
+        f"{RELAXED:.0%}\nup to",
+        "judged\nat",
+        "ticket",
+        "random\nmask",
+        "re-drawn\nweights",
+    )
+    for head in (*heads, "wins"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for run in runs:
+        read = run if isinstance(run, Run) else read_run(run)
+        verdict = judge(read)
+        means = [cell.partition(" ± ")[0] for cell in verdict_cells(read, verdict)[2:-1]]
+        means[1] = means[1].partition(":")[0]
+        name = Text(read.title).append(f"\n{verdict.label}", style="dim")
+        table.add_row(name, *(Text(mean) for mean in means), Text(_WON[verdict.won]))
+    return table
+
+
+def verdict_heads() -> list[str]:
+    """The columns of the verdict table, on the page and in the terminal."""
+    arms = [ARM_NAMES[arm] for arm in ARMS]
+    return [
+        "run",
+        "metric",
+        "dense",
+        "matches up to",
+        f"within {RELAXED:.0%} up to",
+        "judged at",
+        *arms,
+        "ticket wins",
+    ]
+
+
+def verdict_cells(run: Run, verdict: Verdict) -> list[str]:
+    """The row of a run. The arms are shown at the deepest matching level that has controls, if one has."""
+    level = verdict.judged_level or verdict.deepest_level
+    ticket = verdict.at("ticket", level)
+    one_seed = verdict.seeds == 1
+    return [
+        run.title,
+        verdict.label,
+        plus_minus(verdict.dense),
+        "one seed: no spread" if one_seed else percent(verdict.matches_up_to, none="none"),
+        percent(verdict.relaxed_up_to, none="none"),
+        percent(ticket.sparsity) if ticket else "–",
+        *(plus_minus(verdict.at(arm, level)) for arm in ARMS),
+        _WON[verdict.won] + (" (one seed)" if one_seed and verdict.won is not None else ""),
+    ]
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("gentickets.lab.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "percent": percent,
+        "plus_minus": plus_minus,
+        "whole": lambda value: "–" if value is None else f"{value:,.0f}",
+        "short": _short,
+        "bytes": _bytes,
+        "seconds": _seconds,
+    }
+    environment.globals |= {"heads": verdict_heads(), "arms": ARMS, "arm_names": ARM_NAMES, "won_words": _WON}
+    return environment
+
+
+# -- one run ------------------------------------------------------------------------------------------------
+
+
+def _section(run: Run, index: int) -> dict[str, Any]:
+    """Everything that the template says of one run."""
+    verdict = judge(run)
+    drawings = write_figures(run)
+    figures = [_Figure(d, _inline(d, f"r{index}f{number_}")) for number_, d in enumerate(drawings)]
+    metrics = [figure for figure in figures if figure.drawing.name.startswith("metric-")]
+    named = {figure.drawing.name: figure for figure in figures}
+    main = f"metric-{verdict.key}"
+    return {
+        "id": f"run-{index}",
+        "run": run,
+        "verdict": verdict,
+        "cells": verdict_cells(run, verdict),
+        "facts": _facts(verdict),
+        "main": next((figure for figure in metrics if figure.drawing.name == main), None),
+        "further": [figure for figure in metrics if figure.drawing.name != main],
+        "layers": named.get("layers"),
+        "curves": named.get("curves"),
+        "pictures": _pictures(run, verdict),
+        "costs": _costs(run),
+        "timings": _timings(run),
+        "numbers": _numbers(run, verdict),
+        "failures": [result for result in run.levels if result.status != "complete"],
+        "recipe_text": yaml.safe_dump(run.recipe, sort_keys=False, allow_unicode=True),
+        "made": _made(run),
+    }
+
+
+def _facts(verdict: Verdict) -> list[tuple[str, str]]:
+    """The few numbers that stand beside the verdict: what, and its value."""
+    found = verdict.at("ticket", verdict.deepest_level)
+    facts = [("dense model", plus_minus(verdict.dense))]
+    if found:
+        facts = [
+            ("sparsity at which it still matches", percent(found.sparsity)),
+            (
+                "fewer weights in the layers pruned",
+                f"{1 / (1 - found.sparsity):,.1f}×" if found.sparsity < 1 else "–",
+            ),
+            ("ticket at that sparsity", plus_minus(found)),
+            *facts,
+        ]
+    return facts
+
+
+@dataclass(frozen=True)
+class _Figure:
+    drawing: Drawing
+    svg: Markup
+
+
+def _inline(drawing: Drawing, prefix: str) -> Markup:
+    """The SVG as a part of a page: its own names, the page's colours, and no word of any address."""
+    svg = drawing.svg[drawing.svg.index("<svg") :]
+    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="([^"]*)"', rf'id="{prefix}-\1"', svg)
+    svg = re.sub(r'href="#([^"]*)"', rf'href="#{prefix}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]*)\)", rf"url(#{prefix}-\1)", svg)
+    svg = svg.replace(INK, "var(--ink)").replace(FAINT, "var(--faint)")
+    for arm in ARMS:
+        svg = svg.replace(COLOURS[arm], f"var(--{arm.replace('_', '-')})")
+    # The text that describes it is on the figure around it.
+    return Markup(svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1))
+
+
+# -- pictures -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """`source`: a data URI, None where there is nothing to show. `column`: its place in the grid, from 1."""
+
+    column: int
+    heading: str
+    caption: str
+    alt: str
+    source: str | None = None
+    pixelated: bool = False
+
+
+def _pictures(run: Run, verdict: Verdict) -> dict[str, Any]:
+    """A grid of the first seed: a column a level, a row for the ticket and for each control."""
+    seed = run.seeds[0]
+    of_seed = [result for result in run.levels if result.seed == seed]
+    originals = next((result.originals for result in of_seed if result.originals), None)
+    first = 2 if originals else 1
+    strips = []
+    for arm in ARMS:
+        results = [result for result in of_seed if result.arm == arm]
+        if any(result.samples for result in results):
+            strips.append((ARM_NAMES[arm], [_level_picture(r, first + r.level, verdict) for r in results]))
+    if originals and strips:
+        held_out = _picture(1, originals, "originals", "held-out inputs", "The held-out inputs")
+        strips[0] = (strips[0][0], [held_out, *strips[0][1]])
+    what = "Reconstructions" if originals else "Samples"
+    return {"what": what, "seed": seed, "strips": strips, "columns": run.depth + first}
+
+
+def _level_picture(result: LevelResult, column: int, verdict: Verdict) -> _Picture:
+    metric = result.metrics.get(verdict.key)
+    heading = "dense model" if result.level == 0 and result.arm == "ticket" else percent(result.sparsity)
+    caption = number(metric.value) if metric and result.status == "complete" else result.status
+    alt = f"Images from the {ARM_NAMES[result.arm]} at {percent(result.sparsity)} sparsity"
+    if result.samples is None:
+        return _Picture(column, heading, caption, alt)
+    return _picture(column, result.samples, heading, caption, alt)
+
+
+def _picture(column: int, path: Path, heading: str, caption: str, alt: str) -> _Picture:
+    try:
+        with Image.open(path) as image:
+            width = image.width
+    except OSError:
+        return _Picture(column, heading, "cannot be read", alt)
+    source = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return _Picture(column, heading, caption, alt, source, width < _DISPLAY_WIDTH)
+
+
+# -- tables -------------------------------------------------------------------------------------------------
+
+
+def _mean(results: Iterable[LevelResult], value: Callable[[LevelResult], float | None]) -> float | None:
+    values = [found for result in results if (found := value(result)) is not None]
+    return statistics.fmean(values) if values else None
+
+
+def _costs(run: Run) -> list[dict[str, Any]]:
+    """A row a level of the ticket: its sparsity, and the mean of each cost over the seeds."""
+    rows = []
+    for level in range(run.depth + 1):
+        results = run.of("ticket", level)
+        costs = [result.cost for result in results if result.cost]
+        if costs:
+            row: dict[str, Any] = {
+                key: statistics.fmean(getattr(cost, key) for cost in costs)
+                for key in (
+                    "parameters",
+                    "alive_parameters",
+                    "flops_dense",
+                    "flops_sparse",
+                    "bytes_dense",
+                    "bytes_sparse",
+                )
+            }
+            row["sparsity"] = statistics.fmean(result.sparsity for result in results)
+            row["file"] = _mean(results, lambda result: _size(result.folder / "ticket.safetensors"))
+            rows.append(row)
+    return rows
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def _timings(run: Run) -> list[dict[str, Any]]:
+    """A row a level of the ticket: seconds that finding it took, and that training and evaluating it took."""
+    search = run.recipe.get("search")
+    one_shot = isinstance(search, dict) and search.get("method") == "one-shot"
+    rows: list[dict[str, Any]] = []
+    finding: float | None = 0.0
+    for level in range(run.depth + 1):
+        results = run.of("ticket", level)
+        train = _mean(results, lambda result: result.timing.train_seconds if result.timing else None)
+        rows.append(
+            {
+                "sparsity": _mean(results, lambda result: result.sparsity),
+                "find": finding,
+                "train": train,
+                "evaluate": _mean(
+                    results, lambda result: result.timing.evaluate_seconds if result.timing else None
+                ),
+                "images": _mean(results, lambda result: result.timing.images if result.timing else None),
+            }
+        )
+        # One shot prunes the dense model each time; a chain has trained every level before.
+        if not (one_shot and level):
+            finding = None if finding is None or train is None else finding + train
+    return rows if any(row["train"] is not None for row in rows) else []
+
+
+def _numbers(run: Run, verdict: Verdict) -> dict[str, Any]:
+    """The table of all numbers: its metrics, and a row an arm and level with a cell a metric."""
+    metrics = run.metrics()
+    summaries = {key: run.summary(key) for key in metrics}
+    rows = []
+    for (arm, level), primary in sorted(
+        verdict.summary.items(), key=lambda item: (item[0][1], ARMS.index(item[0][0]))
+    ):
+        rows.append(
+            {
+                "level": level,
+                "arm": "dense model" if level == 0 and arm == "ticket" else ARM_NAMES[arm],
+                "point": primary,
+                "matches": level in verdict.matching if arm == "ticket" else None,
+                "cells": [summaries[key][arm, level] for key in metrics],
+            }
+        )
+    return {"metrics": list(metrics.values()), "rows": rows}
+
+
+# -- how it was made ----------------------------------------------------------------------------------------
+
+
+def _made(run: Run) -> list[tuple[str, str]]:
+    """What the run rests on: (what, words), whatever of it `origin.json` tells."""
+    counts = {
+        metric.label: f"{metric.samples:,} samples" for metric in run.metrics().values() if metric.samples
+    }
+    rows = {
+        "command": run.origin.get("command"),
+        "started": run.origin.get("started"),
+        "data": run.origin.get("data"),
+        "features": run.origin.get("features"),
+        "measured on": counts,
+        "seeds": list(run.seeds),
+        "versions": run.origin.get("versions"),
+        "machine": run.origin.get("machine"),
+    }
+    return [(what, _told(value)) for what, value in rows.items() if value]
+
+
+def _told(value: Any) -> str:
+    """Plain data as one line: `cpu …; cores 2`, `1, 8, 8`."""
+    if isinstance(value, dict):
+        return "; ".join(
+            f"{key.replace('_', ' ')}: {_told(part)}" for key, part in value.items() if part is not None
+        )
+    if isinstance(value, list):
+        return ", ".join(_told(part) for part in value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+# -- units --------------------------------------------------------------------------------------------------
+
+
+def _short(value: float | None) -> str:
+    """`12.3 M`: a large count in thousands, millions, billions or trillions."""
+    return _scaled(value, 1000, ("", " k", " M", " G", " T"))
+
+
+def _bytes(value: float | None) -> str:
+    """`12.3 MiB`."""
+    return _scaled(value, 1024, (" B", " KiB", " MiB", " GiB", " TiB"))
+
+
+def _scaled(value: float | None, base: int, units: Sequence[str]) -> str:
+    if value is None:
+        return "–"
+    for unit in units:
+        if abs(value) < base or unit == units[-1]:
+            break
+        value /= base
+    return f"{number(value)}{unit}"
+
+
+def _seconds(value: float | None) -> str:
+    """`0.53 s`, `41 s`, `12 min 5 s`, `3 h 20 min`."""
+    if value is None:
+        return "–"
+    if value < 100:
+        return f"{number(value, 2)} s"
+    minutes, seconds = divmod(round(value), 60)
+    return f"{minutes} min {seconds} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,314 @@
+"""The main job: a recipe's seeds side by side, each resumed where it stands, and the results gathered."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from gentickets import __version__
+from gentickets.data import ImageSet, load
+from gentickets.errors import RecipeError
+from gentickets.lab import folder as disk
+from gentickets.lab.evaluation import Judge
+from gentickets.lab.plan import Plan, fit, measure
+from gentickets.lab.recipe import DataPart, Recipe, make_recipe
+from gentickets.lab.results import read_run, write_csv
+from gentickets.lab.seedrun import Event, SeedRun, build_model, judged_model, make_fabric, metrics_json
+from gentickets.masks import components_of
+from gentickets.training import threads_for
+
+Tell = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to go: what was asked made definite, its data and judge at hand."""
+
+    folder: Path
+    recipe: Recipe
+    train: ImageSet
+    held_out: ImageSet
+    judge: Judge
+    threads: int
+    workers: int
+    plan: Plan | None
+    gave_up: tuple[str, ...]
+    resumed: bool
+
+
+def load_data(part: DataPart) -> tuple[ImageSet, ImageSet]:
+    """The training and the held-out images of a recipe."""
+    options: dict[str, Any] = part.model_dump(exclude={"source", "flip"})
+    train, test = (load(part.source, split=split, **options) for split in ("train", "test"))
+    return train, test
+
+
+@contextmanager
+def prepared(
+    asked: Recipe, folder: Path, *, seconds: float | None = None, fresh: bool = False, command: str = ""
+) -> Iterator[Prepared]:
+    """Opens a run folder for a recipe, new or to be resumed, and holds its lock.
+
+    A new run is measured first: how long, how much memory, how much disk; with `seconds`, its rounds and steps
+    are fitted into that time. Raises `RecipeError` for a folder of another recipe.
+    """
+    with disk.one_line_errors(folder), disk.locked(folder):
+        there = disk.opened(folder, asked, fresh)
+        train, held_out = load_data(asked.data)
+        check_buildable(asked, train)
+        torch.set_num_threads(1)
+        judge = Judge(asked.build_objective(), train, held_out, asked.evaluation)
+        if there is None:
+            workers = min(len(asked.seeds), os.cpu_count() or 1)
+            threads = threads_of(asked, train, workers)
+            plan = measure(asked, train, judge, threads, workers)
+            recipe, plan, gave_up = fit(asked, plan, seconds, workers) if seconds is not None else (asked, plan, ())
+            origin = _origin(asked, command, train, held_out, judge, threads, workers, gave_up)
+            folder.mkdir(parents=True, exist_ok=True)
+            disk.write_json(folder / "origin.json", origin)
+            disk.write_whole(folder / "recipe.yaml", yaml.safe_dump(recipe.dump(), sort_keys=False))
+            yield Prepared(folder, recipe, train, held_out, judge, threads, workers, plan, gave_up, False)
+        else:
+            recipe, origin = there
+            recipe = _grown(recipe, asked, fitted=bool(origin["gave_up"]))
+            if origin["data"]["fingerprint"] != train.fingerprint:
+                raise RecipeError(f"{folder}: the data of {asked.data.source!r} has changed since; use --fresh")
+            disk.write_whole(folder / "recipe.yaml", yaml.safe_dump(recipe.dump(), sort_keys=False))
+            disk.write_json(folder / "origin.json", {**origin, "asked": asked.dump()})
+            # Equal bits need an equal number of threads.
+            threads, workers = origin["threads"], min(len(recipe.seeds), os.cpu_count() or 1)
+            yield Prepared(folder, recipe, train, held_out, judge, threads, workers, None, (), True)
+
+
+def _grown(recipe: Recipe, asked: Recipe, fitted: bool) -> Recipe:
+    """The run's recipe with what may grow (seeds, rounds, controls) taken from what is asked now."""
+    new = recipe.dump()
+    now = asked.dump()
+    for key in ("title", "seeds", "controls", "on_failure"):
+        new[key] = now[key]
+    if not fitted:
+        new["search"]["rounds"] = now["search"]["rounds"]
+    return make_recipe(new)
+
+
+def check_buildable(recipe: Recipe, images: ImageSet) -> None:
+    """Raises `RecipeError` where model, objective and images do not go together, before anything is computed."""
+    with torch.device("meta"):
+        model = build_model(recipe, images, seed=0)
+    has, needs = components_of(model), recipe.build_objective().components
+    if missing := [name for name in needs if name not in has]:
+        raise RecipeError(
+            f"objective.name={recipe.objective.name} needs {', '.join(missing)}; "
+            f"model.name={recipe.model.name} has {', '.join(has)}"
+        )
+    make_fabric(recipe)
+
+
+def threads_of(recipe: Recipe, images: ImageSet, workers: int) -> int:
+    """Intra-op threads of each of `workers` trainings side by side."""
+    if recipe.training.threads != "auto":
+        return recipe.training.threads
+    parameters = sum(p.numel() for p in build_model(recipe, images, 0).parameters())
+    return threads_for(parameters, recipe.training.batch_size, (os.cpu_count() or 1) // workers)
+
+
+def _origin(
+    asked: Recipe,
+    command: str,
+    train: ImageSet,
+    held_out: ImageSet,
+    judge: Judge,
+    threads: int,
+    workers: int,
+    gave_up: tuple[str, ...],
+) -> dict[str, Any]:
+    features = None
+    if judge.extractor is not None:
+        accuracy = getattr(judge.extractor, "accuracy", None)
+        features = {"name": judge.extractor.name, "accuracy": accuracy}
+    return {
+        "asked": asked.dump(),
+        "command": command,
+        "started": date.today().isoformat(),
+        "versions": {"gentickets": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "machine": machine(),
+        "data": {
+            "name": train.name,
+            "fingerprint": train.fingerprint,
+            "train": len(train),
+            "test": len(held_out),
+            "shape": list(train.shape),
+        },
+        "features": features,
+        "threads": threads,
+        "workers": workers,
+        "gave_up": list(gave_up),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What computes here, in words that mean something to another reader; no names or paths of the machine."""
+    cpu = platform.processor() or platform.machine()
+    memory = 0.0
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                cpu = line.partition(":")[2].strip()
+                break
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": cpu, "cores": os.cpu_count(), "memory_gib": round(memory), "gpu": gpu}
+
+
+# -- the seeds side by side ---------------------------------------------------------------------------------
+
+
+def run_seeds(ready: Prepared, tell: Tell) -> None:
+    """Runs every seed to its end, several at once in processes of their own, and writes the results.
+
+    On Ctrl-C each training saves its state; the same command goes on from there.
+    """
+    seeds = ready.recipe.seeds
+    with disk.one_line_errors(ready.folder):
+        if ready.workers == 1:
+            with stopping() as stop:
+                for seed in seeds:
+                    _run_seed(ready.folder, ready.recipe, seed, ready.threads, tell, stop)
+        else:
+            _run_processes(ready, tell)
+        write_csv(read_run(ready.folder))
+
+
+def _run_processes(ready: Prepared, tell: Tell) -> None:
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, stopping() as stop:
+        events: queue.Queue[Event | None] = manager.Queue()
+        halt = manager.Event()
+        listener = threading.Thread(target=_listen, args=(events, tell), daemon=True)
+        listener.start()
+        with ProcessPoolExecutor(ready.workers, mp_context=context) as pool:
+            jobs: list[Future[None]] = [
+                pool.submit(_in_process, ready.folder, ready.recipe, seed, ready.threads, events, halt)
+                for seed in ready.recipe.seeds
+            ]
+            pending = set(jobs)
+            while pending:
+                done, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
+                if stop() or any(job.exception() for job in done):
+                    halt.set()
+        events.put(None)
+        listener.join(timeout=5)
+        # The first that failed by itself, not the ones that were told to stop on its account.
+        failures = [error for job in jobs if (error := job.exception()) is not None]
+        for error in sorted(failures, key=lambda error: isinstance(error, KeyboardInterrupt)):
+            raise error
+        if stop():
+            raise KeyboardInterrupt
+
+
+def _listen(events: queue.Queue[Event | None], tell: Tell) -> None:
+    while (event := events.get()) is not None:
+        tell(event)
+
+
+def _in_process(folder: Path, recipe: Recipe, seed: int, threads: int, events: Any, halt: Any) -> None:
+    """One seed in a process of its own. Ctrl-C reaches the whole group: the parent passes it on as `halt`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    waiting = _Sparingly(halt.is_set)
+    try:
+        with disk.one_line_errors(folder):
+            _run_seed(folder, recipe, seed, threads, events.put, waiting)
+    except KeyboardInterrupt:
+        return
+
+
+class _Sparingly:
+    """Asks a question that costs a message at most some twice a second."""
+
+    def __init__(self, ask: Callable[[], bool]):
+        self._ask, self._next = ask, 0.0
+
+    def __call__(self) -> bool:
+        if time.monotonic() < self._next:
+            return False
+        self._next = time.monotonic() + 0.5
+        return self._ask()
+
+
+def _run_seed(folder: Path, recipe: Recipe, seed: int, threads: int, tell: Tell, stop: Callable[[], bool]) -> None:
+    torch.set_num_threads(threads)
+    train, held_out = load_data(recipe.data)
+    judge = Judge(recipe.build_objective(), train, held_out, recipe.evaluation, make_fabric(recipe).device)
+    SeedRun(recipe, folder, seed, train, judge, tell, stop).run()
+
+
+@contextmanager
+def stopping() -> Iterator[Callable[[], bool]]:
+    """While inside, the first Ctrl-C (or a polite kill) asks for a stop; a second one interrupts as ever."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    for which in before:
+        signal.signal(which, ask)
+    try:
+        yield asked.is_set
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
+
+
+# -- judging again ------------------------------------------------------------------------------------------
+
+
+def evaluate_again(folder: Path, samples: int | None, features: str | None, weights: str | None, tell: Tell) -> None:
+    """Measures every complete level of a run anew, with other samples or features, and writes its results.
+
+    Raises `RecipeError` for a folder that is no run.
+    """
+    recipe = disk.read_run_recipe(folder)
+    changes = {"samples": samples, "features": features, "inception_weights": weights}
+    raw = recipe.dump()
+    raw["evaluation"] |= {key: value for key, value in changes.items() if value is not None}
+    recipe = make_recipe(raw)
+    origin = disk.read_origin(folder)
+    with disk.one_line_errors(folder), disk.locked(folder):
+        torch.set_num_threads(origin["threads"])
+        train, held_out = load_data(recipe.data)
+        judge = Judge(recipe.build_objective(), train, held_out, recipe.evaluation, make_fabric(recipe).device)
+        levels = [(level.seed, level.level, level.arm) for level in read_run(folder).levels]
+        for done, (seed, index, arm) in enumerate(levels, start=1):
+            seed_run = SeedRun(recipe, folder, seed, train, judge)
+            place = seed_run.folder / disk.level_name(index, arm)
+            metrics = disk.read_metrics(place)
+            if metrics["status"] == "complete":
+                model: nn.Module = judged_model(seed_run, index, arm)
+                metrics |= {"metrics": metrics_json(judge.measure(model)), "primary": judge.primary}
+                disk.write_json(place / "metrics.json", metrics)
+            tell(Event(seed, place.name, done, len(levels)))
+        disk.write_whole(folder / "recipe.yaml", yaml.safe_dump(recipe.dump(), sort_keys=False))
+        write_csv(read_run(folder))

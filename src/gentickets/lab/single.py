@@ -1,0 +1,39 @@
+"""One training by itself: a dense model, or one from a ticket file. Its folder is that of a level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gentickets.errors import RecipeError
+from gentickets.lab import folder as disk
+from gentickets.lab.evaluation import Judge
+from gentickets.lab.recipe import Recipe
+from gentickets.lab.run import check_buildable, load_data, stopping, threads_of
+from gentickets.lab.seedrun import Event, SeedRun, make_fabric
+from gentickets.ticket import Ticket
+
+
+def train_one(
+    recipe: Recipe, folder: Path, seed: int, ticket_file: Path | None, tell: Callable[[Event], None]
+) -> dict[str, Any]:
+    """Trains one model and returns its metrics, as in metrics.json; goes on where its folder holds a checkpoint.
+
+    With a ticket, training runs from the ticket's rewind step to the end; without, from 0. Raises `RecipeError`
+    where the folder is of another recipe, `TicketError` where the ticket does not fit the model.
+    """
+    ticket = Ticket.load(ticket_file) if ticket_file is not None else None
+    with disk.one_line_errors(folder), disk.locked(folder):
+        train, held_out = load_data(recipe.data)
+        check_buildable(recipe, train)
+        origin = {"asked": recipe.dump(), "ticket": ticket.masks.fingerprint if ticket is not None else None}
+        if (folder / "origin.json").exists() and disk.read_origin(folder) != origin:
+            raise RecipeError(f"{folder} was made by another recipe or ticket: take another --name")
+        disk.write_json(folder / "origin.json", origin)
+        torch.set_num_threads(threads_of(recipe, train, workers=1))
+        judge = Judge(recipe.build_objective(), train, held_out, recipe.evaluation, make_fabric(recipe).device)
+        with stopping() as stop:
+            return SeedRun(recipe, folder, seed, train, judge, tell, stop).run_one(ticket)

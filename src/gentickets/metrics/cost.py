@@ -1,0 +1,176 @@
+"""What a model costs to hold and to run: parameters, bytes and FLOPs, dense and with only what is alive."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gentickets.masks import (
+    WEIGHT_PLACES,
+    Masks,
+    check_components,
+    component_of,
+    components_of,
+    named_layers,
+    named_weights,
+    unwrap,
+)
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+)
+_FLOPS_A_NORM = 2
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Counts for one model or component.
+
+    FLOPs are those of one forward pass of one example; a multiply-add counts as two. `bytes_dense` is every
+    parameter in its own dtype; `bytes_sparse` the live values, one bit for each weight under a mask, and the
+    parameters that no mask covers. `components` breaks a model's cost down by component.
+    """
+
+    parameters: int
+    alive_parameters: int
+    flops_dense: int
+    flops_sparse: int
+    bytes_dense: int
+    bytes_sparse: int
+    components: Mapping[str, Cost] = field(default_factory=dict)
+
+
+def cost(
+    model: nn.Module,
+    example_inputs: Mapping[str, Tensor | tuple[Tensor, ...]],
+    masks: Masks | None = None,
+) -> Cost:
+    """The cost of `model`, whose children are its components, under `masks` (None: everything is alive).
+
+    `example_inputs` maps a component's name to a batch for it (a tuple of tensors where it takes several).
+    Parameters and bytes are those of the whole model; FLOPs those of the components that have an example.
+    Counted are convolutions (transposed ones at their true cost: input places x kernel), linear layers and
+    norms (two an element); biases, activations and products of activations are not.
+
+    The model runs in evaluation mode and is left as it was. Raises `MaskError` for a component that does not
+    exist, or masks that do not fit.
+    """
+    names = components_of(model)
+    check_components(example_inputs, names)
+    alive = _Alive(model, masks)
+    parts = {}
+    for name in names:
+        dense = sparse = 0
+        if name in example_inputs:
+            dense, sparse = _flops(getattr(unwrap(model), name), name, example_inputs[name], alive)
+        held = [full for full in alive.weights if component_of(full) == name]
+        parts[name] = alive.holding(held, dense, sparse, {})
+    totals = [
+        sum(part.flops_dense for part in parts.values()),
+        sum(part.flops_sparse for part in parts.values()),
+    ]
+    return alive.holding(list(alive.weights), totals[0], totals[1], parts)
+
+
+class _Alive:
+    """How much of each parameter of a model is alive."""
+
+    def __init__(self, model: nn.Module, masks: Masks | None):
+        self.weights = named_weights(model) if masks is None else masks.check_fits(model)
+        self.counts = {} if masks is None else masks.counts()
+        self._names = {id(weight): name for name, weight in self.weights.items()}
+
+    def of(self, name: str) -> int:
+        return self.counts.get(name, self.weights[name].numel())
+
+    def of_layer(self, layer: nn.Module) -> tuple[int, int]:
+        """(weights, live weights) of a layer, wherever a norm has put its weight."""
+        for place in WEIGHT_PLACES:
+            try:
+                name = self._names[id(layer.get_parameter(place))]
+            except (AttributeError, KeyError):
+                continue
+            return self.weights[name].numel(), self.of(name)
+        return 0, 0
+
+    def holding(self, names: list[str], dense: int, sparse: int, components: dict[str, Cost]) -> Cost:
+        """The cost of holding the parameters `names`, with these FLOPs."""
+        bytes_dense = bytes_sparse = 0
+        for name in names:
+            weight = self.weights[name]
+            bytes_dense += weight.numel() * weight.element_size()
+            bytes_sparse += self.of(name) * weight.element_size()
+            bytes_sparse += ceil(weight.numel() / 8) if name in self.counts else 0
+        return Cost(
+            parameters=sum(self.weights[name].numel() for name in names),
+            alive_parameters=sum(self.of(name) for name in names),
+            flops_dense=dense,
+            flops_sparse=sparse,
+            bytes_dense=bytes_dense,
+            bytes_sparse=bytes_sparse,
+            components=components,
+        )
+
+
+def _flops(
+    component: nn.Module, name: str, example: Tensor | tuple[Tensor, ...], alive: _Alive
+) -> tuple[int, int]:
+    """(dense, sparse) FLOPs of one example through one component."""
+    inputs = example if isinstance(example, tuple) else (example,)
+    component = unwrap(component)
+    where = next((p.device for p in component.parameters()), inputs[0].device)
+    totals = [0, 0]
+
+    def count(layer: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+        dense, sparse = _of_call(layer, given, output, alive)
+        totals[0] += dense
+        totals[1] += sparse
+
+    with ExitStack() as stack:
+        for _, layer in named_layers(component, name):
+            if isinstance(layer, _CONVOLUTIONS + _TRANSPOSED + _NORMS + (nn.Linear,)):
+                stack.callback(layer.register_forward_hook(count).remove)
+        stack.enter_context(_as_evaluated(component))
+        component(*(tensor.to(where) for tensor in inputs))
+    batch = len(inputs[0])
+    return round(totals[0] / batch), round(totals[1] / batch)
+
+
+def _of_call(layer: nn.Module, given: tuple[Any, ...], output: Any, alive: _Alive) -> tuple[int, int]:
+    """(dense, sparse) FLOPs of one call of a layer, over its whole batch."""
+    if isinstance(layer, _NORMS):
+        return _FLOPS_A_NORM * output.numel(), _FLOPS_A_NORM * output.numel()
+    # Each weight is used once at each place: of the output, or, where the convolution is transposed, of the input.
+    if isinstance(layer, _TRANSPOSED):
+        places = given[0].numel() // layer.in_channels
+    elif isinstance(layer, nn.Linear):
+        places = output.numel() // layer.out_features
+    else:
+        places = output.numel() // layer.out_channels  # type: ignore[operator]
+    weights, live = alive.of_layer(layer)
+    return 2 * places * weights, 2 * places * live
+
+
+@contextmanager
+def _as_evaluated(component: nn.Module) -> Any:
+    """Evaluation mode, no gradients, and the random generator and every module's mode as before on leaving."""
+    modes = [(module, module.training) for module in component.modules()]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            component.eval()
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

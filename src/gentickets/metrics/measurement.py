@@ -1,0 +1,16 @@
+"""One measured number, with what one must know to quote it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """`key` names the column in a table, `label` what a report prints; `samples` is how many images went in."""
+
+    key: str
+    label: str
+    value: float
+    samples: int
+    lower_is_better: bool = True

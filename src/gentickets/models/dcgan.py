@@ -1,0 +1,38 @@
+"""DCGAN (Radford et al. 2016): `generator` (latents → images) and `discriminator` (images → logits)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from gentickets.models.convolutional import ConvDecoder, ConvHead, ConvTrunk
+
+
+class GAN(nn.Module):
+    """A `generator` and a `discriminator`; called, it generates."""
+
+    def __init__(self, generator: nn.Module, discriminator: nn.Module):
+        super().__init__()
+        self.generator = generator
+        self.discriminator = discriminator
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.generator(latents)
+
+
+def dcgan(
+    size: int, channels: int, width: int = 64, latent: int = 100, depth: int | None = None, critic_norm: bool = True
+) -> GAN:
+    """`ConvDecoder` against `ConvTrunk` with one output; weights drawn from N(0, 0.02²), as in the paper's Sec. 3.
+
+    `critic_norm=False` leaves batch norm out of the discriminator, as the gradient penalty needs it.
+    """
+    gan = GAN(
+        ConvDecoder(size, channels, width, latent, depth),
+        ConvHead(ConvTrunk(size, channels, width, depth, norm=critic_norm), 1),
+    )
+    for layer in gan.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.normal_(layer.weight, 0.0, 0.02)
+        elif isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.weight, 1.0, 0.02)
+    return gan

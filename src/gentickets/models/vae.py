@@ -1,0 +1,36 @@
+"""Variational autoencoders: `encoder` (images → mean, log variance) and `decoder` (latents → images)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from gentickets.models.convolutional import ConvDecoder, ConvHead, ConvTrunk
+
+
+class GaussianEncoder(ConvHead):
+    """images → (mean, log variance) of q(z | x), each (batch, latent)."""
+
+    def __init__(self, trunk: ConvTrunk, latent: int):
+        super().__init__(trunk, 2 * latent)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        mean, log_variance = super().forward(images).chunk(2, dim=1)
+        return mean, log_variance
+
+
+class VAE(nn.Module):
+    """An `encoder` to a Gaussian over latents, and a `decoder`; called, it reconstructs from the mean."""
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module):
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.decoder(self.encoder(images)[0])
+
+
+def conv_vae(size: int, channels: int, width: int = 32, latent: int = 32, depth: int | None = None) -> VAE:
+    """The trunk is that of `dcgan`'s discriminator, the decoder that of its generator, at equal arguments."""
+    encoder = GaussianEncoder(ConvTrunk(size, channels, width, depth), latent)
+    return VAE(encoder, ConvDecoder(size, channels, width, latent, depth))

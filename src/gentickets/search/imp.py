@@ -1,0 +1,77 @@
+"""Iterative magnitude pruning with rewinding (Frankle & Carbin 2019; Frankle et al. 2020, "Linear mode
+connectivity"; for generative models Kalibhat et al. 2021, Sec. 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from gentickets.errors import PruneError
+from gentickets.masks import Masks
+from gentickets.pruning import Scope, prune
+from gentickets.scores import Criterion, magnitude
+from gentickets.search.levels import Level, MakeModel, Others, Rounds, Train
+
+
+def imp(
+    make_model: MakeModel,
+    train: Train,
+    *,
+    steps: int,
+    rounds: int,
+    fraction: float = 0.2,
+    rewind_step: int = 0,
+    scope: Scope = "global",
+    components: Iterable[str] | None = None,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] = (),
+    criterion: Criterion | None = None,
+    others: Others = "rewind",
+    example_inputs: Mapping[str, Tensor] | None = None,
+    origin: Mapping[str, Any] | None = None,
+    after: Level | None = None,
+) -> Iterator[Level]:
+    """Yields the dense model as level 0, then one level a round: prune, rewind, train again.
+
+    `make_model()` draws a model; `train(model, masks, start_step, end_step)` trains it in place, with fresh
+    optimisers, and holds it to the masks (`masks.hold`). The dense training runs from 0 to `steps`, in two calls
+    where `rewind_step` is above 0; every round runs from `rewind_step` to `steps`. Each round prunes `fraction`
+    of what is alive, by `criterion` (default: magnitude), compared within `scope` (see `gentickets.prune`).
+
+    `components`, `include` and `exclude` choose what is pruned (default: convolutions and linear layers of all
+    components); `others` is what the unpruned components start each round from. `example_inputs` (component →
+    an input) lets each mask be checked for a live path before it is trained; without it, only a layer of which
+    nothing is left would show. `origin` goes into every ticket. `after` resumes: the rounds that follow this level.
+
+    Raises `PruneError` for an argument out of range, `MaskError` for an unknown component (both at once, before
+    anything is trained), and `Disconnected` at a round whose masks cut a component in two.
+    """
+    if rounds < 0:
+        raise PruneError(f"rounds={rounds}: 0 or more")
+    if not 0 < fraction < 1:
+        raise PruneError(f"fraction={fraction} is out of range: above 0 and below 1")
+    shared = Rounds(make_model, train, steps, rewind_step, others, example_inputs, origin)
+    dense = Masks.dense(shared.initial, components, include, exclude)
+    score = criterion or (lambda model: magnitude(model, include=tuple(dense)))
+    return _levels(shared, dense, score, rounds, fraction, scope, after)
+
+
+def _levels(
+    shared: Rounds,
+    dense: Masks,
+    score: Criterion,
+    rounds: int,
+    fraction: float,
+    scope: Scope,
+    after: Level | None,
+) -> Iterator[Level]:
+    level = after
+    if level is None:
+        level = shared.dense(dense)
+        yield level
+    while level.index < rounds:
+        masks = prune(score(level.model), fraction=fraction, within=level.masks, scope=scope)
+        level = shared.retrain(level.index + 1, masks, level)
+        yield level

@@ -1,0 +1,371 @@
+"""The one training loop, for every family of models.
+
+A step of training is a function of the weights, the optimisers' state and the step's number: batches and noise
+are drawn from (seed, step), learning rates follow from the step. A checkpoint therefore holds weights, optimiser
+state and averages (and torch's global generator, which dropout uses), and a resumed run is bit for bit the
+uninterrupted one on the same machine with the same number of threads.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from gentickets.errors import Diverged, GenticketsError
+from gentickets.masks import Hold, Masks, clone, named_state, unwrap
+from gentickets.objectives import Objective
+
+Schedule = Literal["constant", "cosine", "linear"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. `lr` is one learning rate, or one a component; Adam everywhere (AdamW's decoupled decay).
+
+    `steps` is the length of a whole training, on which schedules are laid; a step is one pass through all losses
+    of the objective. `ema` is the decay of the moving average, None for no average. `clip_norm` bounds the
+    gradient norm of each component, live weights counted. `precision` as Lightning Fabric names it.
+    """
+
+    steps: int
+    batch_size: int = 64
+    lr: float | Mapping[str, float] = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    schedule: Schedule = "constant"
+    warmup_steps: int = 0
+    ema: float | None = None
+    clip_norm: float | None = None
+    precision: str = "32-true"
+    seed: int = 0
+
+    def lr_of(self, component: str) -> float:
+        if isinstance(self.lr, Mapping):
+            if component not in self.lr:
+                raise GenticketsError(f"lr has no rate for component {component!r}: it names {', '.join(self.lr)}")
+            return self.lr[component]
+        return self.lr
+
+    def lr_factor(self, step: int) -> float:
+        """What the schedule multiplies the learning rate by at a step: a function of the step alone."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        if self.schedule == "linear":
+            return max(0.0, 1 - progress)
+        return 1.0
+
+
+class BatchSource(Protocol):
+    """Images by step: float (batch, channels, height, width) in [-1, 1], a function of the step alone."""
+
+    def at(self, step: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a training reports now and then: the step just done, its losses, and images a second since the last."""
+
+    step: int
+    losses: Mapping[str, float]
+    images_per_second: float
+
+
+@dataclass
+class Trained:
+    """What came out: the averages by component (empty without `ema`), images seen, and seconds taken here."""
+
+    averaged: nn.Module
+    images: int
+    seconds: float
+
+
+class Checkpoint:
+    """One file, always whole: written beside its place, synced and renamed.
+
+    `key` tells whose checkpoint it is; one with another key is not resumed from. `every` seconds it is written.
+    """
+
+    def __init__(self, path: Path, key: str, every: float = 20.0):
+        self.path, self.key, self.every = path, key, every
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self._last >= self.every
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        beside = self.path.with_suffix(".partial")
+        with open(beside, "wb") as file:
+            torch.save({"key": self.key, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, self.path)
+        self._last = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest state, or None where there is none of this key. Never runs a pickle's code."""
+        if not self.path.exists():
+            return None
+        state = torch.load(self.path, weights_only=True, map_location="cpu")
+        return state if state.pop("key") == self.key else None
+
+
+class Curve:
+    """A JSON-lines file with the losses over the steps; lines beyond the point of a resumption are dropped."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def rewind(self, step: int) -> None:
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        self.path.write_text("".join(line + "\n" for line in kept))
+
+    def add(self, progress: Progress) -> None:
+        row = {
+            "step": progress.step,
+            "losses": {k: float(f"{v:.6g}") for k, v in progress.losses.items()},
+            "images_per_second": round(progress.images_per_second, 1),
+        }
+        with open(self.path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def train(
+    model: nn.Module,
+    objective: Objective,
+    batches: BatchSource,
+    settings: Settings,
+    *,
+    masks: Masks | None = None,
+    start_step: int = 0,
+    end_step: int | None = None,
+    checkpoint: Checkpoint | None = None,
+    curve: Curve | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+    report_every: int = 20,
+    fabric: Fabric | None = None,
+) -> Trained:
+    """Trains `model` in place from `start_step` to `end_step` (default: `settings.steps`), and returns the rest.
+
+    Fresh optimisers; the weights are held to `masks` throughout. Where `checkpoint` holds a state of its key,
+    training goes on from there instead. Where `stop()` says so after a step, the state is saved and
+    `KeyboardInterrupt` raised.
+
+    Raises `Diverged` where a loss is not finite or the objective says that the model has collapsed (the step
+    before is the last one taken), and `MaskError` where an audit finds the model or an average no longer sparse.
+    """
+    end_step = settings.steps if end_step is None else end_step
+    fabric = fabric or Fabric(accelerator="cpu", devices=1, precision=settings.precision)  # type: ignore[arg-type]
+    loop = _Loop(model, objective, settings, masks, fabric)
+    step = loop.resume(checkpoint, start_step)
+    if curve is not None:
+        curve.rewind(step)
+    meter = _Meter(loop.images, loop.seconds)
+    with loop.holding() as held:
+        while step < end_step:
+            batch = batches.at(step)
+            losses = loop.step(step, batch, held)
+            step += 1
+            meter.images += len(batch)
+            if step % report_every == 0 or step == end_step:
+                loop.check(step, batch, held)
+                progress = Progress(step, {k: float(v) for k, v in losses.items()}, meter.rate())
+                if curve is not None:
+                    curve.add(progress)
+                if on_progress is not None:
+                    on_progress(progress)
+            stopping = stop is not None and stop()
+            if checkpoint is not None and step < end_step and (stopping or checkpoint.due()):
+                checkpoint.save({**loop.state(step), "images": meter.images, "seconds": meter.seconds})
+            if stopping:
+                raise KeyboardInterrupt
+    return Trained(loop.averaged, meter.images, meter.seconds)
+
+
+class _Meter:
+    """Images and seconds, those before a resumption included; and the rate since it was last asked."""
+
+    def __init__(self, images: int, seconds: float):
+        self.images, self._before, self._begun = images, seconds, time.perf_counter()
+        self._since, self._reported = self._begun, images
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.perf_counter() - self._begun
+
+    def rate(self) -> float:
+        now = time.perf_counter()
+        rate = (self.images - self._reported) / max(now - self._since, 1e-9)
+        self._since, self._reported = now, self.images
+        return rate
+
+
+class _Loop:
+    """The moving parts of one training."""
+
+    def __init__(
+        self, model: nn.Module, objective: Objective, settings: Settings, masks: Masks | None, fabric: Fabric
+    ):
+        self.model, self.objective, self.settings, self.masks, self.fabric = model, objective, settings, masks, fabric
+        fabric.to_device(model)
+        model.train()
+        self.parameters = {name: list(getattr(unwrap(model), name).parameters()) for name in objective.components}
+        if masks is not None:
+            masks.apply_(model)  # before averages are made of it
+        self.optimizers = {name: self._optimizer(name) for name in self.parameters}
+        self.averaged = nn.Module()
+        if settings.ema is not None:
+            average = get_ema_multi_avg_fn(settings.ema)
+            for name in objective.averaged:
+                copy = AveragedModel(clone(getattr(unwrap(model), name)), multi_avg_fn=average, use_buffers=True)
+                setattr(self.averaged, name, copy)
+        self.rng = torch.Generator(device=fabric.device)
+        self.images, self.seconds = 0, 0.0
+        # A loss is looked at before its step on a CPU; on a GPU that would stall it, so at reports.
+        self._look_at_each = fabric.device.type == "cpu"
+
+    def _optimizer(self, component: str) -> Any:
+        settings = self.settings
+        adam = torch.optim.AdamW(
+            self.parameters[component],
+            lr=settings.lr_of(component),
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=self.fabric.device.type in ("cpu", "cuda"),
+        )
+        return self.fabric.setup_optimizers(adam)
+
+    def holding(self) -> Any:
+        if self.masks is None:
+            return nullcontext()
+        return self.masks.hold(self.model, *self.optimizers.values())
+
+    def step(self, step: int, batch: Tensor, held: Hold | None) -> dict[str, Tensor]:
+        """One step: every loss of the objective in turn, each with a step of its components."""
+        self.rng.manual_seed(derived_seed(self.settings.seed, step))
+        factor = self.settings.lr_factor(step)
+        seen: dict[str, Tensor] = {}
+        losses = self.objective.at(step).losses(self.model, batch, self.rng)
+        for components, loss in self._evaluated(losses):
+            names = (components,) if isinstance(components, str) else components
+            seen["+".join(names)] = loss.detach()
+            if self._look_at_each:
+                check_finite(seen, step)
+            for name in names:
+                self.optimizers[name].zero_grad()
+            # Only into these components: no gradient of G's loss is left lying in D.
+            self.fabric.backward(loss, inputs=[p for name in names for p in self.parameters[name]])
+            if self.settings.clip_norm is not None:
+                self._clip(names, held)
+            for name in names:
+                for group in self.optimizers[name].param_groups:
+                    group["lr"] = self.settings.lr_of(name) * factor
+                self.optimizers[name].step()
+        for name, average in self.averaged.named_children():
+            average.update_parameters(getattr(unwrap(self.model), name))  # type: ignore[operator]
+        return seen
+
+    def _evaluated(self, losses: Iterator[Any]) -> Iterator[Any]:
+        """The losses one by one, each computed in the precision asked for."""
+        while True:
+            with self.fabric.autocast():
+                item = next(losses, None)
+            if item is None:
+                return
+            yield item
+
+    def _clip(self, names: Sequence[str], held: Hold | None) -> None:
+        if held is not None:
+            held.mask_gradients()
+        for name in names:
+            nn.utils.clip_grad_norm_(self.parameters[name], self.settings.clip_norm)  # type: ignore[arg-type]
+
+    def check(self, step: int, batch: Tensor, held: Hold | None) -> None:
+        """Now and then: still sparse, still finite, still worth going on with?"""
+        if self.masks is not None and held is not None:
+            held.audit()
+            names = [name for name, _ in self.averaged.named_children() if name in self.masks.components]
+            self.masks.select(names).audit(self.averaged, "the moving average")
+        if not all(bool(torch.isfinite(p).all()) for ps in self.parameters.values() for p in ps):
+            raise Diverged(f"step {step}: weights are no longer finite; lower the learning rate or clip_norm")
+        if step > self.settings.steps // 4:
+            self.model.eval()
+            reason = self.objective.collapsed(self.model, batch, self.rng)
+            self.model.train()
+            if reason is not None:
+                raise Diverged(f"step {step}: {reason}")
+
+    # -- checkpoints --------------------------------------------------------------------------------------
+
+    def state(self, step: int) -> dict[str, Any]:
+        return {
+            "step": step,
+            "model": named_state(self.model),
+            "averaged": self.averaged.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "rng": torch.get_rng_state(),
+        }
+
+    def resume(self, checkpoint: Checkpoint | None, start_step: int) -> int:
+        """Restores the newest checkpoint and returns its step; without one, seeds and returns `start_step`."""
+        state = checkpoint.load() if checkpoint is not None else None
+        if state is None:
+            torch.manual_seed(derived_seed(self.settings.seed, start_step))
+            return start_step
+        own = named_state(self.model)
+        with torch.no_grad():
+            for name, tensor in state["model"].items():
+                own[name].copy_(tensor)
+        self.averaged.load_state_dict(state["averaged"])
+        for name, saved in state["optimizers"].items():
+            self.optimizers[name].load_state_dict(saved)
+        torch.set_rng_state(state["rng"])
+        self.images, self.seconds = int(state["images"]), float(state["seconds"])
+        return int(state["step"])
+
+
+def check_finite(losses: Mapping[str, Tensor], step: int) -> None:
+    """Raises `Diverged` that names the first loss that is not finite."""
+    for name, loss in losses.items():
+        if not bool(torch.isfinite(loss)):
+            raise Diverged(f"step {step}: the loss of {name} is {float(loss)}; lower the learning rate or set clip_norm")
+
+
+def with_averages(model: nn.Module, averaged: nn.Module) -> nn.Module:
+    """A copy of `model` in which the averaged components stand in the place of the raw ones."""
+    copy = clone(model)
+    for name, average in averaged.named_children():
+        setattr(unwrap(copy), name, clone(unwrap(average)))
+    return copy
+
+
+def derived_seed(*parts: int) -> int:
+    """A seed that follows from these numbers alone, well mixed."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+def threads_for(parameters: int, batch_size: int, cores: int) -> int:
+    """Intra-op threads for a model: one for a small one, all cores for others.
+
+    By size, not by a timing: equal runs must give equal bits, and the number of threads decides the order of
+    sums. Where a step multiplies fewer than some 20 million times, handing work to a second thread costs about
+    what it saves when the machine is idle, and far more when it is busy.
+    """
+    return 1 if parameters * batch_size < 20_000_000 else max(1, cores)

@@ -1,0 +1,360 @@
+"""From scores to masks, each scope against a second, naive implementation on Python lists."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from decimal import Decimal
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gentickets import Masks, PruneError, prune, random_like
+
+NAMES = ("g.0.weight", "g.1.weight", "d.0.weight", "d.1.weight")
+SHAPES = st.lists(st.lists(st.integers(0, 5), max_size=3).map(tuple), min_size=1, max_size=4)
+
+
+# -- the naive implementation --------------------------------------------------------------------------------
+
+
+def floor_of(amount: float, count: int) -> int:
+    return math.floor(Fraction(Decimal(str(amount))) * count)
+
+
+def drop_lowest(entries: list[tuple[float, str, int]], keep: int) -> set[tuple[str, int]]:
+    """Of (score, name, position), the `keep` that are left when the lowest go first."""
+    order = sorted(entries)
+    return {(name, at) for _, name, at in order[len(order) - keep :]}
+
+
+def naive_prune(
+    scores: dict[str, Tensor],
+    within: Masks,
+    scope: str,
+    fraction: float | None = None,
+    to_sparsity: float | None = None,
+) -> dict[str, list[bool]]:
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in scores:
+        groups[{"global": "", "component": name.split(".")[0], "layer": name}[scope]].append(name)
+    kept: set[tuple[str, int]] = set()
+    for names in groups.values():
+        entries = [
+            (scores[name].flatten()[at].item(), name, at)
+            for name in names
+            for at, alive in enumerate(within[name].flatten().tolist())
+            if alive
+        ]
+        if fraction is not None:
+            keep = len(entries) - floor_of(fraction, len(entries))
+        else:
+            total = sum(math.prod(within.shapes[name]) for name in names)
+            keep = total - floor_of(to_sparsity, total)
+        kept |= drop_lowest(entries, keep)
+    return {
+        name: [(name, at) in kept for at in range(math.prod(shape))] for name, shape in within.shapes.items()
+    }
+
+
+def naive_erk(keep: int, shapes: dict[str, tuple[int, ...]], limit: dict[str, int]) -> dict[str, Fraction]:
+    """The exact share of each layer, in fractions: layers that would be over their limit are filled, one by
+    one, the fullest first, until none is."""
+    open_, left, share = dict(shapes), Fraction(keep), {}
+    while open_:
+        asked = {n: Fraction(sum(s) or 1) for n, s in open_.items()}
+        scale = left / sum(asked.values())
+        worst = max(open_, key=lambda n: (asked[n] * scale / limit[n]) if limit[n] else Fraction(10**9))
+        if asked[worst] * scale < limit[worst]:
+            return share | {n: asked[n] * scale for n in open_}
+        share[worst] = Fraction(limit[worst])
+        left -= limit[worst]
+        del open_[worst]
+    return share
+
+
+def make(shapes: list[tuple[int, ...]], seed: int, levels: int = 0) -> tuple[dict[str, Tensor], Masks]:
+    """Scores (whole numbers below `levels`, for many ties, if it is given) and what is alive."""
+    generator = torch.Generator().manual_seed(seed)
+    scores, alive = {}, {}
+    for name, shape in zip(NAMES, shapes, strict=False):
+        drawn = torch.rand(shape, generator=generator)
+        scores[name] = (drawn * levels).floor() if levels else drawn
+        alive[name] = torch.rand(shape, generator=generator) < 0.7
+    return scores, Masks(alive)
+
+
+AMOUNTS = st.one_of(
+    st.sampled_from([0, 1, 0.0, 0.1, 0.2, 0.29, 0.5, 0.999, 1.0]), st.floats(0, 1).map(lambda x: round(x, 3))
+)
+
+
+@given(
+    SHAPES, st.integers(0, 10**6), st.sampled_from([0, 1, 2, 5]), AMOUNTS,
+    st.sampled_from(["global", "component", "layer"]),
+)  # fmt: skip
+def test_fraction(shapes: list[tuple[int, ...]], seed: int, levels: int, amount: float, scope: str) -> None:
+    scores, within = make(shapes, seed, levels)
+    masks = prune(scores, fraction=amount, within=within, scope=scope)  # type: ignore[arg-type]
+    expected = naive_prune(scores, within, scope, fraction=amount)
+    assert {n: m.flatten().tolist() for n, m in masks.items()} == expected
+    assert masks <= within
+    assert list(masks) == list(within)
+    if scope == "global":
+        assert masks.alive == within.alive - floor_of(amount, within.alive)
+
+
+@given(
+    SHAPES, st.integers(0, 10**6), st.sampled_from([0, 1, 2, 5]), AMOUNTS,
+    st.sampled_from(["global", "component", "layer"]),
+)  # fmt: skip
+def test_to_sparsity(
+    shapes: list[tuple[int, ...]], seed: int, levels: int, amount: float, scope: str
+) -> None:
+    scores, _ = make(shapes, seed, levels)
+    dense = Masks({n: torch.ones(s.shape, dtype=torch.bool) for n, s in scores.items()})
+    masks = prune(scores, to_sparsity=amount, scope=scope)  # type: ignore[arg-type]
+    expected = naive_prune(scores, dense, scope, to_sparsity=amount)
+    assert {n: m.flatten().tolist() for n, m in masks.items()} == expected
+
+
+@given(SHAPES, st.integers(0, 10**6), st.sampled_from([0, 1, 3]), AMOUNTS)
+def test_erk(shapes: list[tuple[int, ...]], seed: int, levels: int, amount: float) -> None:
+    scores, within = make(shapes, seed, levels)
+    masks = prune(scores, fraction=amount, within=within, scope="erk")
+    keep = within.alive - floor_of(amount, within.alive)
+    assert masks.alive == keep
+    assert masks <= within
+    limit = within.counts()
+    share = naive_erk(keep, dict(within.shapes), limit)
+    for name, count in masks.counts().items():
+        assert count <= limit[name]
+        assert abs(count - share[name]) < 1
+        entries = [
+            (scores[name].flatten()[at].item(), name, at)
+            for at, alive in enumerate(within[name].flatten().tolist())
+            if alive
+        ]
+        best = drop_lowest(entries, count)
+        assert masks[name].flatten().tolist() == [(name, at) in best for at in range(within[name].numel())]
+
+
+def test_erk_densities() -> None:
+    shapes = {
+        "a.weight": (64, 32, 3, 3),
+        "b.weight": (128, 64, 3, 3),
+        "c.weight": (200, 300),
+        "d.weight": (4, 3),
+    }
+    scores = {name: torch.rand(shape) for name, shape in shapes.items()}
+    masks = prune(scores, to_sparsity=0.95, scope="erk")
+    total = sum(math.prod(s) for s in shapes.values())
+    assert masks.alive == total - floor_of(0.95, total)
+    counts = masks.counts()
+    assert counts["d.weight"] == 12  # capped: it asks for more than it has
+    density = {n: counts[n] / math.prod(s) for n, s in shapes.items() if n != "d.weight"}
+    ratio = {n: density[n] / (sum(shapes[n]) / math.prod(shapes[n])) for n in density}
+    assert max(ratio.values()) == pytest.approx(min(ratio.values()), rel=0.01)
+
+
+def test_erk_when_nothing_or_everything_is_kept() -> None:
+    scores = {"a": torch.rand(3, 4), "b": torch.rand(()), "c": torch.rand(0), "d": torch.rand(5)}
+    assert prune(scores, to_sparsity=1.0, scope="erk").alive == 0
+    assert prune(scores, to_sparsity=0.0, scope="erk").alive == 18
+    assert prune({"b": torch.rand(())}, fraction=0.0, scope="erk").alive == 1
+    none = prune(scores, to_sparsity=1.0)
+    assert prune(scores, fraction=0.5, within=none, scope="erk") == none
+
+
+@pytest.mark.parametrize("scope", ["global", "component", "layer", "erk"])
+def test_rounds(scope: str) -> None:
+    """20 % of what is alive, twelve times over: exactly n - floor(0.2 n) each time, nothing comes back."""
+    scores = {name: torch.rand(37, 11) for name in NAMES}
+    masks = Masks({name: torch.ones(37, 11, dtype=torch.bool) for name in NAMES})
+    for _ in range(12):
+        fresh = {name: torch.rand(37, 11) for name in NAMES}
+        smaller = prune(fresh, fraction=0.2, within=masks, scope=scope)  # type: ignore[arg-type]
+        assert smaller <= masks
+        groups = {"component": ("g", "d"), "layer": NAMES}.get(scope, ("",))
+        for group in groups:
+            n = sum(c for name, c in masks.counts().items() if name.startswith(group))
+            left = sum(c for name, c in smaller.counts().items() if name.startswith(group))
+            assert left == n - n // 5
+        masks = smaller
+    assert prune(scores, fraction=0.2, within=masks) == prune(scores, fraction=0.2, within=masks)
+
+
+def test_amounts_are_read_as_decimals() -> None:
+    for amount, count, dropped in [
+        (0.29, 100, 29),
+        (0.57, 100, 57),
+        (0.58, 100, 58),
+        (0.1, 30, 3),
+        (0.7, 10, 7),
+        (0.2, 9, 1),
+        (0.2, 14, 2),
+        (0.999, 1000, 999),
+        (1e-9, 1000, 0),
+        (1, 7, 7),
+        (0, 7, 0),
+    ]:
+        for key in ("fraction", "to_sparsity"):
+            masks = prune({"w": torch.rand(count)}, **{key: amount})
+            assert masks.alive == count - dropped, (key, amount, count)
+
+
+@given(st.integers(1, 5000), st.data())
+def test_a_sparsity_that_was_measured_is_met(total: int, data: st.DataObject) -> None:
+    """`to_sparsity=masks.sparsity` leaves as many as `masks` has, and is no revival."""
+    dead = data.draw(st.integers(0, total))
+    masks = Masks({"w": torch.arange(total) >= dead})
+    assert prune({"w": torch.rand(total)}, to_sparsity=masks.sparsity).alive == masks.alive
+    assert prune({"w": torch.rand(total)}, to_sparsity=masks.sparsity, within=masks) == masks
+
+
+def test_ties_go_by_name_and_position() -> None:
+    scores = {"b": torch.zeros(3), "a": torch.zeros(2, 2)}
+    masks = prune(scores, fraction=0.7)  # 4 of 7
+    assert not masks["a"].any()
+    assert masks["b"].all()
+    masks = prune(scores, fraction=0.29)  # 2 of 7
+    assert masks["a"].flatten().tolist() == [False, False, True, True]
+    one = Masks({"a": torch.ones(2, 2, dtype=torch.bool), "b": torch.ones(3, dtype=torch.bool)})
+    two = Masks({"b": one["b"], "a": one["a"]})
+    assert one == two
+    for scope in ("global", "erk"):
+        assert prune(scores, 0.5, within=one, scope=scope) == prune(scores, 0.5, within=two, scope=scope)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int64, torch.int32, torch.uint8, torch.bfloat16, torch.float16, torch.float64, torch.bool]
+)
+def test_scores_of_any_real_dtype(dtype: torch.dtype) -> None:
+    drawn = (torch.rand(NAMES.__len__(), 6, 5) * 200).to(dtype)
+    scores = dict(zip(NAMES, drawn, strict=True))
+    within = Masks({n: torch.rand(6, 5) < 0.8 for n in NAMES})
+    for scope in ("global", "component", "layer"):
+        masks = prune(scores, fraction=0.37, within=within, scope=scope)  # type: ignore[arg-type]
+        assert {n: m.flatten().tolist() for n, m in masks.items()} == naive_prune(scores, within, scope, 0.37)
+
+
+def test_small_differences_are_seen() -> None:
+    fine = torch.tensor([1.0, 1.0 + 1e-15, 1.0 + 2e-15], dtype=torch.float64).flip(0)
+    assert prune({"w": fine}, fraction=0.34)["w"].tolist() == [True, True, False]
+    whole = torch.tensor([2**24 + 1, 2**24], dtype=torch.int64)
+    assert prune({"w": whole}, fraction=0.5)["w"].tolist() == [True, False]
+    mixed = {"a": torch.tensor([1.0]), "b": torch.tensor([1.0 - 1e-12], dtype=torch.float64)}
+    assert prune(mixed, fraction=0.5).counts() == {"a": 1, "b": 0}
+
+
+def test_infinities() -> None:
+    inf = float("inf")
+    masks = prune({"w": torch.tensor([inf, -inf, 0.0, inf, -inf])}, fraction=0.6)
+    assert masks["w"].tolist() == [True, False, False, True, False]
+    assert prune({"w": torch.full((4,), inf)}, fraction=0.5)["w"].tolist() == [False, False, True, True]
+    assert prune({"w": torch.full((4,), -inf)}, to_sparsity=1.0).alive == 0
+
+
+def test_what_has_no_score_keeps_its_mask() -> None:
+    within = Masks({n: torch.rand(4, 4) < 0.6 for n in NAMES})
+    scores = {NAMES[0]: torch.rand(4, 4), "not.there": torch.rand(3)}
+    masks = prune(scores, fraction=0.5, within=within)
+    assert masks.merge(within.select("g")) == within
+    n = within.counts()[NAMES[0]]
+    assert masks.counts()[NAMES[0]] == n - n // 2
+    assert masks.counts()[NAMES[1]] == within.counts()[NAMES[1]]
+
+
+def test_scores_are_left_alone() -> None:
+    scores = {"w": torch.rand(5, 5, requires_grad=True)}
+    before = scores["w"].detach().clone()
+    within = Masks({"w": torch.rand(5, 5) < 0.5})
+    print_before = within.fingerprint
+    prune(scores, fraction=0.5, within=within)
+    assert torch.equal(scores["w"], before)
+    assert within.fingerprint == print_before
+
+
+@pytest.mark.parametrize("amount", [-0.1, 1.1, float("nan"), float("inf"), -1e-12, 20])
+@pytest.mark.parametrize("key", ["fraction", "to_sparsity"])
+def test_amounts_out_of_range(amount: float, key: str) -> None:
+    with pytest.raises(PruneError, match=f"{key}={amount} is out of range"):
+        prune({"w": torch.rand(4)}, **{key: amount})
+
+
+def test_other_refusals() -> None:
+    scores = {"g.weight": torch.rand(4), "d.weight": torch.rand(4)}
+    with pytest.raises(PruneError, match="one amount"):
+        prune(scores)
+    with pytest.raises(PruneError, match="one amount"):
+        prune(scores, fraction=0.1, to_sparsity=0.2)
+    with pytest.raises(PruneError, match="scope='blockwise' is none of global, component, layer, erk"):
+        prune(scores, fraction=0.1, scope="blockwise")  # type: ignore[arg-type]
+    with pytest.raises(PruneError, match="no score"):
+        prune({}, fraction=0.1)
+    with pytest.raises(PruneError, match="no score"):
+        prune(scores, fraction=0.1, within=Masks({"x": torch.ones(3, dtype=torch.bool)}))
+    with pytest.raises(PruneError, match=r"'g\.weight' have shape \(4,\), its mask \(2, 2\)"):
+        prune(scores, fraction=0.1, within=Masks({"g.weight": torch.ones(2, 2, dtype=torch.bool)}))
+
+
+@pytest.mark.parametrize("scope", ["global", "component", "layer", "erk"])
+def test_nan_is_refused_where_it_counts(scope: str) -> None:
+    scores = {"g.weight": torch.rand(4), "d.weight": torch.tensor([1.0, float("nan"), 2.0])}
+    with pytest.raises(PruneError, match=r"'d\.weight' hold NaN"):
+        prune(scores, fraction=0.5, scope=scope)  # type: ignore[arg-type]
+    dead = Masks({"g.weight": torch.ones(4, dtype=torch.bool), "d.weight": torch.tensor([True, False, True])})
+    assert prune(scores, fraction=0.5, within=dead, scope=scope).alive == 3  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scope", ["global", "component", "layer", "erk"])
+def test_reviving_is_refused(scope: str) -> None:
+    scores = {"g.weight": torch.rand(10), "d.weight": torch.rand(10)}
+    half = prune(scores, to_sparsity=0.5, scope=scope)  # type: ignore[arg-type]
+    with pytest.raises(PruneError, match="would revive"):
+        prune(scores, to_sparsity=0.4, within=half, scope=scope)  # type: ignore[arg-type]
+    assert prune(scores, to_sparsity=0.5, within=half, scope=scope) == half  # type: ignore[arg-type]
+
+
+def test_more_weights_than_torch_quantile_takes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = {name: torch.rand(4250, 1000, generator=generator) for name in NAMES}  # 17 million
+    with pytest.raises(RuntimeError, match="too large"):
+        torch.quantile(torch.cat([s.flatten() for s in scores.values()]), 0.2)
+    start = time.perf_counter()
+    masks = prune(scores, fraction=0.2)
+    assert masks.alive == 17_000_000 - 3_400_000
+    assert time.perf_counter() - start < 20
+    lowest_kept = min(float(scores[n][masks[n]].min()) for n in NAMES)
+    assert all(float(scores[n][~masks[n]].max()) <= lowest_kept for n in NAMES)
+
+
+# -- random masks --------------------------------------------------------------------------------------------
+
+
+def test_random_like_keeps_the_counts_and_moves_the_weights() -> None:
+    masks = Masks({n: torch.arange(120).reshape(10, 12) < 30 * (i + 1) for i, n in enumerate(NAMES)})
+    drawn = random_like(masks, 0)
+    assert drawn.counts() == masks.counts()
+    assert list(drawn) == list(masks)
+    assert dict(drawn.shapes) == dict(masks.shapes)
+    for name in NAMES[:3]:
+        assert drawn.merge({}).packed[name].tobytes() != masks.packed[name].tobytes()
+    # as far from the original as two independent masks of these densities are
+    expected = sum(2 * d * (1 - d) for d in (0.25, 0.5, 0.75, 1.0)) / 4
+    assert drawn.distance(masks) == pytest.approx(expected, abs=0.1)
+    assert random_like(masks, 0) == drawn
+    assert random_like(masks, 1) != drawn
+    backwards = Masks({n: masks[n] for n in reversed(list(masks))})
+    assert random_like(backwards, 0) == drawn
+
+
+@given(SHAPES, st.integers(0, 1000), st.integers(0, 2**31))
+def test_random_like_keeps_any_counts(shapes: list[tuple[int, ...]], seed: int, other: int) -> None:
+    _, masks = make(shapes, seed)
+    assert random_like(masks, other).counts() == masks.counts()
