@@ -214,7 +214,7 @@ def test_flipped_bits_in_a_larger_ticket(ticket: Ticket, tmp_path: Path) -> None
 def test_truncated_and_lengthened(ticket: Ticket, tmp_path: Path) -> None:
     path = tmp_path / "t"
     raw = ticket.to_bytes()
-    for length in [*range(0, 100), *range(100, len(raw), 97), len(raw) - 1]:
+    for length in [*range(100), *range(100, len(raw), 97), len(raw) - 1]:
         path.write_bytes(raw[:length])
         refused(path)
     for extra in (b"\0", b" ", raw):
@@ -358,7 +358,7 @@ def test_a_full_disk(
         monkeypatch.setattr(builtins, "open", opening)
     else:
         monkeypatch.setattr(os, place, no_space)
-    with pytest.raises(TicketError, match="cannot write ticket .*No space left"):
+    with pytest.raises(TicketError, match=r"cannot write ticket .*No space left"):
         ticket.save(path)
     monkeypatch.undo()
     assert [p.name for p in tmp_path.iterdir()] == (["t"] if existing else [])
@@ -434,7 +434,7 @@ def test_another_architecture(tmp_path: Path, make_autoencoder, gan: nn.Module, 
             (large, r"'encoder\.0\.weight' is \(16, 10\) in the model and \(12, 10\) in the (ticket|masks)"),
             (gan, r"'encoder\.0\.weight'" if bare else r"'generator\.0\.weight' .*absent from the ticket"),
             (deeper, None if bare else r"'encoder\.3\.weight' is \(3, 3\) in the model and absent"),
-            (shallower, r"the model has no (weight )?'decoder\.2\.weight'"),
+            (shallower, r"the model has no (weight )?'decoder\.2\.(weight|bias)'"),
         ]:
             if message is None:
                 continue

@@ -8,7 +8,7 @@ cancels by accident either where a network subtracts or divides (a mean taken of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -68,10 +68,10 @@ def empty_layers(masks: Masks) -> list[str]:
 
 @dataclass
 class _Flow:
-    """What a positive input does in a network: does it come out, and which layers does it not pass?"""
+    """What an input does in a network: does it come out, and if not, which layers does it not pass?"""
 
     connected: bool
-    starved: list[str]  # layers that put out nothing but zeros, in the order in which they ran
+    starved: list[str]  # layers whose output does not depend on the input, in the order in which they ran
     unheard: list[str]  # layers whose output does not come out of the network, the last one first
 
 
@@ -101,15 +101,19 @@ def _flow(probe: nn.Module, component: str, example: Tensor, closed: str | None 
         return seen[name]
 
     hooks = [layer.register_forward_hook(note) for layer in probe.modules() if isinstance(layer, PRUNABLE)]
-    ones = _positive(torch.ones(example.shape, dtype=torch.float64)).requires_grad_()
+    start = 0.5 + torch.rand(example.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    start.requires_grad_()
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.random.default_generator.manual_seed(0)
-        output = torch.stack([part.double().sum() for part in _tensors(probe(ones))]).sum()
+        output = _total(probe(start))
+        totals = {name: value.sum() for name, value in seen.items()}
     for hook in hooks:
         hook.remove()
+    if _reaches(start, output):
+        return _Flow(True, [], [])
     return _Flow(
-        connected=_reaches(ones, output),
-        starved=[name for name, value in seen.items() if not bool((value != 0).any())],
+        connected=False,
+        starved=[name for name, total in totals.items() if not _reaches(start, total)],
         unheard=[name for name, value in reversed(seen.items()) if not _reaches(value, output)],
     )
 
@@ -121,32 +125,42 @@ def _reaches(value: Tensor, output: Tensor) -> bool:
     return gradient is not None and bool((gradient.nan_to_num() != 0).any())
 
 
-def _tensors(output: object) -> Iterator[Tensor]:
-    """The tensors of real numbers that a component returns, alone or in tuples, lists and dictionaries."""
-    if isinstance(output, Tensor):
-        if output.is_floating_point():
-            yield output
-    elif isinstance(output, list | tuple | Mapping):
+def _total(output: object) -> Tensor:
+    """The sum of all real numbers that a component returns, in tensors, tuples, lists and dictionaries."""
+    total = torch.zeros((), dtype=torch.float64)
+    if isinstance(output, Tensor) and output.is_floating_point():
+        return total + output.sum()
+    if isinstance(output, list | tuple | Mapping):
         for part in output.values() if isinstance(output, Mapping) else output:
-            yield from _tensors(part)
+            total = total + _total(part)
+    return total
 
 
 @torch.no_grad()
 def _positive_copy(net: nn.Module, masks: Masks, component: str) -> nn.Module:
     """A float64 copy of `net`, positive at each live weight, 0 at each dead one, no biases and no norms."""
     probe = clone(unwrap(net)).cpu().double().eval()
+    generator = torch.Generator().manual_seed(0)
     done: set[int] = set()
+
+    def fill(weight: Tensor, alive: Tensor | None) -> None:
+        noise = torch.rand(weight.shape, generator=generator, dtype=torch.float64)
+        weight.copy_(0.5 + noise if alive is None else (0.5 + noise) * alive)
+
     for name, layer in list(named_layers(probe, component)):
         held = [place for place in WEIGHT_PLACES if f"{name}.{place}" in masks]
         _strip_weight_norms(layer)
-        for key, weight in layer._parameters.items():
+        own: dict[str, Tensor | None] = dict(layer._parameters)
+        if isinstance(layer, PRUNABLE):
+            own["weight"] = layer.weight
+        for key, weight in own.items():
             if weight is None or id(weight) in done:  # two layers may share one weight, masked by one name
                 continue
             done.add(id(weight))
             if key == "weight" and isinstance(layer, PRUNABLE):
-                weight.copy_(_positive(masks[f"{name}.{held[0]}"] if held else torch.ones_like(weight)))
+                fill(weight, masks[f"{name}.{held[0]}"] if held else None)
             elif f"{name}.{key}" in masks:
-                weight.copy_(_positive(masks[f"{name}.{key}"]))
+                fill(weight, masks[f"{name}.{key}"])
             elif key == "bias" and isinstance(layer, PRUNABLE):
                 weight.zero_()
         for child_name, child in list(layer.named_children()):
@@ -157,16 +171,24 @@ def _positive_copy(net: nn.Module, masks: Masks, component: str) -> nn.Module:
     return probe
 
 
-def _positive(alive: Tensor) -> Tensor:
-    """Numbers from 0.5 to 1.5 where `alive` is not zero, and zeros; the same at every call."""
-    generator = torch.Generator().manual_seed(0)
-    return alive * (0.5 + torch.rand(alive.shape, generator=generator, dtype=torch.float64))
+class _Plain(nn.Module):
+    """Stands where a parametrization was, and gives a weight of its own."""
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self) -> Tensor:
+        return self.weight
 
 
 def _strip_weight_norms(layer: nn.Module) -> None:
     """Takes spectral and weight norm off: whether a path is alive does not depend on them."""
     if parametrize.is_parametrized(layer, "weight"):
-        parametrize.remove_parametrizations(layer, "weight")
+        # Not `remove_parametrizations`: that takes `weight` from the class, which copy and original share.
+        assert isinstance(layer.parametrizations, nn.ModuleDict)
+        assert isinstance(layer.weight, Tensor)
+        layer.parametrizations["weight"] = _Plain(torch.empty_like(layer.weight))
     for hook in list(layer._forward_pre_hooks.values()):
         if isinstance(hook, SpectralNorm):
             nn.utils.remove_spectral_norm(layer)

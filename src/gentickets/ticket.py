@@ -165,7 +165,15 @@ class Ticket:
             shapes = dict(json.loads(meta["shapes"]))
             masks = Masks.from_packed({name: bits[name] for name in shapes}, shapes)
             return cls(masks, weights, json.loads(meta["origin"]))
-        except (TicketError, SafetensorError, LookupError, ValueError, TypeError, RuntimeError) as error:
+        except (
+            TicketError,
+            SafetensorError,
+            LookupError,
+            ValueError,
+            TypeError,
+            ArithmeticError,
+            RuntimeError,
+        ) as error:
             raise TicketError(f"{path} is no ticket: {' '.join(str(error).split())}") from None
 
 

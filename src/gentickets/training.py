@@ -28,6 +28,9 @@ from gentickets.errors import Diverged, GenticketsError
 from gentickets.masks import Hold, Masks, clone, named_state, unwrap
 from gentickets.objectives import Objective
 
+_YOUNG = 200
+"""Steps before which a model that gives one image for everything is untrained, and not collapsed."""
+
 Schedule = Literal["constant", "cosine", "linear"]
 
 
@@ -305,7 +308,7 @@ class _Loop:
             self.masks.select(names).audit(self.averaged, "the moving average")
         if not all(bool(torch.isfinite(p).all()) for ps in self.parameters.values() for p in ps):
             raise Diverged(f"step {step}: weights are no longer finite; lower the learning rate or clip_norm")
-        if step > self.settings.steps // 4:
+        if step > max(_YOUNG, self.settings.steps // 4):
             self.model.eval()
             reason = self.objective.collapsed(self.model, batch, self.rng)
             self.model.train()

@@ -19,9 +19,9 @@ _CELEBA_PARTITION = "list_eval_partition.txt"
 def find(path: Path, split: str, test: str | None) -> Source:
     """The images of `path`: of `test`, a sub-folder, a partition file's part, or all, a part held out."""
     name = path.resolve().name
-    for root in (path, path.resolve().parent):
-        if (root / _CELEBA_PARTITION).is_file() and (root / _CELEBA_IMAGES).is_dir():
-            return _celeba(root, split)
+    celeba = path.resolve().parent if name == _CELEBA_IMAGES else path
+    if (celeba / _CELEBA_PARTITION).is_file() and (celeba / _CELEBA_IMAGES).is_dir():
+        return _celeba(celeba, split)
     train = path / "train" if (path / "train").is_dir() else path
     own = next((path / sub for sub in _TEST_FOLDERS if train != path and (path / sub).is_dir()), None)
     held = Path(test).expanduser() if test is not None else own

@@ -34,10 +34,9 @@ def _read(source: str, identity: str, split: str) -> Rows:
     except ImportError as error:
         raise DataError(f"source: {source!r} is a set of the hub: pip install 'gentickets[hub]'") from error
     try:
-        names = datasets.get_dataset_split_names(identity)
-        held = next((name for name in _TEST_SPLITS if name in names), None)
-        chosen = held if split == "test" and held else "train"
-        table = datasets.load_dataset(identity, split=chosen)
+        splits = datasets.load_dataset(identity)
+        held = next((name for name in _TEST_SPLITS if name in splits), None)
+        table = splits[held if split == "test" and held else "train"]
     except Exception as error:  # the package has no base class for what can go wrong on the way to the hub
         raise DataError(
             f"source: {source!r} cannot be had from the hub as {identity} ({_line(error)}): check the "

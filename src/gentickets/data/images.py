@@ -17,9 +17,9 @@ from gentickets.errors import DataError
 def fingerprint(pixels: np.ndarray, labels: np.ndarray | None) -> str:
     """SHA-256, in hexadecimal, over shape, pixels and labels. The same on every machine."""
     digest = hashlib.sha256(repr((tuple(map(int, pixels.shape)), labels is not None)).encode())
-    digest.update(memoryview(np.ascontiguousarray(pixels)))
+    digest.update(np.ascontiguousarray(pixels).data)
     if labels is not None:
-        digest.update(memoryview(np.ascontiguousarray(labels, dtype="<i8")))
+        digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
     return digest.hexdigest()
 
 

@@ -46,13 +46,16 @@ def find(source: str, split: str, test: str | None) -> Source:
     """
     from gentickets.data import folders, hub, parquet
 
-    if source == "digits":
-        return _digits(split)
-    if source in hub.SHORT_NAMES:
-        return hub.find(source, split)
     path = Path(source).expanduser()
-    if test is not None and split == "test" and not Path(test).expanduser().exists():
+    built_in = source == "digits" or source in hub.SHORT_NAMES
+    if test is not None and (built_in or not path.exists()):
+        raise DataError(
+            f"test: {test} goes with a local file or folder, and {source!r} is none: leave test out"
+        )
+    if test is not None and not Path(test).expanduser().exists():
         raise DataError(f"test: {test} does not exist: name a .parquet file or a folder of images")
+    if built_in:
+        return _digits(split) if source == "digits" else hub.find(source, split)
     try:
         if path.is_dir():
             return folders.find(path, split, test)

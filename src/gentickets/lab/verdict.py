@@ -26,6 +26,9 @@ RELAXED = 0.05
 NOISY = 0.2
 """A dense model whose standard deviation is over this share of its mean sets a bar that says little."""
 
+SPREAD_RULE = "worse than the dense mean by no more than its standard deviation"
+ONE_SEED_RULE = f"worse than the dense model by no more than {RELAXED:.0%}"
+
 CONTROLS = ARMS[1:]
 ARM_NAMES: dict[Arm, str] = {
     "ticket": "ticket",
@@ -53,7 +56,7 @@ class Verdict:
 
     `won`: True where, at the deepest matching level that has controls (`judged_level`), the ticket beats
     every control there; False where it does not match or does not beat one; None where the run does not tell.
-    `matching`: every ticket level that matches by `rule`, gaps or not.
+    `matching`: every arm and level that matches by `rule`, gaps or not.
     """
 
     key: str
@@ -66,7 +69,7 @@ class Verdict:
     relaxed_up_to: float | None
     deepest_level: int | None
     judged_level: int | None
-    matching: tuple[int, ...]
+    matching: frozenset[tuple[Arm, int]]
     wins: list[Win]
     won: bool | None
     headline: str
@@ -117,15 +120,15 @@ class _Judge:
             label=self.label,
             lower_is_better=self.lower_is_better,
             seeds=self.seeds,
-            rule=f"within {RELAXED:.0%} of the dense model"
-            if self.seeds == 1
-            else "within the dense seed spread",
+            rule=ONE_SEED_RULE if self.seeds == 1 else SPREAD_RULE,
             summary=self.summary,
             matches_up_to=None if self.seeds == 1 else self._sparsity(self.deepest),
             relaxed_up_to=self._sparsity(self.relaxed_deepest),
             deepest_level=self.deepest,
             judged_level=self.judged,
-            matching=self.matching,
+            matching=frozenset(
+                place for place, found in self.summary.items() if place[1] and self.rule(found)
+            ),
             wins=self.wins,
             won=self._won(),
             headline=self._headline(),
@@ -261,6 +264,8 @@ class _Judge:
             ("lost every path through a component", arm.disconnected),
             ("is missing", arm.missing),
         )
+        if self.seeds == 1:
+            return " and ".join(verb for verb, n in counts if n)
         return " and ".join(f"{verb} on {n} of {count(self.seeds, 'seed')}" for verb, n in counts if n)
 
     def _sparsities(self, levels: Iterable[int]) -> str:
@@ -333,7 +338,7 @@ class _Judge:
             said.append("No control was trained at a level where the ticket matches.")
         elif self.deepest and self.judged and self.judged < self.deepest:
             at, deep = percent(self._sparsity(self.judged)), percent(self._sparsity(self.deepest))
-            said.append(f"Between {at} and {deep} the ticket matches, but no control was trained there.")
+            said.append(f"Deeper than {at}, up to {deep}, it matches too, but no control was trained there.")
         return said
 
     def _say_failures(self) -> list[str]:

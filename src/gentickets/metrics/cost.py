@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import ceil
@@ -152,20 +152,20 @@ def _of_call(layer: nn.Module, given: tuple[Any, ...], output: Any, alive: _Aliv
     """(dense, sparse) FLOPs of one call of a layer, over its whole batch."""
     if isinstance(layer, _NORMS):
         return _FLOPS_A_NORM * output.numel(), _FLOPS_A_NORM * output.numel()
-    # Each weight is used once at each place: of the output, or, where the convolution is transposed, of the input.
+    # Each weight is used once at each place of the output; of the input where the convolution is transposed.
     if isinstance(layer, _TRANSPOSED):
         places = given[0].numel() // layer.in_channels
     elif isinstance(layer, nn.Linear):
         places = output.numel() // layer.out_features
     else:
-        places = output.numel() // layer.out_channels  # type: ignore[operator]
+        places = output.numel() // layer.out_channels
     weights, live = alive.of_layer(layer)
     return 2 * places * weights, 2 * places * live
 
 
 @contextmanager
-def _as_evaluated(component: nn.Module) -> Any:
-    """Evaluation mode, no gradients, and the random generator and every module's mode as before on leaving."""
+def _as_evaluated(component: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients; random generator and modes are as before on leaving."""
     modes = [(module, module.training) for module in component.modules()]
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -7,6 +7,7 @@ in them is never called FID.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -72,7 +73,7 @@ class FeatureExtractor(nn.Module):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """torch's CPU generator at `seed`, and as it was before on leaving. Generators of devices are not touched."""
+    """torch's CPU generator at `seed`, and as before on leaving. Devices' generators are not touched."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
@@ -94,11 +95,12 @@ def classifier_features(
         train, held_out = _split(train)
     path = cache_folder(cache) / "features" / f"classifier-{_classifier_key(train, held_out)}.safetensors"
     wide = max(train.shape[1:]) > _SMALL
+    steps = (600 if train.shape[0] == 3 else 250) if wide else 150
     with seeded(0):
         network = _Classifier(train.shape, 128 if wide else 64, len(classes))
     accuracy = _read_network(path, network)
     if accuracy is None:
-        _fit(network, train, classes, steps=800 if wide else 400, batch_size=128 if wide else 64)
+        _fit(network, train, classes, steps, batch_size=128 if wide else 64)
         accuracy = _accuracy(network, held_out, classes)
         with writing(path) as file:
             meta = {"accuracy": json.dumps(accuracy)}
@@ -177,10 +179,10 @@ class _RandomConvolutions(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         widths = (channels, 32, 32, 64)
-        pairs = zip(widths, widths[1:], strict=False)
-        self.layers = nn.ModuleList(nn.Conv2d(a, b, 3, 1, 1) for a, b in pairs)
-        for layer in self.layers:
+        layers = [nn.Conv2d(a, b, 3, 1, 1) for a, b in itertools.pairwise(widths)]
+        for layer in layers:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, images: Tensor) -> Tensor:
         found, x = [], images

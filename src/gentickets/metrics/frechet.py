@@ -40,7 +40,7 @@ class RealStatistics:
         cache: str | os.PathLike[str] | None = None,
         batch_size: int = 256,
     ) -> RealStatistics:
-        """Those of `images`, or of `count` of them drawn by a fixed seed; from the cache where it has them."""
+        """Those of `images`, or of `count` of them drawn by a fixed seed; from the cache if it has them."""
         if count is not None and count < len(images):
             images = images.subset(count, seed=0)
         parts = {
@@ -72,8 +72,8 @@ def distances(
     """`frechet` and `kid` of generated images against real ones. The same for the same input; no global RNG.
 
     `fake`: batches (n, channels, height, width) in [-1, 1] (what lies beyond is clamped, as saving would), or
-    a function that gives them. KID is the mean over `subsets` random subsets of `subset_size` (or fewer, where
-    there are fewer images). Both are NaN where any value is not finite.
+    a function that gives them. KID is the mean over `subsets` random subsets of `subset_size` (or of fewer,
+    where there are fewer images). Both are NaN where any value is not finite.
 
     Raises `DataError` where `real` is of another extractor, or either side has fewer than two images.
     """

@@ -1,4 +1,4 @@
-"""The one network whose Fréchet distance may be called FID: Inception v3 with the weights of December 2015."""
+"""The one network whose Fréchet distance may be called FID: Inception v3, weights of December 2015."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _fidelity(weights: str | Path | None) -> Any:
         raise DataError(f"inception weights: {what}, and torch_fidelity is not installed: {_MEND}") from error
     try:
         if weights is not None:
-            # That package unpickles the file without a guard: let torch's own one refuse a hostile file first.
+            # That package unpickles the file without a guard: let torch's own refuse a hostile file first.
             torch.load(weights, map_location="cpu", weights_only=True)
         path = None if weights is None else str(weights)
         return FeatureExtractorInceptionV3(

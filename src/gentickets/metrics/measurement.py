@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Measurement:
-    """`key` names the column in a table, `label` what a report prints; `samples` is how many images went in."""
+    """`key` names the column in a table, `label` what a report prints; `samples` counts the images."""
 
     key: str
     label: str

@@ -7,6 +7,7 @@ import itertools
 import math
 import re
 import statistics
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from gentickets.lab.results import ARMS, Arm, Metric, Run, Summary, replace_file
 from gentickets.lab.verdict import ARM_NAMES
@@ -58,6 +60,8 @@ _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "gentickets",
     "pdf.fonttype": 42,
+    # A dollar in the name of a layer or a metric is a dollar.
+    "text.parse_math": False,
 }
 
 
@@ -119,7 +123,8 @@ def _draw_metric(run: Run, key: str, metric: Metric) -> Drawing | None:
     means = [s.mean for arm in ARMS for s in lines[arm] if s.mean is not None]
     if not means:
         return None
-    figure = Figure(figsize=(7.0, 3.9), layout="constrained")
+    main = key == run.primary
+    figure = Figure(figsize=(7.0, 3.9) if main else (5.2, 3.5), layout="constrained")
     axes = figure.add_subplot()
     dense = summary.get(("ticket", 0))
     if dense and dense.mean is not None:
@@ -130,9 +135,9 @@ def _draw_metric(run: Run, key: str, metric: Metric) -> Drawing | None:
     _set_y(axes, [s for arm in ARMS for s in lines[arm] if s.mean is not None])
     _set_sparsity_axis(axes, next(line for line in lines.values() if line))
     better = "lower" if metric.lower_is_better else "higher"
-    axes.set_ylabel(f"{metric.label}\n({better} is better)")
+    axes.set_ylabel("\n".join([*textwrap.wrap(metric.label, 40), f"({better} is better)"]))
     axes.grid(axis="y")
-    _legend_above(axes)
+    _legend_above(figure, axes, columns=5 if main else 3)
     seeds = len(run.seeds)
     spread = f"Mean of {seeds} seeds ± one sample standard deviation" if seeds > 1 else "One seed"
     said = [f"{ARM_NAMES[arm]}: {_points(lines[arm])}" for arm in ARMS if lines[arm]]
@@ -202,13 +207,21 @@ def _set_y(axes: Axes, points: Sequence[Summary]) -> None:
     highest = max((s.mean or 0.0) + (s.deviation or 0.0) for s in points)
     lowest = min((s.mean or 0.0) - (s.deviation or 0.0) for s in points)
     if min(means) > 0 and max(means) / min(means) > WIDE:
-        axes.set_yscale("log")
+        _set_log_y(axes)
         # A spread that reaches below zero has no place on a logarithmic axis: the means set its foot.
         foot = lowest if lowest > min(means) / 3 else min(means) / 1.5
         axes.set_ylim(foot / 1.15, highest * (highest / foot) ** 0.12)
         return
     room = (highest - lowest) or abs(highest) or 1.0
     axes.set_ylim(lowest - 0.08 * room, highest + 0.14 * room)
+
+
+def _set_log_y(axes: Axes) -> None:
+    """A logarithmic y axis with plain numbers, never powers of ten."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _set_sparsity_axis(axes: Axes, line: Sequence[Summary]) -> None:
@@ -228,9 +241,19 @@ def _thin(ticks: int, room: int = 10) -> int:
     return max(1, math.ceil(ticks / room))
 
 
-def _legend_above(axes: Axes) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=5, borderaxespad=0.2, handlelength=2.2,
-                columnspacing=1.4)  # fmt: skip
+def _legend_above(figure: Figure, axes: Axes, columns: int) -> None:
+    """The arms first, then the dense model, then the cross. Room is left for a page whose face runs wider."""
+    entries = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    order = [*(ARM_NAMES[arm] for arm in ARMS), "dense model", "a seed failed"]
+    labels = [label for label in order if label in entries]
+    figure.legend(
+        [entries[label] for label in labels],
+        labels,
+        loc="outside upper left",
+        ncols=columns,
+        handlelength=2.2,
+        columnspacing=1.6,
+    )
 
 
 # -- layers -------------------------------------------------------------------------------------------------
@@ -283,7 +306,7 @@ def _layer_sparsity(run: Run, name: str, level: int) -> float:
 # -- training curves ----------------------------------------------------------------------------------------
 
 
-def _draw_curves(run: Run, points: int = 300) -> Drawing | None:
+def _draw_curves(run: Run, points: int = 120) -> Drawing | None:
     """Each loss of the ticket against the step, one panel a loss, one shade a level; the first seed."""
     seed = run.seeds[0]
     tickets = [result for result in run.of("ticket") if result.seed == seed]
@@ -337,7 +360,7 @@ def _thinned(pairs: Sequence[tuple[float, float]], points: int) -> tuple[list[fl
 
 def _set_loss_axis(axes: Axes, name: str, values: Sequence[float]) -> None:
     if values and min(values) > 0 and max(values) / min(values) > WIDE:
-        axes.set_yscale("log")
+        _set_log_y(axes)
     axes.set_xlabel("training step")
     axes.set_ylabel(f"{name} loss")
     axes.grid(axis="y")

@@ -51,24 +51,24 @@ def write_report(runs: Sequence[Path | str | Run], out: Path | str | None = None
 
 def verdict_table(runs: Sequence[Path | str | Run]) -> Table:
     """One row a run, for a terminal of 80 columns: means without their spread, which the page has."""
-    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column("run", overflow="fold", min_width=16)
-    heads = (
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("run", overflow="fold", min_width=14)
+    relaxed = f"{RELAXED:.0%}\nup to"
+    for head in (
         "dense",
         "matches\nup to",
-        f"{RELAXED:.0%}\nup to",
+        relaxed,
         "judged\nat",
         "ticket",
         "random\nmask",
         "re-drawn\nweights",
-    )
-    for head in (*heads, "wins"):
+    ):
         table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("wins", min_width=5)
     for run in runs:
         read = run if isinstance(run, Run) else read_run(run)
         verdict = judge(read)
         means = [cell.partition(" ± ")[0] for cell in verdict_cells(read, verdict)[2:-1]]
-        means[1] = means[1].partition(":")[0]
         name = Text(read.title).append(f"\n{verdict.label}", style="dim")
         table.add_row(name, *(Text(mean) for mean in means), Text(_WON[verdict.won]))
     return table
@@ -98,7 +98,7 @@ def verdict_cells(run: Run, verdict: Verdict) -> list[str]:
         run.title,
         verdict.label,
         plus_minus(verdict.dense),
-        "one seed: no spread" if one_seed else percent(verdict.matches_up_to, none="none"),
+        "one seed" if one_seed else percent(verdict.matches_up_to, none="none"),
         percent(verdict.relaxed_up_to, none="none"),
         percent(ticket.sparsity) if ticket else "–",
         *(plus_minus(verdict.at(arm, level)) for arm in ARMS),
@@ -189,7 +189,7 @@ def _inline(drawing: Drawing, prefix: str) -> Markup:
     svg = re.sub(r'\bid="([^"]*)"', rf'id="{prefix}-\1"', svg)
     svg = re.sub(r'href="#([^"]*)"', rf'href="#{prefix}-\1"', svg)
     svg = re.sub(r"url\(#([^)]*)\)", rf"url(#{prefix}-\1)", svg)
-    svg = svg.replace(INK, "var(--ink)").replace(FAINT, "var(--faint)")
+    svg = svg.replace(INK, "var(--ink)").replace(FAINT, "var(--faint)").replace("#ffffff", "var(--page)")
     for arm in ARMS:
         svg = svg.replace(COLOURS[arm], f"var(--{arm.replace('_', '-')})")
     # The text that describes it is on the figure around it.
@@ -324,7 +324,7 @@ def _numbers(run: Run, verdict: Verdict) -> dict[str, Any]:
                 "level": level,
                 "arm": "dense model" if level == 0 and arm == "ticket" else ARM_NAMES[arm],
                 "point": primary,
-                "matches": level in verdict.matching if arm == "ticket" else None,
+                "matches": (arm, level) in verdict.matching if level else None,
                 "cells": [summaries[key][arm, level] for key in metrics],
             }
         )

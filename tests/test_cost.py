@@ -1,0 +1,167 @@
+"""Costs against numbers that were worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from gentickets import MaskError, Masks
+from gentickets.metrics import cost
+
+
+def parts(**components: nn.Module) -> nn.Module:
+    model = nn.Module()
+    for name, component in components.items():
+        model.add_module(name, component)
+    return model
+
+
+def keep_first(model: nn.Module, alive: int) -> Masks:
+    """Masks over all prunable weights of which the first `alive` of each tensor live."""
+    dense = Masks.dense(model)
+    return Masks(
+        {name: torch.arange(mask.numel()).reshape(mask.shape) < alive for name, mask in dense.items()}
+    )
+
+
+def test_convolution_with_stride_padding_and_groups() -> None:
+    model = parts(net=nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2))
+    found = cost(model, {"net": torch.zeros(5, 4, 9, 9)}, keep_first(model, 10))
+    # 6 x (4/2) x 3 x 3 = 108 weights, 5 x 5 places, 6 biases.
+    assert found.flops_dense == 2 * 108 * 25
+    assert found.flops_sparse == 2 * 10 * 25
+    assert (found.parameters, found.alive_parameters) == (114, 16)
+    assert found.bytes_dense == 4 * 114
+    assert found.bytes_sparse == 4 * 16 + 14  # 108 bits fill 14 bytes
+
+
+def test_transposed_convolution_costs_its_input_places() -> None:
+    model = parts(net=nn.ConvTranspose2d(3, 5, 4, stride=2, padding=1, bias=False))
+    found = cost(model, {"net": torch.zeros(2, 3, 7, 6)}, keep_first(model, 24))
+    assert found.flops_dense == 2 * (3 * 5 * 4 * 4) * (7 * 6)
+    assert found.flops_sparse == 2 * 24 * (7 * 6)
+
+
+def test_linear_over_a_sequence_and_norm() -> None:
+    model = parts(net=nn.Sequential(nn.Linear(8, 3), nn.LayerNorm(3)))
+    found = cost(model, {"net": torch.zeros(2, 4, 8)})
+    assert found.flops_dense == found.flops_sparse == 2 * 8 * 3 * 4 + 2 * 4 * 3
+    assert found.bytes_dense == found.bytes_sparse == 4 * (8 * 3 + 3 + 6)
+
+
+def test_one_dimension_and_three() -> None:
+    one, three = nn.Conv1d(2, 3, 5), nn.ConvTranspose3d(2, 3, 2)
+    found = cost(parts(a=one, b=three), {"a": torch.zeros(1, 2, 9), "b": torch.zeros(1, 2, 3, 3, 3)})
+    assert found.components["a"].flops_dense == 2 * (2 * 3 * 5) * 5
+    assert found.components["b"].flops_dense == 2 * (2 * 3 * 8) * 27
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    inputs=st.integers(1, 3),
+    outputs=st.integers(1, 3),
+    kernel=st.integers(1, 3),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 1),
+    groups=st.integers(1, 2),
+    batch=st.integers(1, 3),
+    transposed=st.booleans(),
+)
+def test_any_convolution_is_counted_weight_by_weight(
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int,
+    padding: int,
+    groups: int,
+    batch: int,
+    transposed: bool,
+) -> None:
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    layer = kind(inputs * groups, outputs * groups, kernel, stride, padding, groups=groups, bias=False)
+    example = torch.zeros(batch, inputs * groups, 6, 7)
+    places = (example if transposed else layer(example))[0, 0].numel()
+    model = parts(net=layer)
+    found = cost(model, {"net": example}, keep_first(model, 1))
+    assert found.flops_dense == 2 * places * outputs * groups * inputs * kernel * kernel
+    assert found.flops_sparse == 2 * places
+
+
+@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+def test_weights_under_spectral_norm_are_found(norm) -> None:
+    model = parts(critic=nn.Sequential(norm(nn.Linear(6, 4, bias=False))))
+    found = cost(model, {"critic": torch.zeros(3, 6)}, keep_first(model, 7))
+    assert (found.flops_dense, found.flops_sparse) == (2 * 24, 2 * 7)
+    assert found.alive_parameters == 7
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_weights_under_weight_norm_are_found(norm) -> None:
+    model = parts(critic=norm(nn.Linear(6, 4, bias=False)))
+    found = cost(model, {"critic": torch.zeros(3, 6)}, keep_first(model, 7))
+    assert (found.flops_dense, found.flops_sparse) == (2 * 24, 2 * 7)
+    assert (found.parameters, found.alive_parameters) == (28, 11)
+
+
+def test_a_layer_used_twice_costs_twice_and_is_held_once() -> None:
+    layer = nn.Linear(4, 4, bias=False)
+    found = cost(parts(net=nn.Sequential(layer, nn.ReLU(), layer)), {"net": torch.zeros(1, 4)})
+    assert (found.flops_dense, found.parameters) == (2 * 2 * 16, 16)
+
+
+def test_half_precision_counts_its_own_bytes() -> None:
+    found = cost(parts(net=nn.Linear(4, 4).half()), {})
+    assert found.bytes_dense == 2 * 20
+
+
+def test_the_sum_of_the_components_and_what_has_no_example() -> None:
+    model = parts(encoder=nn.Linear(4, 2), decoder=nn.Linear(2, 4))
+    found = cost(model, {"decoder": torch.zeros(1, 2)})
+    assert set(found.components) == {"encoder", "decoder"}
+    assert found.components["encoder"].flops_dense == 0
+    assert found.flops_dense == found.components["decoder"].flops_dense == 16
+    assert found.parameters == sum(part.parameters for part in found.components.values()) == 22
+
+
+def test_a_component_with_several_inputs() -> None:
+    found = cost(parts(net=nn.Bilinear(2, 2, 2)), {"net": (torch.zeros(1, 2), torch.zeros(1, 2))})
+    assert found.parameters == 10
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = parts(net=nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Dropout(0.5).eval()))
+    model.train()
+    model.net[2].eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.get_rng_state()
+    cost(model, {"net": torch.randn(4, 1, 5, 5, generator=torch.Generator().manual_seed(0))})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.net[0].training
+    assert not model.net[2].training
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_hooks_and_modes_are_undone_after_a_failure() -> None:
+    model = parts(net=nn.Sequential(nn.Linear(4, 4), nn.Linear(5, 5)))
+    with pytest.raises(RuntimeError):
+        cost(model, {"net": torch.zeros(1, 4)})
+    assert not any(layer._forward_hooks for layer in model.modules())
+    assert all(layer.training for layer in model.modules())
+
+
+def test_a_wrapped_model_costs_the_same() -> None:
+    model = parts(net=nn.Linear(4, 4))
+    example = {"net": torch.zeros(1, 4)}
+    assert cost(torch.optim.swa_utils.AveragedModel(model), example) == cost(model, example)
+
+
+def test_unknown_components_and_foreign_masks_are_refused() -> None:
+    model = parts(net=nn.Linear(4, 4))
+    with pytest.raises(MaskError, match="no component 'generator'"):
+        cost(model, {"generator": torch.zeros(1, 4)})
+    with pytest.raises(MaskError, match="no weight"):
+        cost(model, {}, Masks({"net.bogus": torch.ones(2, dtype=torch.bool)}))

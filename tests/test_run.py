@@ -1,0 +1,298 @@
+"""The main job through the command line, as a user meets it; failures injected."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import gentickets as gt
+from gentickets.lab import folder as disk
+from gentickets.lab.plan import Plan, fit, parse_time
+from gentickets.lab.recipe import make_recipe
+
+TINY = {
+    "name": "tiny",
+    "model": {"name": "linear-autoencoder", "width": 16, "depth": 1, "latent": 4},
+    "data": {"source": "digits", "size": 8},
+    "objective": {"name": "autoencoding"},
+    "training": {"steps": 40, "batch_size": 16, "lr": 0.003, "checkpoint_seconds": 0.0},
+    "search": {"rounds": 3, "fraction": 0.5, "rewind_step": 5},
+    "controls": {"levels": [2]},
+    "seeds": [0],
+}
+
+
+def merged(base, **changes):
+    return {k: {**base[k], **changes[k]} if isinstance(changes.get(k), dict) and isinstance(base.get(k), dict)
+            else changes.get(k, base.get(k)) for k in [*base, *(c for c in changes if c not in base)]}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def gentickets(tmp_path, cache):
+    """Runs the program in an empty folder and returns the finished process."""
+
+    def run(*arguments, recipe=TINY, expect=0, wait=True):
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        environment = {**os.environ, "GENTICKETS_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", "from gentickets.cli import main; main()", *map(str, arguments)]
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        if not wait:
+            return process
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == expect, f"{process.returncode}\n{out}\n{err}"
+        assert "Traceback" not in err + out
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    return run
+
+
+def one_line(process):
+    """The last line on stderr, progress aside."""
+    return process.stderr.strip().splitlines()[-1]
+
+
+def test_find_report_inspect_evaluate_and_list(gentickets, tmp_path):
+    done = gentickets("find", "recipe.yaml", "seeds=[0, 1]")
+    run = tmp_path / "runs" / "tiny"
+    assert "12 trainings" in done.stdout
+    assert str(Path("runs/tiny/report.html")) in done.stdout
+    levels = sorted(p.name for p in (run / "seed-1").iterdir())
+    assert levels == [
+        "level-00", "level-01", "level-02", "level-02-random_mask", "level-02-redrawn_weights", "level-03",
+        "rewind.safetensors",
+    ]  # fmt: skip
+    rows = (run / "results.csv").read_text().splitlines()
+    assert len(rows) == 1 + 2 * 6
+    metrics = json.loads((run / "seed-0" / "level-03" / "metrics.json").read_text())
+    assert metrics["status"] == "complete"
+    assert metrics["sparsity"] == pytest.approx(0.875, abs=1e-3)
+    assert metrics["metrics"]["reconstruction_mse"]["samples"] == 359 or metrics["metrics"]["reconstruction_mse"]["samples"] == 360  # fmt: skip
+    ticket = gt.Ticket.load(run / "seed-0" / "level-03" / "ticket.safetensors")
+    trained = disk.load_weights(run / "seed-0" / "level-03" / "trained.safetensors")
+    for name, mask in ticket.masks.items():
+        assert not trained[name][~mask].any()
+    control = gt.Ticket.load(run / "seed-0" / "level-02-redrawn_weights" / "ticket.safetensors")
+    assert control.masks == gt.Ticket.load(run / "seed-0" / "level-02" / "ticket.safetensors").masks
+
+    before = (run / "results.csv").read_bytes()
+    assert "going on with" in gentickets("find", "recipe.yaml", "seeds=[0, 1]").stdout
+    assert (run / "results.csv").read_bytes() == before
+    gentickets("evaluate", "runs/tiny")
+    assert (run / "results.csv").read_bytes() == before
+    assert "sparsity 87.5" in gentickets("inspect", "runs/tiny/seed-0/level-03/ticket.safetensors").stdout
+    assert "random_mask" in gentickets("inspect", "runs/tiny").stdout
+    page = gentickets("report", "runs/tiny", "--out", "page.html").stdout
+    assert "page.html" in page
+    assert (tmp_path / "page.html").stat().st_size > 10_000
+    assert "tiny" in gentickets("list", "runs").stdout
+    for what in ("models", "objectives", "data", "recipes"):
+        gentickets("list", what)
+
+    # A longer ladder goes on from what is there.
+    gentickets("find", "recipe.yaml", "seeds=[0, 1]", "search.rounds=4")
+    assert (run / "seed-1" / "level-04").exists()
+
+
+@pytest.mark.parametrize("family", ["gan", "vae"])
+def test_kill_9_in_the_middle_of_a_round_changes_nothing(gentickets, tmp_path, family):
+    if family == "gan":
+        model, objective = {"name": "dcgan", "width": 4, "latent": 4}, {"name": "adversarial"}
+    else:
+        model, objective = {"name": "conv-vae", "width": 4, "latent": 4}, {"name": "elbo", "scale": 0.3}
+    recipe = {
+        **TINY,
+        "model": model,
+        "objective": objective,
+        "training": {**TINY["training"], "steps": 150, "ema": 0.9},
+        "evaluation": {"samples": 64},
+    }
+    gentickets("find", "recipe.yaml", "--runs", "whole", recipe=recipe)
+    whole = (tmp_path / "whole" / "tiny" / "results.csv").read_bytes()
+    run = tmp_path / "cut" / "tiny"
+    kills = 0
+    for stage in ("level-00", "level-02", "level-02-random_mask"):
+        process = gentickets("find", "recipe.yaml", "--runs", "cut", recipe=recipe, wait=False)
+        checkpoint = disk.partial_of(run / "seed-0" / stage) / disk.CHECKPOINT
+        while process.poll() is None and not checkpoint.exists():
+            time.sleep(0.005)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.communicate()
+    assert kills == 3
+    gentickets("find", "recipe.yaml", "--runs", "cut", recipe=recipe)
+    assert (run / "results.csv").read_bytes() == whole
+    for file in ("ticket.safetensors", "trained.safetensors", "averaged.safetensors"):
+        for level in ("level-00", "level-03", "level-02-random_mask", "level-02-redrawn_weights"):
+            cut, kept = (tmp_path / kind / "tiny" / "seed-0" / level / file for kind in ("cut", "whole"))
+            assert cut.read_bytes() == kept.read_bytes(), (level, file)
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1]])
+def test_ctrl_c_keeps_what_is_computed_and_says_how_to_go_on(gentickets, tmp_path, seeds):
+    recipe = {**TINY, "seeds": seeds, "training": {**TINY["training"], "steps": 4000, "checkpoint_seconds": 1e6}}
+    process = gentickets("find", "recipe.yaml", recipe=recipe, wait=False)
+    level = tmp_path / "runs" / "tiny" / "seed-0" / "level-00"
+    while process.poll() is None and not level.exists():
+        time.sleep(0.02)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "the same command goes on from here" in err
+    assert (disk.partial_of(level.with_name("level-01")) / disk.CHECKPOINT).exists()
+
+
+def test_train_dense_and_from_a_ticket(gentickets, tmp_path):
+    gentickets("find", "recipe.yaml")
+    ticket = "runs/tiny/seed-0/level-03/ticket.safetensors"
+    done = gentickets("train", "recipe.yaml", "--ticket", ticket, "--name", "again")
+    assert "reconstruction MSE" in done.stdout
+    again = disk.load_weights(tmp_path / "runs" / "again" / "seed-0" / "trained" / "trained.safetensors")
+    found = disk.load_weights(tmp_path / "runs" / "tiny" / "seed-0" / "level-03" / "trained.safetensors")
+    assert all(torch.equal(tensor, found[name]) for name, tensor in again.items())
+    gentickets("train", "recipe.yaml", "--name", "dense")
+    line = one_line(gentickets("train", "recipe.yaml", "model.width=32", "--ticket", ticket, "--name", "x", expect=2))
+    assert "another architecture" in line
+    assert "(16, 64)" in line
+    assert "(32, 64)" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["find", "absent.yaml"], "cannot read recipe absent.yaml"),
+        (["find", "recipe.yaml", "training.stesp=3"], "unknown key training.stesp"),
+        (["find", "recipe.yaml", "data.source=absent.parquet"], "absent.parquet"),
+        (["find", "recipe.yaml", "data.source=nothing-like-this"], "nothing-like-this"),
+        (["find", "recipe.yaml", "data.size=20", "model={name: conv-vae}", "objective={name: elbo}"], "size=20"),
+        (["find", "recipe.yaml", "objective={name: adversarial}"], "needs generator, discriminator"),
+        (["find", "recipe.yaml", "evaluation.primary=fid"], "evaluation.primary='fid'"),
+        (["find", "recipe.yaml", "--time", "soon"], "--time 'soon'"),
+        (["find", "recipe.yaml", "training.precision=16-mixed"], "16-mixed"),
+        (["find", "--what"], "no such option"),
+        (["inspect", "absent.ticket"], "absent.ticket"),
+        (["inspect", "recipe.yaml"], "no whole ticket"),
+        (["report", "absent"], "absent"),
+        (["evaluate", "absent"], "absent is no run"),
+        (["list", "wonders"], "list 'wonders'"),
+    ],
+)
+def test_bad_input_is_one_clear_line(gentickets, arguments, message):
+    done = gentickets(*arguments, expect=2)
+    assert message.lower() in one_line(done).lower()
+    assert len([line for line in done.stderr.strip().splitlines() if line.strip()]) == 1
+
+
+def test_a_run_folder_of_another_recipe_says_which_keys_differ(gentickets):
+    gentickets("find", "recipe.yaml", "search.rounds=1", "controls.levels=[]")
+    line = one_line(gentickets("find", "recipe.yaml", "training.steps=50", "model.width=8", expect=2))
+    assert "training.steps (40 there, 50 here)" in line
+    assert "model.width (16 there, 8 here)" in line
+    gentickets("find", "recipe.yaml", "training.steps=50", "--fresh")
+
+
+def test_a_cut_component_ends_the_ladder_and_is_recorded(gentickets, tmp_path):
+    recipe = {**TINY, "search": {"rounds": 4, "fraction": 0.97, "rewind_step": 5}, "controls": {"levels": [1]}}
+    gentickets("find", "recipe.yaml", recipe=recipe)
+    found = {
+        path.parent.name: json.loads(path.read_text())
+        for path in (tmp_path / "runs" / "tiny" / "seed-0").glob("level-*/metrics.json")
+    }
+    cut = [m for m in found.values() if m["status"] == "disconnected" and m["arm"] == "ticket"]
+    assert len(cut) == 1
+    assert re.search(r"component '(encoder|decoder)' has no live path .* layer '(encoder|decoder)\.", cut[0]["reason"])
+    assert (tmp_path / "runs" / "tiny" / "report.html").exists()
+
+
+@pytest.mark.parametrize("on_failure", ["continue", "stop"])
+def test_a_diverging_training_is_recorded_and_the_search_goes_on_or_ends(gentickets, tmp_path, on_failure):
+    recipe = {**TINY, "on_failure": on_failure, "training": {**TINY["training"], "lr": 1e30}}
+    gentickets("find", "recipe.yaml", recipe=recipe)
+    run = tmp_path / "runs" / "tiny" / "seed-0"
+    first = json.loads((run / "level-00" / "metrics.json").read_text())
+    assert first["status"] == "diverged"
+    assert "step" in first["reason"]
+    assert (run / "level-03").exists() == (on_failure == "continue")
+
+
+def test_no_space_left_loses_nothing(gentickets, tmp_path):
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("needs the right to mount a small file system")
+    small = tmp_path / "runs"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", small], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        line = one_line(gentickets("find", "recipe.yaml", recipe={**TINY, "model": {**TINY["model"], "width": 64}}, expect=2))
+        assert "no space left" in line.lower()
+        complete = [p for p in (small / "tiny" / "seed-0").iterdir() if p.name.startswith("level")]
+        subprocess.run(["mount", "-o", "remount,size=100m", small], check=True)
+        gentickets("find", "recipe.yaml", recipe={**TINY, "model": {**TINY["model"], "width": 64}})
+        assert len(complete) < 6
+        assert (small / "tiny" / "report.html").exists()
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_two_commands_on_one_folder_do_not_meet(tmp_path):
+    with (
+        disk.locked(tmp_path / "run"),
+        pytest.raises(gt.GenticketsError, match="another command"),
+        disk.locked(tmp_path / "run"),
+    ):
+        pass
+
+
+def test_a_level_is_complete_or_absent(tmp_path):
+    place = tmp_path / "level-00"
+    with pytest.raises(RuntimeError), disk.building(place) as partial:
+        (partial / "half.txt").write_text("half")
+        raise RuntimeError
+    assert not place.exists()
+    with disk.building(place) as partial:
+        assert (partial / "half.txt").exists()
+        (partial / disk.CHECKPOINT).write_text("state")
+    assert [p.name for p in place.iterdir()] == ["half.txt"]
+
+
+def test_a_time_budget_gives_up_steps_first_then_rounds():
+    recipe = make_recipe({**TINY, "training": {"steps": 1000}, "search": {"rounds": 8, "rewind_step": 100}})
+    plan = Plan(0.1, 1.0, 1, 1, 1e6, 10**6, 10**6)
+    easy, _, nothing = fit(recipe, plan, 10_000, workers=1)
+    assert (easy, nothing) == (recipe, ())
+    fitted, new, lost = fit(recipe, plan, 700, workers=1)
+    assert new.seconds <= 700
+    assert 500 <= fitted.training.steps < 1000
+    assert fitted.search.rounds == 8
+    assert any("training.steps 1,000" in words for words in lost)
+    shorter, new, lost = fit(recipe, plan, 300, workers=1)
+    assert new.seconds <= 300
+    assert shorter.search.rounds < 8
+    assert any("search.rounds 8" in words for words in lost)
+    with pytest.raises(gt.RecipeError, match="too short"):
+        fit(recipe, plan, 1, workers=1)
+
+
+def test_durations():
+    assert [parse_time(t) for t in ("2h", "90m", "1h30m", "45s", "10")] == [7200, 5400, 5400, 45, 600]
+    for wrong in ("", "soon", "-3h", "0"):
+        with pytest.raises(gt.RecipeError, match="duration"):
+            parse_time(wrong)

@@ -1,0 +1,178 @@
+"""The searches: rounds, rewinding, what the others start from, controls; with a train function of one's own."""
+
+import pytest
+import torch
+
+import gentickets as gt
+from gentickets.masks import named_state
+
+IMAGES = torch.rand(40, 10, generator=torch.Generator().manual_seed(2))
+
+
+class Recorder:
+    """A train function as a user would write it; notes each call and the weights it was given."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, model, masks, start_step, end_step):
+        state = {name: tensor.detach().clone() for name, tensor in named_state(model).items()}
+        self.calls.append((start_step, end_step, masks, state))
+        adam = torch.optim.Adam(model.parameters(), lr=1e-2)
+        with masks.hold(model, adam):
+            for step in range(start_step, end_step):
+                batch = IMAGES[torch.randint(0, 40, (8,), generator=torch.Generator().manual_seed(step))]
+                loss = (model(batch) - batch).square().mean()
+                adam.zero_grad()
+                loss.backward()
+                adam.step()
+
+
+def test_the_rounds_of_imp(make_autoencoder):
+    train = Recorder()
+    levels = list(gt.imp(make_autoencoder, train, steps=12, rewind_step=4, rounds=3, fraction=0.2))
+    assert [(start, end) for start, end, *_ in train.calls] == [(0, 4), (4, 12), (4, 12), (4, 12), (4, 12)]
+    n = levels[0].masks.total
+    for level, below in zip(levels, levels[1:], strict=False):
+        alive = level.masks.alive
+        assert below.masks.alive == alive - int(0.2 * alive)
+        assert below.masks <= level.masks
+        expected = gt.prune(gt.magnitude(level.model), fraction=0.2, within=level.masks)
+        assert below.masks == expected
+        below.masks.audit(below.model)
+    assert levels[0].masks.alive == n
+    assert [entry["level"] for entry in levels[3].ticket.origin["lineage"]] == [0, 1, 2, 3]
+
+
+def test_every_round_starts_from_the_weights_of_the_rewind_step(make_autoencoder):
+    train = Recorder()
+    levels = list(gt.imp(make_autoencoder, train, steps=12, rewind_step=4, rounds=2))
+    rewind = train.calls[1][3]  # what the dense model was when training went on from step 4
+    for (_, _, masks, state), level in zip(train.calls[2:], levels[1:], strict=True):
+        assert masks == level.masks
+        for name, tensor in state.items():
+            expected = rewind[name] * masks[name] if name in masks else rewind[name]
+            assert torch.equal(tensor, expected), name
+    reinstalled = levels[2].ticket.install(make_autoencoder())
+    assert all(torch.equal(t, named_state(reinstalled)[n]) for n, t in train.calls[3][3].items())
+
+
+def test_rewinding_to_step_0_is_the_initial_draw(make_autoencoder):
+    torch.manual_seed(7)
+    train = Recorder()
+    [*_, last] = gt.imp(make_autoencoder, train, steps=3, rounds=1)
+    torch.manual_seed(7)
+    initial = named_state(make_autoencoder())
+    assert all(torch.equal(t, initial[name]) for name, t in last.ticket.weights.items())
+    assert [call[:2] for call in train.calls] == [(0, 3), (0, 3)]
+
+
+@pytest.mark.parametrize("others", ["rewind", "initial", "trained", "fresh"])
+def test_what_an_unpruned_component_starts_from(make_autoencoder, others):
+    draws = []
+
+    def make():
+        model = make_autoencoder()
+        draws.append({name: tensor.detach().clone() for name, tensor in named_state(model).items()})
+        return model
+
+    train = Recorder()
+    levels = list(gt.imp(make, train, steps=6, rewind_step=2, rounds=2, components=["encoder"], others=others))
+    assert levels[1].masks.components == ("encoder",)
+    started = train.calls[3][3]  # round 2
+    expected = {
+        "rewind": train.calls[1][3],
+        "initial": draws[0],
+        "trained": named_state(levels[1].model),
+        "fresh": draws[-1],
+    }[others]
+    name = "decoder.0.weight"
+    assert torch.equal(started[name], expected[name])
+    assert torch.equal(started["encoder.0.bias"], train.calls[1][3]["encoder.0.bias"])
+    if others == "fresh":
+        assert len(draws) == 3
+
+
+def test_going_on_after_a_level_gives_the_same_levels(make_autoencoder):
+    def make():
+        torch.manual_seed(3)
+        return make_autoencoder()
+
+    whole = list(gt.imp(make, Recorder(), steps=6, rewind_step=2, rounds=3))
+    rest = list(gt.imp(make, Recorder(), steps=6, rewind_step=2, rounds=3, after=whole[1]))
+    assert [level.index for level in rest] == [2, 3]
+    for one, other in zip(whole[2:], rest, strict=True):
+        assert one.masks == other.masks
+        assert one.ticket.to_bytes() == other.ticket.to_bytes()
+
+
+def test_one_shot_prunes_each_sparsity_from_the_dense_model(make_autoencoder):
+    levels = list(gt.one_shot(make_autoencoder, Recorder(), steps=6, sparsities=[0.5, 0.8]))
+    scores, total = gt.magnitude(levels[0].model), levels[0].masks.total
+    for level, sparsity in zip(levels[1:], (0.5, 0.8), strict=True):
+        assert level.masks == gt.prune(scores, to_sparsity=sparsity)
+        assert level.masks.alive == total - int(sparsity * total)
+
+
+def test_controls_keep_what_they_should_and_change_what_they_should(make_autoencoder):
+    [*_, level] = gt.imp(make_autoencoder, Recorder(), steps=6, rewind_step=2, rounds=3, fraction=0.4)
+    shuffled = gt.random_mask_control(level, seed=1)
+    assert shuffled.masks.counts() == level.masks.counts()
+    assert shuffled.masks != level.masks
+    assert all(torch.equal(shuffled.weights[n], t) for n, t in level.ticket.weights.items())
+    redrawn = gt.redrawn_weights_control(level, make_autoencoder)
+    assert redrawn.masks == level.masks
+    assert not torch.equal(redrawn.weights["encoder.0.weight"], level.ticket.weights["encoder.0.weight"])
+
+
+def test_a_cut_component_is_refused_before_training(make_autoencoder):
+    train = Recorder()
+    inputs = {"encoder": IMAGES[:2], "decoder": torch.zeros(2, 3)}
+    with pytest.raises(gt.Disconnected, match="'(encoder|decoder)'"):
+        list(gt.imp(make_autoencoder, train, steps=3, rounds=1, fraction=0.99, example_inputs=inputs))
+    assert len(train.calls) == 1
+
+
+def test_without_inputs_an_empty_layer_is_warned_of(make_autoencoder):
+    with pytest.warns(UserWarning, match="nothing is left of"):
+        list(gt.imp(make_autoencoder, Recorder(), steps=3, rounds=1, fraction=0.99))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"fraction": 0.0}, "fraction=0.0"),
+        ({"fraction": 1.5}, "fraction=1.5"),
+        ({"rewind_step": 5}, "rewind_step=5"),
+        ({"rounds": -1}, "rounds=-1"),
+        ({"others": "old"}, "others='old'"),
+        ({"components": ["head"]}, "no component 'head': the model has encoder, decoder"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_once(make_autoencoder, wrong, message):
+    arguments = {"steps": 5, "rounds": 1, **wrong}
+    with pytest.raises(gt.GenticketsError, match=message.replace("(", r"\(")):
+        gt.imp(make_autoencoder, Recorder(), **arguments)
+
+
+def test_the_three_line_use_of_the_readme(make_gan, tmp_path):
+    gan = make_gan()
+    early_weights = {name: tensor.detach().clone() for name, tensor in gan.state_dict().items()}
+    opt_g = torch.optim.Adam(gan.generator.parameters())
+    opt_d = torch.optim.Adam(gan.discriminator.parameters())
+    masks = gt.Masks.dense(gan)
+
+    masks = gt.prune(gt.magnitude(gan), fraction=0.2, within=masks)
+    gt.Ticket(masks, weights=early_weights).save(tmp_path / "face.ticket")
+    gan = gt.Ticket.load(tmp_path / "face.ticket").install(gan)
+    with masks.hold(gan, opt_g, opt_d):
+        for _ in range(3):
+            fake = gan.generator(torch.randn(4, 5, 1, 1))
+            opt_d.zero_grad()
+            gan.discriminator(fake.detach()).mean().backward()
+            opt_d.step()
+            opt_g.zero_grad()
+            (-gan.discriminator(fake).mean()).backward()
+            opt_g.step()
+            masks.audit(gan)
+    assert masks.sparsity == pytest.approx(0.2, abs=1e-2)

@@ -1,0 +1,215 @@
+"""The training loop: what it holds to, what it catches, and that a resumed run is the uninterrupted one."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from gentickets import models
+from gentickets.errors import Diverged, MaskError
+from gentickets.masks import Masks, clone, named_state
+from gentickets.objectives import ELBO, Adversarial, Autoencoding
+from gentickets.pruning import prune
+from gentickets.scores import magnitude
+from gentickets.training import Checkpoint, Curve, Settings, derived_seed, threads_for, train, with_averages
+
+IMAGES = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(5)) * 2 - 1
+
+
+class Source:
+    """Batches by step, as `data.Batches` gives them."""
+
+    def at(self, step):
+        rows = torch.randint(0, 64, (8,), generator=torch.Generator().manual_seed(step))
+        return IMAGES[rows]
+
+
+def family(name):
+    torch.manual_seed(1)
+    if name == "ae":
+        return models.linear_autoencoder(8, 1, width=8, latent=2), Autoencoding()
+    if name == "vae":
+        return models.conv_vae(8, 1, width=4, latent=3), ELBO(3, warmup_steps=5)
+    return models.dcgan(8, 1, width=4, latent=3), Adversarial(3)
+
+
+def sparse(model):
+    return prune(magnitude(model), fraction=0.5)
+
+
+SETTINGS = Settings(steps=24, batch_size=8, ema=0.9, schedule="cosine", warmup_steps=3, clip_norm=1.0, weight_decay=0.01)
+
+
+@pytest.mark.parametrize("name", ["ae", "vae", "gan"])
+def test_a_resumed_training_is_bit_for_bit_the_uninterrupted_one(name, tmp_path):
+    model, objective = family(name)
+    masks = sparse(model)
+    whole, cut = clone(model), clone(model)
+    expected = train(whole, objective, Source(), SETTINGS, masks=masks).averaged
+
+    checkpoint = Checkpoint(tmp_path / "c.pt", "key", every=1e9)
+    asked = iter([False] * 10 + [True])
+    with pytest.raises(KeyboardInterrupt):
+        train(cut, objective, Source(), SETTINGS, masks=masks, checkpoint=checkpoint, stop=lambda: next(asked))
+    assert checkpoint.load()["step"] == 11
+    torch.manual_seed(999)  # whatever happened in between
+    again = clone(model)
+    found = train(again, objective, Source(), SETTINGS, masks=masks, checkpoint=checkpoint).averaged
+    for one, other in ((whole, again), (expected, found)):
+        for key, tensor in named_state(one).items():
+            assert torch.equal(tensor, named_state(other)[key]), key
+
+
+def test_dropout_is_resumed_too(tmp_path):
+    def build():
+        torch.manual_seed(0)
+        model = models.linear_autoencoder(8, 1, width=8, latent=2)
+        model.encoder.append(nn.Dropout(0.5))
+        return model
+
+    settings = Settings(steps=10, batch_size=8)
+    whole, again = build(), build()
+    train(whole, Autoencoding(), Source(), settings)
+    checkpoint = Checkpoint(tmp_path / "c.pt", "key", every=1e9)
+    asked = iter([False] * 4 + [True])
+    with pytest.raises(KeyboardInterrupt):
+        train(build(), Autoencoding(), Source(), settings, checkpoint=checkpoint, stop=lambda: next(asked))
+    train(again, Autoencoding(), Source(), settings, checkpoint=checkpoint)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+def test_a_checkpoint_of_another_training_is_not_resumed_from(tmp_path):
+    Checkpoint(tmp_path / "c.pt", "mine").save({"step": 3})
+    assert Checkpoint(tmp_path / "c.pt", "other").load() is None
+    assert Checkpoint(tmp_path / "c.pt", "mine").load() == {"step": 3}
+
+
+@pytest.mark.parametrize("name", ["ae", "vae", "gan"])
+def test_weights_and_averages_stay_exactly_sparse(name):
+    model, objective = family(name)
+    masks = sparse(model)
+    averaged = train(model, objective, Source(), SETTINGS, masks=masks).averaged
+    masks.audit(model)
+    names = [n for n, _ in averaged.named_children()]
+    assert names == list(objective.averaged)
+    masks.select(names).audit(averaged)
+
+
+def test_a_breach_is_caught_in_training():
+    model, objective = family("ae")
+    masks = sparse(model)
+
+    class Meddler(Source):
+        def at(self, step):
+            if step == 19:
+                with torch.no_grad():
+                    for name, mask in masks.items():
+                        dict(model.named_parameters())[name][~mask] = 1.0
+            return super().at(step)
+
+    class DecoderOnly(Autoencoding):
+        """The encoder is never stepped, so no step of it mends what was done to its weights."""
+
+        def losses(self, model, batch, rng):
+            for _, loss in super().losses(model, batch, rng):
+                yield "decoder", loss
+
+    with pytest.raises(MaskError, match="no longer sparse: 'encoder"):
+        train(model, DecoderOnly(), Meddler(), Settings(steps=20, batch_size=8), masks=masks)
+
+
+def test_each_component_has_its_rate():
+    model, objective = family("ae")
+    before = clone(model)
+    train(model, objective, Source(), Settings(steps=5, lr={"encoder": 0.0, "decoder": 1e-2}))
+    assert all(torch.equal(a, b) for a, b in zip(before.encoder.parameters(), model.encoder.parameters(), strict=True))
+    assert not torch.equal(before.decoder[0].weight, model.decoder[0].weight)
+
+
+def test_the_generators_loss_leaves_no_gradient_in_the_discriminator():
+    model, objective = family("gan")
+    seen = []
+
+    class Spy(Adversarial):
+        def losses(self, model, batch, rng):
+            inner = super().losses(model, batch, rng)
+            yield next(inner)
+            after_d = [p.grad.clone() for p in model.discriminator.parameters()]
+            yield next(inner)
+            same = all(torch.equal(a, p.grad) for a, p in zip(after_d, model.discriminator.parameters(), strict=True))
+            seen.append(same)
+
+    train(model, Spy(3), Source(), Settings(steps=3))
+    assert seen == [True, True, True]
+
+
+def test_schedules_are_functions_of_the_step():
+    settings = replace(SETTINGS, steps=100, warmup_steps=10)
+    assert settings.lr_factor(0) == pytest.approx(0.1)
+    assert settings.lr_factor(10) == pytest.approx(1.0)
+    assert settings.lr_factor(55) == pytest.approx(0.5)
+    assert replace(settings, schedule="linear").lr_factor(100) == 0.0
+    assert replace(settings, schedule="constant").lr_factor(99) == 1.0
+
+
+def test_a_loss_that_is_not_finite_stops_before_its_step():
+    model, objective = family("ae")
+
+    class Poison(Source):
+        def at(self, step):
+            return super().at(step) * (float("nan") if step == 7 else 1.0)
+
+    with pytest.raises(Diverged, match=r"step 7: the loss of encoder\+decoder is nan"):
+        train(model, objective, Poison(), Settings(steps=20))
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+
+
+def test_a_collapsed_generator_stops():
+    model, objective = family("gan")
+    with torch.no_grad():
+        for parameter in model.generator.parameters():
+            parameter.zero_()
+    with pytest.raises(Diverged, match="collapsed"):
+        train(model, objective, Source(), Settings(steps=240, lr=1e-12))
+
+
+def test_the_average_is_the_naive_one():
+    model, objective = family("ae")
+    copies = []
+
+    class Watch(Autoencoding):
+        def losses(self, model, batch, rng):
+            yield from super().losses(model, batch, rng)
+            copies.append(model.encoder[1].weight.detach().clone())
+
+    averaged = train(model, Watch(), Source(), Settings(steps=6, ema=0.8)).averaged
+    naive = copies[0]
+    for weight in copies[1:]:
+        naive = 0.8 * naive + 0.2 * weight
+    assert isinstance(averaged.encoder, AveragedModel)
+    judged = with_averages(model, averaged)
+    torch.testing.assert_close(judged.encoder[1].weight, naive)
+    assert judged.encoder[1].weight is not averaged.encoder.module[1].weight
+
+
+def test_the_curve_forgets_what_a_resumption_repeats(tmp_path):
+    path = tmp_path / "curve.jsonl"
+    path.write_text('{"step": 20, "losses": {}}\n{"step": 40, "losses": {}}\n{"step": 60, "lo')
+    model, objective = family("ae")
+    train(model, objective, Source(), Settings(steps=40), start_step=20, curve=Curve(path))
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [20, 40]
+
+
+def test_small_models_get_one_thread():
+    assert threads_for(10_000, 64, cores=8) == 1
+    assert threads_for(3_000_000, 64, cores=8) == 8
+    assert derived_seed(1, 2) != derived_seed(2, 1)
+
+
+def test_masks_of_another_model_are_refused():
+    model, objective = family("ae")
+    with pytest.raises(MaskError, match="no weight"):
+        train(model, objective, Source(), Settings(steps=2), masks=Masks({"nothing": torch.ones(2, dtype=torch.bool)}))
