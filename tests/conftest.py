@@ -96,8 +96,6 @@ def half() -> Callable[..., Masks]:
     def make(model: nn.Module, seed: int = 0, **choice: object) -> Masks:
         generator = torch.Generator().manual_seed(seed)
         dense = Masks.dense(model, **choice)  # type: ignore[arg-type]
-        return Masks(
-            {name: torch.rand(mask.shape, generator=generator) < 0.5 for name, mask in dense.items()}
-        )
+        return Masks({name: torch.rand(mask.shape, generator=generator) < 0.5 for name, mask in dense.items()})
 
     return make

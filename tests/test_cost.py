@@ -22,9 +22,7 @@ def parts(**components: nn.Module) -> nn.Module:
 def keep_first(model: nn.Module, alive: int) -> Masks:
     """Masks over all prunable weights of which the first `alive` of each tensor live."""
     dense = Masks.dense(model)
-    return Masks(
-        {name: torch.arange(mask.numel()).reshape(mask.shape) < alive for name, mask in dense.items()}
-    )
+    return Masks({name: torch.arange(mask.numel()).reshape(mask.shape) < alive for name, mask in dense.items()})
 
 
 def test_convolution_with_stride_padding_and_groups() -> None:

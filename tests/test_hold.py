@@ -305,9 +305,7 @@ def test_a_fake_batch_made_before_ds_step_still_serves_g(gan: nn.Module, half) -
         for _ in range(3):
             fake = gan.generator(torch.randn(4, 5, 1, 1))
             opt_d.zero_grad()
-            (
-                gan.discriminator(fake.detach()).mean() - gan.discriminator(torch.randn(4, 1, 8, 8)).mean()
-            ).backward()
+            (gan.discriminator(fake.detach()).mean() - gan.discriminator(torch.randn(4, 1, 8, 8)).mean()).backward()
             opt_d.step()
             opt_g.zero_grad()
             (-gan.discriminator(fake).mean()).backward()  # the graph of `fake` needs G's weights unchanged

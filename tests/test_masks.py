@@ -28,9 +28,7 @@ SHAPES = st.lists(
 
 def draw(shapes: list[tuple[int, ...]], seed: int, names: str = "abc") -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return {
-        f"{n}.weight": torch.rand(s, generator=generator) < 0.5 for n, s in zip(names, shapes, strict=False)
-    }
+    return {f"{n}.weight": torch.rand(s, generator=generator) < 0.5 for n, s in zip(names, shapes, strict=False)}
 
 
 def plain(masks: Masks) -> dict[str, list[bool]]:
@@ -218,13 +216,9 @@ class Zoo(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Sequential(nn.Conv1d(2, 2, 3), nn.Conv2d(2, 2, 3), nn.Conv3d(2, 2, 3))
-        self.up = nn.Sequential(
-            nn.ConvTranspose1d(2, 2, 3), nn.ConvTranspose2d(2, 2, 3), nn.ConvTranspose3d(2, 2, 3)
-        )
+        self.up = nn.Sequential(nn.ConvTranspose1d(2, 2, 3), nn.ConvTranspose2d(2, 2, 3), nn.ConvTranspose3d(2, 2, 3))
         self.head = nn.Linear(3, 2)
-        self.norms = nn.Sequential(
-            nn.BatchNorm2d(2), nn.GroupNorm(1, 2), nn.LayerNorm(2), nn.InstanceNorm2d(2)
-        )
+        self.norms = nn.Sequential(nn.BatchNorm2d(2), nn.GroupNorm(1, 2), nn.LayerNorm(2), nn.InstanceNorm2d(2))
         self.embedding = nn.Embedding(4, 2)
         self.scale = nn.Parameter(torch.ones(2))
 
@@ -388,9 +382,7 @@ def test_apply_and_audit(autoencoder: nn.Module, half) -> None:
 def test_masks_for_another_model(autoencoder: nn.Module, gan: nn.Module, make_autoencoder) -> None:
     with pytest.raises(MaskError, match=r"no weight 'generator\.0\.weight'"):
         Masks.dense(gan).apply_(autoencoder)
-    with pytest.raises(
-        MaskError, match=r"'encoder\.0\.weight' is \(12, 10\) in the model and \(7, 10\) in the masks"
-    ):
+    with pytest.raises(MaskError, match=r"'encoder\.0\.weight' is \(12, 10\) in the model and \(7, 10\) in the masks"):
         Masks.dense(make_autoencoder(7)).apply_(autoencoder)
 
 

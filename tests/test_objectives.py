@@ -50,9 +50,7 @@ def test_elbo_against_torch_distributions(vae):
     log_p = torch.distributions.Normal(vae.decoder(z), 0.3).log_prob(IMAGES)
     constant = 64 * (math.log(0.3) + 0.5 * math.log(2 * math.pi))
     kl = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum(1)
-    torch.testing.assert_close(
-        value, (-log_p.flatten(1).sum(1) - constant + 2 * kl).mean(), rtol=1e-4, atol=1e-3
-    )
+    torch.testing.assert_close(value, (-log_p.flatten(1).sum(1) - constant + 2 * kl).mean(), rtol=1e-4, atol=1e-3)
 
 
 def test_the_default_scale_is_the_sum_of_squared_errors(vae):
@@ -154,11 +152,7 @@ def test_gradient_penalty_of_a_linear_critic_is_known():
 
     net = Net()
     plain, punished = (
-        float(
-            next(Adversarial(3, loss="wasserstein", clip=1e9, gradient_penalty=p).losses(net, IMAGES, rng()))[
-                1
-            ]
-        )
+        float(next(Adversarial(3, loss="wasserstein", clip=1e9, gradient_penalty=p).losses(net, IMAGES, rng()))[1])
         for p in (None, 10.0)
     )
     slope = float(net.discriminator[1].weight.detach().norm())

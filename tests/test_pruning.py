@@ -57,9 +57,7 @@ def naive_prune(
             total = sum(math.prod(within.shapes[name]) for name in names)
             keep = total - floor_of(to_sparsity, total)
         kept |= drop_lowest(entries, keep)
-    return {
-        name: [(name, at) in kept for at in range(math.prod(shape))] for name, shape in within.shapes.items()
-    }
+    return {name: [(name, at) in kept for at in range(math.prod(shape))] for name, shape in within.shapes.items()}
 
 
 def naive_erk(keep: int, shapes: dict[str, tuple[int, ...]], limit: dict[str, int]) -> dict[str, Fraction]:
@@ -113,9 +111,7 @@ def test_fraction(shapes: list[tuple[int, ...]], seed: int, levels: int, amount:
     SHAPES, st.integers(0, 10**6), st.sampled_from([0, 1, 2, 5]), AMOUNTS,
     st.sampled_from(["global", "component", "layer"]),
 )  # fmt: skip
-def test_to_sparsity(
-    shapes: list[tuple[int, ...]], seed: int, levels: int, amount: float, scope: str
-) -> None:
+def test_to_sparsity(shapes: list[tuple[int, ...]], seed: int, levels: int, amount: float, scope: str) -> None:
     scores, _ = make(shapes, seed, levels)
     dense = Masks({n: torch.ones(s.shape, dtype=torch.bool) for n, s in scores.items()})
     masks = prune(scores, to_sparsity=amount, scope=scope)  # type: ignore[arg-type]

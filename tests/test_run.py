@@ -1,5 +1,6 @@
 """The main job through the command line, as a user meets it; failures injected."""
 
+import contextlib
 import json
 import os
 import re
@@ -29,11 +30,6 @@ TINY = {
     "controls": {"levels": [2]},
     "seeds": [0],
 }
-
-
-def merged(base, **changes):
-    return {k: {**base[k], **changes[k]} if isinstance(changes.get(k), dict) and isinstance(base.get(k), dict)
-            else changes.get(k, base.get(k)) for k in [*base, *(c for c in changes if c not in base)]}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +78,7 @@ def test_find_report_inspect_evaluate_and_list(gentickets, tmp_path):
     metrics = json.loads((run / "seed-0" / "level-03" / "metrics.json").read_text())
     assert metrics["status"] == "complete"
     assert metrics["sparsity"] == pytest.approx(0.875, abs=1e-3)
-    assert metrics["metrics"]["reconstruction_mse"]["samples"] == 359 or metrics["metrics"]["reconstruction_mse"]["samples"] == 360  # fmt: skip
+    assert metrics["metrics"]["reconstruction_mse"]["samples"] == 359
     ticket = gt.Ticket.load(run / "seed-0" / "level-03" / "ticket.safetensors")
     trained = disk.load_weights(run / "seed-0" / "level-03" / "trained.safetensors")
     for name, mask in ticket.masks.items():
@@ -120,6 +116,7 @@ def test_kill_9_in_the_middle_of_a_round_changes_nothing(gentickets, tmp_path, f
         "model": model,
         "objective": objective,
         "training": {**TINY["training"], "steps": 150, "ema": 0.9},
+        "search": {**TINY["search"], "fraction": 0.3},
         "evaluation": {"samples": 64},
     }
     gentickets("find", "recipe.yaml", "--runs", "whole", recipe=recipe)
@@ -146,7 +143,11 @@ def test_kill_9_in_the_middle_of_a_round_changes_nothing(gentickets, tmp_path, f
 
 @pytest.mark.parametrize("seeds", [[0], [0, 1]])
 def test_ctrl_c_keeps_what_is_computed_and_says_how_to_go_on(gentickets, tmp_path, seeds):
-    recipe = {**TINY, "seeds": seeds, "training": {**TINY["training"], "steps": 4000, "checkpoint_seconds": 1e6}}
+    recipe = {
+        **TINY,
+        "seeds": seeds,
+        "training": {**TINY["training"], "steps": 4000, "checkpoint_seconds": 1e6},
+    }
     process = gentickets("find", "recipe.yaml", recipe=recipe, wait=False)
     level = tmp_path / "runs" / "tiny" / "seed-0" / "level-00"
     while process.poll() is None and not level.exists():
@@ -182,14 +183,17 @@ def test_train_dense_and_from_a_ticket(gentickets, tmp_path):
         (["find", "recipe.yaml", "training.stesp=3"], "unknown key training.stesp"),
         (["find", "recipe.yaml", "data.source=absent.parquet"], "absent.parquet"),
         (["find", "recipe.yaml", "data.source=nothing-like-this"], "nothing-like-this"),
-        (["find", "recipe.yaml", "data.size=20", "model={name: conv-vae}", "objective={name: elbo}"], "size=20"),
+        (
+            ["find", "recipe.yaml", "data.size=20", "model={name: conv-vae}", "objective={name: elbo}"],
+            "size=20",
+        ),
         (["find", "recipe.yaml", "objective={name: adversarial}"], "needs generator, discriminator"),
         (["find", "recipe.yaml", "evaluation.primary=fid"], "evaluation.primary='fid'"),
         (["find", "recipe.yaml", "--time", "soon"], "--time 'soon'"),
         (["find", "recipe.yaml", "training.precision=16-mixed"], "16-mixed"),
         (["find", "--what"], "no such option"),
         (["inspect", "absent.ticket"], "absent.ticket"),
-        (["inspect", "recipe.yaml"], "no whole ticket"),
+        (["inspect", "recipe.yaml"], "no ticket"),
         (["report", "absent"], "absent"),
         (["evaluate", "absent"], "absent is no run"),
         (["list", "wonders"], "list 'wonders'"),
@@ -210,7 +214,11 @@ def test_a_run_folder_of_another_recipe_says_which_keys_differ(gentickets):
 
 
 def test_a_cut_component_ends_the_ladder_and_is_recorded(gentickets, tmp_path):
-    recipe = {**TINY, "search": {"rounds": 4, "fraction": 0.97, "rewind_step": 5}, "controls": {"levels": [1]}}
+    recipe = {
+        **TINY,
+        "search": {"rounds": 4, "fraction": 0.97, "rewind_step": 5},
+        "controls": {"levels": [1]},
+    }
     gentickets("find", "recipe.yaml", recipe=recipe)
     found = {
         path.parent.name: json.loads(path.read_text())
@@ -241,7 +249,9 @@ def test_no_space_left_loses_nothing(gentickets, tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", small], check=False).returncode:
         pytest.skip("mounting is not allowed here")
     try:
-        line = one_line(gentickets("find", "recipe.yaml", recipe={**TINY, "model": {**TINY["model"], "width": 64}}, expect=2))
+        line = one_line(
+            gentickets("find", "recipe.yaml", recipe={**TINY, "model": {**TINY["model"], "width": 64}}, expect=2)
+        )
         assert "no space left" in line.lower()
         complete = [p for p in (small / "tiny" / "seed-0").iterdir() if p.name.startswith("level")]
         subprocess.run(["mount", "-o", "remount,size=100m", small], check=True)
@@ -263,7 +273,7 @@ def test_two_commands_on_one_folder_do_not_meet(tmp_path):
 
 def test_a_level_is_complete_or_absent(tmp_path):
     place = tmp_path / "level-00"
-    with pytest.raises(RuntimeError), disk.building(place) as partial:
+    with contextlib.suppress(RuntimeError), disk.building(place) as partial:
         (partial / "half.txt").write_text("half")
         raise RuntimeError
     assert not place.exists()
@@ -292,7 +302,7 @@ def test_a_time_budget_gives_up_steps_first_then_rounds():
 
 
 def test_durations():
-    assert [parse_time(t) for t in ("2h", "90m", "1h30m", "45s", "10")] == [7200, 5400, 5400, 45, 600]
-    for wrong in ("", "soon", "-3h", "0"):
+    assert [parse_time(t) for t in ("2h", "90m", "1h30m", "45s", "1.5h")] == [7200, 5400, 5400, 45, 5400]
+    for wrong in ("", "soon", "-3h", "0s", "10", "1.2.3h"):
         with pytest.raises(gt.RecipeError, match="duration"):
             parse_time(wrong)

@@ -1,5 +1,7 @@
 """The searches: rounds, rewinding, what the others start from, controls; with a train function of one's own."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -33,7 +35,7 @@ def test_the_rounds_of_imp(make_autoencoder):
     levels = list(gt.imp(make_autoencoder, train, steps=12, rewind_step=4, rounds=3, fraction=0.2))
     assert [(start, end) for start, end, *_ in train.calls] == [(0, 4), (4, 12), (4, 12), (4, 12), (4, 12)]
     n = levels[0].masks.total
-    for level, below in zip(levels, levels[1:], strict=False):
+    for level, below in itertools.pairwise(levels):
         alive = level.masks.alive
         assert below.masks.alive == alive - int(0.2 * alive)
         assert below.masks <= level.masks
@@ -128,7 +130,7 @@ def test_controls_keep_what_they_should_and_change_what_they_should(make_autoenc
 def test_a_cut_component_is_refused_before_training(make_autoencoder):
     train = Recorder()
     inputs = {"encoder": IMAGES[:2], "decoder": torch.zeros(2, 3)}
-    with pytest.raises(gt.Disconnected, match="'(encoder|decoder)'"):
+    with pytest.raises(gt.Disconnected, match=r"'(encoder|decoder)'"):
         list(gt.imp(make_autoencoder, train, steps=3, rounds=1, fraction=0.99, example_inputs=inputs))
     assert len(train.calls) == 1
 

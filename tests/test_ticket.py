@@ -43,9 +43,7 @@ def same(one: Ticket, two: Ticket) -> bool:
         and list(one.masks) == list(two.masks)
         and one.origin == two.origin
         and set(one.weights) == set(two.weights)
-        and all(
-            torch.equal(t, two.weights[n]) and t.dtype == two.weights[n].dtype for n, t in one.weights.items()
-        )
+        and all(torch.equal(t, two.weights[n]) and t.dtype == two.weights[n].dtype for n, t in one.weights.items())
     )
 
 
@@ -132,13 +130,9 @@ def test_one_bit_a_mask_weight() -> None:
 @given(
     st.lists(st.lists(st.integers(0, 4), max_size=3).map(tuple), max_size=3),
     st.integers(0, 1000),
-    st.dictionaries(
-        st.text(max_size=4), st.one_of(st.none(), st.integers(), st.text(), st.floats(allow_nan=False))
-    ),
+    st.dictionaries(st.text(max_size=4), st.one_of(st.none(), st.integers(), st.text(), st.floats(allow_nan=False))),
 )
-def test_any_ticket_survives(
-    tmp_path_factory, shapes: list[tuple[int, ...]], seed: int, origin: dict
-) -> None:
+def test_any_ticket_survives(tmp_path_factory, shapes: list[tuple[int, ...]], seed: int, origin: dict) -> None:
     generator = torch.Generator().manual_seed(seed)
     masks = Masks({f"ü.{i}.w\"'": torch.rand(s, generator=generator) < 0.5 for i, s in enumerate(shapes)})
     path = tmp_path_factory.mktemp("t") / "t"
@@ -368,9 +362,7 @@ def test_a_full_disk(
     assert same(Ticket.load(path), ticket)
 
 
-def test_places_that_cannot_be_written(
-    ticket: Ticket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_places_that_cannot_be_written(ticket: Ticket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"x")
     (tmp_path / "folder").mkdir()
     for path in (
@@ -506,9 +498,7 @@ def test_refusals(gan: nn.Module, half) -> None:
     state = gan.state_dict()
     with pytest.raises(TicketError, match=r"the weights lack 'generator\.3\.weight'"):
         Ticket(masks, {n: t for n, t in state.items() if n != "generator.3.weight"})
-    with pytest.raises(
-        TicketError, match=r"'generator\.3\.weight' is \(1,\) in the weights and \(6, 4, 4, 4\)"
-    ):
+    with pytest.raises(TicketError, match=r"'generator\.3\.weight' is \(1,\) in the weights and \(6, 4, 4, 4\)"):
         Ticket(masks, state | {"generator.3.weight": torch.rand(1)})
     loop: dict[str, object] = {}
     loop["self"] = loop

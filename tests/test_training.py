@@ -40,7 +40,9 @@ def sparse(model):
     return prune(magnitude(model), fraction=0.5)
 
 
-SETTINGS = Settings(steps=24, batch_size=8, ema=0.9, schedule="cosine", warmup_steps=3, clip_norm=1.0, weight_decay=0.01)
+SETTINGS = Settings(
+    steps=24, batch_size=8, ema=0.9, schedule="cosine", warmup_steps=3, clip_norm=1.0, weight_decay=0.01
+)
 
 
 @pytest.mark.parametrize("name", ["ae", "vae", "gan"])
@@ -99,7 +101,7 @@ def test_weights_and_averages_stay_exactly_sparse(name):
 
 
 def test_a_breach_is_caught_in_training():
-    model, objective = family("ae")
+    model, _objective = family("ae")
     masks = sparse(model)
 
     class Meddler(Source):
@@ -130,7 +132,7 @@ def test_each_component_has_its_rate():
 
 
 def test_the_generators_loss_leaves_no_gradient_in_the_discriminator():
-    model, objective = family("gan")
+    model, _objective = family("gan")
     seen = []
 
     class Spy(Adversarial):
@@ -177,7 +179,7 @@ def test_a_collapsed_generator_stops():
 
 
 def test_the_average_is_the_naive_one():
-    model, objective = family("ae")
+    model, _objective = family("ae")
     copies = []
 
     class Watch(Autoencoding):
@@ -212,4 +214,10 @@ def test_small_models_get_one_thread():
 def test_masks_of_another_model_are_refused():
     model, objective = family("ae")
     with pytest.raises(MaskError, match="no weight"):
-        train(model, objective, Source(), Settings(steps=2), masks=Masks({"nothing": torch.ones(2, dtype=torch.bool)}))
+        train(
+            model,
+            objective,
+            Source(),
+            Settings(steps=2),
+            masks=Masks({"nothing": torch.ones(2, dtype=torch.bool)}),
+        )

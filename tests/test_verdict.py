@@ -130,9 +130,7 @@ def test_a_lead_within_the_spreads_is_no_win():
 def test_a_control_that_matches_too_is_said_to_be_no_evidence():
     verdict = judge(make_run({0: DENSE, 1: (9.0, 10.0)}, random_mask={1: (9.5, 10.5)}))
     assert verdict.won is False
-    assert said(
-        verdict, "The random mask matches the dense model too, up to 20.0%: no evidence that this ticket"
-    )
+    assert said(verdict, "The random mask matches the dense model too, up to 20.0%: no evidence that this ticket")
     assert ("random_mask", 1) in verdict.matching
 
 
@@ -151,9 +149,7 @@ def test_a_control_that_matches_and_is_still_beaten():
 
 def test_a_control_that_matches_where_the_ticket_does_not():
     verdict = judge(make_run({0: DENSE, 1: (20.0, 21.0)}, random_mask={1: (10.0, 10.1)}))
-    assert said(
-        verdict, "The random mask matches the dense model too, up to 20.0%, where the ticket does not."
-    )
+    assert said(verdict, "The random mask matches the dense model too, up to 20.0%, where the ticket does not.")
     assert said(verdict, "it does not beat the random mask (20.5 against 10.1)")
 
 

@@ -7,11 +7,13 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -29,38 +31,38 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe, such as recipes/quickstart/gan.yaml.", show_default=False)]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Keys of the recipe to override: training.steps=500.", show_default=False)
+    list[str] | None,
+    typer.Argument(help="Keys of the recipe to override: training.steps=500.", show_default=False),
 ]
+_TICKET = "runs/quickstart-gan/seed-0/level-03/ticket.safetensors"
 RunsFolder = Annotated[Path, typer.Option("--runs", help="Where run folders lie.")]
 
 
 def main() -> None:
     """The program. A user's mistake is one line on stderr and exit code 2; Ctrl-C is exit code 130."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except GenticketsError as error:
-        err.print(f"[bold red]gentickets:[/] {_plain(error)}")
-        sys.exit(2)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        code = _complain(str(error))
     except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except Exception as error:
+        if not _is_usage_error(error):
+            raise
+        code = _complain(f"{error.format_message()}; see --help")  # type: ignore[attr-defined]
+    if code == 130:
         err.print("stopped; the same command goes on from here")
-        sys.exit(130)
-    except _usage_error() as error:
-        err.print(f"[bold red]gentickets:[/] {_plain(error.format_message())}; see --help")  # type: ignore[attr-defined]
-        sys.exit(2)
+    sys.exit(code)
 
 
-def _usage_error() -> type[Exception]:
-    """Typer's error for a wrong call, under whichever name its release gives it."""
-    kinds = [kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError"]
-    return kinds[0] if kinds else typer.BadParameter
+def _complain(message: str) -> int:
+    err.print(f"[bold red]gentickets:[/] {escape(' '.join(message.split()))}")
+    return 2
 
 
-def _plain(text: object) -> str:
-    from rich.markup import escape
-
-    return escape(" ".join(str(text).split()))
+def _is_usage_error(error: Exception) -> bool:
+    """Whether typer says that the call itself was wrong: its base class moves between its releases."""
+    return any(kind.__name__ == "UsageError" for kind in type(error).__mro__)
 
 
 def _show_version(wanted: bool) -> None:
@@ -113,7 +115,7 @@ def find(
     out.print(f"results: {folder / 'results.csv'}\nreport:  {page}")
 
 
-@app.command(epilog="Example: gentickets train recipes/quickstart/gan.yaml --ticket runs/quickstart-gan/seed-0/level-03/ticket.safetensors")
+@app.command(epilog=f"Example: gentickets train recipes/quickstart/gan.yaml --ticket {_TICKET}")
 def train(
     recipe: RecipeFile,
     overrides: Overrides = None,
@@ -170,7 +172,7 @@ def report(
     out.print(f"report:  {page}")
 
 
-@app.command(epilog="Example: gentickets inspect runs/quickstart-gan/seed-0/level-03/ticket.safetensors")
+@app.command(epilog=f"Example: gentickets inspect {_TICKET}")
 def inspect(
     what: Annotated[Path, typer.Argument(help="A ticket file, or a run folder.", show_default=False)],
 ) -> None:
@@ -300,7 +302,7 @@ def _list_objectives() -> Table:
 
     table = Table("objective", "options", "what")
     for name, kind in OBJECTIVES.items():
-        options = ", ".join(key for key in kind.__dataclass_fields__ if key != "latent_size")
+        options = ", ".join(field.name for field in fields(kind) if field.name != "latent_size")
         table.add_row(name, options, (kind.__doc__ or "").strip().splitlines()[0])
     return table
 
@@ -321,9 +323,7 @@ def _list_recipes() -> Table:
     table = Table("recipe", "model", "data", "rounds", "seeds")
     for path in sorted(Path("recipes").rglob("*.yaml")):
         found = read_recipe(path)
-        table.add_row(
-            str(path), found.model.name, found.data.source, str(found.search.rounds), str(len(found.seeds))
-        )
+        table.add_row(str(path), found.model.name, found.data.source, str(found.search.rounds), str(len(found.seeds)))
     return table
 
 

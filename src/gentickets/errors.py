@@ -1,12 +1,19 @@
 """The errors that a user can mend. Each message is one line: what, which value, and the mend."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gentickets.ticket import Ticket
+
 
 class GenticketsError(Exception):
     """The base of every error that gentickets raises on purpose."""
 
 
 class MaskError(GenticketsError, ValueError):
-    """A mask that does not fit: wrong name, wrong shape, wrong dtype, or a pruned weight that is not zero."""
+    """A mask that does not fit (wrong name, shape or dtype), or a pruned weight that is not zero."""
 
 
 class PruneError(GenticketsError, ValueError):
@@ -26,7 +33,12 @@ class RecipeError(GenticketsError, ValueError):
 
 
 class Disconnected(GenticketsError):
-    """A mask that leaves a component without any live path from its input to its output."""
+    """A mask that leaves a component without any live path from its input to its output.
+
+    `ticket`: the one that a search would have trained, where a search found it.
+    """
+
+    ticket: Ticket | None = None
 
 
 class Diverged(GenticketsError):

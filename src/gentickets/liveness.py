@@ -51,9 +51,7 @@ def check_connected(model: nn.Module, masks: Masks, example_inputs: Mapping[str,
         layer = _first_dead_layer(getattr(unwrap(model), component), masks, component, example)
         if layer is not None:
             places = {f"{layer}.{place}" for place in WEIGHT_PLACES}
-            mask = next(
-                (mask for name, mask in masks.items() if name in places), torch.ones(0, dtype=torch.bool)
-            )
+            mask = next((mask for name, mask in masks.items() if name in places), torch.ones(0, dtype=torch.bool))
             raise Disconnected(
                 f"component {component!r} has no live path from input to output: nothing passes layer "
                 f"{layer!r}, which keeps {int(mask.sum()):,} of {mask.numel():,} weights; prune less, "

@@ -62,9 +62,7 @@ def unwrap(module: nn.Module) -> nn.Module:
     return module
 
 
-def named_layers(
-    model: nn.Module, prefix: str = "", _seen: set[int] | None = None
-) -> Iterator[tuple[str, nn.Module]]:
+def named_layers(model: nn.Module, prefix: str = "", _seen: set[int] | None = None) -> Iterator[tuple[str, nn.Module]]:
     """Every module under `model` with its dotted name, wrapper prefixes left out, a shared module once."""
     model = unwrap(model)
     seen = set() if _seen is None else _seen
@@ -228,9 +226,7 @@ class Masks(Mapping[str, Tensor]):
     def from_packed(cls, bits: Mapping[str, np.ndarray], shapes: Mapping[str, Iterable[int]]) -> Masks:
         """Masks from packed bytes and shapes, as in `packed`. Raises `MaskError` where they disagree."""
         if set(bits) != set(shapes):
-            raise MaskError(
-                f"packed masks and shapes name different weights: {sorted(set(bits) ^ set(shapes))}"
-            )
+            raise MaskError(f"packed masks and shapes name different weights: {sorted(set(bits) ^ set(shapes))}")
         ready, sized = {}, {}
         for name, shape in shapes.items():
             packed = np.array(bits[name]).reshape(-1)
@@ -240,9 +236,7 @@ class Masks(Mapping[str, Tensor]):
             total = math.prod(sized[name])
             whole = min(sized[name], default=0) >= 0 and len(packed) == (total + 7) // 8
             if not whole or (packed & _padding(total)).any():
-                raise MaskError(
-                    f"mask {name!r}: {len(packed)} packed bytes do not hold a shape {sized[name]}"
-                )
+                raise MaskError(f"mask {name!r}: {len(packed)} packed bytes do not hold a shape {sized[name]}")
             ready[name] = packed
         masks = object.__new__(cls)
         masks._seal(ready, sized)
@@ -422,9 +416,7 @@ class Masks(Mapping[str, Tensor]):
         for name, mask in self.items():
             audit_tensor(name, weights[name], mask, what)
 
-    def hold(
-        self, model: nn.Module, *optimizers: torch.optim.Optimizer, copies: Iterable[nn.Module] = ()
-    ) -> Hold:
+    def hold(self, model: nn.Module, *optimizers: torch.optim.Optimizer, copies: Iterable[nn.Module] = ()) -> Hold:
         """A context in which `model` stays exactly as sparse as these masks, whatever `optimizers` do.
 
         On entry: applies the masks to `model` and to `copies` (EMA or other averages of it) and drops what
@@ -467,9 +459,7 @@ class Hold:
         self.optimizers = tuple(_plain(optimizer) for optimizer in optimizers)
         for optimizer in self.optimizers:
             if isinstance(optimizer, torch.optim.LBFGS):
-                raise MaskError(
-                    "LBFGS evaluates the model inside its step, between two maskings: use another"
-                )
+                raise MaskError("LBFGS evaluates the model inside its step, between two maskings: use another")
         for net in (model, *copies):
             masks.check_fits(net)
         # The parameters themselves are kept too, so that no other tensor can come to have the id of one.
@@ -538,9 +528,7 @@ class Hold:
         """
         if tensors:
             bits = [tensor.detach().view(_BITS_OF[tensor.element_size()]) for _, tensor in tensors]
-            torch._foreach_mul_(
-                bits, [self._multiplier(name, b) for (name, _), b in zip(tensors, bits, strict=True)]
-            )
+            torch._foreach_mul_(bits, [self._multiplier(name, b) for (name, _), b in zip(tensors, bits, strict=True)])
 
     def _multiplier(self, name: str, bits: Tensor) -> Tensor:
         key = (name, bits.dtype, bits.device)
@@ -597,11 +585,7 @@ def _nothing_after_load(module: nn.Module, incompatible_keys: object) -> None:
 
 def _plain(optimizer: Any) -> torch.optim.Optimizer:
     """The optimiser inside Fabric's wrapper: hooks belong on the one that really steps."""
-    inner = (
-        getattr(optimizer, "optimizer", optimizer)
-        if type(optimizer).__name__.startswith("Fabric")
-        else optimizer
-    )
+    inner = getattr(optimizer, "optimizer", optimizer) if type(optimizer).__name__.startswith("Fabric") else optimizer
     if not isinstance(inner, torch.optim.Optimizer):
         raise MaskError(f"cannot hold through {type(optimizer).__name__}: it is no torch.optim.Optimizer")
     return inner

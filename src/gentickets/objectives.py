@@ -225,7 +225,7 @@ class Adversarial(Objective, Samples):
             yield "discriminator", self._discriminator_loss(model, real, fake.detach(), rng)
             if self.clip is not None:
                 with torch.no_grad():
-                    for weight in model.discriminator.parameters():  # type: ignore[union-attr,operator]
+                    for weight in model.discriminator.parameters():  # type: ignore[union-attr]
                         weight.clamp_(-self.clip, self.clip)
         yield "generator", self._generator_loss(_judge(model, fake))
 

@@ -172,9 +172,7 @@ def _scatter(kept: Mapping[str, np.ndarray], start: Masks) -> Masks:
     return Masks(masks)
 
 
-def _erk_counts(
-    keep: int, shapes: Mapping[str, tuple[int, ...]], alive: Mapping[str, np.ndarray]
-) -> dict[str, int]:
+def _erk_counts(keep: int, shapes: Mapping[str, tuple[int, ...]], alive: Mapping[str, np.ndarray]) -> dict[str, int]:
     """How many weights each layer keeps, `keep` in all, none more than it has alive."""
     limit = {name: len(alive[name]) for name in shapes}
     # A layer of n weights asks for a count proportional to density * n = sum of the sides of its weight.

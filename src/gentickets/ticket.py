@@ -12,7 +12,6 @@ The digest finds every changed bit. It is no signature: it says that the file is
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -28,6 +27,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from gentickets.errors import MaskError, TicketError
+from gentickets.files import writing
 from gentickets.masks import Masks, named_state, unwrap
 
 FORMAT = "gentickets.ticket/1"
@@ -85,9 +85,7 @@ class Ticket:
                     raise MaskError(f"{ours} and {tuple(self.weights[name].shape)} in the ticket")
             for name, tensor in self.weights.items():
                 if name not in places:
-                    raise MaskError(
-                        f"the model has no {name!r}, which is {tuple(tensor.shape)} in the ticket"
-                    )
+                    raise MaskError(f"the model has no {name!r}, which is {tuple(tensor.shape)} in the ticket")
             self.masks.check_fits(model)
         except MaskError as error:
             raise TicketError(f"the ticket is for another architecture: {error}") from None
@@ -118,21 +116,14 @@ class Ticket:
             raise TicketError(f"the origin of a ticket must be what JSON can hold: {error}") from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the file beside its place, syncs it and renames it: it is whole, or absent."""
+        """Writes the file, whole or not at all. Raises `TicketError` where that fails."""
         path = Path(path)
-        beside = path.parent / f".{path.name}.{os.getpid()}.partial"
         raw = self.to_bytes()
         try:
-            with open(beside, "wb") as file:
+            with writing(path) as file:
                 file.write(raw)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
         except OSError as error:
             raise TicketError(f"cannot write ticket {path}: {error.strerror or error}") from error
-        finally:
-            with contextlib.suppress(OSError):
-                beside.unlink()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Ticket:

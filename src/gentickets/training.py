@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gentickets.errors import Diverged, GenticketsError
+from gentickets.files import writing
 from gentickets.masks import Hold, Masks, clone, named_state, unwrap
 from gentickets.objectives import Objective
 
@@ -99,7 +99,7 @@ class Trained:
 
 
 class Checkpoint:
-    """One file, always whole: written beside its place, synced and renamed.
+    """The state of a training in one file, always whole.
 
     `key` tells whose checkpoint it is; one with another key is not resumed from. `every` seconds it is written.
     """
@@ -112,12 +112,8 @@ class Checkpoint:
         return time.monotonic() - self._last >= self.every
 
     def save(self, state: Mapping[str, Any]) -> None:
-        beside = self.path.with_suffix(".partial")
-        with open(beside, "wb") as file:
+        with writing(self.path) as file:
             torch.save({"key": self.key, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, self.path)
         self._last = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
@@ -223,10 +219,14 @@ class _Meter:
 class _Loop:
     """The moving parts of one training."""
 
-    def __init__(
-        self, model: nn.Module, objective: Objective, settings: Settings, masks: Masks | None, fabric: Fabric
-    ):
-        self.model, self.objective, self.settings, self.masks, self.fabric = model, objective, settings, masks, fabric
+    def __init__(self, model: nn.Module, objective: Objective, settings: Settings, masks: Masks | None, fabric: Fabric):
+        self.model, self.objective, self.settings, self.masks, self.fabric = (
+            model,
+            objective,
+            settings,
+            masks,
+            fabric,
+        )
         fabric.to_device(model)
         model.train()
         self.parameters = {name: list(getattr(unwrap(model), name).parameters()) for name in objective.components}
@@ -348,7 +348,9 @@ def check_finite(losses: Mapping[str, Tensor], step: int) -> None:
     """Raises `Diverged` that names the first loss that is not finite."""
     for name, loss in losses.items():
         if not bool(torch.isfinite(loss)):
-            raise Diverged(f"step {step}: the loss of {name} is {float(loss)}; lower the learning rate or set clip_norm")
+            raise Diverged(
+                f"step {step}: the loss of {name} is {float(loss)}; lower the learning rate or set clip_norm"
+            )
 
 
 def with_averages(model: nn.Module, averaged: nn.Module) -> nn.Module:

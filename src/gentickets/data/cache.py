@@ -6,11 +6,11 @@ import contextlib
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from gentickets import files
 from gentickets.errors import DataError
 
 
@@ -35,19 +35,12 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
 
     Raises `DataError` where it cannot be written.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
+        with files.writing(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
     except OSError as error:
         raise DataError(
             f"cache: cannot write {path} ({error.strerror}): free some space, or name "
             f"another folder by cache= or GENTICKETS_CACHE"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()

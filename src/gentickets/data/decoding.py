@@ -34,9 +34,7 @@ def decode(example: Example, size: int, channels: int, crop: int | None) -> np.n
     side = min(image.size) if crop is None else crop
     if side > min(image.size):
         width, height = image.size
-        raise DataError(
-            f"crop: {crop} is larger than {example.where}, which is {width}x{height}: take a smaller one"
-        )
+        raise DataError(f"crop: {crop} is larger than {example.where}, which is {width}x{height}: take a smaller one")
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side))
     if side != size:

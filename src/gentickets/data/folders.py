@@ -41,9 +41,7 @@ def whole(path: Path, name: str, classes_in: list[Path] | None = None, hold_out:
     """
     files = _image_files(path)
     if not files:
-        raise DataError(
-            f"source: {path} has no images ({', '.join(sorted(_SUFFIXES))}) in it or below: name another"
-        )
+        raise DataError(f"source: {path} has no images ({', '.join(sorted(_SUFFIXES))}) in it or below: name another")
     numbers = _class_numbers(classes_in or [path])
     labels: list[int | None] = [numbers.get(file.relative_to(path).parts[0]) for file in files]
     if len(numbers) < 2 or None in labels:
@@ -73,9 +71,7 @@ def _image_files(path: Path) -> list[Path]:
 
 
 def _class_numbers(roots: list[Path]) -> dict[str, int]:
-    names = {
-        sub.name for root in roots for sub in root.iterdir() if sub.is_dir() and not sub.name.startswith(".")
-    }
+    names = {sub.name for root in roots for sub in root.iterdir() if sub.is_dir() and not sub.name.startswith(".")}
     return {name: number for number, name in enumerate(sorted(names))}
 
 
@@ -94,14 +90,10 @@ def _celeba(root: Path, split: str) -> Source:
     wanted = "0" if split == "train" else "2"
     lines = [line.split() for line in partition.read_text().splitlines() if line.strip()]
     if any(len(line) != 2 for line in lines):
-        raise DataError(
-            f"source: {partition} is no CelebA partition file: each line is an image's name and 0, 1 or 2"
-        )
+        raise DataError(f"source: {partition} is no CelebA partition file: each line is an image's name and 0, 1 or 2")
     files = [root / _CELEBA_IMAGES / name for name, part in lines if part == wanted]
     if not files:
-        raise DataError(
-            f"source: {partition} names no image of partition {wanted} ({split}): get the whole file"
-        )
+        raise DataError(f"source: {partition} names no image of partition {wanted} ({split}): get the whole file")
 
     def read() -> Rows:
         return Rows(len(files), (Example(str(file), file, None) for file in files))

@@ -51,9 +51,7 @@ def _read(source: str, identity: str, split: str) -> Rows:
 def _image_column(datasets: Any, table: Any, source: str) -> str:
     images = [name for name, kind in table.features.items() if isinstance(kind, datasets.Image)]
     if not images:
-        raise DataError(
-            f"source: {source!r} has no image column among {', '.join(table.features)}: name another set"
-        )
+        raise DataError(f"source: {source!r} has no image column among {', '.join(table.features)}: name another set")
     return next((name for name in IMAGE_COLUMNS if name in images), images[0])
 
 

@@ -56,16 +56,13 @@ class ImageSet:
         """An image set over arrays of one's own. Raises `DataError` for another dtype or shape."""
         if pixels.dtype != np.uint8 or pixels.ndim != 4:
             raise DataError(
-                f"pixels of {name!r} are {pixels.dtype} {pixels.shape}: "
-                "give uint8 (n, channels, height, width)"
+                f"pixels of {name!r} are {pixels.dtype} {pixels.shape}: give uint8 (n, channels, height, width)"
             )
         pixels = np.ascontiguousarray(pixels).view()
         pixels.setflags(write=False)
         if labels is not None:
             if labels.shape != (len(pixels),):
-                raise DataError(
-                    f"labels of {name!r} are {labels.shape} for {len(pixels)} images: give one each"
-                )
+                raise DataError(f"labels of {name!r} are {labels.shape} for {len(pixels)} images: give one each")
             labels = labels.astype(np.int64)
             labels.setflags(write=False)
         return cls(name, split, pixels, labels, fingerprint(pixels, labels))

@@ -62,9 +62,7 @@ def load(
         _decode_into(entry, found, size, channels, split, crop, limit)
         stored = entry.read()
     if stored is None:
-        raise DataError(
-            f"cache: {entry.pixels} does not read back as it was written: name another disk by cache="
-        )
+        raise DataError(f"cache: {entry.pixels} does not read back as it was written: name another disk by cache=")
     return ImageSet(found.name, split, *stored)
 
 
@@ -107,9 +105,7 @@ def _decode_into(
             file.write(np.stack(list(arrays)).tobytes())
             labels += [example.label for example in chunk]
     if len(labels) != len(chosen):
-        raise DataError(
-            f"source: {found.name!r} ended after {len(labels)} of {len(chosen)} images: it is damaged"
-        )
+        raise DataError(f"source: {found.name!r} ended after {len(labels)} of {len(chosen)} images: it is damaged")
     entry.finish(None if None in labels else np.array(labels, dtype=np.int64))
 
 
@@ -169,11 +165,7 @@ class _Entry:
             note = json.loads(self.note.read_text())
             pixels = np.asarray(np.load(self.pixels, mmap_mode="r", allow_pickle=False))
             labels = np.load(self.labels, allow_pickle=False) if note["labels"] else None
-            if (
-                pixels.dtype != np.uint8
-                or pixels.ndim != 4
-                or fingerprint(pixels, labels) != note["fingerprint"]
-            ):
+            if pixels.dtype != np.uint8 or pixels.ndim != 4 or fingerprint(pixels, labels) != note["fingerprint"]:
                 return None
         except (OSError, ValueError, KeyError, TypeError, EOFError):
             return None

@@ -27,9 +27,7 @@ def find(path: Path, split: str, test: str | None) -> Source:
 
         return folders.whole(chosen, name)
     hold_out = test is None
-    return Source(
-        name, {"file": file_identity(chosen), "hold_out": hold_out}, lambda: _read(chosen, hold_out)
-    )
+    return Source(name, {"file": file_identity(chosen), "hold_out": hold_out}, lambda: _read(chosen, hold_out))
 
 
 def whole(path: Path, name: str) -> Source:

@@ -49,9 +49,7 @@ def find(source: str, split: str, test: str | None) -> Source:
     path = Path(source).expanduser()
     built_in = source == "digits" or source in hub.SHORT_NAMES
     if test is not None and (built_in or not path.exists()):
-        raise DataError(
-            f"test: {test} goes with a local file or folder, and {source!r} is none: leave test out"
-        )
+        raise DataError(f"test: {test} goes with a local file or folder, and {source!r} is none: leave test out")
     if test is not None and not Path(test).expanduser().exists():
         raise DataError(f"test: {test} does not exist: name a .parquet file or a folder of images")
     if built_in:
@@ -62,15 +60,12 @@ def find(source: str, split: str, test: str | None) -> Source:
         if path.is_file():
             return parquet.find(path, split, test)
     except OSError as error:
-        raise DataError(
-            f"source: {source} cannot be read ({error.strerror}): check its permissions"
-        ) from error
+        raise DataError(f"source: {source} cannot be read ({error.strerror}): check its permissions") from error
     if not source.endswith(".parquet") and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
         return hub.find(source, split)
     known = ", ".join(("digits", *hub.SHORT_NAMES))
     raise DataError(
-        f"source: {source!r} does not exist: name a .parquet file, a folder of images, a hub id, "
-        f"or one of {known}"
+        f"source: {source!r} does not exist: name a .parquet file, a folder of images, a hub id, or one of {known}"
     )
 
 

@@ -26,7 +26,7 @@ from gentickets.objectives import ELBO, Objective, Reconstructs, Samples
 
 _SAMPLING_SEED = 20_210_202  # the same latents for every model, so that levels differ by their weights alone
 _BATCH = 256
-_ROWS, _COLUMNS = 4, 8
+_ROWS, _COLUMNS = 6, 6
 
 
 class Judge:
@@ -87,7 +87,9 @@ class Judge:
             found += distances(self.extractor, self.real, self._samples(objective, model))
         if isinstance(objective, Reconstructs):
             found.append(
-                reconstruction_mse(lambda images: objective.reconstruct(model, images), self.held_out, device=self.device)
+                reconstruction_mse(
+                    lambda images: objective.reconstruct(model, images), self.held_out, device=self.device
+                )
             )
         return found
 
@@ -123,7 +125,7 @@ class Judge:
 
 
 def grid(images: Tensor) -> Image.Image:
-    """Images in [-1, 1] as one picture, 8 a row, a pixel apart, small ones enlarged."""
+    """Images in [-1, 1] as one picture, six a row, a pixel apart, small ones enlarged."""
     pixels = ((images.nan_to_num(0).clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
     count, channels, height, width = pixels.shape
     rows = -(-count // _COLUMNS)

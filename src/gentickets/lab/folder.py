@@ -25,10 +25,11 @@ from typing import Any
 
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from gentickets.errors import GenticketsError, RecipeError
+from gentickets.files import replace_file
 from gentickets.lab.recipe import Recipe, differing_keys, make_recipe
 
 CHECKPOINT = "checkpoint.pt"
@@ -69,24 +70,18 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file beside its place and renames it."""
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text)
-    _sync(beside)
-    os.replace(beside, path)
-
-
 def write_json(path: Path, value: Any) -> None:
-    write_whole(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=True) + "\n")
+    replace_file(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+
+
+def write_recipe(folder: Path, recipe: Recipe) -> None:
+    """A run's recipe.yaml: every key of the resolved recipe."""
+    replace_file(folder / "recipe.yaml", yaml.safe_dump(recipe.dump(), sort_keys=False).encode())
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     """Writes named tensors as safetensors, whole or not at all."""
-    beside = path.with_name(f".{path.name}.partial")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, beside)
-    _sync(beside)
-    os.replace(beside, path)
+    replace_file(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}))
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -110,12 +105,6 @@ def one_line_errors(folder: Path) -> Iterator[None]:
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
             raise GenticketsError(f"cannot write to {folder}: {error.strerror}") from error
         raise
-    except SafetensorError as error:  # its writer reports a full disk in words only
-        if "space" in str(error).lower():
-            raise GenticketsError(
-                f"no space left for {folder}: free some and run the same command again; what is complete is kept"
-            ) from error
-        raise
 
 
 @contextlib.contextmanager
@@ -126,7 +115,9 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise GenticketsError(f"{folder} is being written by another command: wait for it, or take name=…") from None
+            raise GenticketsError(
+                f"{folder} is being written by another command: wait for it, or take name=…"
+            ) from None
         yield
 
 

@@ -71,12 +71,11 @@ def _measure(recipe: Recipe, images: ImageSet, judge: Judge) -> tuple[float, flo
         flip=recipe.data.flip,
         device=fabric.device,
     )
-    endless = replace(recipe.training.settings(0), steps=10**9)
+    # At rate 0, so that a recipe that diverges does so in its run, where that is recorded.
+    endless = replace(recipe.training.settings(0), steps=10**9, lr=0.0)
 
     def steps(start: int, end: int) -> nn.Module:
-        done = train(
-            model, objective, batches, endless, masks=masks, start_step=start, end_step=end, fabric=fabric
-        )
+        done = train(model, objective, batches, endless, masks=masks, start_step=start, end_step=end, fabric=fabric)
         return done.averaged
 
     steps(0, _WARM)
@@ -151,15 +150,19 @@ def _given_up(asked: Recipe, fitted: Recipe) -> tuple[str, ...]:
     if fitted.search.rounds < asked.search.rounds:
         deepest, now = (r.search.sparsity_at(r.search.rounds) for r in (asked, fitted))
         lost.append(
-            f"search.rounds {asked.search.rounds} → {fitted.search.rounds} (sparsity up to {now:.1%}, not {deepest:.1%})"
+            f"search.rounds {asked.search.rounds} → {fitted.search.rounds} "
+            f"(sparsity up to {now:.1%}, not {deepest:.1%})"
         )
     return tuple(lost)
 
 
 def parse_time(text: str) -> float:
-    """Seconds of `90s`, `30m`, `2h`, `1h30m`; a bare number is minutes. Raises `RecipeError`."""
-    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m?)?(?:(\d+(?:\.\d+)?)s)?", text.strip())
-    parts = [float(part or 0) for part in match.groups()] if match else []
+    """Seconds of `90s`, `30m`, `2h`, `1h30m`. Raises `RecipeError`."""
+    match = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", text.strip())
+    try:
+        parts = [float(part or 0) for part in match.groups()] if match else []
+    except ValueError:
+        parts = []
     seconds = sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
     if not seconds:
         raise RecipeError(f"--time {text!r} is no duration: write 2h, 90m, 1h30m or 45s")
@@ -183,4 +186,3 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}"
         count /= 1000
     return f"{count:.1f} GB"
-

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -88,7 +89,7 @@ class ObjectivePart(_Part):
 
     @model_validator(mode="after")
     def _known(self) -> ObjectivePart:
-        takes = set(OBJECTIVES[self.name].__dataclass_fields__) - {"latent_size"}
+        takes = {field.name for field in fields(OBJECTIVES[self.name])} - {"latent_size"}
         said = self.model_dump(exclude={"name"}, exclude_none=True)
         for key in said:
             if key not in takes:
@@ -153,9 +154,7 @@ class ControlsPart(_Part):
 
     def chosen(self, rounds: int) -> list[int]:
         if self.levels == "auto":
-            return (
-                sorted({max(1, math.ceil(rounds * share)) for share in (1 / 3, 2 / 3, 1)}) if rounds else []
-            )
+            return sorted({max(1, math.ceil(rounds * share)) for share in (1 / 3, 2 / 3, 1)}) if rounds else []
         return [level for level in self.levels if level <= rounds]
 
 
@@ -196,9 +195,7 @@ class Recipe(_Part):
         for key, names in (("search.components", self.search.components or ()), ("training.lr", rates)):
             for name in names:
                 if name not in components:
-                    raise ValueError(
-                        f"{key}: no component {name!r}; {self.model.name} has {', '.join(components)}"
-                    )
+                    raise ValueError(f"{key}: no component {name!r}; {self.model.name} has {', '.join(components)}")
         if rates and set(rates) != set(components):
             raise ValueError(f"training.lr: give one rate, or one for each of {', '.join(components)}")
         try:
@@ -293,9 +290,7 @@ def _number(text: str) -> str | float:
 def _first_complaint(error: ValidationError) -> str:
     """The first thing that pydantic found, as key, value and mend."""
     first = error.errors()[0]
-    key = ".".join(
-        str(part) for part in first["loc"] if not str(part).startswith(("literal[", "constrained", "list["))
-    )
+    key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("literal[", "constrained", "list[")))
     if first["type"] == "extra_forbidden":
         return f"unknown key {key}; {_known_keys(first['loc'])}"
     if first["type"] == "missing":

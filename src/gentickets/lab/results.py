@@ -10,7 +10,6 @@ import csv
 import io
 import json
 import math
-import os
 import re
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +22,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from gentickets.errors import RecipeError
+from gentickets.files import replace_file
 
 Arm = Literal["ticket", "random_mask", "redrawn_weights"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
@@ -210,8 +210,7 @@ class Run:
         """(arm, level) → the metric `key` over all seeds, for every arm and level that any seed has."""
         places = sorted({(ARMS.index(result.arm), result.level) for result in self.levels})
         return {
-            (ARMS[arm], level): _summarise(self.of(ARMS[arm], level), key, len(self.seeds))
-            for arm, level in places
+            (ARMS[arm], level): _summarise(self.of(ARMS[arm], level), key, len(self.seeds)) for arm, level in places
         }
 
 
@@ -296,9 +295,7 @@ def _check_agreement(levels: list[LevelResult]) -> None:
     for result in levels:
         path = result.folder / "metrics.json"
         if result.primary != levels[0].primary:
-            raise RecipeError(
-                f"{path}: primary is {result.primary!r}, and {levels[0].primary!r} in other levels"
-            )
+            raise RecipeError(f"{path}: primary is {result.primary!r}, and {levels[0].primary!r} in other levels")
         for key, metric in result.metrics.items():
             if direction.setdefault(key, metric.lower_is_better) != metric.lower_is_better:
                 raise RecipeError(f"{path}: lower_is_better of {key!r} is not that of the other levels")
@@ -368,17 +365,3 @@ def _to_csv(heads: list[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
         cells = (row.get(head) for head in heads)
         writer.writerow(["" if c is None else repr(c) if isinstance(c, float) else c for c in cells])
     return text.getvalue().encode()
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Writes `path` so that a reader sees the old content or the new, never a part. Makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

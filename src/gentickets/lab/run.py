@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from gentickets import __version__
@@ -83,14 +82,14 @@ def prepared(
             origin = _origin(asked, command, train, held_out, judge, threads, workers, gave_up)
             folder.mkdir(parents=True, exist_ok=True)
             disk.write_json(folder / "origin.json", origin)
-            disk.write_whole(folder / "recipe.yaml", yaml.safe_dump(recipe.dump(), sort_keys=False))
+            disk.write_recipe(folder, recipe)
             yield Prepared(folder, recipe, train, held_out, judge, threads, workers, plan, gave_up, False)
         else:
             recipe, origin = there
             recipe = _grown(recipe, asked, fitted=bool(origin["gave_up"]))
             if origin["data"]["fingerprint"] != train.fingerprint:
                 raise RecipeError(f"{folder}: the data of {asked.data.source!r} has changed since; use --fresh")
-            disk.write_whole(folder / "recipe.yaml", yaml.safe_dump(recipe.dump(), sort_keys=False))
+            disk.write_recipe(folder, recipe)
             disk.write_json(folder / "origin.json", {**origin, "asked": asked.dump()})
             # Equal bits need an equal number of threads.
             threads, workers = origin["threads"], min(len(recipe.seeds), os.cpu_count() or 1)
@@ -147,7 +146,11 @@ def _origin(
         "asked": asked.dump(),
         "command": command,
         "started": date.today().isoformat(),
-        "versions": {"gentickets": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {
+            "gentickets": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
         "machine": machine(),
         "data": {
             "name": train.name,
@@ -310,5 +313,5 @@ def evaluate_again(folder: Path, samples: int | None, features: str | None, weig
                 metrics |= {"metrics": metrics_json(judge.measure(model)), "primary": judge.primary}
                 disk.write_json(place / "metrics.json", metrics)
             tell(Event(seed, place.name, done, len(levels)))
-        disk.write_whole(folder / "recipe.yaml", yaml.safe_dump(recipe.dump(), sort_keys=False))
+        disk.write_recipe(folder, recipe)
         write_csv(read_run(folder))

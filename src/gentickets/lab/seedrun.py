@@ -138,8 +138,8 @@ class SeedRun:
         last = len(complete) - 1
         if complete != list(range(last + 1)):
             raise GenticketsError(f"{self.folder} lacks {disk.level_name(last + 1)} but has later levels: use --fresh")
-        for level in complete:
-            self._done += self._steps_of("ticket", level)
+        for index in complete:
+            self._done += self._steps_of("ticket", index)
         if last >= 0 and self._ended_at(last):
             return last
         levels = self._search(last)
@@ -147,11 +147,11 @@ class SeedRun:
             place = self.folder / disk.level_name(index)
             with disk.building(place) as partial:
                 self._enter(place.name, partial, index)
+                level: Level | None = None
                 try:
                     level = next(levels)
                 except Disconnected as error:
-                    self._write_disconnected(partial, index, "ticket", str(error))
-                    level = None
+                    self._write_disconnected(partial, index, "ticket", error.ticket, str(error))
                 else:
                     self._finish(partial, index, "ticket", level.model, level.ticket, rewind_step if index else 0)
             if level is None or self._ended_at(index):
@@ -176,7 +176,12 @@ class SeedRun:
         if search.method == "imp":
             after = self.load_level(last) if last >= 0 else None
             return imp(
-                self._make_model, self._train, rounds=search.rounds, fraction=search.fraction, after=after, **common
+                self._make_model,
+                self._train,
+                rounds=search.rounds,
+                fraction=search.fraction,
+                after=after,
+                **common,
             )
         sparsities = [search.sparsity_at(level) for level in range(1, search.rounds + 1)]
         dense = self.load_level(0) if last >= 0 else None
@@ -223,9 +228,7 @@ class SeedRun:
                 masks=masks,
                 start_step=start_step,
                 end_step=end_step,
-                checkpoint=Checkpoint(
-                    self._partial / disk.CHECKPOINT, key, self.recipe.training.checkpoint_seconds
-                ),
+                checkpoint=Checkpoint(self._partial / disk.CHECKPOINT, key, self.recipe.training.checkpoint_seconds),
                 curve=Curve(self._partial / "curve.jsonl"),
                 on_progress=lambda progress: self._tell(progress, start_step),
                 stop=self.stop,
@@ -263,16 +266,14 @@ class SeedRun:
             try:
                 check_connected(model, ticket.masks, self._example_inputs(model))
             except Disconnected as error:
-                self._write_disconnected(partial, index, arm, str(error))
+                self._write_disconnected(partial, index, arm, ticket, str(error))
                 return
             self._train(model, ticket.masks, start, self.settings.steps)
             self._finish(partial, index, arm, model, ticket, start)
 
     # -- what is written ----------------------------------------------------------------------------------
 
-    def _finish(
-        self, partial: Path, index: int, arm: str, model: nn.Module, ticket: Ticket, start_step: int
-    ) -> None:
+    def _finish(self, partial: Path, index: int, arm: str, model: nn.Module, ticket: Ticket, start_step: int) -> None:
         """Judges a trained level and writes its folder's files."""
         outcome = self._outcome
         ticket.masks.audit(model)
@@ -304,16 +305,23 @@ class SeedRun:
         seconds = {"train_seconds": outcome.trained.seconds, "evaluate_seconds": time.perf_counter() - begun}
         disk.write_json(partial / "timing.json", {**seconds, "images": outcome.trained.images})
 
-    def _write_disconnected(self, partial: Path, index: int, arm: str, reason: str) -> None:
+    def _write_disconnected(self, partial: Path, index: int, arm: str, ticket: Ticket | None, reason: str) -> None:
+        """A level that was not trained: its ticket, and why."""
+        assert ticket is not None
+        ticket.save(partial / "ticket.safetensors")
         disk.write_json(
             partial / "metrics.json",
             {
-                "seed": self.seed, "level": index, "arm": arm, "status": "disconnected", "reason": reason,
-                "sparsity": self.recipe.search.sparsity_at(index), "alive": 0, "total": 0,
-                "components": {}, "layers": {}, "primary": self.judge.primary, "metrics": {}, "cost": None,
-                "start_step": 0, "end_step": 0,
+                **level_facts(self.seed, index, arm, ticket.masks),
+                "status": "disconnected",
+                "reason": reason,
+                "primary": self.judge.primary,
+                "metrics": {},
+                "cost": None,
+                "start_step": 0,
+                "end_step": 0,
             },
-        )  # fmt: skip
+        )
         disk.write_json(partial / "timing.json", {"train_seconds": 0.0, "evaluate_seconds": 0.0, "images": 0})
 
     def _example_inputs(self, model: nn.Module) -> dict[str, torch.Tensor]:

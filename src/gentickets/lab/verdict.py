@@ -107,12 +107,8 @@ class _Judge:
         self.matching = tuple(k for k in self.levels if self.rule(self.ticket(k)))
         self.deepest = self._up_to(self.rule)
         self.relaxed_deepest = self._up_to(self.relaxed)
-        self.wins = [
-            self._compare(level, control) for level in self.levels for control in self.controls(level)
-        ]
-        self.judged = max(
-            (w.level for w in self.wins if self.deepest and w.level <= self.deepest), default=None
-        )
+        self.wins = [self._compare(level, control) for level in self.levels for control in self.controls(level)]
+        self.judged = max((w.level for w in self.wins if self.deepest and w.level <= self.deepest), default=None)
 
     def verdict(self) -> Verdict:
         return Verdict(
@@ -126,9 +122,7 @@ class _Judge:
             relaxed_up_to=self._sparsity(self.relaxed_deepest),
             deepest_level=self.deepest,
             judged_level=self.judged,
-            matching=frozenset(
-                place for place, found in self.summary.items() if place[1] and self.rule(found)
-            ),
+            matching=frozenset(place for place, found in self.summary.items() if place[1] and self.rule(found)),
             wins=self.wins,
             won=self._won(),
             headline=self._headline(),
@@ -158,9 +152,7 @@ class _Judge:
         return self._within(arm, self.dense.deviation if self.dense else None)
 
     def relaxed(self, arm: Summary | None) -> bool:
-        return self._within(
-            arm, RELAXED * abs(self.dense.mean) if self.dense and self.dense.mean is not None else None
-        )
+        return self._within(arm, RELAXED * abs(self.dense.mean) if self.dense and self.dense.mean is not None else None)
 
     def _within(self, arm: Summary | None, allowance: float | None) -> bool:
         if arm is None or arm.mean is None or not arm.complete or allowance is None:
@@ -184,9 +176,7 @@ class _Judge:
 
     def _compare(self, level: int, control: Arm) -> Win:
         other = self.summary[control, level]
-        ticket = self.ticket(level) or Summary(
-            "ticket", level, other.sparsity, None, None, 0, missing=self.seeds
-        )
+        ticket = self.ticket(level) or Summary("ticket", level, other.sparsity, None, None, 0, missing=self.seeds)
         won, why = self._wins_over(ticket, other)
         return Win(level, ticket.sparsity, control, won, ticket, other, why)
 
@@ -330,9 +320,7 @@ class _Judge:
             return []
         trained = {win.control for win in self.wins}
         if not trained:
-            return [
-                "No control was trained, so the run does not tell whether another network as small would do."
-            ]
+            return ["No control was trained, so the run does not tell whether another network as small would do."]
         said = [f"The {ARM_NAMES[c]} control was not trained." for c in CONTROLS if c not in trained]
         if self.deepest and self.judged is None:
             said.append("No control was trained at a level where the ticket matches.")
@@ -365,29 +353,21 @@ class _Judge:
     def _say_caveats(self) -> list[str]:
         said = []
         if missing := self._missing():
-            said.append(
-                f"The run is not finished: {count(missing, 'result')} of a seed at a level still to come."
-            )
+            said.append(f"The run is not finished: {count(missing, 'result')} of a seed at a level still to come.")
         if self.deepest is not None and self.deepest == self.run.depth:
             said.append("The deepest level still matches: how far the ticket would go was not reached.")
         if self.seeds == 1:
-            said.append(
-                "With one seed, better and worse may be chance: nothing here is measured against a spread."
-            )
+            said.append("With one seed, better and worse may be chance: nothing here is measured against a spread.")
         elif self.seeds == 2:
             said.append("A spread over 2 seeds is a rough estimate.")
         if self.dense and self.dense.mean and self.dense.deviation is not None:
             share = self.dense.deviation / abs(self.dense.mean)
             if share > NOISY:
-                said.append(
-                    f"The dense model itself varies by {share:.0%} between seeds, so to match it says little."
-                )
+                said.append(f"The dense model itself varies by {share:.0%} between seeds, so to match it says little.")
         samples = {r.metrics[r.primary].samples for r in self.run.levels if r.primary in r.metrics}
         if len(samples) > 1:
             counts = join(f"{count:,}" for count in sorted(s for s in samples if s is not None))
-            said.append(
-                f"The levels were measured on unequal numbers of samples ({counts}): compare with care."
-            )
+            said.append(f"The levels were measured on unequal numbers of samples ({counts}): compare with care.")
         return said
 
 

@@ -124,9 +124,7 @@ class _Alive:
         )
 
 
-def _flops(
-    component: nn.Module, name: str, example: Tensor | tuple[Tensor, ...], alive: _Alive
-) -> tuple[int, int]:
+def _flops(component: nn.Module, name: str, example: Tensor | tuple[Tensor, ...], alive: _Alive) -> tuple[int, int]:
     """(dense, sparse) FLOPs of one example through one component."""
     inputs = example if isinstance(example, tuple) else (example,)
     component = unwrap(component)

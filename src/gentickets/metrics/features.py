@@ -51,9 +51,7 @@ class FeatureExtractor(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Raises `DataError` for images with another number of channels."""
         if self.channels is not None and images.shape[1] != self.channels:
-            raise DataError(
-                f"{self.name} are of {self.channels}-channel images: these have {images.shape[1]}"
-            )
+            raise DataError(f"{self.name} are of {self.channels}-channel images: these have {images.shape[1]}")
         return self.body(images).flatten(1).float()
 
     @property

@@ -141,9 +141,7 @@ def _kernel(real: Tensor, fake: Tensor, subsets: int, subset_size: int, seed: in
 
     with warnings.catch_warnings(), seeded(seed):
         warnings.filterwarnings("ignore", message=".*save all extracted features.*")
-        metric = KernelInceptionDistance(
-            _PassThrough(real.shape[1]), subsets=subsets, subset_size=subset_size
-        )
+        metric = KernelInceptionDistance(_PassThrough(real.shape[1]), subsets=subsets, subset_size=subset_size)
         metric.update(real, real=True)
         metric.update(fake, real=False)
         return float(metric.compute()[0])

@@ -78,9 +78,7 @@ def _fidelity(weights: str | Path | None) -> Any:
             # That package unpickles the file without a guard: let torch's own refuse a hostile file first.
             torch.load(weights, map_location="cpu", weights_only=True)
         path = None if weights is None else str(weights)
-        return FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048"], feature_extractor_weights_path=path
-        )
+        return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=path)
     except Exception as error:  # a download or an unpickling can fail in any way
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise DataError(f"inception weights: {weights or 'download'} failed ({reason}): {_MEND}") from error

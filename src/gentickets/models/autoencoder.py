@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ def linear_autoencoder(
 def _mlp(sides: Sequence[int]) -> list[nn.Module]:
     """Linear layers between the given widths, ReLU after each but the last."""
     layers: list[nn.Module] = []
-    for into, out in zip(sides[:-1], sides[1:], strict=True):
+    for into, out in itertools.pairwise(sides):
         layers += [nn.Linear(into, out), nn.ReLU()]
     return layers[:-1]
 
@@ -59,4 +60,3 @@ def conv_autoencoder(
     """`ConvTrunk` and `ConvDecoder` around a code of `latent` numbers; `depth` follows from the size."""
     encoder = ConvHead(ConvTrunk(size, channels, width, depth), latent)
     return Autoencoder(encoder, ConvDecoder(size, channels, width, latent, depth))
-

@@ -71,7 +71,11 @@ class ConvDecoder(nn.Module):
         ]
         for level in reversed(range(depth - 1)):
             previous, out = out, width * 2**level
-            layers += [nn.ConvTranspose2d(previous, out, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+            layers += [
+                nn.ConvTranspose2d(previous, out, 4, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(out),
+                nn.ReLU(),
+            ]
         layers += [nn.ConvTranspose2d(out, channels, 4, stride=2, padding=1), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
 

@@ -20,7 +20,12 @@ class GAN(nn.Module):
 
 
 def dcgan(
-    size: int, channels: int, width: int = 64, latent: int = 100, depth: int | None = None, critic_norm: bool = True
+    size: int,
+    channels: int,
+    width: int = 64,
+    latent: int = 100,
+    depth: int | None = None,
+    critic_norm: bool = True,
 ) -> GAN:
     """`ConvDecoder` against `ConvTrunk` with one output; weights drawn from N(0, 0.02²), as in the paper's Sec. 3.
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from gentickets.errors import PruneError
+from gentickets.errors import Disconnected, PruneError
 from gentickets.liveness import check_connected, empty_layers
 from gentickets.masks import Masks, clone, component_of, named_state
 from gentickets.pruning import random_like
@@ -75,14 +75,18 @@ class Rounds:
     def retrain(self, index: int, masks: Masks, previous: Level) -> Level:
         """Level `index`: the masks with the weights of the rewind step, checked for a live path, trained.
 
-        Raises `Disconnected` before a step is trained.
+        Raises `Disconnected`, with the ticket as its `ticket`, before a step is trained.
         """
         lineage = previous.ticket.origin.get("lineage", ())
         ticket = Ticket(masks, previous.ticket.weights, self._origin(index, masks, lineage))
         model = ticket.install(clone(previous.model))
         self._start_others(model, masks, previous)
         if self.example_inputs is not None:
-            check_connected(model, masks, self.example_inputs)
+            try:
+                check_connected(model, masks, self.example_inputs)
+            except Disconnected as error:
+                error.ticket = ticket
+                raise
         elif gone := empty_layers(masks):
             warnings.warn(f"level {index}: nothing is left of {', '.join(gone)}", stacklevel=3)
         self.train(model, masks, self.rewind_step, self.steps)

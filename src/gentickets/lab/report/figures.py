@@ -21,7 +21,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from gentickets.lab.results import ARMS, Arm, Metric, Run, Summary, replace_file
+from gentickets.files import replace_file
+from gentickets.lab.results import ARMS, Arm, Metric, Run, Summary
 from gentickets.lab.verdict import ARM_NAMES
 from gentickets.lab.words import number, percent
 
@@ -142,15 +143,11 @@ def _draw_metric(run: Run, key: str, metric: Metric) -> Drawing | None:
     spread = f"Mean of {seeds} seeds ± one sample standard deviation" if seeds > 1 else "One seed"
     said = [f"{ARM_NAMES[arm]}: {_points(lines[arm])}" for arm in ARMS if lines[arm]]
     caption = f"{metric.label} against sparsity. {spread}."
-    return _finish(
-        figure, f"metric-{key}", caption, f"Line chart of {metric.label} by sparsity. {'. '.join(said)}."
-    )
+    return _finish(figure, f"metric-{key}", caption, f"Line chart of {metric.label} by sparsity. {'. '.join(said)}.")
 
 
 def _points(line: Sequence[Summary]) -> str:
-    return (
-        ", ".join(f"{number(s.mean)} at {percent(s.sparsity)}" for s in line if s.mean is not None) or "none"
-    )
+    return ", ".join(f"{number(s.mean)} at {percent(s.sparsity)}" for s in line if s.mean is not None) or "none"
 
 
 def _draw_dense(axes: Axes, dense: Summary) -> None:
@@ -193,9 +190,7 @@ def _draw_failures(axes: Axes, lines: dict[Arm, list[Summary]]) -> None:
                 "markersize": 6.5,
                 "markeredgewidth": 1.8,
             }
-            axes.plot(
-                failed, [height] * len(failed), transform=place, color=COLOURS[arm], clip_on=False, **style
-            )
+            axes.plot(failed, [height] * len(failed), transform=place, color=COLOURS[arm], clip_on=False, **style)
             if label:
                 axes.plot([], [], color=INK, label=label, **style)
                 label = None
@@ -267,9 +262,7 @@ def _draw_layers(run: Run) -> Drawing | None:
         return None
     cells = [[_layer_sparsity(run, name, level) for level in levels] for name in names]
     overall = [statistics.fmean(r.sparsity for r in run.of("ticket", level)) for level in levels]
-    figure = Figure(
-        figsize=(max(4.5, 2.6 + 0.52 * len(levels)), 1.0 + 0.235 * len(names)), layout="constrained"
-    )
+    figure = Figure(figsize=(max(4.5, 2.6 + 0.52 * len(levels)), 1.0 + 0.235 * len(names)), layout="constrained")
     axes = figure.add_subplot()
     mesh = axes.pcolormesh(cells, cmap=_SHADES, vmin=0, vmax=1, edgecolors="white", linewidth=0.8)
     numbered = len(levels) <= 14
@@ -281,9 +274,7 @@ def _draw_layers(run: Run) -> Drawing | None:
     step = _thin(len(levels), 14)
     middles = [column + 0.5 for column in range(len(levels))]
     axes.set_xticks(middles[::step], [percent(share) for share in overall][::step])
-    axes.set_yticks(
-        [row + 0.5 for row in range(len(names))], [name.removesuffix(".weight") for name in names]
-    )
+    axes.set_yticks([row + 0.5 for row in range(len(names))], [name.removesuffix(".weight") for name in names])
     axes.invert_yaxis()
     axes.tick_params(length=0)
     for spine in axes.spines.values():
@@ -332,9 +323,7 @@ def _draw_curves(run: Run, points: int = 120) -> Drawing | None:
         _set_loss_axis(axes, name, drawn)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     step = _thin(len(handles), 14)
-    figure.legend(
-        handles[::step], labels[::step], loc="outside right center", title="sparsity", title_fontsize=9
-    )
+    figure.legend(handles[::step], labels[::step], loc="outside right center", title="sparsity", title_fontsize=9)
     caption = f"Training losses of the ticket by level, seed {seed}, averaged over neighbouring steps."
     alt = f"Line charts of the losses {', '.join(losses)} against the training step, a line a level."
     return _finish(figure, "curves", caption, alt)

@@ -23,8 +23,9 @@ from rich.table import Table
 from rich.text import Text
 
 from gentickets.errors import RecipeError
+from gentickets.files import replace_file
 from gentickets.lab.report.figures import COLOURS, FAINT, INK, Drawing, write_figures
-from gentickets.lab.results import ARMS, LevelResult, Run, read_run, replace_file
+from gentickets.lab.results import ARMS, LevelResult, Run, read_run
 from gentickets.lab.verdict import ARM_NAMES, RELAXED, Verdict, judge
 from gentickets.lab.words import number, percent, plus_minus
 
@@ -299,9 +300,7 @@ def _timings(run: Run) -> list[dict[str, Any]]:
                 "sparsity": _mean(results, lambda result: result.sparsity),
                 "find": finding,
                 "train": train,
-                "evaluate": _mean(
-                    results, lambda result: result.timing.evaluate_seconds if result.timing else None
-                ),
+                "evaluate": _mean(results, lambda result: result.timing.evaluate_seconds if result.timing else None),
                 "images": _mean(results, lambda result: result.timing.images if result.timing else None),
             }
         )
@@ -316,9 +315,7 @@ def _numbers(run: Run, verdict: Verdict) -> dict[str, Any]:
     metrics = run.metrics()
     summaries = {key: run.summary(key) for key in metrics}
     rows = []
-    for (arm, level), primary in sorted(
-        verdict.summary.items(), key=lambda item: (item[0][1], ARMS.index(item[0][0]))
-    ):
+    for (arm, level), primary in sorted(verdict.summary.items(), key=lambda item: (item[0][1], ARMS.index(item[0][0]))):
         rows.append(
             {
                 "level": level,
@@ -336,9 +333,7 @@ def _numbers(run: Run, verdict: Verdict) -> dict[str, Any]:
 
 def _made(run: Run) -> list[tuple[str, str]]:
     """What the run rests on: (what, words), whatever of it `origin.json` tells."""
-    counts = {
-        metric.label: f"{metric.samples:,} samples" for metric in run.metrics().values() if metric.samples
-    }
+    counts = {metric.label: f"{metric.samples:,} samples" for metric in run.metrics().values() if metric.samples}
     rows = {
         "command": run.origin.get("command"),
         "started": run.origin.get("started"),
@@ -355,9 +350,7 @@ def _made(run: Run) -> list[tuple[str, str]]:
 def _told(value: Any) -> str:
     """Plain data as one line: `cpu …; cores 2`, `1, 8, 8`."""
     if isinstance(value, dict):
-        return "; ".join(
-            f"{key.replace('_', ' ')}: {_told(part)}" for key, part in value.items() if part is not None
-        )
+        return "; ".join(f"{key.replace('_', ' ')}: {_told(part)}" for key, part in value.items() if part is not None)
     if isinstance(value, list):
         return ", ".join(_told(part) for part in value)
     return f"{value:,}" if isinstance(value, int) else str(value)
