@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from gentickets import models
-from gentickets.masks import Masks, components_of
+from gentickets.masks import Masks
 from gentickets.models.convolutional import SIZES
+from gentickets.naming import components_of
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import gentickets as gt
-from gentickets.masks import named_state
+from gentickets.naming import named_state
 
 IMAGES = torch.rand(40, 10, generator=torch.Generator().manual_seed(2))
 

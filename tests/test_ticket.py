@@ -26,7 +26,7 @@ from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel
 
 from gentickets import GenticketsError, Masks, Ticket, TicketError
-from gentickets.masks import named_weights
+from gentickets.naming import named_weights
 from gentickets.ticket import FORMAT, _field
 
 ORIGIN = {"recipe": "gan", "seed": 7, "step": 1000, "lineage": [0.2, 0.36], "näme": {"b": None, "a": True}}

@@ -10,7 +10,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from gentickets import models
 from gentickets.errors import Diverged, MaskError
-from gentickets.masks import Masks, clone, named_state
+from gentickets.masks import Masks
+from gentickets.naming import clone, named_state
 from gentickets.objectives import ELBO, Adversarial, Autoencoding
 from gentickets.pruning import prune
 from gentickets.scores import magnitude

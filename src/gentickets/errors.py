@@ -1,11 +1,6 @@
 """The errors that a user can mend. Each message is one line: what, which value, and the mend."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from gentickets.ticket import Ticket
+from typing import Any
 
 
 class GenticketsError(Exception):
@@ -35,10 +30,10 @@ class RecipeError(GenticketsError, ValueError):
 class Disconnected(GenticketsError):
     """A mask that leaves a component without any live path from its input to its output.
 
-    `ticket`: the one that a search would have trained, where a search found it.
+    `ticket`: the `Ticket` that a search would have trained, where a search found it.
     """
 
-    ticket: Ticket | None = None
+    ticket: Any = None
 
 
 class Diverged(GenticketsError):

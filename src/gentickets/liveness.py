@@ -18,16 +18,8 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from gentickets.errors import Disconnected
-from gentickets.masks import (
-    PRUNABLE,
-    WEIGHT_PLACES,
-    Masks,
-    check_components,
-    clone,
-    components_of,
-    named_layers,
-    unwrap,
-)
+from gentickets.masks import Masks
+from gentickets.naming import PRUNABLE, WEIGHT_PLACES, check_components, clone, components_of, named_layers, unwrap
 
 _NORMS = (
     nn.modules.batchnorm._BatchNorm,

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from gentickets.errors import PruneError
-from gentickets.masks import Masks, component_of
+from gentickets.masks import Masks
+from gentickets.naming import component_of
 
 Scope = Literal["global", "component", "layer", "erk"]
 

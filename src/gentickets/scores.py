@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from gentickets.masks import prunable_weights
+from gentickets.naming import prunable_weights
 
 Scores = dict[str, Tensor]
 """Parameter name → float scores of the parameter's shape, on the parameter's device."""

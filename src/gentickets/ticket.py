@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from gentickets.errors import MaskError, TicketError
 from gentickets.files import writing
-from gentickets.masks import Masks, named_state, unwrap
+from gentickets.masks import Masks
+from gentickets.naming import named_state, unwrap
 
 FORMAT = "gentickets.ticket/1"
 _BLANK = "0" * 64

@@ -25,7 +25,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gentickets.errors import Diverged, GenticketsError
 from gentickets.files import writing
-from gentickets.masks import Hold, Masks, clone, named_state, unwrap
+from gentickets.holding import Hold
+from gentickets.masks import Masks
+from gentickets.naming import clone, named_state, unwrap
 from gentickets.objectives import Objective
 
 _YOUNG = 200

@@ -18,20 +18,21 @@ _CELEBA_PARTITION = "list_eval_partition.txt"
 
 def find(path: Path, split: str, test: str | None) -> Source:
     """The images of `path`: of `test`, a sub-folder, a partition file's part, or all, a part held out."""
-    name = path.resolve().name
+    name = name_of(path)
     celeba = path.resolve().parent if name == _CELEBA_IMAGES else path
     if (celeba / _CELEBA_PARTITION).is_file() and (celeba / _CELEBA_IMAGES).is_dir():
         return _celeba(celeba, split)
     train = path / "train" if (path / "train").is_dir() else path
     own = next((path / sub for sub in _TEST_FOLDERS if train != path and (path / sub).is_dir()), None)
     held = Path(test).expanduser() if test is not None else own
-    if split == "test" and held is not None and held.is_file():
-        from gentickets.data import parquet
-
-        return parquet.whole(held, name)
     both = [train] if held is None or held.is_file() else [train, held]
     chosen = train if split == "train" or held is None else held
     return whole(chosen, name, classes_in=both, hold_out=held is None)
+
+
+def name_of(path: Path) -> str:
+    """What a set in this folder is called."""
+    return path.resolve().name
 
 
 def whole(path: Path, name: str, classes_in: list[Path] | None = None, hold_out: bool = False) -> Source:

@@ -15,8 +15,9 @@ import numpy as np
 
 from gentickets.data.cache import cache_folder, content_key, writing
 from gentickets.data.decoding import Example, decode, is_grey
+from gentickets.data.finding import find
 from gentickets.data.images import ImageSet, draw, fingerprint
-from gentickets.data.sources import Rows, Source, find
+from gentickets.data.sources import Rows, Source
 from gentickets.errors import DataError
 
 # Raise it where the same source would now decode to other pixels.

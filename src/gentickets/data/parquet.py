@@ -16,18 +16,17 @@ _ROWS_AT_ONCE = 512
 
 def find(path: Path, split: str, test: str | None) -> Source:
     """The rows of `path`, or of the test file that `test` names or that lies beside a `train.parquet`."""
-    # A hub layout calls every set's file train.parquet: there the folder has the telling name.
-    name = path.resolve().parent.name if path.stem in ("train", "test") else path.stem
     beside = path.with_name("test.parquet")
     if test is None and path.name == "train.parquet" and beside.is_file():
         test = str(beside)
     chosen = path if test is None or split == "train" else Path(test).expanduser()
-    if chosen.is_dir():
-        from gentickets.data import folders
-
-        return folders.whole(chosen, name)
     hold_out = test is None
-    return Source(name, {"file": file_identity(chosen), "hold_out": hold_out}, lambda: _read(chosen, hold_out))
+    return Source(name_of(path), {"file": file_identity(chosen), "hold_out": hold_out}, lambda: _read(chosen, hold_out))
+
+
+def name_of(path: Path) -> str:
+    """What a set in this file is called. The hub calls every set's file train.parquet: there, as its folder."""
+    return path.resolve().parent.name if path.stem in ("train", "test") else path.stem
 
 
 def whole(path: Path, name: str) -> Source:

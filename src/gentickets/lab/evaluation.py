@@ -134,5 +134,5 @@ def grid(images: Tensor) -> Image.Image:
         top, left = index // _COLUMNS * (height + 1), index % _COLUMNS * (width + 1)
         sheet[top : top + height, left : left + width] = image.transpose(1, 2, 0)
     picture = Image.fromarray(sheet.squeeze(2) if channels == 1 else sheet)
-    factor = max(1, 32 // height)
+    factor = max(1, 48 // height)
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)

@@ -16,7 +16,8 @@ from gentickets.errors import RecipeError
 from gentickets.lab.evaluation import Judge
 from gentickets.lab.recipe import Recipe, make_recipe
 from gentickets.lab.seedrun import build_model, make_fabric, steps_of_seed
-from gentickets.masks import Masks, named_state
+from gentickets.masks import Masks
+from gentickets.naming import named_state
 from gentickets.training import train, with_averages
 
 _WARM, _MEASURED = 3, 1.0

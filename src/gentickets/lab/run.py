@@ -30,7 +30,7 @@ from gentickets.lab.plan import Plan, fit, measure
 from gentickets.lab.recipe import DataPart, Recipe, make_recipe
 from gentickets.lab.results import read_run, write_csv
 from gentickets.lab.seedrun import Event, SeedRun, build_model, judged_model, make_fabric, metrics_json
-from gentickets.masks import components_of
+from gentickets.naming import components_of
 from gentickets.training import threads_for
 
 Tell = Callable[[Event], None]

@@ -19,8 +19,9 @@ from gentickets.lab import folder as disk
 from gentickets.lab.evaluation import Judge
 from gentickets.lab.recipe import Recipe
 from gentickets.liveness import check_connected
-from gentickets.masks import Masks, clone, named_state
+from gentickets.masks import Masks
 from gentickets.metrics import Cost, cost
+from gentickets.naming import clone, named_state
 from gentickets.search import Level, imp, one_shot, random_mask_control, redrawn_weights_control
 from gentickets.ticket import Ticket
 from gentickets.training import Checkpoint, Curve, Progress, Trained, derived_seed, train, with_averages

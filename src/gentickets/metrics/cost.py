@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gentickets.masks import (
+from gentickets.masks import Masks
+from gentickets.naming import (
     WEIGHT_PLACES,
-    Masks,
     check_components,
     component_of,
     components_of,

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from gentickets.errors import Disconnected, PruneError
 from gentickets.liveness import check_connected, empty_layers
-from gentickets.masks import Masks, clone, component_of, named_state
+from gentickets.masks import Masks
+from gentickets.naming import clone, component_of, named_state
 from gentickets.pruning import random_like
 from gentickets.ticket import Ticket
 

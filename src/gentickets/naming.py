@@ -1,0 +1,168 @@
+"""What a weight is called, whatever wraps its model, and which weights pruning may touch.
+
+Names are those of `model.named_parameters()` without the prefixes that wrappers add (DDP, Fabric,
+`torch.compile`, weight averaging). Under spectral or weight norm the *underlying* tensor is the one that is named
+(`weight_orig`, `weight_v`, `parametrizations.weight.original…`), so that the norm sees what is done to it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+from gentickets.errors import MaskError
+
+PRUNABLE = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+)
+"""The layers whose weight is prunable by default. Biases, norms and embeddings are not."""
+
+# Wrapper class → the child that holds the user's module. By class name, so that none need be importable.
+_WRAPPED_IN = {
+    "DistributedDataParallel": "module",
+    "DataParallel": "module",
+    "_FabricModule": "_forward_module",
+    "OptimizedModule": "_orig_mod",
+    "AveragedModel": "module",
+}
+
+# Where the tensor that the optimiser steps lies, relative to its layer: plain, old-style spectral norm,
+# old-style weight norm, and the two parametrised forms.
+WEIGHT_PLACES = (
+    "weight",
+    "weight_orig",
+    "weight_v",
+    "parametrizations.weight.original",
+    "parametrizations.weight.original1",
+)
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module inside DDP, Fabric, `torch.compile` and weight-averaging wrappers."""
+    while (child := _WRAPPED_IN.get(type(module).__name__)) and isinstance(
+        inner := getattr(module, child, None), nn.Module
+    ):
+        module = inner
+    return module
+
+
+def named_layers(model: nn.Module, prefix: str = "", _seen: set[int] | None = None) -> Iterator[tuple[str, nn.Module]]:
+    """Every module under `model` with its dotted name, wrapper prefixes left out, a shared module once."""
+    model = unwrap(model)
+    seen = set() if _seen is None else _seen
+    if id(model) in seen:
+        return
+    seen.add(id(model))
+    yield prefix, model
+    for name, child in model.named_children():
+        yield from named_layers(child, f"{prefix}.{name}" if prefix else name, seen)
+
+
+def named_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """`model.named_parameters()` as a dictionary, wrapper prefixes left out, shared tensors named once."""
+    found: dict[str, nn.Parameter] = {}
+    seen: set[int] = set()
+    for layer_name, layer in named_layers(model):
+        for name, parameter in layer._parameters.items():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                found[f"{layer_name}.{name}" if layer_name else name] = parameter
+    return found
+
+
+def named_state(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name, wrapper prefixes left out: the model's own tensors."""
+    found: dict[str, Tensor] = dict(named_weights(model))
+    for layer_name, layer in named_layers(model):
+        for name, buffer in layer._buffers.items():
+            if buffer is not None and name not in layer._non_persistent_buffers_set:
+                found[f"{layer_name}.{name}" if layer_name else name] = buffer
+    return found
+
+
+def clone(model: nn.Module) -> nn.Module:
+    """A deep copy. Where old-style spectral or weight norm left a derived weight in a layer's attributes,
+    which `copy.deepcopy` refuses, the copy gets it detached."""
+    derived = {
+        id(value): value.detach().clone()
+        for _, layer in named_layers(model)
+        for value in vars(layer).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    return copy.deepcopy(model, derived)
+
+
+def component_of(name: str) -> str:
+    """The component that a weight belongs to: the first part of its dotted name."""
+    return name.split(".", 1)[0]
+
+
+def components_of(model: nn.Module) -> tuple[str, ...]:
+    """The names of a model's components: its named children, in order."""
+    return tuple(name for name, _ in unwrap(model).named_children())
+
+
+def prunable_weights(
+    model: nn.Module,
+    components: Iterable[str] | None = None,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] = (),
+) -> dict[str, nn.Parameter]:
+    """The weights that pruning may touch, by name.
+
+    Without `include`: the weights of convolutions, transposed convolutions and linear layers. With it: every
+    parameter whose name matches one of these shell-style patterns (`"decoder.*"`, `"*.attention.*.weight"`).
+    `exclude` takes names out by the same kind of pattern; `components` keeps the named children only.
+
+    Raises `MaskError` for a component that does not exist, or where nothing is left to prune.
+    """
+    weights = named_weights(model)
+    if include is None:
+        chosen = _default_prunable(model)
+    else:
+        patterns = as_names(include)
+        chosen = [name for name in weights if any(fnmatchcase(name, p) for p in patterns)]
+    if components is not None:
+        wanted = as_names(components)
+        check_components(wanted, components_of(model))
+        chosen = [name for name in chosen if component_of(name) in wanted]
+    dropped = as_names(exclude)
+    chosen = [name for name in chosen if not any(fnmatchcase(name, p) for p in dropped)]
+    if not chosen:
+        raise MaskError(
+            f"no prunable weight in {type(unwrap(model)).__name__} (components={components}, "
+            f"include={include}, exclude={tuple(dropped)}): name others with include="
+        )
+    return {name: weights[name] for name in chosen}
+
+
+def check_components(wanted: Iterable[str], known: Iterable[str]) -> None:
+    """Raises `MaskError` that lists the components there are, where one of `wanted` is none of them."""
+    known = tuple(known)
+    for name in wanted:
+        if name not in known:
+            raise MaskError(f"no component {name!r}: the model has {', '.join(known) or 'none'}")
+
+
+def _default_prunable(model: nn.Module) -> list[str]:
+    names = named_weights(model)
+    return [
+        full
+        for layer_name, layer in named_layers(model)
+        if isinstance(layer, PRUNABLE)
+        for place in WEIGHT_PLACES
+        if (full := f"{layer_name}.{place}" if layer_name else place) in names
+    ]
+
+
+def as_names(names: Iterable[str] | str) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
