@@ -213,6 +213,25 @@ def test_a_run_folder_of_another_recipe_says_which_keys_differ(gentickets):
     gentickets("find", "recipe.yaml", "training.steps=50", "--fresh")
 
 
+def test_after_another_evaluation_the_old_one_is_another_recipe(gentickets, tmp_path):
+    recipe = {
+        **TINY,
+        "model": {"name": "dcgan", "width": 4, "latent": 4},
+        "objective": {"name": "adversarial"},
+        "search": {**TINY["search"], "rounds": 1, "fraction": 0.3},
+        "controls": {"levels": []},
+        "evaluation": {"samples": 64},
+    }
+    gentickets("find", "recipe.yaml", recipe=recipe)
+    gentickets("evaluate", "runs/tiny", "--samples", "80", recipe=recipe)
+    rows = (tmp_path / "runs" / "tiny" / "results.csv").read_text()
+    assert ",80," in rows
+    assert ",64," not in rows
+    line = one_line(gentickets("find", "recipe.yaml", "search.rounds=2", recipe=recipe, expect=2))
+    assert "evaluation.samples (80 there, 64 here)" in line
+    gentickets("find", "recipe.yaml", "search.rounds=2", "evaluation.samples=80", recipe=recipe)
+
+
 def test_a_cut_component_ends_the_ladder_and_is_recorded(gentickets, tmp_path):
     recipe = {
         **TINY,

@@ -15,8 +15,10 @@ from gentickets.masks import Masks
 from gentickets.metrics.cost import Cost, cost
 from gentickets.objectives import ELBO, Adversarial, Autoencoding, Objective
 from gentickets.pruning import prune, random_like
-from gentickets.scores import magnitude, random_scores
-from gentickets.search import Level, imp, one_shot, random_mask_control, redrawn_weights_control
+from gentickets.saliency import grasp, snip, synflow, synflow_masks, synflow_score
+from gentickets.scores import batchnorm_scale, magnitude, random_scores
+from gentickets.search import EarlyBird, Level, at_init, imp, one_shot, random_mask_control, redrawn_weights_control
+from gentickets.shrink import shrink
 from gentickets.ticket import Ticket
 
 __version__ = "0.1.0"
@@ -29,6 +31,7 @@ __all__ = [
     "DataError",
     "Disconnected",
     "Diverged",
+    "EarlyBird",
     "GenticketsError",
     "Level",
     "MaskError",
@@ -38,8 +41,11 @@ __all__ = [
     "RecipeError",
     "Ticket",
     "TicketError",
+    "at_init",
+    "batchnorm_scale",
     "check_connected",
     "cost",
+    "grasp",
     "imp",
     "magnitude",
     "one_shot",
@@ -48,4 +54,9 @@ __all__ = [
     "random_mask_control",
     "random_scores",
     "redrawn_weights_control",
+    "shrink",
+    "snip",
+    "synflow",
+    "synflow_masks",
+    "synflow_score",
 ]

@@ -136,6 +136,33 @@ def train(
     out.print(f"results: {folder}")
 
 
+@app.command(
+    epilog=f"Example: gentickets transfer {_TICKET.replace('gan', 'vae')} recipes/quickstart/gan.yaml "
+    "decoder=generator --out moved.ticket model.width=16 model.latent=16"
+)
+def transfer(
+    ticket: Annotated[Path, typer.Argument(help="The ticket that travels.", show_default=False)],
+    recipe: RecipeFile,
+    components: Annotated[
+        list[str], typer.Argument(help="from=to for each component that travels; then key=value.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--out", help="The ticket file to write.")] = Path("transferred.ticket"),
+    masks_only: Annotated[bool, typer.Option("--masks-only", help="Leave the weights behind.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the weights that do not travel.")] = 0,
+) -> None:
+    """Carry a ticket's components into the model of a recipe: a VAE's decoder into a GAN's generator, say."""
+    from gentickets.lab.recipe import read_recipe
+    from gentickets.lab.single import transferred
+
+    pairs = [entry for entry in components if "." not in entry.partition("=")[0]]
+    overrides = [entry for entry in components if entry not in pairs]
+    asked = read_recipe(recipe, overrides)
+    moved = transferred(ticket, asked, dict(pair.split("=", 1) for pair in pairs if "=" in pair), not masks_only, seed)
+    moved.save(output)
+    out.print(f"{moved.masks!r}\nresults: {output}; train it with")
+    out.print(shlex.join(["gentickets", "train", str(recipe), *overrides, "--ticket", str(output)]))
+
+
 @app.command(epilog="Example: gentickets evaluate runs/quickstart-gan --samples 5000")
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],

@@ -10,6 +10,7 @@ scores the weight that comes first (in the alphabet of names, then in the flatte
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Literal, get_args
@@ -23,6 +24,7 @@ from gentickets.masks import Masks
 from gentickets.naming import component_of
 
 Scope = Literal["global", "component", "layer", "erk"]
+Granularity = Literal["weight", "channel"]
 
 
 def prune(
@@ -31,8 +33,9 @@ def prune(
     to_sparsity: float | None = None,
     within: Masks | None = None,
     scope: Scope = "global",
+    granularity: Granularity = "weight",
 ) -> Masks:
-    """Prunes the weights of lowest score.
+    """Prunes the weights, or the channels, of lowest score.
 
     Give one amount: `fraction` of the weights still alive (0.2 is a round of the lottery ticket literature),
     or `to_sparsity`, the share of all scored weights that shall be dead afterwards. `within` says what is
@@ -48,8 +51,15 @@ def prune(
       (sum of the sides) / (product of the sides) of its weight, at most 1 (Erdős–Rényi kernel; Evci et al.
       2020, "Rigging the Lottery", Sec. 3).
 
+    With `granularity="channel"` it is whole output channels that compete and are counted: the score of one is the
+    mean over its weights, and all of them go, with its bias or its norm's. A tensor keeps its best channel, with a
+    warning, where all would go. Scores from a criterion know where the channels of a weight lie; in a plain
+    dictionary they are those of axis 0.
+
     Raises `PruneError` for an amount out of range, a sparsity below the present one, or a score that is NaN.
     """
+    if granularity == "channel":
+        return _prune_channels(scores, fraction, to_sparsity, within, scope)
     if scope not in get_args(Scope):
         raise PruneError(f"scope={scope!r} is none of {', '.join(get_args(Scope))}")
     start = within
@@ -68,6 +78,52 @@ def prune(
         else:
             kept |= _keep_best({name: alive[name] for name in group}, keep)
     return start.merge(_scatter(kept, start))
+
+
+def _prune_channels(
+    scores: Mapping[str, Tensor],
+    fraction: float | None,
+    to_sparsity: float | None,
+    within: Masks | None,
+    scope: Scope,
+) -> Masks:
+    """`prune` with one score a channel, spread again over the weights and what is tied to them."""
+    if scope == "erk":
+        raise PruneError("scope=erk is of single weights: for channels take global, component or layer")
+    axes: Mapping[str, int] = getattr(scores, "channel_axis", {})
+    tied: Mapping[str, tuple[str, ...]] = getattr(scores, "tied", {})
+    names = [name for name in scores if within is None or name in within]
+    per_channel = {name: _along(scores[name].float(), axes.get(name, 0)).mean(1) for name in names}
+    alive = {
+        name: _along(within[name], axes.get(name, 0)).any(1)
+        if within is not None
+        else torch.ones(len(per_channel[name]), dtype=torch.bool)
+        for name in names
+    }
+    kept = prune(per_channel, fraction, to_sparsity, Masks(alive), scope)
+    spread = {}
+    for name in names:
+        channels = _never_none(name, kept[name], alive[name], per_channel[name])
+        shape = [1] * scores[name].dim()
+        shape[axes.get(name, 0)] = -1
+        whole = channels.reshape(shape).expand(scores[name].shape)
+        spread[name] = whole & within[name] if within is not None else whole.clone()
+        spread |= dict.fromkeys(tied.get(name, ()), channels)
+    return within.merge(spread) if within is not None else Masks(spread)
+
+
+def _along(tensor: Tensor, axis: int) -> Tensor:
+    """(channels, everything else)."""
+    return tensor.movedim(axis, 0).reshape(tensor.shape[axis], -1)
+
+
+def _never_none(name: str, channels: Tensor, alive: Tensor, scores: Tensor) -> Tensor:
+    """`channels`, with the best of those that were alive kept where all would go."""
+    if bool(alive.any()) and not bool(channels.any()):
+        warnings.warn(f"every channel of {name!r} would go: its best one is kept", stacklevel=4)
+        channels = channels.clone()
+        channels[int(torch.where(alive, scores.cpu(), -torch.inf).argmax())] = True
+    return channels
 
 
 def random_like(masks: Masks, seed: int) -> Masks:

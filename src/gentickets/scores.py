@@ -6,17 +6,47 @@ which others, within what is still alive) is `gentickets.pruning`'s to decide.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from gentickets.naming import prunable_weights
+from gentickets.errors import MaskError
+from gentickets.naming import (
+    as_names,
+    check_components,
+    component_of,
+    components_of,
+    named_layers,
+    prunable_weights,
+)
 
-Scores = dict[str, Tensor]
-"""Parameter name → float scores of the parameter's shape, on the parameter's device."""
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
-Criterion = Callable[[nn.Module], Scores]
+
+class Scores(dict[str, Tensor]):
+    """Parameter name → float scores of the parameter's shape, on the parameter's device.
+
+    For pruning whole channels it also knows along which axis each parameter has its layer's output channels (0
+    where nothing is said, as in a plain dictionary), and which other parameters of the layer (`tied`: the bias)
+    go with a channel.
+    """
+
+    def __init__(self, scores: Mapping[str, Tensor], model: nn.Module):
+        super().__init__(scores)
+        layers = dict(named_layers(model))
+        self.channel_axis: dict[str, int] = {}
+        self.tied: dict[str, tuple[str, ...]] = {}
+        for name in scores:
+            owner = name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
+            layer = layers[owner]
+            self.channel_axis[name] = 1 if isinstance(layer, _TRANSPOSED) else 0
+            has_bias = isinstance(layer._parameters.get("bias"), Tensor)
+            self.tied[name] = (f"{owner}.bias",) if has_bias and not name.endswith(".bias") else ()
+
+
+Criterion = Callable[[nn.Module], Mapping[str, Tensor]]
 
 
 @torch.no_grad()
@@ -31,7 +61,30 @@ def magnitude(
     `components`, `include` and `exclude` choose the weights as in `prunable_weights`.
     """
     chosen = prunable_weights(model, components, include, exclude)
-    return {name: weight.detach().abs() for name, weight in chosen.items()}
+    return Scores({name: weight.detach().abs() for name, weight in chosen.items()}, model)
+
+
+@torch.no_grad()
+def batchnorm_scale(model: nn.Module, components: Iterable[str] | None = None) -> Scores:
+    """The absolute gain of each channel of the batch and instance norms (Liu et al. 2017, "Network slimming").
+
+    Names are those of the gains, 1-D; prune them with `granularity="channel"`, and the bias goes with the gain.
+    Raises `MaskError` where there is no such norm: then channels can be pruned by `magnitude`.
+    """
+    wanted = None if components is None else as_names(components)
+    if wanted is not None:
+        check_components(wanted, components_of(model))
+    gains = {
+        f"{name}.weight": layer.weight.detach().abs()
+        for name, layer in named_layers(model)
+        if isinstance(layer, _NORMS)
+        and isinstance(layer.weight, Tensor)
+        and (wanted is None or component_of(name) in wanted)
+    }
+    if not gains:
+        where = "the model" if wanted is None else f"component {', '.join(wanted)}"
+        raise MaskError(f"{where} has no batch norm with gains: prune its channels by magnitude instead")
+    return Scores(gains, model)
 
 
 @torch.no_grad()
@@ -49,7 +102,8 @@ def random_scores(
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = prunable_weights(model, components, include, exclude)
-    return {
+    drawn = {
         name: torch.rand(weight.shape, generator=generator, dtype=torch.float64).to(weight.device)
         for name, weight in chosen.items()
     }
+    return Scores(drawn, model)

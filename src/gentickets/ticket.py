@@ -16,7 +16,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 from gentickets.errors import MaskError, TicketError
 from gentickets.files import writing
 from gentickets.masks import Masks
-from gentickets.naming import named_state, unwrap
+from gentickets.naming import component_of, named_state, unwrap
 
 FORMAT = "gentickets.ticket/1"
 _BLANK = "0" * 64
@@ -94,6 +95,56 @@ class Ticket:
             for name, tensor in self.weights.items():
                 places[name].copy_(tensor)
         return self.masks.apply_(model)
+
+    def transfer(
+        self,
+        model: nn.Module,
+        components: Mapping[str, str],
+        with_weights: bool = True,
+        exclude: Iterable[str] = ("*.head.*",),
+    ) -> Ticket:
+        """A ticket for `model`, from the components of this one (Kalibhat et al. 2021, Sec. 4.4).
+
+        `components`: from → to, such as `{"decoder": "generator"}`. Each mask of such a component goes to the weight
+        of the same name in the other; with `with_weights` its weights and buffers go along, and everything else is
+        `model`'s own. `exclude` (patterns of the target's names) stays behind: by default heads, whose outputs mean
+        something else in another family. The new ticket starts from step 0.
+
+        Raises `TicketError` for a component that is missing on either side, for a tensor of another shape (both
+        shapes named: a ticket does not travel between widths), and where nothing would be carried.
+        """
+        state, patterns = named_state(model), tuple(exclude)
+        weights = {name: tensor.detach().clone() for name, tensor in state.items()}
+        masks: dict[str, Tensor] = {}
+        carried = 0
+        for source, target in components.items():
+            _check_component(source, self.weights or self.masks, "the ticket")
+            _check_component(target, state, "the model")
+            names = {n: f"{target}{n.removeprefix(source)}" for n in {**self.weights, **self.masks.shapes}
+                     if component_of(n) == source}  # fmt: skip
+            for name, new in names.items():
+                if any(fnmatchcase(new, pattern) for pattern in patterns):
+                    continue
+                shape = tuple(self.weights[name].shape) if name in self.weights else self.masks.shapes[name]
+                if new not in state or tuple(state[new].shape) != shape:
+                    theirs = tuple(state[new].shape) if new in state else "absent"
+                    raise TicketError(
+                        f"the ticket cannot travel to this model: {name!r} is {shape} in the ticket and "
+                        f"{new!r} is {theirs} in the model; both need one architecture and one width"
+                    )
+                if name in self.masks:
+                    masks[new] = self.masks[name]
+                    carried += 1
+                if with_weights and name in self.weights:
+                    weights[new] = self.weights[name].clone()
+        if not carried:
+            raise TicketError(f"nothing to carry: no mask of {', '.join(components)} is outside {', '.join(patterns)}")
+        origin = {
+            "from": self.origin,
+            "transfer": {"components": dict(components), "with_weights": with_weights, "masks": carried},
+            "rewind_step": 0,
+        }
+        return Ticket(Masks(masks), weights, origin)
 
     # -- the file -----------------------------------------------------------------------------------------
 
@@ -177,6 +228,12 @@ def _metadata(raw: bytes) -> dict[str, str]:
         return {key: value for key, value in meta.items() if isinstance(value, str)}
     except (ValueError, AttributeError, RecursionError):
         return {}
+
+
+def _check_component(name: str, named: Iterable[str], whose: str) -> None:
+    known = tuple(dict.fromkeys(component_of(n) for n in named))
+    if name not in known:
+        raise TicketError(f"{whose} has no component {name!r}: it has {', '.join(known)}")
 
 
 def _field(digest: str) -> bytes:

@@ -313,5 +313,8 @@ def evaluate_again(folder: Path, samples: int | None, features: str | None, weig
                 metrics |= {"metrics": metrics_json(judge.measure(model)), "primary": judge.primary}
                 disk.write_json(place / "metrics.json", metrics)
             tell(Event(seed, place.name, done, len(levels)))
+        # The run is one of the new evaluation from here on: levels judged otherwise may not be added to it.
+        origin["asked"]["evaluation"] = raw["evaluation"]
+        disk.write_json(folder / "origin.json", origin)
         disk.write_recipe(folder, recipe)
         write_csv(read_run(folder))

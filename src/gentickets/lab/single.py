@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from gentickets.lab import folder as disk
 from gentickets.lab.evaluation import Judge
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.run import check_buildable, load_data, stopping, threads_of
-from gentickets.lab.seedrun import Event, SeedRun, make_fabric
+from gentickets.lab.seedrun import Event, SeedRun, build_model, make_fabric
 from gentickets.ticket import Ticket
 
 
@@ -37,3 +37,17 @@ def train_one(
         judge = Judge(recipe.build_objective(), train, held_out, recipe.evaluation, make_fabric(recipe).device)
         with stopping() as stop:
             return SeedRun(recipe, folder, seed, train, judge, tell, stop).run_one(ticket)
+
+
+def transferred(
+    ticket_file: Path, recipe: Recipe, components: Mapping[str, str], with_weights: bool, seed: int
+) -> Ticket:
+    """The components of a ticket, carried into the recipe's model with the weights of `seed` (`Ticket.transfer`).
+
+    Raises `TicketError` where they do not fit.
+    """
+    if not components:
+        raise RecipeError("no component to carry: name them as from=to, such as decoder=generator")
+    train, _ = load_data(recipe.data)
+    check_buildable(recipe, train)
+    return Ticket.load(ticket_file).transfer(build_model(recipe, train, seed), components, with_weights)

@@ -1,0 +1,381 @@
+"""Criteria that ask derivatives, for pruning before training: SNIP, GraSP and SynFlow. Higher means: keep.
+
+All three leave the model as it was, with its gradients, statistics and mode, and the global random state: they
+work on copies. SNIP and GraSP copy it anew for every batch, so that the scores of several batches are of the
+weights as given, whatever an objective does to a model between its losses (a Wasserstein critic is clipped: the
+later losses of the same batch see it clipped, as they do in training). The copies are in training mode, with the
+statistics of the batch in batch norm, as in the originals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from gentickets.errors import PruneError
+from gentickets.liveness import _NORMS, _strip_weight_norms, _total
+from gentickets.masks import Masks
+from gentickets.naming import (
+    PRUNABLE,
+    WEIGHT_PLACES,
+    as_names,
+    check_components,
+    clone,
+    component_of,
+    components_of,
+    named_layers,
+    named_weights,
+    prunable_weights,
+    unwrap,
+)
+from gentickets.objectives import Objective
+from gentickets.pruning import Scope, prune
+from gentickets.scores import Scores
+
+MaskedCriterion = Callable[[nn.Module, Masks], Mapping[str, Tensor]]
+"""Scores of a model whose pruned weights are 0.0, and of which these are the masks."""
+
+Derivative = Callable[[Tensor, Mapping[str, Tensor]], Sequence[Tensor]]
+"""From a loss and the weights that it trains, by name, to one tensor for each of them."""
+
+
+# -- gradients of an objective ----------------------------------------------------------------------------------
+
+
+def snip(
+    model: nn.Module,
+    objective: Objective,
+    batches: Iterable[Tensor],
+    *,
+    seed: int = 0,
+    components: Iterable[str] | None = None,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] = (),
+) -> Scores:
+    """Connection sensitivity |w · dL/dw|: how fast the loss changes with a factor on w (Lee et al. 2019, Sec. 4.1).
+
+    L is, for each weight, the sum of those losses that train its component, over all batches: the gradients are
+    summed first, then comes the absolute value. A weight that no loss reaches scores 0. The scores of all
+    components stand as they are, not scaled to each other: where the losses differ in size, a scope of "component"
+    compares like with like.
+
+    `batches`: images as one training step takes them (`objective.batches_per_step` batches in one tensor). The
+    objective is taken as it stands: give `objective.at(0)` for one that warms up. `seed` draws its noise, and
+    dropout's. `components`, `include` and `exclude` choose the weights as in `prunable_weights`.
+
+    Raises `PruneError` without a batch, and `MaskError` for a component that the model does not have.
+    """
+    chosen = prunable_weights(model, components, include, exclude)
+    total = _over_losses(_gradient, model, objective, batches, chosen, seed)
+    return Scores({name: (weight.detach() * total[name]).abs() for name, weight in chosen.items()}, model)
+
+
+def grasp(
+    model: nn.Module,
+    objective: Objective,
+    batches: Iterable[Tensor],
+    *,
+    seed: int = 0,
+    components: Iterable[str] | None = None,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] = (),
+) -> Scores:
+    """What the gradient's norm would lose without the weight: w · (H g) (Wang et al. 2020, Sec. 4).
+
+    The paper scores S(-w) = -w · (H g), to first order half of what g · g gains when w goes, and removes the
+    *highest*. The score here is -S, so that higher means keep, as everywhere; it has both signs.
+
+    g is the gradient of the scored weights, summed over the losses that train them and over all batches; H is the
+    Hessian of each loss within the weights that it trains, also summed. The temperature of the paper's classifiers
+    is left out. Arguments and errors as in `snip`; the batches are gone through twice.
+    """
+    batches = batches if isinstance(batches, Tensor) else list(batches)
+    chosen = prunable_weights(model, components, include, exclude)
+    gradient = _over_losses(_gradient, model, objective, batches, chosen, seed)
+    product = _over_losses(partial(_hessian_times, gradient), model, objective, batches, chosen, seed)
+    return Scores({name: weight.detach() * product[name] for name, weight in chosen.items()}, model)
+
+
+def _gradient(loss: Tensor, own: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    return torch.autograd.grad(loss, list(own.values()), materialize_grads=True)
+
+
+def _hessian_times(vector: Mapping[str, Tensor], loss: Tensor, own: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    """H v, the Hessian taken within `own`."""
+    weights = list(own.values())
+    slopes = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
+    along = torch.stack([(slope * vector[name]).sum() for name, slope in zip(own, slopes, strict=True)]).sum()
+    if not along.requires_grad:  # a loss that is linear in all of them
+        return [torch.zeros_like(weight) for weight in weights]
+    return torch.autograd.grad(along, weights, materialize_grads=True)
+
+
+def _over_losses(
+    derivative: Derivative,
+    model: nn.Module,
+    objective: Objective,
+    batches: Iterable[Tensor],
+    chosen: Mapping[str, Tensor],
+    seed: int,
+) -> dict[str, Tensor]:
+    """Name → the sum of `derivative` over all losses of all batches, each only into the components it trains."""
+    check_components(objective.components, components_of(model))
+    if isinstance(batches, Tensor):
+        raise PruneError("batches= is one tensor: give a list of batches, such as [images]")
+    total = {name: torch.zeros_like(weight) for name, weight in chosen.items()}
+    device = next(iter(chosen.values())).device
+    batch: Tensor | None = None
+    with _random_state(device, seed), torch.enable_grad():
+        rng = torch.Generator(device).manual_seed(seed)
+        for batch in batches:
+            copy = _mended(clone(model).train())
+            weights = named_weights(copy)
+            scored = {name: weights[name].requires_grad_() for name in chosen}
+            # As in training each loss is done with before the next is asked for, but nothing is stepped.
+            for trained, loss in objective.losses(copy, batch.to(device), rng):
+                own = _trained_by(trained, copy, scored)
+                if own and loss.requires_grad:
+                    for name, part in zip(own, derivative(loss, own), strict=True):
+                        total[name] += part
+    if batch is None:
+        raise PruneError("batches= holds no batch: this criterion needs the gradient of at least one")
+    return total
+
+
+def _mended(model: nn.Module) -> nn.Module:
+    """Weight norm written out: the second derivative of torch's fused one is wrong (2.13: fails gradgradcheck)."""
+
+    def written_out(magnitude: Tensor, direction: Tensor, dim: int) -> Tensor:
+        return direction * (magnitude / torch.norm_except_dim(direction, 2, dim))
+
+    for layer in model.modules():
+        if isinstance(layer, _WeightNorm):
+            layer.forward = partial(written_out, dim=layer.dim)  # type: ignore[method-assign]
+        for hook in layer._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm):
+                under = (getattr(layer, f"{hook.name}_g"), getattr(layer, f"{hook.name}_v"))
+                hook.compute_weight = lambda _, under=under, dim=hook.dim: written_out(*under, dim)  # type: ignore
+    return model
+
+
+def _trained_by(trained: str | tuple[str, ...], model: nn.Module, scored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the scored weights that lie in these components: by identity, since components may share weights."""
+    mine = {id(weight) for name in as_names(trained) for weight in getattr(unwrap(model), name).parameters()}
+    return {name: weight for name, weight in scored.items() if id(weight) in mine}
+
+
+@contextmanager
+def _random_state(device: torch.device, seed: int) -> Iterator[None]:
+    """The global random state of the CPU and of `device` as from `seed`, and afterwards as it was."""
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        torch.random.default_generator.manual_seed(seed)
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+# -- synaptic flow ----------------------------------------------------------------------------------------------
+
+
+def synflow(
+    model: nn.Module,
+    example_inputs: Mapping[str, Tensor],
+    *,
+    relative: bool = False,
+    components: Iterable[str] | None = None,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] = (),
+) -> Scores:
+    """Synaptic flow |w · dR/dw|: the weight's part in all paths from input to output (Tanaka et al. 2020, Sec. 6).
+
+    R is the sum of a component's outputs for an input of ones, with |w| for every weight: it needs no data and no
+    loss. Computed for each component by itself, in float64 on the CPU, on a copy that is made linear: activations
+    pass their input on, biases are 0 (the authors' code keeps them; here a path begins at the input), and a norm
+    is left with its gain alone, |gain| times its input. Weights under spectral norm count as they are, before it.
+
+    R differs between components by orders of magnitude. `relative=True` divides each component's scores by its R,
+    so that a layer's scores sum to about 1 in all of them and a global comparison across components makes sense.
+
+    One pass is not yet the method: `synflow_masks` has the schedule that keeps layers from collapsing.
+
+    `example_inputs`: component → an input of the shape that it takes (the values do not matter; one of the batch is
+    used). `components` (default: those of `example_inputs`), `include` and `exclude` as in `prunable_weights`.
+
+    Raises `MaskError` for an unknown component; `PruneError` for one that is scored and has no input, and where
+    R is not finite or passes through a function that saturates.
+    """
+    check_components(example_inputs, components_of(model))
+    chosen = prunable_weights(model, tuple(example_inputs) if components is None else components, include, exclude)
+    scores: dict[str, Tensor] = {}
+    for component in dict.fromkeys(map(component_of, chosen)):
+        if component not in example_inputs:
+            raise PruneError(f"example_inputs= has no input for component {component!r}; leave it out of components=")
+        names = [name for name in chosen if component_of(name) == component]
+        net = getattr(unwrap(model), component)
+        scores |= _flow_through(net, component, example_inputs[component], names, relative)
+    return Scores({name: scores[name].to(weight.device) for name, weight in chosen.items()}, model)
+
+
+def synflow_masks(
+    model: nn.Module,
+    example_inputs: Mapping[str, Tensor],
+    to_sparsity: float,
+    *,
+    iterations: int = 100,
+    within: Masks | None = None,
+    scope: Scope = "global",
+) -> Masks:
+    """SynFlow as published: pruned in 100 exponential steps, scored anew at each (Tanaka et al. 2020, Algorithm 1).
+
+    Components are compared by their relative flow (see `synflow`). `within`, `scope` and the exact count as in
+    `prune`; without `within`, all prunable weights of the components in `example_inputs`.
+    """
+    within = Masks.dense(model, tuple(example_inputs)) if within is None else within
+    score = synflow_score(example_inputs)
+    return prune_gradually(model, score, to_sparsity, iterations=iterations, within=within, scope=scope)
+
+
+def synflow_score(example_inputs: Mapping[str, Tensor]) -> MaskedCriterion:
+    """Relative synaptic flow of the masked weights as a `MaskedCriterion`, for `prune_gradually` and `at_init`."""
+
+    def score(model: nn.Module, masks: Masks) -> Scores:
+        return synflow(model, example_inputs, relative=True, components=masks.components, include=tuple(masks))
+
+    return score
+
+
+def prune_gradually(
+    model: nn.Module,
+    score: MaskedCriterion,
+    to_sparsity: float,
+    *,
+    iterations: int,
+    within: Masks | None = None,
+    scope: Scope = "global",
+) -> Masks:
+    """Prunes in steps without training: score the masked model, prune some, and so on. The model stays as it was.
+
+    The density falls exponentially: after step k of n it is d^(k/n), d being the last one (Tanaka et al. 2020,
+    Algorithm 1), or from the density of `within` (of its sparsest competing group) to d. Nothing is revived; what is
+    left is exactly as many as `prune(to_sparsity=...)` leaves. One step is `prune` itself.
+
+    Raises `PruneError` for fewer than one step, and as `prune` does.
+    """
+    if iterations < 1:
+        raise PruneError(f"iterations={iterations}: 1 or more")
+    masks = Masks.dense(model) if within is None else within
+    start: float | None = None
+    for step in range(1, iterations + 1):
+        scores = score(masks.apply_(clone(model)), masks)
+        start = _sparsest(masks, scores, scope) if start is None else start
+        amount = to_sparsity
+        if step < iterations and start < to_sparsity < 1:
+            density = (1 - start) ** (1 - step / iterations) * (1 - to_sparsity) ** (step / iterations)
+            amount = 1 - density
+        masks = prune(scores, to_sparsity=amount, within=masks, scope=scope)
+    return masks
+
+
+def _sparsest(masks: Masks, scored: Iterable[str], scope: Scope) -> float:
+    """The sparsity of the sparsest group of weights that `scope` compares."""
+    counts, groups = masks.counts(), dict[str, list[str]]()
+    for name in (name for name in scored if name in masks):
+        group = component_of(name) if scope == "component" else name if scope == "layer" else ""
+        groups.setdefault(group, []).append(name)
+    shares = [0.0]
+    for names in groups.values():
+        total = sum(torch.Size(masks.shapes[name]).numel() for name in names)
+        shares.append((total - sum(counts[name] for name in names)) / max(1, total))
+    return max(shares)
+
+
+def _flow_through(
+    net: nn.Module, component: str, example: Tensor, names: Sequence[str], relative: bool
+) -> dict[str, Tensor]:
+    """The scores of one component's weights of these names, in float64 on the CPU."""
+    copy, weights = _linear_copy(net, component)
+    leaves = [weights[name] for name in names]
+    with _random_state(torch.device("cpu"), 0), torch.enable_grad():
+        flow = _total(copy(torch.ones(example[:1].shape, dtype=torch.float64)))
+        if not torch.isfinite(flow):
+            raise PruneError(
+                f"the synaptic flow of component {component!r} is {flow.item()}: its weights are too large"
+            )
+        slopes = [torch.zeros_like(leaf) for leaf in leaves]
+        if flow.requires_grad:
+            slopes = list(torch.autograd.grad(flow, leaves, materialize_grads=True))
+    if flow != 0 and not any(slope.any() for slope in slopes):
+        raise PruneError(
+            f"component {component!r} saturates for an input of ones, so that synflow cannot score it: "
+            f"make its activations modules (nn.Tanh), which are then taken out"
+        )
+    unit = float(flow.detach()) if relative and flow != 0 else 1.0
+    return {name: leaf.detach() * slope / unit for name, leaf, slope in zip(names, leaves, slopes, strict=True)}
+
+
+# Element-wise functions. The other two of this module of torch's mix or halve what they get.
+_ACTIVATIONS = tuple(
+    kind
+    for kind in vars(nn.modules.activation).values()
+    if isinstance(kind, type)
+    and issubclass(kind, nn.Module)
+    and kind not in (nn.Module, nn.MultiheadAttention, nn.GLU)
+    and kind.__module__ == nn.modules.activation.__name__
+)
+
+
+@torch.no_grad()
+def _linear_copy(net: nn.Module, component: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A linear float64 copy of a component with |w| for w, and its weights by the names that they have in `net`."""
+    copy = clone(unwrap(net)).cpu().double().eval()
+    weights: dict[str, Tensor] = {f"{component}.{name}": weight for name, weight in named_weights(copy).items()}
+    for name, layer in list(named_layers(copy, component)):
+        if isinstance(layer, PRUNABLE):
+            place = next((place for place in WEIGHT_PLACES if f"{name}.{place}" in weights), "weight")
+            if place != "weight":  # take the norm off, and put what lay under it in its place
+                under = weights[f"{name}.{place}"]
+                _strip_weight_norms(layer)
+                weights[f"{name}.{place}"] = layer.weight
+                layer.weight.copy_(under)
+            if layer.bias is not None:
+                layer.bias.zero_()
+        for key, child in list(layer._modules.items()):
+            if child is not None:
+                setattr(layer, key, _linear(unwrap(child)))
+    for weight in copy.parameters():
+        weight.abs_()
+    for leaf in weights.values():
+        leaf.requires_grad_()
+    return copy, weights
+
+
+def _linear(layer: nn.Module) -> nn.Module:
+    """What stands for a layer in a linear network: itself, if it is neither a norm nor an activation."""
+    if isinstance(layer, _NORMS):
+        return _Gain(layer)
+    return nn.Identity() if isinstance(layer, _ACTIVATIONS) else layer
+
+
+class _Gain(nn.Module):
+    """What is left of a norm without its statistics: its gain, if it has one."""
+
+    def __init__(self, norm: nn.Module):
+        super().__init__()
+        self.weight: Any = getattr(norm, "weight", None)  # the very parameter, so that its name still finds it
+        self.over_last_axes = isinstance(norm, nn.LayerNorm | nn.RMSNorm)
+
+    def forward(self, values: Tensor, *_: object) -> Tensor:
+        if self.weight is None:
+            return values
+        if self.over_last_axes:
+            return values * self.weight
+        return values * self.weight.reshape(-1, *[1] * (values.dim() - 2))

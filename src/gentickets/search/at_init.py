@@ -1,0 +1,84 @@
+"""Pruning at initialisation: masks from the untrained weights, then one training (SNIP, GraSP, SynFlow, magnitude,
+random; compared for generative models by Kalibhat et al. 2021, Table 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from gentickets.errors import PruneError
+from gentickets.masks import Masks
+from gentickets.naming import clone
+from gentickets.pruning import Scope
+from gentickets.saliency import MaskedCriterion, prune_gradually
+from gentickets.search.levels import Level, MakeModel, Rounds, Train
+from gentickets.ticket import Ticket
+
+
+def at_init(
+    make_model: MakeModel,
+    train: Train,
+    *,
+    steps: int,
+    sparsities: Sequence[float],
+    score: MaskedCriterion,
+    iterations: int = 1,
+    scope: Scope = "global",
+    components: Iterable[str] | None = None,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] = (),
+    example_inputs: Mapping[str, Tensor] | None = None,
+    origin: Mapping[str, Any] | None = None,
+    dense: Level | None = None,
+    done: int = 0,
+    with_dense: bool = True,
+) -> Iterator[Level]:
+    """Yields the dense model as level 0, then one level for each of `sparsities`, pruned before its first step.
+
+    Every level, the dense one too, trains the same initial weights from step 0 to `steps`. `score(model, masks)`
+    scores the initial weights, with the masked ones at 0.0, and leaves the model as it was; it is asked
+    `iterations` times for each sparsity, on an exponential schedule (see `prune_gradually`):
+
+    - SNIP, and GraSP likewise: `lambda model, masks: gt.snip(model, objective, batches, include=tuple(masks))`
+    - SynFlow: `gt.synflow_score(example_inputs)` with `iterations=100`
+    - magnitude: `lambda model, masks: gt.magnitude(model, include=tuple(masks))`
+
+    The other arguments as in `gentickets.imp`. To resume, give the trained `dense` level (it is then not yielded
+    again) and how many of the sparsities are `done`. `with_dense=False` trains no dense model: the first level
+    yielded is level 1 (and `make_model` must draw the same weights again where a search is resumed without `dense`).
+
+    Raises `PruneError` for an argument out of range, `MaskError` for an unknown component (both at once), and
+    `Disconnected` at a level whose masks cut a component in two, before it is trained.
+    """
+    for sparsity in sparsities:
+        if not 0 < sparsity < 1:
+            raise PruneError(f"sparsities: {sparsity} is out of range: above 0 and below 1")
+    if iterations < 1:
+        raise PruneError(f"iterations={iterations}: 1 or more")
+    shared = Rounds(make_model, train, steps, 0, example_inputs=example_inputs, origin=origin)
+    everything = Masks.dense(shared.initial, components, include, exclude)
+    if dense is None and not with_dense:
+        dense = Level(0, everything, shared.initial, Ticket(everything, shared.initial, shared.origin))  # untrained
+    return _levels(shared, everything, score, iterations, sparsities, scope, dense, done)
+
+
+def _levels(
+    shared: Rounds,
+    everything: Masks,
+    score: MaskedCriterion,
+    iterations: int,
+    sparsities: Sequence[float],
+    scope: Scope,
+    dense: Level | None,
+    done: int,
+) -> Iterator[Level]:
+    if dense is None:
+        dense = shared.dense(everything)
+        yield dense
+    # From the ticket, not from `shared.initial`: a resumed search must score the weights that it will train.
+    initial = dense.ticket.install(clone(dense.model))
+    for index, sparsity in enumerate(sparsities[done:], start=done + 1):
+        masks = prune_gradually(initial, score, sparsity, iterations=iterations, within=everything, scope=scope)
+        yield shared.retrain(index, masks, dense)

@@ -1,0 +1,137 @@
+"""Early-bird tickets: the mask settles in the first epochs, long before the weights do (You et al. 2020, Sec. 3;
+for generative models Kalibhat et al. 2021, Sec. 3.1)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gentickets.errors import MaskError, PruneError
+from gentickets.masks import Masks
+from gentickets.naming import component_of, components_of
+from gentickets.pruning import Granularity, Scope, prune
+from gentickets.scores import Criterion, Scores, batchnorm_scale, magnitude
+from gentickets.ticket import Ticket
+
+
+class EarlyBird:
+    """Watches a dense training and says when its mask has settled.
+
+    At each `observe` a mask is drawn that prunes `fraction` of the weights or channels (`granularity`), compared
+    within `scope`. It has settled when its distance to each of the last `window - 1` masks is below `tolerance` in
+    *every* component. `components` (default: all) are pruned; `criterion` scores them (default: magnitude for
+    weights; for channels the norms' gains, and filter norms in components without norms).
+
+    `distances`: one entry an observation, component → distances to the masks before it, the newest last; `ticket`:
+    the mask that settled, with the weights at that moment; before that, the newest one; `settled` tells which.
+    """
+
+    def __init__(
+        self,
+        fraction: float,
+        granularity: Granularity = "weight",
+        window: int = 5,
+        tolerance: float = 0.1,
+        scope: Scope = "component",
+        components: Iterable[str] | None = None,
+        criterion: Criterion | None = None,
+        origin: Mapping[str, Any] | None = None,
+    ):
+        if not 0 < fraction < 1:
+            raise PruneError(f"fraction={fraction} is out of range: above 0 and below 1")
+        if window < 2:
+            raise PruneError(f"window={window}: 2 or more masks, or there is nothing to compare")
+        if not 0 < tolerance <= 1:
+            raise PruneError(f"tolerance={tolerance} is out of range: above 0, at most 1")
+        self.fraction, self.granularity, self.window, self.tolerance = fraction, granularity, window, tolerance
+        self.scope, self.components, self.origin = scope, components, dict(origin or {})
+        self.criterion = criterion or (self._channel_scores if granularity == "channel" else self._magnitude)
+        self.settled = False
+        self.distances: list[dict[str, list[float]]] = []
+        self.history: list[Masks] = []
+        self._recent: deque[Masks] = deque(maxlen=window - 1)
+        self._ticket: Ticket | None = None
+
+    def observe(self, model: nn.Module) -> bool:
+        """Draws the mask of `model` as it stands; True once it has settled (and ever after).
+
+        An observation of gains that are all equal, as before training, says nothing and is not counted.
+        """
+        if self.settled:
+            return True
+        scores = self.criterion(model)
+        if _says_nothing(scores):
+            return False
+        masks = prune(scores, fraction=self.fraction, scope=self.scope, granularity=self.granularity)
+        found = {name: [_distance(masks, old, name) for old in self._recent] for name in masks.components}
+        self.distances.append(found)
+        self.settled = len(self._recent) == self.window - 1 and all(
+            distance < self.tolerance for distances in found.values() for distance in distances
+        )
+        self._recent.append(masks)
+        self.history.append(masks)
+        self._ticket = Ticket(masks, model, {**self.origin, "early_bird": self._facts()})
+        return self.settled
+
+    @property
+    def ticket(self) -> Ticket:
+        """The newest mask with the weights it was drawn from. Raises `PruneError` before the first observation."""
+        if self._ticket is None:
+            raise PruneError("no ticket yet: EarlyBird.observe has seen no trained model")
+        return self._ticket
+
+    def distance_matrix(self) -> np.ndarray:
+        """float (observations, observations): the distance between any two of the masks drawn."""
+        return np.array([[one.distance(other) for other in self.history] for one in self.history])
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "observation": len(self.distances),
+            "settled": self.settled,
+            "fraction": self.fraction,
+            "granularity": self.granularity,
+            "window": self.window,
+            "tolerance": self.tolerance,
+        }
+
+    def _magnitude(self, model: nn.Module) -> Scores:
+        return magnitude(model, self.components)
+
+    def _channel_scores(self, model: nn.Module) -> Scores:
+        return channel_scores(model, self.components)
+
+
+def channel_scores(model: nn.Module, components: Iterable[str] | None = None) -> Scores:
+    """One score a channel for each component: its norms' gains or, where it has none, its filters' magnitudes.
+
+    Without norms the component's last layer is left out: its channels are the component's output.
+    """
+    scores: dict[str, Tensor] = {}
+    for component in components_of(model) if components is None else components:
+        try:
+            scores |= batchnorm_scale(model, [component])
+        except MaskError:
+            filters = magnitude(model, [component])
+            *inner, _last = filters
+            scores |= {name: filters[name] for name in inner}
+    if not scores:
+        raise MaskError("no component has a channel to prune: each is a single layer")
+    return Scores(scores, model)
+
+
+def _distance(masks: Masks, other: Masks, component: str) -> float:
+    return masks.select(component).distance(other.select(component))
+
+
+def _says_nothing(scores: Mapping[str, Tensor]) -> bool:
+    """Whether all scores of some component are the same number."""
+    spread: dict[str, list[float]] = {}
+    for name, score in scores.items():
+        low, high = torch.aminmax(score)
+        spread.setdefault(component_of(name), []).extend((float(low), float(high)))
+    return any(min(values) == max(values) for values in spread.values())

@@ -1,0 +1,71 @@
+"""Tickets travel between a VAE and a GAN of one architecture, and nowhere else."""
+
+import pytest
+import torch
+
+import gentickets as gt
+from gentickets import models
+from gentickets.naming import named_state
+
+
+def vae(width: int = 8):
+    return models.conv_vae(16, 1, width=width, latent=6)
+
+
+def gan(width: int = 8):
+    return models.dcgan(16, 1, width=width, latent=6)
+
+
+def ticket_of(model):
+    return gt.Ticket(gt.prune(gt.magnitude(model), fraction=0.6), model, {"seed": 3, "rewind_step": 50})
+
+
+@pytest.mark.parametrize("with_weights", [True, False])
+def test_a_vaes_decoder_becomes_a_gans_generator(with_weights):
+    ticket, target = ticket_of(vae()), gan()
+    moved = ticket.transfer(target, {"decoder": "generator"}, with_weights=with_weights)
+    assert moved.masks.components == ("generator",)
+    for name, mask in moved.masks.items():
+        assert torch.equal(mask, ticket.masks[name.replace("generator", "decoder")])
+    source = (
+        ticket.weights
+        if with_weights
+        else {n.replace("generator", "decoder"): t for n, t in named_state(target).items()}
+    )
+    assert torch.equal(moved.weights["generator.layers.0.weight"], source["decoder.layers.0.weight"])
+    assert torch.equal(moved.weights["generator.layers.1.running_mean"], source["decoder.layers.1.running_mean"])
+    assert torch.equal(moved.weights["discriminator.head.weight"], target.discriminator.head.weight)
+    installed = moved.install(gan())
+    moved.masks.audit(installed)
+    assert moved.origin["rewind_step"] == 0
+    assert moved.origin["from"]["seed"] == 3
+
+
+def test_an_encoders_trunk_becomes_a_discriminators_and_back():
+    there = ticket_of(vae()).transfer(gan(), {"encoder": "discriminator", "decoder": "generator"})
+    assert {name.split(".")[1] for name in there.masks if name.startswith("discriminator")} == {"trunk"}
+    back = ticket_of(gan()).transfer(vae(), {"discriminator": "encoder"})
+    assert back.masks.components == ("encoder",)
+    assert not any("head" in name for name in back.masks)
+
+
+def test_between_widths_it_is_refused_with_both_shapes():
+    with pytest.raises(gt.TicketError, match=r"'decoder\.layers\.0\.weight' is \(6, 16, 4, 4\) .*\(6, 8, 4, 4\)"):
+        ticket_of(vae(8)).transfer(gan(4), {"decoder": "generator"})
+
+
+@pytest.mark.parametrize(
+    ("components", "message"),
+    [
+        ({"encoder": "critic"}, "the model has no component 'critic': it has generator, discriminator"),
+        ({"generator": "generator"}, "the ticket has no component 'generator': it has encoder, decoder"),
+    ],
+)
+def test_components_that_do_not_exist_are_named(components, message):
+    with pytest.raises(gt.TicketError, match=message):
+        ticket_of(vae()).transfer(gan(), components)
+
+
+def test_nothing_to_carry_is_said():
+    with pytest.raises(gt.TicketError, match="nothing to carry"):
+        ticket_of(vae()).transfer(gan(), {"decoder": "generator"}, exclude=["generator.*"])
