@@ -27,7 +27,7 @@ demo: setup
 	@$(BIN)/gentickets report $(foreach r,$(QUICKSTART),$(RUNS)/quickstart-$(r)) --out $(RUNS)/quickstart.html
 
 test: setup lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check src tests

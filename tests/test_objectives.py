@@ -182,3 +182,35 @@ def test_example_inputs_fit_the_components(objective, vae, gan):
     assert set(inputs) == set(objective.components)
     for component, example in inputs.items():
         getattr(model, component)(example)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        Autoencoding("bce"),
+        ELBO(3, likelihood="bernoulli"),
+        Adversarial(3),
+        Adversarial(3, loss="wasserstein", gradient_penalty=10.0),
+    ],
+)
+def test_half_precision_gives_the_losses_of_full_precision(objective, vae, gan):
+    model = gan if isinstance(objective, Adversarial) else vae
+    if isinstance(objective, Autoencoding):
+        model = models.conv_autoencoder(8, 1, width=4, latent=3)
+    found = []
+    for half in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            losses = [loss for _, loss in objective.losses(model, IMAGES, rng())]
+        assert all(loss.dtype == torch.float32 for loss in losses)
+        sum(losses).backward()
+        found.append(torch.stack([loss.detach() for loss in losses]))
+    torch.testing.assert_close(found[1], found[0], rtol=0.1, atol=0.1)
+
+
+def test_cross_entropy_of_a_saturated_output_in_half_precision_is_finite():
+    class White(nn.Module):
+        encoder = staticmethod(lambda images: images)
+        decoder = staticmethod(lambda codes: torch.ones_like(codes, dtype=torch.bfloat16))
+
+    [(_, value)] = Autoencoding("bce").losses(White(), IMAGES.sign(), rng())
+    assert bool(value.isfinite())

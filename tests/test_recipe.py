@@ -39,6 +39,7 @@ def test_every_recipe_of_the_project_is_valid(path):
         ),
         ("search.fraction=1.5", "search.fraction=1.5"),
         ("search.scope=universe", "search.scope='universe'"),
+        ("search.method=snip", "search.rewind_step must be 0"),
         ("search.rewind_step=999999", "search.rewind_step=999999 is not before training.steps"),
         ("seeds=[1, 1]", "seeds=[1, 1]"),
         ("seeds=[]", "seeds"),

@@ -75,6 +75,8 @@ def test_find_report_inspect_evaluate_and_list(gentickets, tmp_path):
     ]  # fmt: skip
     rows = (run / "results.csv").read_text().splitlines()
     assert len(rows) == 1 + 2 * 6
+    images = [json.loads((run / "seed-1" / level / "timing.json").read_text())["images"] for level in levels[:2]]
+    assert images == [40 * 16, 35 * 16]
     metrics = json.loads((run / "seed-0" / "level-03" / "metrics.json").read_text())
     assert metrics["status"] == "complete"
     assert metrics["sparsity"] == pytest.approx(0.875, abs=1e-3)
@@ -169,6 +171,16 @@ def test_train_dense_and_from_a_ticket(gentickets, tmp_path):
     again = disk.load_weights(tmp_path / "runs" / "again" / "seed-0" / "trained" / "trained.safetensors")
     found = disk.load_weights(tmp_path / "runs" / "tiny" / "seed-0" / "level-03" / "trained.safetensors")
     assert all(torch.equal(tensor, found[name]) for name, tensor in again.items())
+    redrawn = "runs/tiny/seed-0/level-02-redrawn_weights"
+    line = one_line(
+        gentickets("train", "recipe.yaml", "--ticket", f"{redrawn}/ticket.safetensors", "--name", "again", expect=2)
+    )
+    assert "another recipe or ticket" in line
+    gentickets("train", "recipe.yaml", "--ticket", f"{redrawn}/ticket.safetensors", "--name", "redrawn")
+    again = disk.load_weights(tmp_path / "runs" / "redrawn" / "seed-0" / "trained" / "trained.safetensors")
+    found = disk.load_weights(tmp_path / redrawn / "trained.safetensors")
+    assert all(torch.equal(tensor, found[name]) for name, tensor in again.items())
+    assert "gentickets train" in one_line(gentickets("find", "recipe.yaml", "name=again", expect=2))
     gentickets("train", "recipe.yaml", "--name", "dense")
     line = one_line(gentickets("train", "recipe.yaml", "model.width=32", "--ticket", ticket, "--name", "x", expect=2))
     assert "another architecture" in line
@@ -232,6 +244,68 @@ def test_after_another_evaluation_the_old_one_is_another_recipe(gentickets, tmp_
     gentickets("find", "recipe.yaml", "search.rounds=2", "evaluation.samples=80", recipe=recipe)
 
 
+@pytest.mark.parametrize("method", ["snip", "grasp", "synflow", "magnitude-at-init", "random-at-init"])
+def test_every_way_of_pruning_at_initialisation_runs(gentickets, tmp_path, method):
+    recipe = {**TINY, "search": {"method": method, "rounds": 1, "fraction": 0.5}, "controls": {"levels": []}}
+    gentickets("find", "recipe.yaml", recipe=recipe)
+    metrics = json.loads((tmp_path / "runs" / "tiny" / "seed-0" / "level-01" / "metrics.json").read_text())
+    assert metrics["status"] == "complete"
+    assert metrics["sparsity"] == pytest.approx(0.5, abs=1e-3)
+    assert (metrics["start_step"], metrics["end_step"]) == (0, 40)
+
+
+@pytest.mark.parametrize("method", ["one-shot", "snip"])
+def test_methods_that_prune_from_one_model_go_on(gentickets, tmp_path, method):
+    search = {"method": method, "rounds": 1, "fraction": 0.3, "rewind_step": 5 if method == "one-shot" else 0}
+    recipe = {**TINY, "search": search, "controls": {"levels": []}}
+    gentickets("find", "recipe.yaml", recipe=recipe)
+    gentickets("find", "recipe.yaml", "search.rounds=2", recipe=recipe)
+    seed = tmp_path / "runs" / "tiny" / "seed-0"
+    metrics = json.loads((seed / "level-02" / "metrics.json").read_text())
+    assert metrics["status"] == "complete"
+    assert metrics["sparsity"] == pytest.approx(1 - 0.7**2, abs=1e-3)
+    assert (metrics["start_step"], metrics["end_step"]) == (5 if method == "one-shot" else 0, 40)
+
+
+@pytest.mark.parametrize(("retrain", "span"), [("learning-rate", (5, 40)), ("fine-tune", (40, 75))])
+def test_retraining_without_rewinding_the_weights(gentickets, tmp_path, retrain, span):
+    gentickets("find", "recipe.yaml", f"search.retrain={retrain}", "search.rounds=1", "controls.levels=[1]")
+    seed = tmp_path / "runs" / "tiny" / "seed-0"
+    for level in ("level-01", "level-01-random_mask"):
+        metrics = json.loads((seed / level / "metrics.json").read_text())
+        assert (metrics["start_step"], metrics["end_step"]) == span
+
+
+def test_a_ticket_travels_and_is_trained(gentickets, tmp_path):
+    vae = {
+        **TINY,
+        "model": {"name": "conv-vae", "width": 4, "latent": 4},
+        "objective": {"name": "elbo"},
+        "search": {"rounds": 1, "fraction": 0.3},
+        "controls": {"levels": []},
+        "evaluation": {"samples": 64},
+    }
+    gan = {
+        **vae,
+        "name": "other",
+        "model": {"name": "dcgan", "width": 4, "latent": 4},
+        "objective": {"name": "adversarial"},
+    }
+    gentickets("find", "recipe.yaml", recipe=vae)
+    ticket = "runs/tiny/seed-0/level-01/ticket.safetensors"
+    done = gentickets("transfer", ticket, "recipe.yaml", "decoder=generator", "--out", "moved.ticket", recipe=gan)
+    assert "moved.ticket" in done.stdout
+    gentickets("train", "recipe.yaml", "--ticket", "moved.ticket", recipe=gan)
+    trained = disk.load_weights(tmp_path / "runs" / "other-train" / "seed-0" / "trained" / "trained.safetensors")
+    moved = gt.Ticket.load(tmp_path / "moved.ticket")
+    assert moved.masks.components == ("generator",)
+    assert all(not trained[name][~mask].any() for name, mask in moved.masks.items())
+    line = one_line(
+        gentickets("transfer", ticket, "recipe.yaml", "decoder=generator", "model.width=8", recipe=gan, expect=2)
+    )
+    assert "cannot travel" in line
+
+
 def test_a_cut_component_ends_the_ladder_and_is_recorded(gentickets, tmp_path):
     recipe = {
         **TINY,
@@ -281,6 +355,56 @@ def test_no_space_left_loses_nothing(gentickets, tmp_path):
         subprocess.run(["umount", small], check=True)
 
 
+def test_a_plan_and_a_refused_fresh_start_leave_the_folder_as_it_was(gentickets, tmp_path):
+    run = tmp_path / "runs" / "tiny"
+    for extra in ([], ["--fresh"]):
+        assert "trainings" in gentickets("find", "recipe.yaml", "--plan", "--time", "1h", *extra).stdout
+        assert [p.name for p in run.iterdir()] == [".lock"]
+    gentickets("find", "recipe.yaml", "search.rounds=0")
+    before = sorted(run.iterdir())
+    gentickets("find", "recipe.yaml", "--fresh", "data.source=nothing-like-this", expect=2)
+    gentickets("find", "recipe.yaml", "--fresh", "--plan")
+    assert sorted(run.iterdir()) == before
+    other = tmp_path / "runs" / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("no run")
+    line = one_line(gentickets("find", "recipe.yaml", "name=other", "--fresh", expect=2))
+    assert "is no run" in line
+    assert (other / "thesis.txt").exists()
+
+
+def test_a_run_that_was_fitted_says_so_when_it_goes_on(gentickets):
+    arguments = ["find", "recipe.yaml", "training.steps=40000", "search.rounds=0", "training.checkpoint_seconds=9"]
+    gentickets(*arguments, "--time", "9s")
+    done = gentickets(*arguments)
+    assert "given up to fit into the time: training.steps 40,000" in done.stdout
+
+
+def test_seeds_end_with_a_parent_that_is_killed(gentickets, tmp_path):
+    recipe = {**TINY, "seeds": [0, 1], "training": {**TINY["training"], "steps": 10**6}}
+    process = gentickets("find", "recipe.yaml", recipe=recipe, wait=False)
+    seeds = [tmp_path / "runs" / "tiny" / f"seed-{seed}" / ".level-00.partial" / disk.CHECKPOINT for seed in (0, 1)]
+    while process.poll() is None and not all(file.exists() for file in seeds):
+        time.sleep(0.05)
+    assert process.poll() is None
+    process.kill()
+    process.communicate(timeout=60)  # the seeds hold the same pipes: they are closed when all have ended
+
+
+def test_a_seed_whose_process_is_killed_is_one_line(gentickets, tmp_path):
+    recipe = {**TINY, "seeds": [0, 1], "training": {**TINY["training"], "steps": 10**6}}
+    process = gentickets("find", "recipe.yaml", recipe=recipe, wait=False)
+    checkpoint = tmp_path / "runs" / "tiny" / "seed-0" / ".level-00.partial" / disk.CHECKPOINT
+    while process.poll() is None and not checkpoint.exists():
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "Traceback" not in err
+    assert "killed from outside" in err
+
+
 def test_two_commands_on_one_folder_do_not_meet(tmp_path):
     with (
         disk.locked(tmp_path / "run"),
@@ -296,6 +420,7 @@ def test_a_level_is_complete_or_absent(tmp_path):
         (partial / "half.txt").write_text("half")
         raise RuntimeError
     assert not place.exists()
+    (disk.partial_of(place) / ".ticket.safetensors.1.ab.partial").write_text("of a command that was killed")
     with disk.building(place) as partial:
         assert (partial / "half.txt").exists()
         (partial / disk.CHECKPOINT).write_text("state")
@@ -316,6 +441,9 @@ def test_a_time_budget_gives_up_steps_first_then_rounds():
     assert new.seconds <= 300
     assert shorter.search.rounds < 8
     assert any("search.rounds 8" in words for words in lost)
+    assert any("controls at 1 levels → 0" in words for words in fit(recipe, plan, 230, workers=1)[2])
+    only_dense = make_recipe({**TINY, "search": {"rounds": 0}})
+    assert fit(only_dense, plan, 10_000, workers=1)[0] == only_dense
     with pytest.raises(gt.RecipeError, match="too short"):
         fit(recipe, plan, 1, workers=1)
 

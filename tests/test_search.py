@@ -90,9 +90,25 @@ def test_what_an_unpruned_component_starts_from(make_autoencoder, others):
     }[others]
     name = "decoder.0.weight"
     assert torch.equal(started[name], expected[name])
+    # The controls, and whoever trains the ticket again, start the other component from the same.
+    assert torch.equal(levels[2].ticket.weights[name], expected[name])
+    assert torch.equal(gt.random_mask_control(levels[2], seed=1).weights[name], expected[name])
     assert torch.equal(started["encoder.0.bias"], train.calls[1][3]["encoder.0.bias"])
     if others == "fresh":
         assert len(draws) == 3
+
+
+@pytest.mark.parametrize(("retrain", "span"), [("learning-rate", (4, 12)), ("fine-tune", (12, 20))])
+def test_weights_that_stay(make_autoencoder, retrain, span):
+    train = Recorder()
+    levels = list(
+        gt.imp(make_autoencoder, train, steps=12, rewind_step=4, rounds=2, components=["encoder"], retrain=retrain)
+    )
+    assert [call[:2] for call in train.calls] == [(0, 4), (4, 12), span, span]
+    for (_, _, masks, state), before in zip(train.calls[2:], levels, strict=False):
+        trained = named_state(before.model)
+        for name, tensor in state.items():
+            assert torch.equal(tensor, trained[name] * masks[name] if name in masks else trained[name]), name
 
 
 def test_going_on_after_a_level_gives_the_same_levels(make_autoencoder):
@@ -124,6 +140,7 @@ def test_controls_keep_what_they_should_and_change_what_they_should(make_autoenc
     assert all(torch.equal(shuffled.weights[n], t) for n, t in level.ticket.weights.items())
     redrawn = gt.redrawn_weights_control(level, make_autoencoder)
     assert redrawn.masks == level.masks
+    assert (shuffled.origin["rewind_step"], redrawn.origin["rewind_step"]) == (2, 0)
     assert not torch.equal(redrawn.weights["encoder.0.weight"], level.ticket.weights["encoder.0.weight"])
 
 
@@ -148,6 +165,7 @@ def test_without_inputs_an_empty_layer_is_warned_of(make_autoencoder):
         ({"rewind_step": 5}, "rewind_step=5"),
         ({"rounds": -1}, "rounds=-1"),
         ({"others": "old"}, "others='old'"),
+        ({"retrain": "never"}, "retrain='never'"),
         ({"components": ["head"]}, "no component 'head': the model has encoder, decoder"),
     ],
 )

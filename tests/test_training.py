@@ -1,5 +1,8 @@
 """The training loop: what it holds to, what it catches, and that a resumed run is the uninterrupted one."""
 
+import contextlib
+import errno
+import io
 import json
 from dataclasses import replace
 
@@ -8,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from gentickets import models
+from gentickets import models, training
 from gentickets.errors import Diverged, MaskError
 from gentickets.masks import Masks
 from gentickets.naming import clone, named_state
@@ -84,6 +87,39 @@ def test_dropout_is_resumed_too(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
 
 
+def test_a_stop_after_the_last_step_loses_nothing(tmp_path):
+    model, objective = family("ae")
+    whole = clone(model)
+    expected = train(whole, objective, Source(), SETTINGS).averaged
+    checkpoint = Checkpoint(tmp_path / "c.pt", "key", every=1e9)
+    asked = iter([False] * 23 + [True])
+    with pytest.raises(KeyboardInterrupt):
+        train(clone(model), objective, Source(), SETTINGS, checkpoint=checkpoint, stop=lambda: next(asked))
+    assert checkpoint.load()["step"] == 24
+
+    class Nothing(Source):
+        def at(self, step):
+            raise AssertionError("every step was taken")
+
+    again = clone(model)
+    found = train(again, objective, Nothing(), SETTINGS, checkpoint=checkpoint).averaged
+    for one, other in ((whole, again), (expected, found)):
+        for key, tensor in named_state(one).items():
+            assert torch.equal(tensor, named_state(other)[key]), key
+
+
+def test_a_full_disk_under_a_checkpoint_is_told_as_such(tmp_path, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, data):
+            if self.tell() + len(data) > 20_000:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+    monkeypatch.setattr(training, "writing", lambda path: contextlib.nullcontext(Full()))
+    with pytest.raises(OSError, match="No space"):
+        Checkpoint(tmp_path / "c.pt", "key").save({"weights": torch.zeros(100_000)})
+
+
 def test_a_checkpoint_of_another_training_is_not_resumed_from(tmp_path):
     Checkpoint(tmp_path / "c.pt", "mine").save({"step": 3})
     assert Checkpoint(tmp_path / "c.pt", "other").load() is None
@@ -154,7 +190,8 @@ def test_schedules_are_functions_of_the_step():
     assert settings.lr_factor(0) == pytest.approx(0.1)
     assert settings.lr_factor(10) == pytest.approx(1.0)
     assert settings.lr_factor(55) == pytest.approx(0.5)
-    assert replace(settings, schedule="linear").lr_factor(100) == 0.0
+    assert replace(settings, schedule="linear").lr_factor(55) == 0.5
+    assert settings.lr_factor(500) == settings.lr_factor(99) > 0
     assert replace(settings, schedule="constant").lr_factor(99) == 1.0
 
 

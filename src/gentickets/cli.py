@@ -99,13 +99,13 @@ def find(
     seconds = parse_time(time) if time else None
     folder = runs / asked.name
     command = shlex.join(["gentickets", *sys.argv[1:]])
-    with prepared(asked, folder, seconds=seconds, fresh=not resume, command=command) as ready:
+    with prepared(asked, folder, seconds=seconds, fresh=not resume, dry=plan_only, command=command) as ready:
         if ready.plan is not None:
             out.print(f"{asked.name}: {ready.plan.words()}")
         else:
-            out.print(f"{asked.name}: going on with {folder}")
+            out.print(f"{asked.name}: going on with {folder}{', as it was planned: --time has no say' if time else ''}")
         for lost in ready.gave_up:
-            out.print(f"given up to fit into {time}: {lost}")
+            out.print(f"given up to fit into the time: {lost}")
         if plan_only:
             return
         with _progress() as bars:

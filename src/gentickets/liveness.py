@@ -21,7 +21,7 @@ from gentickets.errors import Disconnected
 from gentickets.masks import Masks
 from gentickets.naming import PRUNABLE, WEIGHT_PLACES, check_components, clone, components_of, named_layers, unwrap
 
-_NORMS = (
+NORMS = (
     nn.modules.batchnorm._BatchNorm,
     nn.modules.instancenorm._InstanceNorm,
     nn.GroupNorm,
@@ -95,7 +95,7 @@ def _flow(probe: nn.Module, component: str, example: Tensor, closed: str | None 
     start.requires_grad_()
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.random.default_generator.manual_seed(0)
-        output = _total(probe(start))
+        output = total_output(probe(start))
         totals = {name: value.sum() for name, value in seen.items()}
     for hook in hooks:
         hook.remove()
@@ -115,14 +115,14 @@ def _reaches(value: Tensor, output: Tensor) -> bool:
     return gradient is not None and bool((gradient.nan_to_num() != 0).any())
 
 
-def _total(output: object) -> Tensor:
+def total_output(output: object) -> Tensor:
     """The sum of all real numbers that a component returns, in tensors, tuples, lists and dictionaries."""
     total = torch.zeros((), dtype=torch.float64)
     if isinstance(output, Tensor) and output.is_floating_point():
         return total + output.sum()
     if isinstance(output, list | tuple | Mapping):
         for part in output.values() if isinstance(output, Mapping) else output:
-            total = total + _total(part)
+            total = total + total_output(part)
     return total
 
 
@@ -139,7 +139,7 @@ def _positive_copy(net: nn.Module, masks: Masks, component: str) -> nn.Module:
 
     for name, layer in list(named_layers(probe, component)):
         held = [place for place in WEIGHT_PLACES if f"{name}.{place}" in masks]
-        _strip_weight_norms(layer)
+        strip_weight_norms(layer)
         own: dict[str, Tensor | None] = dict(layer._parameters)
         if isinstance(layer, PRUNABLE):
             own["weight"] = layer.weight
@@ -154,7 +154,7 @@ def _positive_copy(net: nn.Module, masks: Masks, component: str) -> nn.Module:
             elif key == "bias" and isinstance(layer, PRUNABLE):
                 weight.zero_()
         for child_name, child in list(layer.named_children()):
-            if isinstance(unwrap(child), _NORMS):
+            if isinstance(unwrap(child), NORMS):
                 setattr(layer, child_name, nn.Identity())
             elif unwrap(child) is not child:
                 setattr(layer, child_name, unwrap(child))  # no compiled code for one pass
@@ -172,7 +172,7 @@ class _Plain(nn.Module):
         return self.weight
 
 
-def _strip_weight_norms(layer: nn.Module) -> None:
+def strip_weight_norms(layer: nn.Module) -> None:
     """Takes spectral and weight norm off: whether a path is alive does not depend on them."""
     if parametrize.is_parametrized(layer, "weight"):
         # Not `remove_parametrizations`: that takes `weight` from the class, which copy and original share.

@@ -75,9 +75,14 @@ def _unit(images: Tensor) -> Tensor:
     return (images + 1) / 2
 
 
+def _full(output: Tensor) -> Tensor:
+    """What a network gave in half precision as float32: losses subtract numbers that are nearly equal."""
+    return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
+
+
 def _binary_cross_entropy(output: Tensor, images: Tensor) -> Tensor:
     """Per pixel, in nats; intensities read as probabilities."""
-    probability = _unit(output).clamp(1e-6, 1 - 1e-6)
+    probability = _unit(_full(output)).clamp(1e-6, 1 - 1e-6)
     target = _unit(images)
     return -(target * probability.log() + (1 - target) * (1 - probability).log())
 
@@ -143,7 +148,7 @@ class ELBO(Objective, Samples, Reconstructs):
 
     def _forward(self, model: nn.Module, batch: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """The decoder's output for one sample of z, and the KL of each image in nats."""
-        mean, log_variance = model.encoder(batch)  # type: ignore[operator]
+        mean, log_variance = (_full(part) for part in model.encoder(batch))  # type: ignore[operator]
         noise = torch.randn(mean.shape, generator=rng, device=batch.device, dtype=mean.dtype)
         output = model.decoder(mean + noise * (0.5 * log_variance).exp())  # type: ignore[operator]
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
@@ -265,13 +270,13 @@ def _latents(count: int, size: int, rng: torch.Generator) -> Tensor:
 
 def _judge(model: nn.Module, images: Tensor) -> Tensor:
     """The discriminator's logits, one an image."""
-    return model.discriminator(images).reshape(len(images), -1)  # type: ignore[operator]
+    return _full(model.discriminator(images)).reshape(len(images), -1)  # type: ignore[operator]
 
 
 def _gradient_penalty(model: nn.Module, real: Tensor, fake: Tensor, rng: torch.Generator) -> Tensor:
     """Mean of (|grad D(x)|₂ - 1)² at points drawn evenly between pairs of real and fake images."""
     share = torch.rand(len(real), 1, 1, 1, generator=rng, device=real.device)
-    between = torch.lerp(real, fake, share).requires_grad_(True)
+    between = torch.lerp(real, _full(fake), share).requires_grad_(True)
     (slope,) = torch.autograd.grad(_judge(model, between).sum(), between, create_graph=True)
     return (slope.flatten(1).norm(dim=1) - 1).square().mean()
 

@@ -20,7 +20,7 @@ from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from gentickets.errors import PruneError
-from gentickets.liveness import _NORMS, _strip_weight_norms, _total
+from gentickets.liveness import NORMS, strip_weight_norms, total_output
 from gentickets.masks import Masks
 from gentickets.naming import (
     PRUNABLE,
@@ -305,7 +305,7 @@ def _flow_through(
     copy, weights = _linear_copy(net, component)
     leaves = [weights[name] for name in names]
     with _random_state(torch.device("cpu"), 0), torch.enable_grad():
-        flow = _total(copy(torch.ones(example[:1].shape, dtype=torch.float64)))
+        flow = total_output(copy(torch.ones(example[:1].shape, dtype=torch.float64)))
         if not torch.isfinite(flow):
             raise PruneError(
                 f"the synaptic flow of component {component!r} is {flow.item()}: its weights are too large"
@@ -343,7 +343,7 @@ def _linear_copy(net: nn.Module, component: str) -> tuple[nn.Module, dict[str, T
             place = next((place for place in WEIGHT_PLACES if f"{name}.{place}" in weights), "weight")
             if place != "weight":  # take the norm off, and put what lay under it in its place
                 under = weights[f"{name}.{place}"]
-                _strip_weight_norms(layer)
+                strip_weight_norms(layer)
                 weights[f"{name}.{place}"] = layer.weight
                 layer.weight.copy_(under)
             if layer.bias is not None:
@@ -360,7 +360,7 @@ def _linear_copy(net: nn.Module, component: str) -> tuple[nn.Module, dict[str, T
 
 def _linear(layer: nn.Module) -> nn.Module:
     """What stands for a layer in a linear network: itself, if it is neither a norm nor an activation."""
-    if isinstance(layer, _NORMS):
+    if isinstance(layer, NORMS):
         return _Gain(layer)
     return nn.Identity() if isinstance(layer, _ACTIVATIONS) else layer
 

@@ -65,7 +65,8 @@ class Settings:
         return self.lr
 
     def lr_factor(self, step: int) -> float:
-        """What the schedule multiplies the learning rate by at a step: a function of the step alone."""
+        """What the schedule multiplies the learning rate by at a step; beyond the end, what it was at the end."""
+        step = min(step, self.steps - 1)
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
@@ -115,7 +116,10 @@ class Checkpoint:
 
     def save(self, state: Mapping[str, Any]) -> None:
         with writing(self.path) as file:
-            torch.save({"key": self.key, **state}, file)
+            try:
+                torch.save({"key": self.key, **state}, file)
+            except RuntimeError as error:  # torch's own, in the place of what a full disk raised
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
         self._last = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
@@ -186,14 +190,14 @@ def train(
             step += 1
             meter.images += len(batch)
             if step % report_every == 0 or step == end_step:
-                loop.check(step, batch, held)
+                loop.check(step, losses, batch, held)
                 progress = Progress(step, {k: float(v) for k, v in losses.items()}, meter.rate())
                 if curve is not None:
                     curve.add(progress)
                 if on_progress is not None:
                     on_progress(progress)
             stopping = stop is not None and stop()
-            if checkpoint is not None and step < end_step and (stopping or checkpoint.due()):
+            if checkpoint is not None and (stopping or (step < end_step and checkpoint.due())):
                 checkpoint.save({**loop.state(step), "images": meter.images, "seconds": meter.seconds})
             if stopping:
                 raise KeyboardInterrupt
@@ -302,8 +306,9 @@ class _Loop:
         for name in names:
             nn.utils.clip_grad_norm_(self.parameters[name], self.settings.clip_norm)  # type: ignore[arg-type]
 
-    def check(self, step: int, batch: Tensor, held: Hold | None) -> None:
+    def check(self, step: int, losses: Mapping[str, Tensor], batch: Tensor, held: Hold | None) -> None:
         """Now and then: still sparse, still finite, still worth going on with?"""
+        check_finite(losses, step - 1)
         if self.masks is not None and held is not None:
             held.audit()
             names = [name for name, _ in self.averaged.named_children() if name in self.masks.components]

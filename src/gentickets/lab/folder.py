@@ -53,6 +53,8 @@ def building(place: Path) -> Iterator[Path]:
     """A folder to build in; complete on leaving without an exception, kept for a resumption otherwise."""
     partial = partial_of(place)
     partial.mkdir(parents=True, exist_ok=True)
+    for half in partial.glob(".*.partial"):  # of a command that was killed while it wrote
+        half.unlink()
     yield partial
     (partial / CHECKPOINT).unlink(missing_ok=True)
     for file in partial.iterdir():
@@ -102,7 +104,7 @@ def one_line_errors(folder: Path) -> Iterator[None]:
             raise GenticketsError(
                 f"no space left for {folder}: free some and run the same command again; what is complete is kept"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise GenticketsError(f"cannot write to {folder}: {error.strerror}") from error
         raise
 
@@ -121,17 +123,16 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def opened(folder: Path, asked: Recipe, fresh: bool) -> tuple[Recipe, dict[str, Any]] | None:
+def opened(folder: Path, asked: Recipe) -> tuple[Recipe, dict[str, Any]] | None:
     """The recipe and origin of a run that is there already and that `asked` may go on with; None for a new run.
 
-    With `fresh`, what is there is removed. Raises `RecipeError` that says which keys differ, where the folder
-    was made by another recipe.
+    Raises `RecipeError` that says which keys differ, where the folder was made by another recipe.
     """
-    if fresh and folder.exists():
-        for entry in folder.iterdir():
-            if entry.name != ".lock":
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    if not (folder / "recipe.yaml").exists() or not (folder / "origin.json").exists():
+    if not (folder / "recipe.yaml").exists():
+        if (folder / "origin.json").exists():
+            raise RecipeError(f"{folder} holds what `gentickets train` made: take name=… for a new run, or --fresh")
+        return None
+    if not (folder / "origin.json").exists():
         return None
     origin = read_origin(folder)
     before, now = _fixed(origin["asked"]), _fixed(asked.dump())
@@ -140,6 +141,15 @@ def opened(folder: Path, asked: Recipe, fresh: bool) -> tuple[Recipe, dict[str, 
             f"{folder} was made by another recipe: {'; '.join(differing)}; take name=… for a new run, or --fresh"
         )
     return read_run_recipe(folder), origin
+
+
+def remove_run(folder: Path) -> None:
+    """Removes what is in a run's folder. Raises `RecipeError` where the folder is something else."""
+    entries = [entry for entry in folder.iterdir() if entry.name != ".lock"]
+    if entries and not (folder / "origin.json").exists() and not (folder / "recipe.yaml").exists():
+        raise RecipeError(f"{folder} is no run, and --fresh would remove what is in it: take another name=…")
+    for entry in entries:
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def read_run_recipe(folder: Path) -> Recipe:

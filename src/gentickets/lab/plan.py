@@ -115,7 +115,7 @@ def fit(recipe: Recipe, plan: Plan, budget: float, workers: int) -> tuple[Recipe
     steps again, to a tenth. Raises `RecipeError` where not even the dense model and one round would fit.
     """
     for least in (0.5, 0.1):
-        for rounds in range(recipe.search.rounds, 0, -1):
+        for rounds in range(recipe.search.rounds, min(recipe.search.rounds, 1) - 1, -1):
             for share in _shares(least):
                 tried = _scaled(recipe, rounds, share)
                 new = _plan(tried, plan.step_seconds, plan.evaluate_seconds, workers)
@@ -154,6 +154,9 @@ def _given_up(asked: Recipe, fitted: Recipe) -> tuple[str, ...]:
             f"search.rounds {asked.search.rounds} → {fitted.search.rounds} "
             f"(sparsity up to {now:.1%}, not {deepest:.1%})"
         )
+    before, after = (r.controls.chosen(r.search.rounds) for r in (asked, fitted))
+    if len(after) < len(before):
+        lost.append(f"controls at {len(before)} levels → {len(after)}")
     return tuple(lost)
 
 

@@ -19,7 +19,7 @@ from gentickets import models
 from gentickets.errors import RecipeError
 from gentickets.objectives import OBJECTIVES, Objective
 from gentickets.pruning import Scope
-from gentickets.search.levels import Others
+from gentickets.search.levels import Others, Retrain
 from gentickets.training import Schedule, Settings
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -127,10 +127,17 @@ class TrainingPart(_Part):
         return Settings(**plain, seed=seed)
 
 
-class SearchPart(_Part):
-    """Which weights are pruned, how much a round, and where each round starts from."""
+AT_INIT = ("snip", "grasp", "synflow", "magnitude-at-init", "random-at-init")
+"""The methods that prune before the first step of training."""
 
-    method: Literal["imp", "one-shot"] = "imp"
+
+class SearchPart(_Part):
+    """Which weights are pruned, how much a round, and where each round starts from.
+
+    `score_batches`: on how many batches SNIP and GraSP score.
+    """
+
+    method: Literal["imp", "one-shot", "snip", "grasp", "synflow", "magnitude-at-init", "random-at-init"] = "imp"
     rounds: Annotated[int, Field(ge=0)] = 10
     fraction: Share = 0.2
     rewind_step: Annotated[int, Field(ge=0)] = 0
@@ -139,6 +146,17 @@ class SearchPart(_Part):
     include: list[str] | None = None
     exclude: list[str] = []
     others: Others = "rewind"
+    retrain: Retrain = "rewind"
+    score_batches: Count = 10
+
+    @model_validator(mode="after")
+    def _at_init_rewinds_to_nothing(self) -> SearchPart:
+        if self.method in AT_INIT and (self.rewind_step or self.retrain != "rewind"):
+            raise ValueError(
+                f"search.method={self.method} prunes before training: "
+                f"search.rewind_step must be 0 and search.retrain rewind"
+            )
+        return self
 
     def sparsity_at(self, level: int) -> float:
         """What a level's sparsity is meant to be: `1 - (1 - fraction) ** level`."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import platform
-import queue
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -23,7 +23,7 @@ from torch import nn
 
 from gentickets import __version__
 from gentickets.data import ImageSet, load
-from gentickets.errors import RecipeError
+from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab import folder as disk
 from gentickets.lab.evaluation import Judge
 from gentickets.lab.plan import Plan, fit, measure
@@ -38,18 +38,14 @@ Tell = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is ready to go: what was asked made definite, its data and judge at hand."""
+    """A run that is ready to go: what was asked made definite. `plan`: None where the run is resumed."""
 
     folder: Path
     recipe: Recipe
-    train: ImageSet
-    held_out: ImageSet
-    judge: Judge
     threads: int
     workers: int
     plan: Plan | None
     gave_up: tuple[str, ...]
-    resumed: bool
 
 
 def load_data(part: DataPart) -> tuple[ImageSet, ImageSet]:
@@ -61,39 +57,52 @@ def load_data(part: DataPart) -> tuple[ImageSet, ImageSet]:
 
 @contextmanager
 def prepared(
-    asked: Recipe, folder: Path, *, seconds: float | None = None, fresh: bool = False, command: str = ""
+    asked: Recipe,
+    folder: Path,
+    *,
+    seconds: float | None = None,
+    fresh: bool = False,
+    dry: bool = False,
+    command: str = "",
 ) -> Iterator[Prepared]:
     """Opens a run folder for a recipe, new or to be resumed, and holds its lock.
+
+    With `fresh`, what is there is removed, once all that was asked is known to be possible; with `dry`, nothing is
+    removed or written.
 
     A new run is measured first: how long, how much memory, how much disk; with `seconds`, its rounds and steps
     are fitted into that time. Raises `RecipeError` for a folder of another recipe.
     """
     with disk.one_line_errors(folder), disk.locked(folder):
-        there = disk.opened(folder, asked, fresh)
+        there = None if fresh else disk.opened(folder, asked)
         train, held_out = load_data(asked.data)
         check_buildable(asked, train)
-        torch.set_num_threads(1)
-        judge = Judge(asked.build_objective(), train, held_out, asked.evaluation)
+        judge = make_judge(asked, train, held_out)
         if there is None:
             workers = min(len(asked.seeds), os.cpu_count() or 1)
             threads = threads_of(asked, train, workers)
             plan = measure(asked, train, judge, threads, workers)
             recipe, plan, gave_up = fit(asked, plan, seconds, workers) if seconds is not None else (asked, plan, ())
             origin = _origin(asked, command, train, held_out, judge, threads, workers, gave_up)
-            folder.mkdir(parents=True, exist_ok=True)
-            disk.write_json(folder / "origin.json", origin)
-            disk.write_recipe(folder, recipe)
-            yield Prepared(folder, recipe, train, held_out, judge, threads, workers, plan, gave_up, False)
+            if not dry:
+                if fresh:
+                    disk.remove_run(folder)
+                disk.write_recipe(folder, recipe)
+                disk.write_json(folder / "origin.json", origin)
+            yield Prepared(folder, recipe, threads, workers, plan, gave_up)
         else:
             recipe, origin = there
             recipe = _grown(recipe, asked, fitted=bool(origin["gave_up"]))
-            if origin["data"]["fingerprint"] != train.fingerprint:
+            data = origin["data"]
+            kept = data["fingerprint"], data.get("test_fingerprint", held_out.fingerprint)
+            if kept != (train.fingerprint, held_out.fingerprint):
                 raise RecipeError(f"{folder}: the data of {asked.data.source!r} has changed since; use --fresh")
-            disk.write_recipe(folder, recipe)
-            disk.write_json(folder / "origin.json", {**origin, "asked": asked.dump()})
+            if not dry:
+                disk.write_recipe(folder, recipe)
+                disk.write_json(folder / "origin.json", {**origin, "asked": asked.dump()})
             # Equal bits need an equal number of threads.
             threads, workers = origin["threads"], min(len(recipe.seeds), os.cpu_count() or 1)
-            yield Prepared(folder, recipe, train, held_out, judge, threads, workers, None, (), True)
+            yield Prepared(folder, recipe, threads, workers, None, tuple(origin["gave_up"]))
 
 
 def _grown(recipe: Recipe, asked: Recipe, fitted: bool) -> Recipe:
@@ -102,6 +111,7 @@ def _grown(recipe: Recipe, asked: Recipe, fitted: bool) -> Recipe:
     now = asked.dump()
     for key in ("title", "seeds", "controls", "on_failure"):
         new[key] = now[key]
+    new["training"]["checkpoint_seconds"] = now["training"]["checkpoint_seconds"]
     if not fitted:
         new["search"]["rounds"] = now["search"]["rounds"]
     return make_recipe(new)
@@ -118,6 +128,20 @@ def check_buildable(recipe: Recipe, images: ImageSet) -> None:
             f"model.name={recipe.model.name} has {', '.join(has)}"
         )
     make_fabric(recipe)
+
+
+def make_judge(recipe: Recipe, train: ImageSet, held_out: ImageSet) -> Judge:
+    """The recipe's judge, on the recipe's device.
+
+    Made on one thread, however many a training takes: what it computes once (classifier, statistics of the real
+    images) is cached for all runs.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return Judge(recipe.build_objective(), train, held_out, recipe.evaluation, make_fabric(recipe).device)
+    finally:
+        torch.set_num_threads(before)
 
 
 def threads_of(recipe: Recipe, images: ImageSet, workers: int) -> int:
@@ -155,6 +179,7 @@ def _origin(
         "data": {
             "name": train.name,
             "fingerprint": train.fingerprint,
+            "test_fingerprint": held_out.fingerprint,
             "train": len(train),
             "test": len(held_out),
             "shape": list(train.shape),
@@ -201,16 +226,17 @@ def run_seeds(ready: Prepared, tell: Tell) -> None:
 
 def _run_processes(ready: Prepared, tell: Tell) -> None:
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, stopping() as stop:
-        events: queue.Queue[Event | None] = manager.Queue()
-        halt = manager.Event()
+    events: multiprocessing.Queue[Event | None] = context.Queue()
+    halt = context.Event()
+    with stopping() as stop:
         listener = threading.Thread(target=_listen, args=(events, tell), daemon=True)
         listener.start()
-        with ProcessPoolExecutor(ready.workers, mp_context=context) as pool:
-            jobs: list[Future[None]] = [
-                pool.submit(_in_process, ready.folder, ready.recipe, seed, ready.threads, events, halt)
-                for seed in ready.recipe.seeds
-            ]
+        with ProcessPoolExecutor(ready.workers, context, _begin_process, (events, halt)) as pool:
+            with _interrupts_held():
+                jobs: list[Future[None]] = [
+                    pool.submit(_in_process, ready.folder, ready.recipe, seed, ready.threads)
+                    for seed in ready.recipe.seeds
+                ]
             pending = set(jobs)
             while pending:
                 done, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
@@ -221,30 +247,61 @@ def _run_processes(ready: Prepared, tell: Tell) -> None:
         # The first that failed by itself, not the ones that were told to stop on its account.
         failures = [error for job in jobs if (error := job.exception()) is not None]
         for error in sorted(failures, key=lambda error: isinstance(error, KeyboardInterrupt)):
+            if isinstance(error, BrokenProcessPool):
+                raise GenticketsError(
+                    "a training's process was killed from outside (too little memory?): the same command goes on"
+                ) from None
             raise error
         if stop():
             raise KeyboardInterrupt
 
 
-def _listen(events: queue.Queue[Event | None], tell: Tell) -> None:
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits until this is left. It reaches the whole group of processes, and one that is started in here
+    never hears of it: the parent passes it on as `halt`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _listen(events: multiprocessing.Queue[Event | None], tell: Tell) -> None:
     while (event := events.get()) is not None:
         tell(event)
 
 
-def _in_process(folder: Path, recipe: Recipe, seed: int, threads: int, events: Any, halt: Any) -> None:
-    """One seed in a process of its own. Ctrl-C reaches the whole group: the parent passes it on as `halt`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(threads)
-    waiting = _Sparingly(halt.is_set)
+_FROM_PARENT: dict[str, Any] = {}
+"""In a seed's process: where its events go, and whether it is to halt."""
+
+
+def _begin_process(events: multiprocessing.Queue[Event | None], halt: Any) -> None:
+    """Readies a process for seeds. It ends with its parent, even one that was killed: two must not write one folder."""
+    events.cancel_join_thread()
+    _FROM_PARENT.update(events=events, halt=halt)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _in_process(folder: Path, recipe: Recipe, seed: int, threads: int) -> None:
+    """One seed in a process of its own."""
+    waiting = _Sparingly(_FROM_PARENT["halt"].is_set)
     try:
         with disk.one_line_errors(folder):
-            _run_seed(folder, recipe, seed, threads, events.put, waiting)
+            _run_seed(folder, recipe, seed, threads, _FROM_PARENT["events"].put, waiting)
     except KeyboardInterrupt:
         return
 
 
 class _Sparingly:
-    """Asks a question that costs a message at most some twice a second."""
+    """Asks a question that costs a lock between processes at most some twice a second."""
 
     def __init__(self, ask: Callable[[], bool]):
         self._ask, self._next = ask, 0.0
@@ -259,7 +316,7 @@ class _Sparingly:
 def _run_seed(folder: Path, recipe: Recipe, seed: int, threads: int, tell: Tell, stop: Callable[[], bool]) -> None:
     torch.set_num_threads(threads)
     train, held_out = load_data(recipe.data)
-    judge = Judge(recipe.build_objective(), train, held_out, recipe.evaluation, make_fabric(recipe).device)
+    judge = make_judge(recipe, train, held_out)
     SeedRun(recipe, folder, seed, train, judge, tell, stop).run()
 
 
@@ -302,7 +359,7 @@ def evaluate_again(folder: Path, samples: int | None, features: str | None, weig
     with disk.one_line_errors(folder), disk.locked(folder):
         torch.set_num_threads(origin["threads"])
         train, held_out = load_data(recipe.data)
-        judge = Judge(recipe.build_objective(), train, held_out, recipe.evaluation, make_fabric(recipe).device)
+        judge = make_judge(recipe, train, held_out)
         levels = [(level.seed, level.level, level.arm) for level in read_run(folder).levels]
         for done, (seed, index, arm) in enumerate(levels, start=1):
             seed_run = SeedRun(recipe, folder, seed, train, judge)

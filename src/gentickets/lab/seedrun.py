@@ -16,13 +16,15 @@ from gentickets import models
 from gentickets.data import Batches, ImageSet
 from gentickets.errors import Disconnected, Diverged, GenticketsError
 from gentickets.lab import folder as disk
+from gentickets.lab import methods
 from gentickets.lab.evaluation import Judge
 from gentickets.lab.recipe import Recipe
 from gentickets.liveness import check_connected
 from gentickets.masks import Masks
 from gentickets.metrics import Cost, cost
 from gentickets.naming import clone, named_state
-from gentickets.search import Level, imp, one_shot, random_mask_control, redrawn_weights_control
+from gentickets.search import Level, random_mask_control, redrawn_weights_control
+from gentickets.search.levels import retrain_span
 from gentickets.ticket import Ticket
 from gentickets.training import Checkpoint, Curve, Progress, Trained, derived_seed, train, with_averages
 
@@ -85,6 +87,7 @@ class SeedRun:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.tell, self.stop = tell, stop
         self.settings = recipe.training.settings(seed)
+        self.span = retrain_span(recipe.search.retrain, self.settings.steps, recipe.search.rewind_step)
         self.objective = recipe.build_objective()
         self.fabric = make_fabric(recipe)
         self.batches = Batches(
@@ -106,8 +109,8 @@ class SeedRun:
         place = self.folder / "trained"
         if not place.exists():
             model = build_model(self.recipe, self.images, self.seed)
-            start = int(ticket.origin.get("rewind_step", 0)) if ticket is not None else 0
-            if not 0 <= start < self.settings.steps:
+            start = ticket.origin.get("rewind_step", 0) if ticket is not None else 0
+            if not isinstance(start, int) or not 0 <= start < self.settings.steps:
                 raise GenticketsError(
                     f"the ticket rewinds to step {start}, which is not before training.steps={self.settings.steps}"
                 )
@@ -118,7 +121,8 @@ class SeedRun:
                 self._enter(place.name, partial, draw=0)
                 self.total = self.settings.steps - start
                 self._train(model, ticket.masks, start, self.settings.steps)
-                self._finish(partial, int(ticket.origin.get("level", 0)), "ticket", model, ticket, start)
+                span = (start, self.settings.steps)
+                self._finish(partial, int(ticket.origin.get("level", 0)), "ticket", model, ticket, span)
         return disk.read_metrics(place)
 
     # -- the chain ----------------------------------------------------------------------------------------
@@ -134,7 +138,7 @@ class SeedRun:
 
     def _chain(self) -> int:
         """Runs the ticket levels; returns the last that there is."""
-        rounds, rewind_step = self.recipe.search.rounds, self.recipe.search.rewind_step
+        rounds = self.recipe.search.rounds
         complete = [n for n in range(rounds + 1) if (self.folder / disk.level_name(n)).exists()]
         last = len(complete) - 1
         if complete != list(range(last + 1)):
@@ -154,39 +158,27 @@ class SeedRun:
                 except Disconnected as error:
                     self._write_disconnected(partial, index, "ticket", error.ticket, str(error))
                 else:
-                    self._finish(partial, index, "ticket", level.model, level.ticket, rewind_step if index else 0)
+                    span = self.span if index else (0, self.settings.steps)
+                    self._finish(partial, index, "ticket", level.model, level.ticket, span)
             if level is None or self._ended_at(index):
                 return index
         return rounds
 
     def _search(self, last: int) -> Iterator[Level]:
         """The recipe's search, to go on after level `last` (-1: from the start)."""
-        search = self.recipe.search
         probe = self.judge.held_out.images(range(2))
-        common: dict[str, Any] = {
-            "steps": self.settings.steps,
-            "rewind_step": search.rewind_step,
-            "scope": search.scope,
-            "components": search.components,
-            "include": search.include,
-            "exclude": search.exclude,
-            "others": search.others,
-            "example_inputs": self.objective.example_inputs(build_model(self.recipe, self.images, self.seed), probe),
-            "origin": {"recipe": self.recipe.name, "seed": self.seed, "data": self.images.fingerprint},
-        }
-        if search.method == "imp":
-            after = self.load_level(last) if last >= 0 else None
-            return imp(
-                self._make_model,
-                self._train,
-                rounds=search.rounds,
-                fraction=search.fraction,
-                after=after,
-                **common,
-            )
-        sparsities = [search.sparsity_at(level) for level in range(1, search.rounds + 1)]
-        dense = self.load_level(0) if last >= 0 else None
-        return one_shot(self._make_model, self._train, sparsities=sparsities, dense=dense, done=max(last, 0), **common)
+        model = build_model(self.recipe, self.images, self.seed)
+        means = methods.Means(
+            make_model=self._make_model,
+            train=self._train,
+            steps=self.settings.steps,
+            objective=self.objective,
+            batches=self.batches,
+            example_inputs=self.objective.example_inputs(model, probe),
+            origin={"recipe": self.recipe.name, "seed": self.seed, "data": self.images.fingerprint},
+            seed=self.seed,
+        )
+        return methods.levels(self.recipe.search, means, last, self.load_level)
 
     def _make_model(self) -> nn.Module:
         """Draw 0 is the seed's own model; a component that starts fresh at a level takes that level's draw."""
@@ -217,11 +209,12 @@ class SeedRun:
         if to_rewind and rewind.exists():
             Ticket(masks, disk.load_weights(rewind)).install(model)
             self._done += end_step - start_step
+            self._outcome.trained.images += (end_step - start_step) * self.batches.batch_size
             return
         key = f"{self._stage} {start_step}-{end_step} {masks.fingerprint}"
         before = {name: tensor.detach().clone() for name, tensor in named_state(model).items()}
         try:
-            self._outcome.trained = train(
+            trained = train(
                 model,
                 self.objective,
                 self.batches,
@@ -235,12 +228,16 @@ class SeedRun:
                 stop=self.stop,
                 fabric=self.fabric,
             )
+            so_far = self._outcome.trained  # the dense model is trained in two calls
+            seconds = so_far.seconds + trained.seconds
+            self._outcome.trained = Trained(trained.averaged, so_far.images + trained.images, seconds)
         except Diverged as error:
             self._outcome.status, self._outcome.reason = "diverged", str(error)
             _restore_if_broken(model, before)
         model.cpu()
         self._done += end_step - start_step
-        if to_rewind:
+        # Not after a divergence: a resumed run must come upon it, and record it, again.
+        if to_rewind and self._outcome.status == "complete":
             disk.save_weights(rewind, named_state(model))
 
     def _tell(self, progress: Progress, start_step: int) -> None:
@@ -256,25 +253,26 @@ class SeedRun:
         if disk.read_metrics(self.folder / disk.level_name(index))["status"] == "disconnected":
             return
         level = self.load_level(index)
-        rewind_step = self.recipe.search.rewind_step
         with disk.building(place) as partial:
             self._enter(place.name, partial, draw=1000 + index)
             if arm == "random_mask":
-                ticket, start = random_mask_control(level, derived_seed(self.seed, 1, index)), rewind_step
+                ticket, span = random_mask_control(level, derived_seed(self.seed, 1, index)), self.span
             else:
-                ticket, start = redrawn_weights_control(level, self._make_model), 0
+                ticket, span = redrawn_weights_control(level, self._make_model), (0, self.settings.steps)
             model = ticket.install(level.model)
             try:
                 check_connected(model, ticket.masks, self._example_inputs(model))
             except Disconnected as error:
                 self._write_disconnected(partial, index, arm, ticket, str(error))
                 return
-            self._train(model, ticket.masks, start, self.settings.steps)
-            self._finish(partial, index, arm, model, ticket, start)
+            self._train(model, ticket.masks, *span)
+            self._finish(partial, index, arm, model, ticket, span)
 
     # -- what is written ----------------------------------------------------------------------------------
 
-    def _finish(self, partial: Path, index: int, arm: str, model: nn.Module, ticket: Ticket, start_step: int) -> None:
+    def _finish(
+        self, partial: Path, index: int, arm: str, model: nn.Module, ticket: Ticket, span: tuple[int, int]
+    ) -> None:
         """Judges a trained level and writes its folder's files."""
         outcome = self._outcome
         ticket.masks.audit(model)
@@ -299,8 +297,8 @@ class SeedRun:
                 "primary": self.judge.primary,
                 "metrics": metrics_json(measured),
                 "cost": cost_json(price),
-                "start_step": start_step,
-                "end_step": self.settings.steps,
+                "start_step": span[0],
+                "end_step": span[1],
             },
         )
         seconds = {"train_seconds": outcome.trained.seconds, "evaluate_seconds": time.perf_counter() - begun}

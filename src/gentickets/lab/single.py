@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,9 @@ import torch
 
 from gentickets.errors import RecipeError
 from gentickets.lab import folder as disk
-from gentickets.lab.evaluation import Judge
 from gentickets.lab.recipe import Recipe
-from gentickets.lab.run import check_buildable, load_data, stopping, threads_of
-from gentickets.lab.seedrun import Event, SeedRun, build_model, make_fabric
+from gentickets.lab.run import check_buildable, load_data, make_judge, stopping, threads_of
+from gentickets.lab.seedrun import Event, SeedRun, build_model
 from gentickets.ticket import Ticket
 
 
@@ -29,12 +29,14 @@ def train_one(
     with disk.one_line_errors(folder), disk.locked(folder):
         train, held_out = load_data(recipe.data)
         check_buildable(recipe, train)
-        origin = {"asked": recipe.dump(), "ticket": ticket.masks.fingerprint if ticket is not None else None}
+        # The whole ticket: two controls of a level may share its masks.
+        digest = hashlib.sha256(ticket.to_bytes()).hexdigest() if ticket is not None else None
+        origin = {"asked": recipe.dump(), "ticket": digest, "data": [train.fingerprint, held_out.fingerprint]}
         if (folder / "origin.json").exists() and disk.read_origin(folder) != origin:
-            raise RecipeError(f"{folder} was made by another recipe or ticket: take another --name")
+            raise RecipeError(f"{folder} was made by another recipe or ticket, or of other data: take another --name")
         disk.write_json(folder / "origin.json", origin)
         torch.set_num_threads(threads_of(recipe, train, workers=1))
-        judge = Judge(recipe.build_objective(), train, held_out, recipe.evaluation, make_fabric(recipe).device)
+        judge = make_judge(recipe, train, held_out)
         with stopping() as stop:
             return SeedRun(recipe, folder, seed, train, judge, tell, stop).run_one(ticket)
 

@@ -12,7 +12,7 @@ from gentickets.errors import PruneError
 from gentickets.masks import Masks
 from gentickets.pruning import Scope, prune
 from gentickets.scores import Criterion, magnitude
-from gentickets.search.levels import Level, MakeModel, Others, Rounds, Train
+from gentickets.search.levels import Level, MakeModel, Others, Retrain, Rounds, Train
 
 
 def imp(
@@ -29,6 +29,7 @@ def imp(
     exclude: Iterable[str] = (),
     criterion: Criterion | None = None,
     others: Others = "rewind",
+    retrain: Retrain = "rewind",
     example_inputs: Mapping[str, Tensor] | None = None,
     origin: Mapping[str, Any] | None = None,
     after: Level | None = None,
@@ -41,9 +42,10 @@ def imp(
     of what is alive, by `criterion` (default: magnitude), compared within `scope` (see `gentickets.prune`).
 
     `components`, `include` and `exclude` choose what is pruned (default: convolutions and linear layers of all
-    components); `others` is what the unpruned components start each round from. `example_inputs` (component →
-    an input) lets each mask be checked for a live path before it is trained; without it, only a layer of which
-    nothing is left would show. `origin` goes into every ticket. `after` resumes: the rounds that follow this level.
+    components); `others` is what the unpruned components start each round from; `retrain` chooses learning-rate
+    rewinding or fine-tuning instead of rewinding the weights. `example_inputs` (component → an input) lets each mask
+    be checked for a live path before it is trained; without it, only a layer of which nothing is left would show.
+    `origin` goes into every ticket. `after` resumes: the rounds that follow this level.
 
     Raises `PruneError` for an argument out of range, `MaskError` for an unknown component (both at once, before
     anything is trained), and `Disconnected` at a round whose masks cut a component in two.
@@ -52,7 +54,7 @@ def imp(
         raise PruneError(f"rounds={rounds}: 0 or more")
     if not 0 < fraction < 1:
         raise PruneError(f"fraction={fraction} is out of range: above 0 and below 1")
-    shared = Rounds(make_model, train, steps, rewind_step, others, example_inputs, origin)
+    shared = Rounds(make_model, train, steps, rewind_step, others, example_inputs, origin, retrain)
     dense = Masks.dense(shared.initial, components, include, exclude)
     score = criterion or (lambda model: magnitude(model, include=tuple(dense)))
     return _levels(shared, dense, score, rounds, fraction, scope, after)

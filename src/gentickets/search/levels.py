@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from gentickets.errors import Disconnected, PruneError
@@ -28,11 +27,21 @@ Others = Literal["rewind", "initial", "trained", "fresh"]
 those it was trained to in the round before, or newly drawn ones."""
 
 
+Retrain = Literal["rewind", "learning-rate", "fine-tune"]
+"""What a pruned network is trained again from (Renda et al. 2020): its weights and its step go back to the rewind
+step; its weights stay and the learning rate goes back; its weights stay and training goes on at the last rate."""
+
+
+def retrain_span(retrain: Retrain, steps: int, rewind_step: int) -> tuple[int, int]:
+    """The (start, end) steps of a retraining; all three kinds are equally long."""
+    return (steps, 2 * steps - rewind_step) if retrain == "fine-tune" else (rewind_step, steps)
+
+
 @dataclass
 class Level:
     """One sparsity of a search: the ticket, and the model that was trained from it.
 
-    `index` 0 is the dense model. The ticket holds the masks and the weights at the rewind step.
+    `index` 0 is the dense model. The ticket holds the masks, and the weights that this level's training started from.
     """
 
     index: int
@@ -53,13 +62,19 @@ class Rounds:
         others: Others = "rewind",
         example_inputs: Mapping[str, Tensor] | None = None,
         origin: Mapping[str, Any] | None = None,
+        retrain: Retrain = "rewind",
     ):
         if not 0 <= rewind_step < steps:
             raise PruneError(f"rewind_step={rewind_step} is out of range: from 0 to steps - 1 = {steps - 1}")
         if others not in get_args(Others):
             raise PruneError(f"others={others!r} is none of {', '.join(get_args(Others))}")
+        if retrain not in get_args(Retrain):
+            raise PruneError(f"retrain={retrain!r} is none of {', '.join(get_args(Retrain))}")
+        if retrain != "rewind" and others == "rewind":
+            others = "trained"  # nothing is rewound, so the unpruned components are not either
         self.make_model, self.train = make_model, train
         self.steps, self.rewind_step, self.others = steps, rewind_step, others
+        self.kept_weights, self.span = retrain != "rewind", retrain_span(retrain, steps, rewind_step)
         self.example_inputs, self.origin = example_inputs, dict(origin or {})
         self.initial = make_model()
         self._initial_state = {name: tensor.detach().clone() for name, tensor in named_state(self.initial).items()}
@@ -74,14 +89,15 @@ class Rounds:
         return Level(0, masks, model, ticket)
 
     def retrain(self, index: int, masks: Masks, previous: Level) -> Level:
-        """Level `index`: the masks with the weights of the rewind step, checked for a live path, trained.
+        """Level `index`: the masks with the weights to start from, checked for a live path, trained.
 
         Raises `Disconnected`, with the ticket as its `ticket`, before a step is trained.
         """
         lineage = previous.ticket.origin.get("lineage", ())
-        ticket = Ticket(masks, previous.ticket.weights, self._origin(index, masks, lineage))
+        weights = named_state(previous.model) if self.kept_weights else previous.ticket.weights
+        weights = {**weights, **self._others_start(masks, previous)}
+        ticket = Ticket(masks, weights, self._origin(index, masks, lineage))
         model = ticket.install(clone(previous.model))
-        self._start_others(model, masks, previous)
         if self.example_inputs is not None:
             try:
                 check_connected(model, masks, self.example_inputs)
@@ -90,27 +106,26 @@ class Rounds:
                 raise
         elif gone := empty_layers(masks):
             warnings.warn(f"level {index}: nothing is left of {', '.join(gone)}", stacklevel=3)
-        self.train(model, masks, self.rewind_step, self.steps)
+        self.train(model, masks, *self.span)
         return Level(index, masks, model, ticket)
 
     def _origin(self, index: int, masks: Masks, lineage: Any) -> dict[str, Any]:
         passed = {"level": index, "sparsity": masks.sparsity, "masks": masks.fingerprint}
         return {**self.origin, "rewind_step": self.rewind_step, "lineage": [*lineage, passed]}
 
-    @torch.no_grad()
-    def _start_others(self, model: nn.Module, masks: Masks, previous: Level) -> None:
-        """Sets the components without masks to where this search wants them to start from."""
+    def _others_start(self, masks: Masks, previous: Level) -> dict[str, Tensor]:
+        """What the components without masks start from, where that is not what the ticket before held.
+
+        It goes into the ticket: its controls, and whoever trains it again, start from the same.
+        """
         if self.others == "rewind":
-            return  # the ticket holds them
-        pruned = set(masks.components)
+            return {}
         source: Mapping[str, Tensor]
         if self.others == "initial":
             source = self._initial_state
         else:
             source = named_state(previous.model if self.others == "trained" else self.make_model())
-        for name, tensor in named_state(model).items():
-            if component_of(name) not in pruned:
-                tensor.copy_(source[name])
+        return {name: tensor for name, tensor in source.items() if component_of(name) not in masks.components}
 
 
 def random_mask_control(level: Level, seed: int) -> Ticket:
@@ -127,4 +142,5 @@ def redrawn_weights_control(level: Level, make_model: MakeModel) -> Ticket:
 
     Trained from step 0: the weights have no steps behind them, so the whole of training is theirs.
     """
-    return Ticket(level.masks, make_model(), {**level.ticket.origin, "control": "redrawn_weights"})
+    origin = {**level.ticket.origin, "rewind_step": 0, "control": "redrawn_weights"}
+    return Ticket(level.masks, make_model(), origin)

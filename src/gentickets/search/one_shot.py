@@ -11,7 +11,7 @@ from gentickets.errors import PruneError
 from gentickets.masks import Masks
 from gentickets.pruning import Scope, prune
 from gentickets.scores import Criterion, magnitude
-from gentickets.search.levels import Level, MakeModel, Others, Rounds, Train
+from gentickets.search.levels import Level, MakeModel, Others, Retrain, Rounds, Train
 
 
 def one_shot(
@@ -27,6 +27,7 @@ def one_shot(
     exclude: Iterable[str] = (),
     criterion: Criterion | None = None,
     others: Others = "rewind",
+    retrain: Retrain = "rewind",
     example_inputs: Mapping[str, Tensor] | None = None,
     origin: Mapping[str, Any] | None = None,
     dense: Level | None = None,
@@ -40,7 +41,7 @@ def one_shot(
     for sparsity in sparsities:
         if not 0 < sparsity < 1:
             raise PruneError(f"sparsities: {sparsity} is out of range: above 0 and below 1")
-    shared = Rounds(make_model, train, steps, rewind_step, others, example_inputs, origin)
+    shared = Rounds(make_model, train, steps, rewind_step, others, example_inputs, origin, retrain)
     everything = Masks.dense(shared.initial, components, include, exclude)
     score = criterion or (lambda model: magnitude(model, include=tuple(everything)))
     return _levels(shared, everything, score, sparsities, scope, dense, done)

@@ -24,6 +24,7 @@ from rich.text import Text
 
 from gentickets.errors import RecipeError
 from gentickets.files import replace_file
+from gentickets.lab.recipe import AT_INIT
 from gentickets.lab.report.figures import COLOURS, FAINT, INK, Drawing, write_figures
 from gentickets.lab.results import ARMS, LevelResult, Run, read_run
 from gentickets.lab.verdict import ARM_NAMES, RELAXED, Verdict, judge
@@ -289,7 +290,7 @@ def _size(path: Path) -> int | None:
 def _timings(run: Run) -> list[dict[str, Any]]:
     """A row a level of the ticket: seconds that finding it took, and that training and evaluating it took."""
     search = run.recipe.get("search")
-    one_shot = isinstance(search, dict) and search.get("method") == "one-shot"
+    method = search.get("method") if isinstance(search, dict) else None
     rows: list[dict[str, Any]] = []
     finding: float | None = 0.0
     for level in range(run.depth + 1):
@@ -304,8 +305,11 @@ def _timings(run: Run) -> list[dict[str, Any]]:
                 "images": _mean(results, lambda result: result.timing.images if result.timing else None),
             }
         )
-        # One shot prunes the dense model each time; a chain has trained every level before.
-        if not (one_shot and level):
+        # A chain has trained every level before; one shot prunes the dense model each time. Pruning at
+        # initialisation trains nothing first, and what its scores cost is not timed: no figure.
+        if method in AT_INIT:
+            finding = None
+        elif not (method == "one-shot" and level):
             finding = None if finding is None or train is None else finding + train
     return rows if any(row["train"] is not None for row in rows) else []
 

@@ -1,0 +1,85 @@
+"""From what a recipe's `search` says to the generator of levels that does it. A new method is one entry here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from gentickets.data import Batches
+from gentickets.lab.recipe import AT_INIT, SearchPart
+from gentickets.masks import Masks
+from gentickets.objectives import Objective
+from gentickets.saliency import MaskedCriterion, grasp, snip, synflow_score
+from gentickets.scores import magnitude, random_scores
+from gentickets.search import Level, at_init, imp, one_shot
+from gentickets.search.levels import MakeModel, Train
+
+SYNFLOW_ITERATIONS = 100
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a search works with: how a model is made and trained, and what scores may look at."""
+
+    make_model: MakeModel
+    train: Train
+    steps: int
+    objective: Objective
+    batches: Batches
+    example_inputs: Mapping[str, Tensor]
+    origin: Mapping[str, Any]
+    seed: int
+
+
+def levels(search: SearchPart, means: Means, last: int, load: Callable[[int], Level]) -> Iterator[Level]:
+    """The levels of the recipe's method that follow level `last` (-1: all); `load` reads a complete one back."""
+    common: dict[str, Any] = {
+        "steps": means.steps,
+        "scope": search.scope,
+        "components": search.components,
+        "include": search.include,
+        "exclude": search.exclude,
+        "example_inputs": means.example_inputs,
+        "origin": means.origin,
+    }
+    rounds: dict[str, Any] = {"rewind_step": search.rewind_step, "others": search.others, "retrain": search.retrain}
+    if search.method == "imp":
+        after = load(last) if last >= 0 else None
+        return imp(
+            means.make_model,
+            means.train,
+            rounds=search.rounds,
+            fraction=search.fraction,
+            after=after,
+            **rounds,
+            **common,
+        )
+    common["sparsities"] = [search.sparsity_at(level) for level in range(1, search.rounds + 1)]
+    common["dense"], common["done"] = (load(0), last) if last >= 0 else (None, 0)
+    if search.method == "one-shot":
+        return one_shot(means.make_model, means.train, **rounds, **common)
+    assert search.method in AT_INIT
+    iterations = SYNFLOW_ITERATIONS if search.method == "synflow" else 1
+    return at_init(means.make_model, means.train, score=_criterion(search, means), iterations=iterations, **common)
+
+
+def _criterion(search: SearchPart, means: Means) -> MaskedCriterion:
+    """How a method of pruning at initialisation scores the untrained weights."""
+    if search.method == "synflow":
+        return synflow_score(means.example_inputs)
+    seen = [means.batches.at(step).cpu() for step in range(search.score_batches)]
+
+    def score(model: nn.Module, masks: Masks) -> Mapping[str, Tensor]:
+        names = tuple(masks)
+        if search.method == "snip":
+            return snip(model, means.objective, seen, seed=means.seed, include=names)
+        if search.method == "grasp":
+            return grasp(model, means.objective, seen, seed=means.seed, include=names)
+        if search.method == "random-at-init":
+            return random_scores(model, means.seed, include=names)
+        return magnitude(model, include=names)
+
+    return score
