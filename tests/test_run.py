@@ -40,6 +40,7 @@ def cache(tmp_path_factory):
 @pytest.fixture
 def gentickets(tmp_path, cache):
     """Runs the program in an empty folder and returns the finished process."""
+    begun = []
 
     def run(*arguments, recipe=TINY, expect=0, wait=True):
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -48,6 +49,7 @@ def gentickets(tmp_path, cache):
         process = subprocess.Popen(
             command, cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
+        begun.append(process)
         if not wait:
             return process
         out, err = process.communicate(timeout=240)
@@ -55,7 +57,9 @@ def gentickets(tmp_path, cache):
         assert "Traceback" not in err + out
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
-    return run
+    yield run
+    for process in begun:
+        process.kill()  # of a test that failed half-way
 
 
 def one_line(process):
@@ -391,6 +395,7 @@ def test_seeds_end_with_a_parent_that_is_killed(gentickets, tmp_path):
     process.communicate(timeout=60)  # the seeds hold the same pipes: they are closed when all have ended
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes through /proc")
 def test_a_seed_whose_process_is_killed_is_one_line(gentickets, tmp_path):
     recipe = {**TINY, "seeds": [0, 1], "training": {**TINY["training"], "steps": 10**6}}
     process = gentickets("find", "recipe.yaml", recipe=recipe, wait=False)

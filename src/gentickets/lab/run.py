@@ -237,6 +237,7 @@ def _run_processes(ready: Prepared, tell: Tell) -> None:
                     pool.submit(_in_process, ready.folder, ready.recipe, seed, ready.threads)
                     for seed in ready.recipe.seeds
                 ]
+                pool.submit(int)  # nothing: the pool looks anew which processes there are, and sees when the last dies
             pending = set(jobs)
             while pending:
                 done, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
