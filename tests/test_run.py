@@ -278,6 +278,10 @@ def test_retraining_without_rewinding_the_weights(gentickets, tmp_path, retrain,
     for level in ("level-01", "level-01-random_mask"):
         metrics = json.loads((seed / level / "metrics.json").read_text())
         assert (metrics["start_step"], metrics["end_step"]) == span
+    gentickets("train", "recipe.yaml", "--ticket", seed / "level-01" / "ticket.safetensors", "--name", "again")
+    again = disk.load_weights(tmp_path / "runs" / "again" / "seed-0" / "trained" / "trained.safetensors")
+    found = disk.load_weights(seed / "level-01" / "trained.safetensors")
+    assert all(torch.equal(tensor, found[name]) for name, tensor in again.items())
 
 
 def test_a_ticket_travels_and_is_trained(gentickets, tmp_path):

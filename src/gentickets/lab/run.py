@@ -362,6 +362,10 @@ def evaluate_again(folder: Path, samples: int | None, features: str | None, weig
         train, held_out = load_data(recipe.data)
         judge = make_judge(recipe, train, held_out)
         levels = [(level.seed, level.level, level.arm) for level in read_run(folder).levels]
+        # The run is one of the new evaluation from here on: levels judged otherwise may not be added to it.
+        origin["asked"]["evaluation"] = raw["evaluation"]
+        disk.write_json(folder / "origin.json", origin)
+        disk.write_recipe(folder, recipe)
         for done, (seed, index, arm) in enumerate(levels, start=1):
             seed_run = SeedRun(recipe, folder, seed, train, judge)
             place = seed_run.folder / disk.level_name(index, arm)
@@ -371,8 +375,4 @@ def evaluate_again(folder: Path, samples: int | None, features: str | None, weig
                 metrics |= {"metrics": metrics_json(judge.measure(model)), "primary": judge.primary}
                 disk.write_json(place / "metrics.json", metrics)
             tell(Event(seed, place.name, done, len(levels)))
-        # The run is one of the new evaluation from here on: levels judged otherwise may not be added to it.
-        origin["asked"]["evaluation"] = raw["evaluation"]
-        disk.write_json(folder / "origin.json", origin)
-        disk.write_recipe(folder, recipe)
         write_csv(read_run(folder))

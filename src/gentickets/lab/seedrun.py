@@ -24,7 +24,7 @@ from gentickets.masks import Masks
 from gentickets.metrics import Cost, cost
 from gentickets.naming import clone, named_state
 from gentickets.search import Level, random_mask_control, redrawn_weights_control
-from gentickets.search.levels import retrain_span
+from gentickets.search.levels import Retrain, retrain_span
 from gentickets.ticket import Ticket
 from gentickets.training import Checkpoint, Curve, Progress, Trained, derived_seed, train, with_averages
 
@@ -105,7 +105,7 @@ class SeedRun:
     # -- one training by itself ---------------------------------------------------------------------------
 
     def run_one(self, ticket: Ticket | None) -> dict[str, Any]:
-        """Trains the seed's dense model, or from a ticket's rewind step on, into `trained/`; returns its metrics."""
+        """Trains the dense model, or from a ticket as its level was trained, into `trained/`; returns its metrics."""
         place = self.folder / "trained"
         if not place.exists():
             model = build_model(self.recipe, self.images, self.seed)
@@ -119,9 +119,10 @@ class SeedRun:
             check_connected(model, ticket.masks, self._example_inputs(model))
             with disk.building(place) as partial:
                 self._enter(place.name, partial, draw=0)
-                self.total = self.settings.steps - start
-                self._train(model, ticket.masks, start, self.settings.steps)
-                span = (start, self.settings.steps)
+                retrain: Retrain = "fine-tune" if ticket.origin.get("retrain") == "fine-tune" else "rewind"
+                span = retrain_span(retrain, self.settings.steps, start)
+                self.total = span[1] - span[0]
+                self._train(model, ticket.masks, *span)
                 self._finish(partial, int(ticket.origin.get("level", 0)), "ticket", model, ticket, span)
         return disk.read_metrics(place)
 
@@ -339,8 +340,6 @@ def make_fabric(recipe: Recipe) -> Fabric:
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     if accelerator == "cuda" and not torch.cuda.is_available():
         raise GenticketsError("training.accelerator=cuda: no CUDA device here; take cpu, or auto")
-    if accelerator == "cpu" and training.precision == "16-mixed":
-        raise GenticketsError("training.precision=16-mixed: only on a GPU; take 32-true or bf16-mixed on a CPU")
     return Fabric(accelerator=accelerator, devices=1, precision=training.precision)
 
 

@@ -74,6 +74,7 @@ class Rounds:
             others = "trained"  # nothing is rewound, so the unpruned components are not either
         self.make_model, self.train = make_model, train
         self.steps, self.rewind_step, self.others = steps, rewind_step, others
+        self.retraining: Retrain = retrain
         self.kept_weights, self.span = retrain != "rewind", retrain_span(retrain, steps, rewind_step)
         self.example_inputs, self.origin = example_inputs, dict(origin or {})
         self.initial = make_model()
@@ -111,7 +112,8 @@ class Rounds:
 
     def _origin(self, index: int, masks: Masks, lineage: Any) -> dict[str, Any]:
         passed = {"level": index, "sparsity": masks.sparsity, "masks": masks.fingerprint}
-        return {**self.origin, "rewind_step": self.rewind_step, "lineage": [*lineage, passed]}
+        how = {"rewind_step": self.rewind_step, "retrain": self.retraining}
+        return {**self.origin, **how, "lineage": [*lineage, passed]}
 
     def _others_start(self, masks: Masks, previous: Level) -> dict[str, Tensor]:
         """What the components without masks start from, where that is not what the ticket before held.
@@ -142,5 +144,5 @@ def redrawn_weights_control(level: Level, make_model: MakeModel) -> Ticket:
 
     Trained from step 0: the weights have no steps behind them, so the whole of training is theirs.
     """
-    origin = {**level.ticket.origin, "rewind_step": 0, "control": "redrawn_weights"}
+    origin = {**level.ticket.origin, "rewind_step": 0, "retrain": "rewind", "control": "redrawn_weights"}
     return Ticket(level.masks, make_model(), origin)
