@@ -21,11 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from gentickets.errors import GenticketsError
-from gentickets.naming import PRUNABLE, clone, unwrap
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-CHANNELWISE_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+from gentickets.naming import CHANNELWISE_NORMS, CONVOLUTIONS, PRUNABLE, TRANSPOSED, clone, unwrap
 
 # What treats each channel alike and by itself, and leaves their number and order as they were.
 _CHANNELWISE_MODULES = (

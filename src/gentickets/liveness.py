@@ -19,16 +19,19 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from gentickets.errors import Disconnected
 from gentickets.masks import Masks
-from gentickets.naming import PRUNABLE, WEIGHT_PLACES, check_components, clone, components_of, named_layers, unwrap
-
-NORMS = (
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.instancenorm._InstanceNorm,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.RMSNorm,
-    nn.LocalResponseNorm,
+from gentickets.naming import (
+    NORMS,
+    PRUNABLE,
+    WEIGHT_PLACES,
+    check_components,
+    clone,
+    components_of,
+    named_layers,
+    unwrap,
 )
+
+LEVELLING = (*NORMS, nn.LocalResponseNorm)
+"""What rescales its input: left out where only paths count."""
 
 
 def check_connected(model: nn.Module, masks: Masks, example_inputs: Mapping[str, Tensor]) -> None:
@@ -154,7 +157,7 @@ def _positive_copy(net: nn.Module, masks: Masks, component: str) -> nn.Module:
             elif key == "bias" and isinstance(layer, PRUNABLE):
                 weight.zero_()
         for child_name, child in list(layer.named_children()):
-            if isinstance(unwrap(child), NORMS):
+            if isinstance(unwrap(child), LEVELLING):
                 setattr(layer, child_name, nn.Identity())
             elif unwrap(child) is not child:
                 setattr(layer, child_name, unwrap(child))  # no compiled code for one pass

@@ -15,16 +15,17 @@ from torch import Tensor, nn
 
 from gentickets.errors import MaskError
 
-PRUNABLE = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.Linear,
-)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+"""Transposed convolutions: their weight has its output channels on axis 1."""
+
+PRUNABLE = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 """The layers whose weight is prunable by default. Biases, norms and embeddings are not."""
+
+CHANNELWISE_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+"""The norms that treat each channel by itself."""
+
+NORMS = (*CHANNELWISE_NORMS, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 # Wrapper class → the child that holds the user's module. By class name, so that none need be importable.
 _WRAPPED_IN = {

@@ -20,7 +20,7 @@ from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from gentickets.errors import PruneError
-from gentickets.liveness import NORMS, strip_weight_norms, total_output
+from gentickets.liveness import LEVELLING, strip_weight_norms, total_output
 from gentickets.masks import Masks
 from gentickets.naming import (
     PRUNABLE,
@@ -360,7 +360,7 @@ def _linear_copy(net: nn.Module, component: str) -> tuple[nn.Module, dict[str, T
 
 def _linear(layer: nn.Module) -> nn.Module:
     """What stands for a layer in a linear network: itself, if it is neither a norm nor an activation."""
-    if isinstance(layer, NORMS):
+    if isinstance(layer, LEVELLING):
         return _Gain(layer)
     return nn.Identity() if isinstance(layer, _ACTIVATIONS) else layer
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from gentickets.errors import MaskError
 from gentickets.naming import (
+    CHANNELWISE_NORMS,
+    TRANSPOSED,
     as_names,
     check_components,
     component_of,
@@ -20,9 +22,6 @@ from gentickets.naming import (
     named_layers,
     prunable_weights,
 )
-
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 
 
 class Scores(dict[str, Tensor]):
@@ -41,7 +40,7 @@ class Scores(dict[str, Tensor]):
         for name in scores:
             owner = name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
             layer = layers[owner]
-            self.channel_axis[name] = 1 if isinstance(layer, _TRANSPOSED) else 0
+            self.channel_axis[name] = 1 if isinstance(layer, TRANSPOSED) else 0
             has_bias = isinstance(layer._parameters.get("bias"), Tensor)
             self.tied[name] = (f"{owner}.bias",) if has_bias and not name.endswith(".bias") else ()
 
@@ -77,7 +76,7 @@ def batchnorm_scale(model: nn.Module, components: Iterable[str] | None = None) -
     gains = {
         f"{name}.weight": layer.weight.detach().abs()
         for name, layer in named_layers(model)
-        if isinstance(layer, _NORMS)
+        if isinstance(layer, CHANNELWISE_NORMS)
         and isinstance(layer.weight, Tensor)
         and (wanted is None or component_of(name) in wanted)
     }

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from gentickets.channels import CHANNELWISE_NORMS, TRANSPOSED, ChannelGraph, mixes_channels, trace_all
+from gentickets.channels import ChannelGraph, mixes_channels, trace_all
 from gentickets.errors import GenticketsError
 from gentickets.masks import Masks
-from gentickets.naming import WEIGHT_PLACES, clone, named_state, named_weights, unwrap
+from gentickets.naming import CHANNELWISE_NORMS, TRANSPOSED, WEIGHT_PLACES, clone, named_state, named_weights, unwrap
 
 Slices = dict[int, np.ndarray]
 """Axis → the indices that are kept along it."""

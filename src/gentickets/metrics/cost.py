@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from gentickets.masks import Masks
 from gentickets.naming import (
+    CONVOLUTIONS,
+    NORMS,
+    TRANSPOSED,
     WEIGHT_PLACES,
     check_components,
     component_of,
@@ -22,15 +25,6 @@ from gentickets.naming import (
     unwrap,
 )
 
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_NORMS = (
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.instancenorm._InstanceNorm,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.RMSNorm,
-)
 _FLOPS_A_NORM = 2
 
 
@@ -138,7 +132,7 @@ def _flops(component: nn.Module, name: str, example: Tensor | tuple[Tensor, ...]
 
     with ExitStack() as stack:
         for _, layer in named_layers(component, name):
-            if isinstance(layer, _CONVOLUTIONS + _TRANSPOSED + _NORMS + (nn.Linear,)):
+            if isinstance(layer, CONVOLUTIONS + TRANSPOSED + NORMS + (nn.Linear,)):
                 stack.callback(layer.register_forward_hook(count).remove)
         stack.enter_context(_as_evaluated(component))
         component(*(tensor.to(where) for tensor in inputs))
@@ -148,10 +142,10 @@ def _flops(component: nn.Module, name: str, example: Tensor | tuple[Tensor, ...]
 
 def _of_call(layer: nn.Module, given: tuple[Any, ...], output: Any, alive: _Alive) -> tuple[int, int]:
     """(dense, sparse) FLOPs of one call of a layer, over its whole batch."""
-    if isinstance(layer, _NORMS):
+    if isinstance(layer, NORMS):
         return _FLOPS_A_NORM * output.numel(), _FLOPS_A_NORM * output.numel()
     # Each weight is used once at each place of the output; of the input where the convolution is transposed.
-    if isinstance(layer, _TRANSPOSED):
+    if isinstance(layer, TRANSPOSED):
         places = given[0].numel() // layer.in_channels
     elif isinstance(layer, nn.Linear):
         places = output.numel() // layer.out_features

@@ -13,7 +13,7 @@ from gentickets.masks import Masks
 from gentickets.naming import clone
 from gentickets.pruning import Scope
 from gentickets.saliency import MaskedCriterion, prune_gradually
-from gentickets.search.levels import Level, MakeModel, Rounds, Train
+from gentickets.search.levels import Level, MakeModel, Rounds, Train, check_sparsities
 from gentickets.ticket import Ticket
 
 
@@ -52,9 +52,7 @@ def at_init(
     Raises `PruneError` for an argument out of range, `MaskError` for an unknown component (both at once), and
     `Disconnected` at a level whose masks cut a component in two, before it is trained.
     """
-    for sparsity in sparsities:
-        if not 0 < sparsity < 1:
-            raise PruneError(f"sparsities: {sparsity} is out of range: above 0 and below 1")
+    check_sparsities(sparsities)
     if iterations < 1:
         raise PruneError(f"iterations={iterations}: 1 or more")
     shared = Rounds(make_model, train, steps, 0, example_inputs=example_inputs, origin=origin)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -128,6 +128,13 @@ class Rounds:
         else:
             source = named_state(previous.model if self.others == "trained" else self.make_model())
         return {name: tensor for name, tensor in source.items() if component_of(name) not in masks.components}
+
+
+def check_sparsities(sparsities: Iterable[float]) -> None:
+    """Raises `PruneError` for the first that is not above 0 and below 1."""
+    for sparsity in sparsities:
+        if not 0 < sparsity < 1:
+            raise PruneError(f"sparsities: {sparsity} is out of range: above 0 and below 1")
 
 
 def random_mask_control(level: Level, seed: int) -> Ticket:

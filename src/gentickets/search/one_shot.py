@@ -7,11 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from gentickets.errors import PruneError
 from gentickets.masks import Masks
 from gentickets.pruning import Scope, prune
 from gentickets.scores import Criterion, magnitude
-from gentickets.search.levels import Level, MakeModel, Others, Retrain, Rounds, Train
+from gentickets.search.levels import Level, MakeModel, Others, Retrain, Rounds, Train, check_sparsities
 
 
 def one_shot(
@@ -38,9 +37,7 @@ def one_shot(
     Arguments as in `gentickets.imp`. To resume, give the trained `dense` level (it is then not yielded again) and
     how many of the sparsities are `done`.
     """
-    for sparsity in sparsities:
-        if not 0 < sparsity < 1:
-            raise PruneError(f"sparsities: {sparsity} is out of range: above 0 and below 1")
+    check_sparsities(sparsities)
     shared = Rounds(make_model, train, steps, rewind_step, others, example_inputs, origin, retrain)
     everything = Masks.dense(shared.initial, components, include, exclude)
     score = criterion or (lambda model: magnitude(model, include=tuple(everything)))
