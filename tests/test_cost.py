@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from gentickets import MaskError, Masks
-from gentickets.metrics import cost
+from gentickets import MaskError, Masks, models
+from gentickets.metrics.cost import cost, training_flops
+from gentickets.naming import named_state
+from gentickets.objectives import Adversarial, Autoencoding
 
 
 def parts(**components: nn.Module) -> nn.Module:
@@ -163,3 +165,82 @@ def test_unknown_components_and_foreign_masks_are_refused() -> None:
         cost(model, {"generator": torch.zeros(1, 4)})
     with pytest.raises(MaskError, match="no weight"):
         cost(model, {}, Masks({"net.bogus": torch.ones(2, dtype=torch.bool)}))
+
+
+# -- training -------------------------------------------------------------------------------------------------
+
+
+def layer_flops(model, example):
+    """Layer → forward FLOPs of one image, by hand: twice its weights, once a place."""
+    found = {}
+
+    def note(layer, given, output):
+        if isinstance(layer, nn.Linear):
+            places = 1
+        elif isinstance(layer, nn.ConvTranspose2d):
+            places = given[0].shape[2] * given[0].shape[3]
+        else:
+            places = output.shape[2] * output.shape[3]
+        found[layer] = 2 * places * layer.weight.numel()
+
+    handles = [
+        layer.register_forward_hook(note)
+        for layer in model.modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
+    ]
+    with torch.no_grad():
+        model.eval()(example)
+    for handle in handles:
+        handle.remove()
+    return list(found.values())
+
+
+def test_training_flops_of_an_autoencoder_are_forward_and_both_gradients_but_that_of_the_images():
+    model = models.conv_autoencoder(16, 1, width=4, latent=6)
+    images = torch.rand(2, 1, 16, 16)
+    encoder = layer_flops(model.encoder, images)
+    decoder = layer_flops(model.decoder, model.encoder(images))
+    expected = 3 * (sum(encoder) + sum(decoder)) - encoder[0]
+    assert training_flops(model, Autoencoding(), images).dense == expected
+
+
+def test_training_flops_of_a_gan_count_each_pass_that_is_really_made():
+    model = models.dcgan(16, 1, width=4, latent=6)
+    images = torch.rand(4, 1, 16, 16)
+    generator = layer_flops(model.generator, torch.rand(2, 6))
+    discriminator = layer_flops(model.discriminator, images)
+    fake = 3 * sum(generator) - generator[0]
+    both = 2 * (3 * sum(discriminator) - discriminator[0])
+    judged = 2 * sum(discriminator)
+    assert (
+        training_flops(model, Adversarial(6), images).dense == fake + both + judged
+    )
+
+
+def test_live_training_flops_follow_the_density_of_each_layer():
+    model = models.dcgan(16, 1, width=4, latent=6)
+    images = torch.rand(4, 1, 16, 16)
+    dense = training_flops(model, Adversarial(6), images)
+    assert dense.live == dense.dense
+    masks = Masks.dense(model)
+    assert training_flops(model, Adversarial(6), images, masks & ~masks).live == 0
+    half = {name: torch.arange(mask.numel()).reshape(mask.shape) % 2 == 0 for name, mask in masks.items()}
+    found = training_flops(model, Adversarial(6), images, Masks(half))
+    assert found.dense == dense.dense
+    assert found.live == pytest.approx(dense.dense / 2)
+    # The generator alone: its passes are the only ones that cost nothing then.
+    without = Masks({name: mask & (not name.startswith("generator")) for name, mask in masks.items()})
+    generator = layer_flops(model.generator, torch.rand(2, 6))
+    fake = 3 * sum(generator) - generator[0]
+    assert training_flops(model, Adversarial(6), images, without).live == pytest.approx(dense.dense - fake)
+
+
+def test_training_flops_leave_the_model_as_it_was():
+    model = models.dcgan(16, 1, width=4, latent=6).eval()
+    before = {name: tensor.clone() for name, tensor in named_state(model).items()}
+    images = torch.rand(4, 1, 16, 16)
+    chance = torch.get_rng_state()
+    training_flops(model, Adversarial(6), images)
+    assert torch.equal(chance, torch.get_rng_state())
+    assert not model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in named_state(model).items())

@@ -11,14 +11,15 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from gentickets import models, training
+from gentickets import models, progress
 from gentickets.errors import Diverged, MaskError
 from gentickets.masks import Masks
 from gentickets.naming import clone, named_state
 from gentickets.objectives import ELBO, Adversarial, Autoencoding
+from gentickets.progress import Checkpoint, Curve
 from gentickets.pruning import prune
 from gentickets.scores import magnitude
-from gentickets.training import Checkpoint, Curve, Settings, derived_seed, threads_for, train, with_averages
+from gentickets.training import Settings, derived_seed, threads_for, train, with_averages
 
 IMAGES = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(5)) * 2 - 1
 
@@ -115,7 +116,7 @@ def test_a_full_disk_under_a_checkpoint_is_told_as_such(tmp_path, monkeypatch):
                 raise OSError(errno.ENOSPC, "No space left on device")
             return super().write(data)
 
-    monkeypatch.setattr(training, "writing", lambda path: contextlib.nullcontext(Full()))
+    monkeypatch.setattr(progress, "writing", lambda path: contextlib.nullcontext(Full()))
     with pytest.raises(OSError, match="No space"):
         Checkpoint(tmp_path / "c.pt", "key").save({"weights": torch.zeros(100_000)})
 
@@ -259,3 +260,62 @@ def test_masks_of_another_model_are_refused():
             Settings(steps=2),
             masks=Masks({"nothing": torch.ones(2, dtype=torch.bool)}),
         )
+
+
+class EndAt:
+    """A watch that remembers every step it saw, and ends the training at one."""
+
+    def __init__(self, last):
+        self.last, self.seen = last, []
+
+    def __call__(self, step, model, averaged):
+        self.seen.append(step)
+        return step == self.last
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = list(state["seen"])
+
+
+def test_a_watch_sees_every_step_and_ends_the_training():
+    model, objective = family("gan")
+    first, second = EndAt(10), EndAt(99)
+    done = train(model, objective, Source(), SETTINGS, watches=[first, second])
+    assert done.step == 10
+    assert first.seen == second.seen == list(range(1, 11))
+    assert done.images == 10 * 8
+
+
+@pytest.mark.parametrize("interrupted", [4, 10])
+def test_a_watch_goes_on_where_its_checkpoint_was(interrupted, tmp_path):
+    model, objective = family("ae")
+    whole, cut = clone(model), clone(model)
+    train(whole, objective, Source(), SETTINGS, watches=[EndAt(10)])
+    checkpoint = Checkpoint(tmp_path / "c.pt", "key", every=1e9)
+    asked = iter([False] * (interrupted - 1) + [True])
+    with pytest.raises(KeyboardInterrupt):
+        train(cut, objective, Source(), SETTINGS, watches=[EndAt(10)], checkpoint=checkpoint, stop=lambda: next(asked))
+    again, watch = clone(model), EndAt(10)
+    done = train(again, objective, Source(), SETTINGS, watches=[watch], checkpoint=checkpoint)
+    assert done.step == 10
+    assert watch.seen == list(range(1, 11))
+    for key, tensor in named_state(whole).items():
+        assert torch.equal(tensor, named_state(again)[key]), key
+
+
+def test_a_training_handed_on_with_its_optimisers_is_the_uninterrupted_one():
+    model, objective = family("gan")
+    plain = Settings(steps=24, batch_size=8, schedule="cosine")
+    whole, parts = clone(model), clone(model)
+    train(whole, objective, Source(), plain)
+    first = train(parts, objective, Source(), plain, end_step=9)
+
+    def carry(optimizers):
+        for name, optimizer in optimizers.items():
+            optimizer.load_state_dict(first.optimizers[name].state_dict())
+
+    train(parts, objective, Source(), plain, start_step=9, prepare=carry)
+    for key, tensor in named_state(whole).items():
+        assert torch.equal(tensor, named_state(parts)[key]), key

@@ -8,13 +8,10 @@ uninterrupted one on the same machine with the same number of threads.
 
 from __future__ import annotations
 
-import json
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -24,11 +21,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gentickets.errors import Diverged, GenticketsError
-from gentickets.files import writing
 from gentickets.holding import Hold
 from gentickets.masks import Masks
 from gentickets.naming import clone, named_state, unwrap
 from gentickets.objectives import Objective
+from gentickets.progress import Checkpoint, Curve, Meter, Progress
 
 _YOUNG = 200
 """Steps before which a model that gives one image for everything is untrained, and not collapsed."""
@@ -83,72 +80,35 @@ class BatchSource(Protocol):
     def at(self, step: int) -> Tensor: ...
 
 
-@dataclass(frozen=True)
-class Progress:
-    """What a training reports now and then: the step just done, its losses, and images a second since the last."""
+class Watch(Protocol):
+    """Looks at a training after each of its steps, and may end it. It leaves weights, modes and generators alone.
 
-    step: int
-    losses: Mapping[str, float]
-    images_per_second: float
+    Its state goes into the checkpoints: tensors, numbers, text, and lists and dictionaries of them.
+    """
+
+    def __call__(self, step: int, model: nn.Module, averaged: nn.Module) -> bool:
+        """After `step` steps; True ends the training here."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass
 class Trained:
-    """What came out: the averages by component (empty without `ema`), images seen, and seconds taken here."""
+    """What came out: the averages by component (empty without `ema`), images seen, and seconds taken here.
+
+    `watching` are the seconds that the watches took, which are not among `seconds`. `step`: where the training
+    ended. `optimizers`: component → its optimiser, as it ended.
+    """
 
     averaged: nn.Module
     images: int
     seconds: float
-
-
-class Checkpoint:
-    """The state of a training in one file, always whole.
-
-    `key` tells whose checkpoint it is; one with another key is not resumed from. `every` seconds it is written.
-    """
-
-    def __init__(self, path: Path, key: str, every: float = 20.0):
-        self.path, self.key, self.every = path, key, every
-        self._last = time.monotonic()
-
-    def due(self) -> bool:
-        return time.monotonic() - self._last >= self.every
-
-    def save(self, state: Mapping[str, Any]) -> None:
-        with writing(self.path) as file:
-            try:
-                torch.save({"key": self.key, **state}, file)
-            except RuntimeError as error:  # torch's own, in the place of what a full disk raised
-                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
-        self._last = time.monotonic()
-
-    def load(self) -> dict[str, Any] | None:
-        """The newest state, or None where there is none of this key. Never runs a pickle's code."""
-        if not self.path.exists():
-            return None
-        state = torch.load(self.path, weights_only=True, map_location="cpu")
-        return state if state.pop("key") == self.key else None
-
-
-class Curve:
-    """A JSON-lines file with the losses over the steps; lines beyond the point of a resumption are dropped."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def rewind(self, step: int) -> None:
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        self.path.write_text("".join(line + "\n" for line in kept))
-
-    def add(self, progress: Progress) -> None:
-        row = {
-            "step": progress.step,
-            "losses": {k: float(f"{v:.6g}") for k, v in progress.losses.items()},
-            "images_per_second": round(progress.images_per_second, 1),
-        }
-        with open(self.path, "a") as file:
-            file.write(json.dumps(row) + "\n")
+    watching: float = 0.0
+    step: int = 0
+    optimizers: Mapping[str, torch.optim.Optimizer] = field(default_factory=dict)
 
 
 def train(
@@ -164,32 +124,38 @@ def train(
     curve: Curve | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    watches: Sequence[Watch] = (),
+    prepare: Callable[[Mapping[str, torch.optim.Optimizer]], None] | None = None,
     report_every: int = 20,
     fabric: Fabric | None = None,
 ) -> Trained:
     """Trains `model` in place from `start_step` to `end_step` (default: `settings.steps`), and returns the rest.
 
-    Fresh optimisers; the weights are held to `masks` throughout. Where `checkpoint` holds a state of its key,
-    training goes on from there instead. Where `stop()` says so after a step, the state is saved and
-    `KeyboardInterrupt` raised.
+    Fresh optimisers, which `prepare` may give a state before the first step; the weights are held to `masks`
+    throughout. Each of `watches` is asked after every step, and the first that says so ends the training. Where
+    `checkpoint` holds a state of its key, training goes on from there instead. Where `stop()` says so after a step,
+    the state is saved and `KeyboardInterrupt` raised.
 
     Raises `Diverged` where a loss is not finite or the objective says that the model has collapsed (the step
     before is the last one taken), and `MaskError` where an audit finds the model or an average no longer sparse.
     """
     end_step = settings.steps if end_step is None else end_step
     fabric = fabric or Fabric(accelerator="cpu", devices=1, precision=settings.precision)  # type: ignore[arg-type]
-    loop = _Loop(model, objective, settings, masks, fabric)
-    step = loop.resume(checkpoint, start_step)
+    loop = _Loop(model, objective, settings, masks, fabric, watches)
+    step = loop.resume(checkpoint, start_step, prepare)
     if curve is not None:
         curve.rewind(step)
-    meter = _Meter(loop.images, loop.seconds)
+    meter = Meter(loop.images, loop.seconds)
     with loop.holding() as held:
-        while step < end_step:
+        while step < end_step and not loop.ended:
             batch = batches.at(step)
             losses = loop.step(step, batch, held)
             step += 1
             meter.images += len(batch)
-            if step % report_every == 0 or step == end_step:
+            with meter.watching():
+                loop.watch(step)
+            done = loop.ended or step == end_step
+            if done or step % report_every == 0:
                 loop.check(step, losses, batch, held)
                 progress = Progress(step, {k: float(v) for k, v in losses.items()}, meter.rate())
                 if curve is not None:
@@ -197,42 +163,28 @@ def train(
                 if on_progress is not None:
                     on_progress(progress)
             stopping = stop is not None and stop()
-            if checkpoint is not None and (stopping or (step < end_step and checkpoint.due())):
+            if checkpoint is not None and (stopping or (not done and checkpoint.due())):
                 checkpoint.save({**loop.state(step), "images": meter.images, "seconds": meter.seconds})
             if stopping:
                 raise KeyboardInterrupt
-    return Trained(loop.averaged, meter.images, meter.seconds)
-
-
-class _Meter:
-    """Images and seconds, those before a resumption included; and the rate since it was last asked."""
-
-    def __init__(self, images: int, seconds: float):
-        self.images, self._before, self._begun = images, seconds, time.perf_counter()
-        self._since, self._reported = self._begun, images
-
-    @property
-    def seconds(self) -> float:
-        return self._before + time.perf_counter() - self._begun
-
-    def rate(self) -> float:
-        now = time.perf_counter()
-        rate = (self.images - self._reported) / max(now - self._since, 1e-9)
-        self._since, self._reported = now, self.images
-        return rate
+    optimizers = {name: optimizer.optimizer for name, optimizer in loop.optimizers.items()}
+    return Trained(loop.averaged, meter.images, meter.seconds, meter.watched, step, optimizers)
 
 
 class _Loop:
     """The moving parts of one training."""
 
-    def __init__(self, model: nn.Module, objective: Objective, settings: Settings, masks: Masks | None, fabric: Fabric):
-        self.model, self.objective, self.settings, self.masks, self.fabric = (
-            model,
-            objective,
-            settings,
-            masks,
-            fabric,
-        )
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        settings: Settings,
+        masks: Masks | None,
+        fabric: Fabric,
+        watches: Sequence[Watch] = (),
+    ):
+        self.model, self.objective, self.settings, self.masks = model, objective, settings, masks
+        self.fabric, self.watches, self.ended = fabric, watches, False
         fabric.to_device(model)
         model.train()
         self.parameters = {name: list(getattr(unwrap(model), name).parameters()) for name in objective.components}
@@ -260,6 +212,11 @@ class _Loop:
             fused=self.fabric.device.type in ("cpu", "cuda"),
         )
         return self.fabric.setup_optimizers(adam)
+
+    def watch(self, step: int) -> None:
+        """Asks every watch whether the training ends here."""
+        for watch in self.watches:
+            self.ended |= watch(step, self.model, self.averaged)
 
     def holding(self) -> Any:
         if self.masks is None:
@@ -331,13 +288,22 @@ class _Loop:
             "averaged": self.averaged.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "rng": torch.get_rng_state(),
+            "ended": self.ended,
+            "watches": [watch.state_dict() for watch in self.watches],
         }
 
-    def resume(self, checkpoint: Checkpoint | None, start_step: int) -> int:
+    def resume(
+        self,
+        checkpoint: Checkpoint | None,
+        start_step: int,
+        prepare: Callable[[Mapping[str, torch.optim.Optimizer]], None] | None,
+    ) -> int:
         """Restores the newest checkpoint and returns its step; without one, seeds and returns `start_step`."""
         state = checkpoint.load() if checkpoint is not None else None
         if state is None:
             torch.manual_seed(derived_seed(self.settings.seed, start_step))
+            if prepare is not None:
+                prepare({name: optimizer.optimizer for name, optimizer in self.optimizers.items()})
             return start_step
         own = named_state(self.model)
         with torch.no_grad():
@@ -347,6 +313,9 @@ class _Loop:
         for name, saved in state["optimizers"].items():
             self.optimizers[name].load_state_dict(saved)
         torch.set_rng_state(state["rng"])
+        self.ended = state["ended"]
+        for watch, kept in zip(self.watches, state["watches"], strict=True):
+            watch.load_state_dict(kept)
         self.images, self.seconds = int(state["images"]), float(state["seconds"])
         return int(state["step"])
 

@@ -1,6 +1,6 @@
 """What is measured: distances between image distributions, reconstruction, and cost."""
 
-from gentickets.metrics.cost import Cost, cost
+from gentickets.metrics.cost import Cost, TrainingFlops, cost, training_flops
 from gentickets.metrics.features import FeatureExtractor, classifier_features
 from gentickets.metrics.frechet import RealStatistics, distances
 from gentickets.metrics.inception import inception_features
@@ -12,9 +12,11 @@ __all__ = [
     "FeatureExtractor",
     "Measurement",
     "RealStatistics",
+    "TrainingFlops",
     "classifier_features",
     "cost",
     "distances",
     "inception_features",
     "reconstruction_mse",
+    "training_flops",
 ]

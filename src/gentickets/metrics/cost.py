@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from math import ceil
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from gentickets.masks import Masks
 from gentickets.naming import (
@@ -18,12 +20,14 @@ from gentickets.naming import (
     TRANSPOSED,
     WEIGHT_PLACES,
     check_components,
+    clone,
     component_of,
     components_of,
     named_layers,
     named_weights,
     unwrap,
 )
+from gentickets.objectives import Objective
 
 _FLOPS_A_NORM = 2
 
@@ -166,3 +170,71 @@ def _as_evaluated(component: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@dataclass(frozen=True)
+class TrainingFlops:
+    """FLOPs that one image costs in training, forward and backward: as computed, and of the live weights alone."""
+
+    dense: float
+    live: float
+
+
+def training_flops(model: nn.Module, objective: Objective, batch: Tensor, masks: Masks | None = None) -> TrainingFlops:
+    """Counts one real step of `objective` on `batch`, every loss with its backward pass, and divides by the images.
+
+    Counted are convolutions, linear layers and matrix products, with the shapes that they really have (transposed
+    convolutions at their true cost), each gradient only where it is computed: a generator's loss costs the
+    discriminator its input gradients, not its weights'. Norms, activations and the optimiser are not counted.
+    `live`: each layer's share times the density of its weight under `masks`. The model is left as it was.
+    """
+    copy = clone(model).train()
+    calls = _Calls(_Alive(copy, masks))
+    rng = torch.Generator(device=batch.device).manual_seed(0)
+    with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter, calls.noted(copy):
+        for components, loss in objective.losses(copy, batch, rng):
+            names = (components,) if isinstance(components, str) else components
+            trained = [p for name in names for p in getattr(unwrap(copy), name).parameters()]
+            calls.count_gradients(loss, names)
+            torch.autograd.grad(loss, trained, allow_unused=True)
+    dense = counter.get_total_flops() / len(batch)
+    return TrainingFlops(dense, dense * calls.live / calls.dense if calls.dense else dense)
+
+
+class _Calls:
+    """The layer calls of a training step: what they cost, forward and backward, dense and live."""
+
+    def __init__(self, alive: _Alive):
+        self.dense = self.live = 0
+        self._alive = alive
+        self._made: list[tuple[str, int, int, bool, Any]] = []
+
+    @contextmanager
+    def noted(self, model: nn.Module) -> Iterator[None]:
+        with ExitStack() as stack:
+            for name, layer in named_layers(model):
+                if isinstance(layer, CONVOLUTIONS + TRANSPOSED + (nn.Linear,)):
+                    note = partial(self._note, component_of(name))
+                    stack.callback(layer.register_forward_hook(note).remove)
+            yield
+
+    def _note(self, component: str, layer: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
+        dense, live = _of_call(layer, given, output, self._alive)
+        self._add(dense, live, 1)
+        self._made.append((component, dense, live, given[0].requires_grad, output.grad_fn))
+
+    def count_gradients(self, loss: Tensor, trained: Iterable[str]) -> None:
+        """Adds the gradients of the calls that `loss` rests on: of trained weights, and of inputs that need one."""
+        reached, open_ = set(), [loss.grad_fn]
+        while open_:
+            node = open_.pop()
+            if node is not None and node not in reached:
+                reached.add(node)
+                open_ += [following for following, _ in node.next_functions]
+        for component, dense, live, of_input, node in self._made:
+            if node in reached:
+                self._add(dense, live, int(component in trained) + int(of_input))
+
+    def _add(self, dense: int, live: int, times: int) -> None:
+        self.dense += times * dense
+        self.live += times * live

@@ -1,0 +1,102 @@
+"""What a training leaves behind as it goes: how far it is, its curve, and the state that it can go on from."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gentickets.files import writing
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a training reports now and then: the step just done, its losses, and images a second since the last."""
+
+    step: int
+    losses: Mapping[str, float]
+    images_per_second: float
+
+
+class Checkpoint:
+    """The state of a training in one file, always whole.
+
+    `key` tells whose checkpoint it is; one with another key is not resumed from. `every` seconds it is written.
+    """
+
+    def __init__(self, path: Path, key: str, every: float = 20.0):
+        self.path, self.key, self.every = path, key, every
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self._last >= self.every
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        with writing(self.path) as file:
+            try:
+                torch.save({"key": self.key, **state}, file)
+            except RuntimeError as error:  # torch's own, in the place of what a full disk raised
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+        self._last = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest state, or None where there is none of this key. Never runs a pickle's code."""
+        if not self.path.exists():
+            return None
+        state = torch.load(self.path, weights_only=True, map_location="cpu")
+        return state if state.pop("key") == self.key else None
+
+
+class Curve:
+    """A JSON-lines file with the losses over the steps; lines beyond the point of a resumption are dropped."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def rewind(self, step: int) -> None:
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        self.path.write_text("".join(line + "\n" for line in kept))
+
+    def add(self, progress: Progress) -> None:
+        row = {
+            "step": progress.step,
+            "losses": {k: float(f"{v:.6g}") for k, v in progress.losses.items()},
+            "images_per_second": round(progress.images_per_second, 1),
+        }
+        with open(self.path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+class Meter:
+    """Images and seconds, those before a resumption included; and the rate since it was last asked.
+
+    What the watches take is counted apart, as `watched`.
+    """
+
+    def __init__(self, images: int, seconds: float):
+        self.images, self.watched = images, 0.0
+        self._before, self._begun = seconds, time.perf_counter()
+        self._since, self._reported = self._begun, images
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.perf_counter() - self._begun - self.watched
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.watched += time.perf_counter() - begun
+
+    def rate(self) -> float:
+        now = time.perf_counter()
+        rate = (self.images - self._reported) / max(now - self._since, 1e-9)
+        self._since, self._reported = now, self.images
+        return rate
