@@ -75,7 +75,7 @@ def test_find_report_inspect_evaluate_and_list(gentickets, tmp_path):
     levels = sorted(p.name for p in (run / "seed-1").iterdir())
     assert levels == [
         "level-00", "level-01", "level-02", "level-02-random_mask", "level-02-redrawn_weights", "level-03",
-        "rewind.safetensors",
+        "rewind.json", "rewind.safetensors",
     ]  # fmt: skip
     rows = (run / "results.csv").read_text().splitlines()
     assert len(rows) == 1 + 2 * 6

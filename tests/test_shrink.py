@@ -66,9 +66,11 @@ def family(name: str, side: int = 16, channels: int = 1):
     torch.manual_seed(0)
     model = unsettle(models.CATALOGUE[name](side, channels, width=8, latent=6))
     images, latents = torch.rand(3, channels, side, side) * 2 - 1, torch.randn(3, 6)
-    if name == "dcgan":
+    if hasattr(model, "generator"):
         return model, {"generator": latents, "discriminator": images}
-    return model, {"encoder": images, "decoder": latents}
+    with torch.no_grad():
+        codes = model.eval().encoder(images)  # a map of places in some
+    return model.train(), {"encoder": images, "decoder": codes if isinstance(codes, Tensor) else latents}
 
 
 @pytest.mark.filterwarnings("ignore:component")
@@ -268,8 +270,23 @@ def test_code_that_cannot_be_traced_names_why_and_offers_the_masks():
         def forward(self, x):
             return self.layer(x) if x.sum() > 0 else x
 
-    with pytest.raises(Untraceable, match=r"component 'net' cannot be traced .*masks\.hold"):
+    line = r"return self\.layer\(x\) if x\.sum\(\) > 0 else x"
+    with pytest.raises(Untraceable, match=rf"component 'net' cannot be traced at `{line}` in .*masks\.hold"):
         trace(One(Branching()), "net", torch.randn(2, 3))
+    wrong_size = One(nn.Sequential(nn.ReLU(), nn.Linear(3, 2)))
+    with pytest.raises(Untraceable, match=r"at operation 1 \(Linear\) \(RuntimeError: .*masks\.hold") as caught:
+        trace(wrong_size, "net", torch.randn(2, 4))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_linear_layer_over_tokens_stays_whole():
+    """(batch, tokens, features): what it mixes is not axis 1."""
+    model = One(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)))
+    masks = kill_channels(model, 0.5)
+    example = {"net": torch.randn(2, 4, 3)}
+    small = shrink(model, masks, example)
+    assert size(small) == size(model)
+    assert_same(masks.apply_(clone(model)), small, example)
 
 
 def test_training_goes_on_in_the_shrunk_net_as_in_the_masked_one():

@@ -10,6 +10,7 @@ from gentickets.errors import (
     RecipeError,
     TicketError,
 )
+from gentickets.groups import ChannelGroups, channel_groups
 from gentickets.liveness import check_connected
 from gentickets.masks import Masks
 from gentickets.metrics.cost import Cost, cost
@@ -27,6 +28,7 @@ __all__ = [
     "ELBO",
     "Adversarial",
     "Autoencoding",
+    "ChannelGroups",
     "Cost",
     "DataError",
     "Disconnected",
@@ -43,6 +45,7 @@ __all__ = [
     "TicketError",
     "at_init",
     "batchnorm_scale",
+    "channel_groups",
     "check_connected",
     "cost",
     "grasp",

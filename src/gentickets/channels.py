@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import math
 import operator
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,12 +44,13 @@ _JOINING: set[Any] = {
     torch.add, torch.sub, torch.mul, torch.div, operator.add, operator.sub, operator.mul, operator.truediv,
     operator.iadd, operator.isub, operator.imul, "add", "add_", "sub", "mul", "mul_", "div",
 }  # fmt: skip
+_DIVIDING: set[Any] = {torch.div, operator.truediv, "div"}
 _RESHAPING: set[Any] = {torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, operator.getitem}
 _RESHAPING |= {"flatten", "reshape", "view", "squeeze", "unsqueeze", "unflatten"}
 
 
 class Untraceable(GenticketsError):
-    """A component whose graph cannot be followed."""
+    """A component whose graph cannot be followed: its masks can be held, but its channels have no known groups."""
 
 
 Link = tuple[fx.Node, np.ndarray, np.ndarray]
@@ -58,8 +61,9 @@ Link = tuple[fx.Node, np.ndarray, np.ndarray]
 class ChannelGraph:
     """A traced component, with the label of every channel (axis 1) at every node.
 
-    `links` says where the channels of a node come from that neither mixes channels nor is unknown; `values` is what
-    each node made of the example. `group` maps a label to its group; `fixed` holds the groups that must stay whole.
+    `mixing` are the nodes whose layer makes each channel of all those it reads; `links` says where the channels of a
+    node come from that neither mixes channels nor is unknown; `values` is what each node made of the example. `group`
+    maps a label to its group; `fixed` holds the groups that must stay whole, each with what asks for it.
     """
 
     component: str
@@ -67,8 +71,9 @@ class ChannelGraph:
     labels: dict[fx.Node, Any] = field(default_factory=dict)
     links: dict[fx.Node, list[Link]] = field(default_factory=dict)
     values: dict[fx.Node, Any] = field(default_factory=dict)
+    mixing: set[fx.Node] = field(default_factory=set)
     _parents: list[int] = field(default_factory=list)
-    _fixed: set[int] = field(default_factory=set)
+    _fixed: dict[int, str] = field(default_factory=dict)
 
     # -- labels and their groups --------------------------------------------------------------------------
 
@@ -96,14 +101,15 @@ class ChannelGraph:
         for a, b in zip(one, other, strict=True):
             self._parents[self.group(int(a))] = self.group(int(b))
 
-    def fix(self, labels: np.ndarray) -> None:
-        """Channels that stay."""
-        self._fixed.update(int(label) for label in labels)
+    def fix(self, labels: np.ndarray, why: str) -> None:
+        """Channels that stay; `why` names the operation that needs them all."""
+        for label in labels:
+            self._fixed.setdefault(int(label), why)
 
     @property
-    def fixed(self) -> set[int]:
-        """The groups that have a fixed channel."""
-        return {self.group(label) for label in self._fixed}
+    def fixed(self) -> dict[int, str]:
+        """The groups that have a fixed channel, and the operation that needs it."""
+        return {self.group(label): why for label, why in reversed(self._fixed.items())}
 
     def layer_of(self, node: fx.Node) -> nn.Module | None:
         """The module that a node calls, if it calls one."""
@@ -121,19 +127,47 @@ def trace(model: nn.Module, component: str, example: Tensor) -> ChannelGraph:
     """
     net = clone(getattr(unwrap(model), component)).eval()
     tracer = _Tracer()
+    labeller = None
     try:
         graph = tracer.trace(net)
-        traced = fx.GraphModule(tracer.root, graph)
-        labeller = _Labeller(traced, component)
+        labeller = _Labeller(fx.GraphModule(tracer.root, graph), component)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             labeller.run(example)
-    except (fx.proxy.TraceError, TypeError, AttributeError, RuntimeError, ValueError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except (fx.proxy.TraceError, TypeError, AttributeError, RuntimeError, ValueError, LookupError) as error:
+        where = _line_of(error) if labeller is None else f"at operation {labeller.at}"
+        reason = " ".join(str(error).partition("While executing")[0].split())[:300]
         raise Untraceable(
-            f"component {component!r} cannot be traced ({type(error).__name__}: {reason}): its masks still hold "
-            f"(masks.hold), but it cannot be shrunk"
+            f"component {component!r} cannot be traced {where} ({type(error).__name__}: {reason}): its masks still "
+            f"hold (masks.hold), but it cannot be shrunk or pruned by groups; leave it out of the example inputs"
         ) from error
+    _fix_shared_weights(unwrap(model), labeller.graph_of)
     return labeller.graph_of
+
+
+def _line_of(error: BaseException) -> str:
+    """The line of the user's code at which an error arose, as far as the traceback tells."""
+    not_theirs = (Path(torch.__file__).parent, Path(__file__))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.exists() and not any(path.is_relative_to(place) for place in not_theirs):
+            return f"at `{frame.line}` in {path.name}, line {frame.lineno}"
+    return "as it is written"
+
+
+def _fix_shared_weights(model: nn.Module, graph: ChannelGraph) -> None:
+    """A weight that two layers or two components share has channels that one trace does not see: they stay."""
+    owners: dict[int, set[tuple[int, str]]] = {}
+    for component, net in model.named_children():
+        for layer in net.modules():
+            for parameter in layer._parameters.values():
+                owners.setdefault(id(parameter), set()).add((id(layer), component))
+    for node in graph.module.graph.nodes:
+        if node.op == "call_module" and isinstance(graph.labels.get(node), np.ndarray):
+            layer = model.get_submodule(graph.name_of(node))
+            if any(len(owners[id(parameter)]) > 1 for parameter in layer.parameters()):
+                for at in (node, *node.all_input_nodes):
+                    if isinstance(graph.labels.get(at), np.ndarray):
+                        graph.fix(graph.labels[at], f"{node.target} (its weight is shared)")
 
 
 class _Tracer(fx.Tracer):
@@ -150,9 +184,11 @@ class _Labeller(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, component: str):
         super().__init__(module, garbage_collect_values=False)
         self.graph_of = ChannelGraph(component, module)
+        self.at = "none"
         self._called: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
+        self.at = self._operation(n)
         result = super().run_node(n)
         graph = self.graph_of
         graph.values[n] = result
@@ -162,9 +198,9 @@ class _Labeller(fx.Interpreter):
     def _label(self, node: fx.Node, result: Any) -> Any:
         graph = self.graph_of
         if node.op == "placeholder":
-            return self._fixed_labels(result)
+            return self._fixed_labels(result, "the input")
         if node.op == "output":
-            self._fix_inputs(node)
+            self._fix_inputs(node, "the output")
             return None
         if node.op == "call_module":
             return self._label_module(node, graph.layer_of(node), result)
@@ -182,7 +218,8 @@ class _Labeller(fx.Interpreter):
             return self._reshaped(node, node.args[0], result)
         if mixes_channels(layer) and not (isinstance(layer, nn.Linear) and result.dim() != 2):
             labels = self.graph_of.new(result.shape[1])
-        elif _is_depthwise(layer) or isinstance(layer, CHANNELWISE_NORMS + _CHANNELWISE_MODULES):
+            self.graph_of.mixing.add(node)
+        elif is_depthwise(layer) or isinstance(layer, CHANNELWISE_NORMS + _CHANNELWISE_MODULES):
             labels = self._passed_on(node, node.args[0])
         else:
             return self._not_understood(node, result)
@@ -216,7 +253,7 @@ class _Labeller(fx.Interpreter):
             return self._concatenated(node, result)
         if target in (torch.chunk, torch.split, "chunk", "split"):
             return self._not_understood(node, result)  # the code says where to cut: that is right for all channels only
-        first = node.args[0]
+        first = node.args[0] if node.args else None
         if target is operator.getitem and isinstance(first, fx.Node) and isinstance(graph.labels.get(first), tuple):
             return graph.labels[first][node.args[1]]
         if self._labels_of(first) is None and target not in _JOINING:
@@ -241,6 +278,8 @@ class _Labeller(fx.Interpreter):
         for source, found in zip(tensors, labels, strict=True):
             if found is None or values[source].dim() != result.dim() or len(found) != result.shape[1]:
                 return self._not_understood(node, result)
+        if node.target in _DIVIDING and isinstance(divisor := node.args[1], fx.Node) and divisor in tensors:
+            self.graph_of.fix(labels[tensors.index(divisor)], f"{node.name} (a division by it)")  # type: ignore[arg-type]
         return self._passed_on(node, *tensors)
 
     def _concatenated(self, node: fx.Node, result: Tensor) -> Any:
@@ -280,7 +319,7 @@ class _Labeller(fx.Interpreter):
         else:
             return self._not_understood(node, result)
         if self._says_channels(node, result):
-            graph.fix(labels)
+            graph.fix(labels, f"{node.name} (its code says how many channels)")
         graph.links[node] = [(first, mine, its)]
         return made
 
@@ -288,13 +327,13 @@ class _Labeller(fx.Interpreter):
         """Whether the code itself spells out the number of channels, which would be wrong after shrinking."""
         if node.op == "call_module":
             return False  # nn.Unflatten: its size is renewed
-        if node.target in ("view", "reshape", torch.reshape, "unflatten"):
-            said = [a for a in node.args[1:] if not isinstance(a, fx.Node)]
-            sizes = said[0] if len(said) == 1 and isinstance(said[0], tuple | list) else said
-            if node.target == "unflatten":
-                return True
-            said_channels = sizes[1 - result.dim()] if len(sizes) > 1 else 0
-            return isinstance(said_channels, int) and said_channels != -1
+        if node.target == "unflatten":
+            return True
+        if node.target in ("view", "reshape", torch.reshape):
+            said = node.args[1] if len(node.args) == 2 else node.args[1:]
+            sizes = said if isinstance(said, tuple | list) else ()
+            # A node is a size that the code reads off a tensor: that is right for any number of channels.
+            return len(sizes) >= result.dim() - 1 and isinstance(count := sizes[1 - result.dim()], int) and count != -1
         return False
 
     def _over_places(self, node: fx.Node, result: Any) -> bool:
@@ -315,23 +354,28 @@ class _Labeller(fx.Interpreter):
 
     def _not_understood(self, node: fx.Node, result: Any) -> Any:
         """Everything that this node reads stays whole, and so does what it makes."""
-        self._fix_inputs(node)
-        return self._fixed_labels(result)
+        self._fix_inputs(node, self._operation(node))
+        return self._fixed_labels(result, self._operation(node))
 
-    def _fix_inputs(self, node: fx.Node) -> None:
+    def _operation(self, node: fx.Node) -> str:
+        """What a node does, in words for a user."""
+        layer = self.graph_of.layer_of(node)
+        return node.name if layer is None else f"{node.target} ({type(layer).__name__})"
+
+    def _fix_inputs(self, node: fx.Node, why: str) -> None:
         for source in node.all_input_nodes:
             labels = self.graph_of.labels.get(source)
             for part in labels if isinstance(labels, tuple) else (labels,):
                 if isinstance(part, np.ndarray):
-                    self.graph_of.fix(part)
+                    self.graph_of.fix(part, why)
 
-    def _fixed_labels(self, result: Any) -> Any:
+    def _fixed_labels(self, result: Any, why: str) -> Any:
         if isinstance(result, tuple | list):
-            return tuple(self._fixed_labels(part) for part in result)
+            return tuple(self._fixed_labels(part, why) for part in result)
         if not isinstance(result, Tensor) or result.dim() < 2:
             return None
         labels = self.graph_of.new(result.shape[1])
-        self.graph_of.fix(labels)
+        self.graph_of.fix(labels, why)
         return labels
 
 
@@ -342,7 +386,7 @@ def mixes_channels(layer: nn.Module | None) -> bool:
     return isinstance(layer, nn.Linear)
 
 
-def _is_depthwise(layer: nn.Module | None) -> bool:
+def is_depthwise(layer: nn.Module | None) -> bool:
     return isinstance(layer, CONVOLUTIONS) and layer.groups == layer.in_channels == layer.out_channels > 1
 
 

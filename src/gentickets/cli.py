@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,6 +19,9 @@ from rich.table import Table
 
 from gentickets import __version__
 from gentickets.errors import GenticketsError
+
+if TYPE_CHECKING:
+    from gentickets.lab.study import Stage, Study
 
 app = typer.Typer(
     help="Finds winning lottery tickets in deep generative models.",
@@ -35,6 +38,11 @@ Overrides = Annotated[
     typer.Argument(help="Keys of the recipe to override: training.steps=500.", show_default=False),
 ]
 _TICKET = "runs/quickstart-gan/seed-0/level-03/ticket.safetensors"
+Budget = Annotated[
+    str | None, typer.Option("--budget", help="One of the recipe's budgets: smoke, desk, full.", show_default=False)
+]
+Resume = Annotated[bool, typer.Option("--resume/--fresh", help="Go on with what is there, or start it anew.")]
+PlanOnly = Annotated[bool, typer.Option("--plan", help="Only say what it will take.")]
 RunsFolder = Annotated[Path, typer.Option("--runs", help="Where run folders lie.")]
 
 
@@ -83,19 +91,27 @@ def find(
     recipe: RecipeFile,
     overrides: Overrides = None,
     time: Annotated[str | None, typer.Option("--time", help="Fit rounds and steps into this: 2h, 90m, 45s.")] = None,
+    budget: Budget = None,
     runs: RunsFolder = Path("runs"),
-    resume: Annotated[
-        bool, typer.Option("--resume/--fresh", help="Go on with the run folder, or start it anew.")
-    ] = True,
-    plan_only: Annotated[bool, typer.Option("--plan", help="Only say what it will take.")] = False,
+    resume: Resume = True,
+    plan_only: PlanOnly = False,
 ) -> None:
-    """Find winning tickets: the dense model, a ladder of tickets, their controls, and the verdict."""
+    """Find winning tickets: the dense model, a ladder of tickets, their controls, and the verdict.
+
+    Of a study, such as recipes/paper/table2.yaml, it runs every arm: see compare.
+    """
     from gentickets.lab.plan import parse_time
     from gentickets.lab.recipe import read_recipe
     from gentickets.lab.report import verdict_table, write_report
     from gentickets.lab.run import prepared, run_seeds
+    from gentickets.lab.study import is_study, read_study
 
-    asked = read_recipe(recipe, overrides or ())
+    if is_study(recipe):
+        if time:
+            raise GenticketsError(f"--time fits one run, and {recipe} is a study: take --budget, or training.steps=…")
+        _run_study(read_study(recipe, overrides or (), budget=budget), runs, resume, plan_only)
+        return
+    asked = read_recipe(recipe, overrides or (), budget)
     seconds = parse_time(time) if time else None
     folder = runs / asked.name
     command = shlex.join(["gentickets", *sys.argv[1:]])
@@ -113,6 +129,79 @@ def find(
     page = write_report([folder])
     out.print(verdict_table([folder]))
     out.print(f"results: {folder / 'results.csv'}\nreport:  {page}")
+
+
+@app.command(epilog="Example: gentickets compare recipes/quickstart/vae.yaml seeds=[0,1] --methods imp,snip,synflow")
+def compare(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Which to compare, with commas between; default: imp, one-shot, snip, grasp, synflow, random-at-init.",
+            show_default=False,
+        ),
+    ] = None,
+    budget: Budget = None,
+    runs: RunsFolder = Path("runs"),
+    resume: Resume = True,
+    plan_only: PlanOnly = False,
+) -> None:
+    """Compare ways of finding tickets: the same task by several methods, sparsities and seeds, with all controls.
+
+    The dense model is trained once and shared. A plain recipe is compared by --methods; a study names its own arms.
+    """
+    from gentickets.lab.study import read_study
+
+    names = [name.strip() for name in methods.split(",") if name.strip()] if methods is not None else None
+    _run_study(read_study(recipe, overrides or (), names, budget), runs, resume, plan_only)
+
+
+def _run_study(study: Study, runs: Path, resume: bool, plan_only: bool) -> None:
+    """What `compare` does, and `find` of a study."""
+    from gentickets.lab.plan import duration
+    from gentickets.lab.study import run_study
+
+    folder = runs / study.name
+    seconds = 0.0
+    with _progress() as bars:
+
+        def begin(stage: Stage) -> _Teller:
+            nonlocal seconds
+            seconds += stage.ready.plan.seconds if stage.ready.plan else 0.0
+            bars.console.print(_stage_words(stage))
+            return _Teller(bars, stage.ready.recipe.training.steps, f"{stage.index + 1}/{stage.total} {stage.label}, ")
+
+        command = shlex.join(["gentickets", *sys.argv[1:]])
+        run_study(study, folder, begin, fresh=not resume, dry=plan_only, command=command)
+    if plan_only:
+        out.print(f"{study.name}: {len(study.arms)} arms, about {duration(seconds)} in all; less what they share")
+        return
+    _show_study(folder)
+
+
+def _stage_words(stage: Stage) -> str:
+    words = stage.ready.plan.words() if stage.ready.plan else f"going on with {stage.ready.folder}"
+    if stage.shared:
+        words += f"; the dense model is that of {', '.join(sorted(set(stage.shared.values())))}"
+    return f"{stage.index + 1} of {stage.total}, {stage.label}: {words}"
+
+
+def _show_study(folder: Path) -> None:
+    """Writes a study's pages and shows its tables."""
+    from gentickets.lab.comparison import read_comparison
+    from gentickets.lab.report import published_table, published_words, study_table, write_report, write_study
+
+    comparison = read_comparison(folder)
+    for run in comparison.runs.values():
+        write_report([run])
+    page = write_study(comparison)
+    out.print(study_table(comparison))
+    if (table := published_table(comparison)) is not None:
+        out.print(table)
+        for words in published_words(comparison):
+            out.print(words, markup=False)
+    out.print(f"results: {folder / 'study.csv'}\nreport:  {page}")
 
 
 @app.command(epilog=f"Example: gentickets train recipes/quickstart/gan.yaml --ticket {_TICKET}")
@@ -184,13 +273,18 @@ def evaluate(
 
 @app.command(epilog="Example: gentickets report runs/quickstart-*  --out quickstart.html")
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; several make one page.", show_default=False)],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folders, several make one page; or a study's.", show_default=False)
+    ],
     output: Annotated[Path | None, typer.Option("--out", help="The page to write.")] = None,
 ) -> None:
     """Write the page that shows whether the tickets won, from what is complete so far."""
     from gentickets.lab.report import verdict_table, write_report
     from gentickets.lab.results import read_run, write_csv
 
+    if len(runs) == 1 and output is None and (runs[0] / "study.yaml").is_file():
+        _show_study(runs[0])
+        return
     read = [read_run(folder) for folder in runs]
     for run in read:
         write_csv(run)
@@ -249,14 +343,16 @@ def _progress() -> Iterator[Progress]:
 class _Teller:
     """Shows what the seeds tell: one bar a seed; a plain line a stage where there is no terminal."""
 
-    def __init__(self, bars: Progress, steps: int | None):
-        self._bars, self._steps = bars, steps
+    def __init__(self, bars: Progress, steps: int | None, prefix: str = ""):
+        self._bars, self._steps, self._prefix = bars, steps, prefix
         self._tasks: dict[int, TaskID] = {}
         self._stages: dict[int, str] = {}
 
     def __call__(self, event: Any) -> None:
         if event.seed not in self._tasks:
-            self._tasks[event.seed] = self._bars.add_task(f"seed {event.seed}", total=event.total, rate="", losses="")
+            self._tasks[event.seed] = self._bars.add_task(
+                f"{self._prefix}seed {event.seed}", total=event.total, rate="", losses=""
+            )
         rate, losses = "", ""
         if event.progress is not None:
             rate = f"{event.progress.images_per_second:,.0f} images/s"
@@ -264,13 +360,13 @@ class _Teller:
         self._bars.update(
             self._tasks[event.seed],
             completed=event.done,
-            description=f"seed {event.seed} {event.stage}",
+            description=f"{self._prefix}seed {event.seed} {event.stage}",
             rate=rate,
             losses=losses,
         )
         if not err.is_terminal and self._stages.get(event.seed) != event.stage:
             self._stages[event.seed] = event.stage
-            err.print(f"seed {event.seed} {event.stage}: {event.done:,} of {event.total:,} steps done")
+            err.print(f"{self._prefix}seed {event.seed} {event.stage}: {event.done:,} of {event.total:,} steps done")
 
 
 # -- showing --------------------------------------------------------------------------------------------------

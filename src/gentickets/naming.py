@@ -46,6 +46,11 @@ WEIGHT_PLACES = (
     "parametrizations.weight.original1",
 )
 
+_WEIGHT_NORMED = (
+    ("weight_v", "weight_g"),
+    ("parametrizations.weight.original1", "parametrizations.weight.original0"),
+)
+
 
 def unwrap(module: nn.Module) -> nn.Module:
     """The module inside DDP, Fabric, `torch.compile` and weight-averaging wrappers."""
@@ -100,6 +105,22 @@ def clone(model: nn.Module) -> nn.Module:
         if isinstance(value, Tensor) and not value.is_leaf
     }
     return copy.deepcopy(model, derived)
+
+
+def weight_norm_lengths(layer: nn.Module) -> dict[str, tuple[str, int]]:
+    """Under weight norm: {direction: (length, axis)}, by the tensors' names in the layer; otherwise nothing.
+
+    The layer's weight is direction / |direction| * length, with one length for each slice along `axis`. A slice of
+    zeros has no direction (0 / 0): such a slice is pruned by its length. One length for the whole weight: nothing.
+    """
+    own = dict(layer.named_parameters())
+    found = {}
+    for direction, length in _WEIGHT_NORMED:
+        if direction in own and length in own:
+            axes = [axis for axis, side in enumerate(own[length].shape) if side == own[direction].shape[axis] > 1]
+            if axes:
+                found[direction] = (length, axes[0])
+    return found
 
 
 def component_of(name: str) -> str:

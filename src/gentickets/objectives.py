@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gentickets.naming import CHANNELWISE_NORMS, unwrap
+
 Loss = tuple[str | tuple[str, ...], Tensor]
 """Which components a loss trains, and the loss: a scalar, to be minimised."""
 
@@ -279,6 +281,54 @@ def _gradient_penalty(model: nn.Module, real: Tensor, fake: Tensor, rng: torch.G
     between = torch.lerp(real, _full(fake), share).requires_grad_(True)
     (slope,) = torch.autograd.grad(_judge(model, between).sum(), between, create_graph=True)
     return (slope.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+class GainPenalty(Objective):
+    """Another objective, with `strength` times the sum of the norms' absolute gains added to each component's loss.
+
+    It drives the gains of channels that do little to zero ("Network slimming", Liu et al. 2017, Eq. 1), so that
+    they tell which channels to prune.
+    """
+
+    def __init__(self, objective: Objective, strength: float):
+        # The base is a frozen dataclass.
+        object.__setattr__(self, "_inner", objective)
+        object.__setattr__(self, "_strength", strength)
+
+    _inner: Objective
+    _strength: float
+
+    @property
+    def components(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self._inner.components
+
+    @property
+    def averaged(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self._inner.averaged
+
+    @property
+    def batches_per_step(self) -> int:
+        return self._inner.batches_per_step
+
+    def at(self, step: int) -> GainPenalty:  # type: ignore[override]
+        return GainPenalty(self._inner.at(step), self._strength)
+
+    def losses(self, model: nn.Module, batch: Tensor, rng: torch.Generator) -> Iterator[Loss]:
+        for components, loss in self._inner.losses(model, batch, rng):
+            names = (components,) if isinstance(components, str) else components
+            yield components, loss + self._strength * sum(map(_gains, (getattr(unwrap(model), n) for n in names)))
+
+    def example_inputs(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+        return self._inner.example_inputs(model, images)
+
+    def collapsed(self, model: nn.Module, batch: Tensor, rng: torch.Generator) -> str | None:
+        return self._inner.collapsed(model, batch, rng)
+
+
+def _gains(component: nn.Module) -> Tensor | float:
+    """The sum of the absolute gains of a component's channelwise norms."""
+    norms = [layer.weight for layer in component.modules() if isinstance(layer, CHANNELWISE_NORMS)]
+    return sum((gain.abs().sum() for gain in norms if isinstance(gain, Tensor)), 0.0)
 
 
 OBJECTIVES: dict[str, type[Objective]] = {

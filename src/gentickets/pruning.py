@@ -4,7 +4,8 @@ The rounding, everywhere: an amount is read as the decimal number that it prints
 pruned is rounded down. `prune(scores, fraction=0.2)` of `n` alive weights leaves exactly `n - floor(0.2 n)`
 of each group that is compared within (all weights, a component's, a layer's). An amount that is the nearest
 float to a ratio k/n prunes k of n: `to_sparsity=other.sparsity` leaves as many as `other` has. Among equal
-scores the weight that comes first (in the alphabet of names, then in the flattened tensor) goes first.
+scores the weight that comes first (in the alphabet of names, then in the flattened tensor) goes first. The one
+exception is weight norm, where a filter of zeros is 0 / 0: there a filter keeps its best weight, with a warning.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from gentickets.errors import PruneError
+from gentickets.groups import ChannelGroups
 from gentickets.masks import Masks
 from gentickets.naming import component_of
 
@@ -34,6 +36,8 @@ def prune(
     within: Masks | None = None,
     scope: Scope = "global",
     granularity: Granularity = "weight",
+    groups: ChannelGroups | None = None,
+    multiple: int = 1,
 ) -> Masks:
     """Prunes the weights, or the channels, of lowest score.
 
@@ -56,9 +60,22 @@ def prune(
     warning, where all would go. Scores from a criterion know where the channels of a weight lie; in a plain
     dictionary they are those of axis 0.
 
+    With `groups` (see `channel_groups`) it is groups of channels that compete and are counted, and every slice of a
+    group goes: filters, biases, gains, and the columns of the layers that read the channel, so that `shrink` can take
+    the whole group out. A group's score is the plain mean of its makers' channel scores; a group without a score, and
+    a score that no group has, play no part. A layer keeps its best group where all would go, and with `multiple=8` as
+    many more of its best as make its number of channels divisible by 8, if it has them. `scope="layer"` compares the
+    groups of `ChannelGroups.places`.
+
     Raises `PruneError` for an amount out of range, a sparsity below the present one, or a score that is NaN.
     """
+    if groups is not None and granularity != "channel":
+        raise PruneError(f"groups are of channels: say granularity='channel', not {granularity!r}")
+    if multiple < 1 or (multiple > 1 and groups is None):
+        raise PruneError(f"multiple={multiple}: 1 or more, and with groups= (gt.channel_groups) only")
     if granularity == "channel":
+        if groups is not None:
+            return _prune_groups(scores, groups, fraction, to_sparsity, within, scope, multiple)
         return _prune_channels(scores, fraction, to_sparsity, within, scope)
     if scope not in get_args(Scope):
         raise PruneError(f"scope={scope!r} is none of {', '.join(get_args(Scope))}")
@@ -77,7 +94,83 @@ def prune(
                 kept |= _keep_best({name: alive[name]}, shares[name])
         else:
             kept |= _keep_best({name: alive[name] for name in group}, keep)
-    return start.merge(_scatter(kept, start))
+    return start.merge(_with_directions(_scatter(kept, start), scores, start))
+
+
+def _with_directions(masks: Masks, scores: Mapping[str, Tensor], start: Masks) -> Masks:
+    """`masks`, with the best weight back of every slice that weight norm would divide by 0."""
+    lengths: Mapping[str, tuple[str, int]] = getattr(scores, "lengths", {})
+    for name in [name for name in masks if name in lengths]:
+        mask, before, axis = masks[name], start[name], lengths[name][1]
+        lost = (_along(before, axis).any(1) & ~_along(mask, axis).any(1)).nonzero().flatten()
+        if len(lost):
+            best = _along(scores[name].detach().cpu().double().masked_fill(~before, -torch.inf), axis).argmax(1)
+            rows = mask.movedim(axis, 0).reshape(mask.shape[axis], -1).clone()
+            rows[lost, best[lost]] = True
+            shape = mask.movedim(axis, 0).shape
+            masks = masks.merge({name: rows.reshape(shape).movedim(0, axis)})
+            warnings.warn(
+                f"{len(lost)} filters of {name!r} would be 0, which weight norm divides by: each keeps its best weight",
+                stacklevel=3,
+            )
+    return masks
+
+
+def _prune_groups(
+    scores: Mapping[str, Tensor],
+    groups: ChannelGroups,
+    fraction: float | None,
+    to_sparsity: float | None,
+    within: Masks | None,
+    scope: Scope,
+    multiple: int,
+) -> Masks:
+    """`prune` with one score a group of channels, spread over all its slices."""
+    if scope == "erk":
+        raise PruneError("scope=erk is of single weights: for channels take global, component or layer")
+    score, scored = groups.scores(scores)
+    alive = np.ones(len(groups), dtype=bool) if within is None else groups.kept(within)
+    places = {place: own for place, numbers in groups.places.items() if len(own := numbers[scored[numbers]])}
+    if not places:
+        raise PruneError("no score belongs to a channel of the groups: nothing to prune")
+    chosen = prune(
+        {place: torch.from_numpy(score[numbers]) for place, numbers in places.items()},
+        fraction,
+        to_sparsity,
+        Masks({place: torch.from_numpy(alive[numbers]) for place, numbers in places.items()}),
+        scope,
+    )
+    kept = alive.copy()
+    for place, numbers in places.items():
+        kept[numbers] = chosen[place].numpy()
+    _keep_one_a_layer(kept, groups, alive, score)
+    _round_up(kept, groups, alive, score, multiple)
+    masks = groups.masks(kept)
+    if within is None:
+        return masks
+    return within.merge({name: mask & within[name] if name in within else mask for name, mask in masks.items()})
+
+
+def _keep_one_a_layer(kept: np.ndarray, groups: ChannelGroups, alive: np.ndarray, score: np.ndarray) -> None:
+    """Puts back, in `kept`, the best group of each layer that would have none."""
+    for layer, numbers in groups.layers.items():
+        living = numbers[alive[numbers]]
+        if not groups.always[layer] and len(living) and not kept[numbers].any():
+            warnings.warn(f"every channel of {layer!r} would go: its best one is kept", stacklevel=4)
+            kept[living[score[living].argmax()]] = True
+
+
+def _round_up(kept: np.ndarray, groups: ChannelGroups, alive: np.ndarray, score: np.ndarray, multiple: int) -> None:
+    """Puts back, in `kept`, the best groups of each layer up to the next multiple of channels, as far as it has them.
+
+    Layers that share groups shift each other's counts: again until nothing moves, which only ever adds.
+    """
+    before = -1
+    while before != (before := int(kept.sum())):
+        for layer, numbers in groups.layers.items():
+            dropped = numbers[alive[numbers] & ~kept[numbers]]
+            missing = -(groups.always[layer] + int(kept[numbers].sum())) % multiple
+            kept[dropped[np.argsort(-score[dropped], kind="stable")[:missing]]] = True
 
 
 def _prune_channels(
@@ -94,12 +187,20 @@ def _prune_channels(
     tied: Mapping[str, tuple[str, ...]] = getattr(scores, "tied", {})
     names = [name for name in scores if within is None or name in within]
     per_channel = {name: _along(scores[name].float(), axes.get(name, 0)).mean(1) for name in names}
+    lengths = {
+        name: length
+        for name, (length, axis) in getattr(scores, "lengths", {}).items()
+        if axis == axes.get(name, 0)  # of a transposed convolution they are lengths of its inputs
+    }
     alive = {
         name: _along(within[name], axes.get(name, 0)).any(1)
         if within is not None
         else torch.ones(len(per_channel[name]), dtype=torch.bool)
         for name in names
     }
+    for name in names:
+        if within is not None and lengths.get(name) in within:
+            alive[name] &= within[lengths[name]].flatten()
     kept = prune(per_channel, fraction, to_sparsity, Masks(alive), scope)
     spread = {}
     for name in names:
@@ -107,6 +208,9 @@ def _prune_channels(
         shape = [1] * scores[name].dim()
         shape[axes.get(name, 0)] = -1
         whole = channels.reshape(shape).expand(scores[name].shape)
+        if name in lengths:  # a filter of zeros has no direction: it goes by its length
+            spread[lengths[name]] = channels.reshape(shape)
+            whole = torch.ones_like(whole)
         spread[name] = whole & within[name] if within is not None else whole.clone()
         spread |= dict.fromkeys(tied.get(name, ()), channels)
     return within.merge(spread) if within is not None else Masks(spread)

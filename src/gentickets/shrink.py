@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from gentickets.channels import ChannelGraph, mixes_channels, trace_all
+from gentickets.channels import ChannelGraph, is_depthwise, trace_all
 from gentickets.errors import GenticketsError
+from gentickets.groups import channel_axes
 from gentickets.masks import Masks
-from gentickets.naming import CHANNELWISE_NORMS, TRANSPOSED, WEIGHT_PLACES, clone, named_state, named_weights, unwrap
+from gentickets.naming import CHANNELWISE_NORMS, TRANSPOSED, clone, named_weights, unwrap
 
 Slices = dict[int, np.ndarray]
 """Axis → the indices that are kept along it."""
@@ -96,11 +97,8 @@ class _Plan:
         self.gone = self._removable()
 
     def layer(self, node: fx.Node) -> nn.Module | None:
-        layer = self.graph.layer_of(node)
-        return layer if mixes_channels(layer) and node not in self.graph.links and self._labelled(node) else None
-
-    def _labelled(self, node: fx.Node) -> bool:
-        return node in self.groups and bool(node.args) and node.args[0] in self.groups
+        """The layer of a node that mixes channels."""
+        return self.graph.layer_of(node) if node in self.graph.mixing else None
 
     def _varying(self) -> dict[fx.Node, np.ndarray]:
         """Node → which channels depend on the input."""
@@ -147,7 +145,7 @@ class _Plan:
 
     def _removable(self) -> set[int]:
         """The groups that go."""
-        candidates = {int(g) for groups in self.groups.values() for g in groups} - self.graph.fixed
+        candidates = {int(g) for groups in self.groups.values() for g in groups} - set(self.graph.fixed)
         for node in self.nodes:
             if (layer := self.layer(node)) is None:
                 continue
@@ -159,6 +157,9 @@ class _Plan:
                 stays |= alive.any(0)
                 candidates -= {int(g) for g in self.groups[node][alive.any(1)]}
             candidates -= {int(g) for g in read[stays]}
+        for node in self.nodes:
+            if is_depthwise(layer := self.graph.layer_of(node)) and layer is not None and _is_normed(layer):
+                candidates -= {int(g) for g in self.groups[node][self._gate(node, len(self.groups[node]))]}
         return self._never_all(candidates)
 
     def _foldable(self, layer: nn.Module, source: fx.Node) -> np.ndarray:
@@ -241,13 +242,18 @@ def _cut(model: nn.Module, graph: ChannelGraph, plan: _Plan) -> dict[str, Slices
         kept = plan.kept(node)
         if plan.layer(node) is not None:
             folded = plan.folded(node)
-            found = _cut_layer(layer, kept, plan.kept(_source(node)))
+            inputs = plan.kept(_source(node))
+            found = _cut_layer(layer, kept, inputs)
             _add_to_bias(layer, folded, kept)
+            if isinstance(layer, nn.Linear):
+                layer.in_features, layer.out_features = len(inputs), len(kept)
+            else:
+                layer.in_channels, layer.out_channels = len(inputs), len(kept)  # type: ignore[assignment]
         elif isinstance(layer, CHANNELWISE_NORMS):
-            found = _cut_all(layer, {0: kept})
+            found = _cut_layer(layer, kept)
             layer.num_features = len(kept)
-        elif hasattr(layer, "groups") and hasattr(layer, "weight"):  # depthwise
-            found = _cut_all(layer, {0: kept})
+        elif is_depthwise(layer):
+            found = _cut_layer(layer, kept)
             layer.in_channels = layer.out_channels = layer.groups = len(kept)  # type: ignore[assignment]
         elif isinstance(layer, nn.Unflatten):
             layer.unflattened_size = (len(kept), *list(layer.unflattened_size)[1:])
@@ -258,35 +264,21 @@ def _cut(model: nn.Module, graph: ChannelGraph, plan: _Plan) -> dict[str, Slices
     return slices
 
 
-def _cut_layer(layer: nn.Module, outputs: np.ndarray, inputs: np.ndarray) -> dict[str, Slices]:
-    """Cuts a linear or convolutional layer, its norm's vectors included."""
-    transposed = isinstance(layer, TRANSPOSED)
-    of_weight = {0: inputs, 1: outputs} if transposed else {0: outputs, 1: inputs}
-    # Not `layer.weight`: reading that, under new-style spectral norm in training, moves its singular vectors on.
-    places = math.prod(getattr(layer, "kernel_size", ()))
-    by_name: dict[str, Slices] = {"bias": {0: outputs}}
-    by_name |= dict.fromkeys(WEIGHT_PLACES, of_weight)
+def _cut_layer(layer: nn.Module, outputs: np.ndarray, inputs: np.ndarray | None = None) -> dict[str, Slices]:
+    """Cuts the tensors of a layer, its norm's vectors included; `inputs` are None where it has no say in them."""
+    kept = {"output": outputs} if inputs is None else {"output": outputs, "input": inputs}
+    by_name = {
+        name: {axis: kept[side] for axis, side in axes.items() if side in kept}
+        for name, axes in channel_axes(layer).items()
+    }
     # Spectral norm's left and right singular vectors, old style and new: over outputs, and over (inputs, places).
-    wide = (inputs[:, None] * places + np.arange(places)).reshape(-1)
+    # The places not by `layer.weight`: reading that, under the new style in training, moves the vectors on.
+    places = math.prod(getattr(layer, "kernel_size", ()))
     for left, right in (("weight_u", "weight_v"), ("parametrizations.weight.0._u", "parametrizations.weight.0._v")):
         if left in dict(layer.named_buffers()):
-            by_name |= {left: {0: outputs}, right: {0: wide}}
-    # Weight norm's lengths: one a slice along axis 0.
-    for length in ("weight_g", "parametrizations.weight.original0"):
-        if length in dict(layer.named_parameters()):
-            by_name[length] = {0: of_weight[0]}
-    found = _slice_tensors(layer, by_name)
-    if isinstance(layer, nn.Linear):
-        layer.in_features, layer.out_features = len(inputs), len(outputs)
-    else:
-        layer.in_channels, layer.out_channels = len(inputs), len(outputs)  # type: ignore[assignment]
-    return found
-
-
-def _cut_all(layer: nn.Module, slices: Slices) -> dict[str, Slices]:
-    """Cuts every tensor of a channelwise layer that has channels."""
-    names = [name for name, tensor in named_state(layer).items() if tensor.dim() >= 1]
-    return _slice_tensors(layer, dict.fromkeys(names, slices))
+            wide = {} if inputs is None else {0: (inputs[:, None] * places + np.arange(places)).reshape(-1)}
+            by_name |= {left: {0: outputs}, right: wide}
+    return _slice_tensors(layer, by_name)
 
 
 def _slice_tensors(layer: nn.Module, by_name: Mapping[str, Slices]) -> dict[str, Slices]:

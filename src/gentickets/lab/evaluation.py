@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,25 +15,35 @@ from gentickets.data import ImageSet
 from gentickets.errors import RecipeError
 from gentickets.lab.recipe import EvaluationPart
 from gentickets.metrics import (
+    COVERAGE,
+    SAMPLE_METRICS,
+    Classifier,
     FeatureExtractor,
+    FeatureStatistics,
+    K,
     Measurement,
-    RealStatistics,
     classifier_features,
-    distances,
+    downstream_accuracy,
+    has_classes,
     inception_features,
     reconstruction_mse,
+    sample_metrics,
 )
-from gentickets.objectives import ELBO, Objective, Reconstructs, Samples
+from gentickets.objectives import ELBO, Adversarial, Objective, Reconstructs, Samples
 
 _SAMPLING_SEED = 20_210_202  # the same latents for every model, so that levels differ by their weights alone
 _BATCH = 256
 _ROWS, _COLUMNS = 6, 6
+_MOST_TRAIN = 50_000  # so many training images the statistics for `frechet_train` are of, at most
 
 
 class Judge:
     """Measures models of one objective against one held-out set. Reads nothing but the model, changes nothing in it.
 
-    Raises `RecipeError` where the recipe's primary metric is none that the objective allows.
+    `keys` are the metrics that will be measured, `primary` the one to judge by. `extractor` is the network in whose
+    features samples are compared, or else the classifier; None where neither is needed.
+
+    Raises `RecipeError` where the recipe asks for a metric that objective and images do not allow.
     """
 
     def __init__(
@@ -45,63 +56,139 @@ class Judge:
     ):
         self.objective, self.held_out, self.part = objective, held_out, part
         self.device = torch.device(device)
-        self.extractor = self._extractor(train)
-        if self.extractor is not None:
-            self.real = RealStatistics.of(self.extractor, held_out)
-        self.primary = part.primary or self.keys[0]
-        if self.primary not in self.keys:
-            raise RecipeError(f"evaluation.primary={self.primary!r} is none of {', '.join(self.keys)}")
+        possible = self._possible(train)
+        self.keys = self._asked(possible)
+        self.primary = self._judged_by()
+        self.extractor, self.classifier = self._networks(train)
+        self._check_head()
+        self.real = self.train = None
+        if self.extractor is not None and self._sampled:
+            self.real = FeatureStatistics.of(self.extractor, held_out)
+            if "frechet_train" in self.keys:
+                self.train = FeatureStatistics.of(self.extractor, train, count=_MOST_TRAIN, kept=0)
 
-    def _extractor(self, train: ImageSet) -> FeatureExtractor | None:
-        if self.part.features == "none" or not isinstance(self.objective, Samples):
-            return None
-        if self.part.features == "inception":
-            extractor = inception_features(self.part.inception_weights)
-        else:
-            extractor = classifier_features(train, self.held_out)
-        return extractor.to(self.device).eval()
+    # -- what is measured ---------------------------------------------------------------------------------
 
-    @property
-    def keys(self) -> list[str]:
-        """The metrics that will be measured; the first is the default primary one."""
+    def _possible(self, train: ImageSet) -> list[str]:
+        """Every metric that objective, images and features allow; the first one to judge by is the default."""
+        features = self.part.features
+        labelled = features != "none" and has_classes(train) and self.held_out.labels is not None
         keys = []
         if isinstance(self.objective, ELBO):
             keys.append("bits_per_dimension")
-        if self.extractor is not None:
-            keys += ["frechet", "kid"]
+        if isinstance(self.objective, Samples) and features != "none":
+            keys += [
+                key
+                for key in SAMPLE_METRICS
+                if not (key == "inception_score" and features == "classifier" and not has_classes(train))
+                and not (key in COVERAGE and len(self.held_out) <= K)
+            ]
         if isinstance(self.objective, Reconstructs):
             keys.append("reconstruction_mse")
-        if not keys:
-            raise RecipeError("evaluation.features=none leaves nothing to measure for this objective")
+            keys += ["downstream_accuracy"] if labelled else []
+        if isinstance(self.objective, Adversarial):
+            keys.append("discriminator_loss")
         return keys
+
+    def _asked(self, possible: list[str]) -> list[str]:
+        if self.part.metrics == "all":
+            return possible
+        for key in self.part.metrics:
+            if key not in possible:
+                raise RecipeError(f"evaluation.metrics: {key!r} is none of {', '.join(possible)}")
+        return list(dict.fromkeys(self.part.metrics))
+
+    def _judged_by(self) -> str:
+        """The primary metric. The discriminator's loss is none: it says as much of the discriminator as of samples."""
+        judging = [key for key in self.keys if key != "discriminator_loss"]
+        if not judging:
+            raise RecipeError(
+                f"evaluation.features={self.part.features} and evaluation.metrics={self.part.metrics} "
+                f"leave nothing to judge this objective by"
+            )
+        if self.part.primary is None:
+            return judging[0]
+        if self.part.primary not in judging:
+            raise RecipeError(f"evaluation.primary={self.part.primary!r} is none of {', '.join(judging)}")
+        return self.part.primary
+
+    @property
+    def _sampled(self) -> list[str]:
+        return [key for key in self.keys if key in SAMPLE_METRICS]
+
+    def _networks(self, train: ImageSet) -> tuple[FeatureExtractor | None, Classifier | None]:
+        """What samples are compared by (else what reconstructions are read by), and the classifier."""
+        part, own, extractor = self.part, None, None
+        if "downstream_accuracy" in self.keys or (self._sampled and part.features == "classifier"):
+            own = classifier_features(train, self.held_out, network=part.classifier, device=self.device)
+            own = own.to(self.device)
+        if self._sampled and part.features == "inception":
+            extractor = inception_features(part.inception_weights).to(self.device)
+        return extractor or own, own if isinstance(own, Classifier) else None
+
+    def _check_head(self) -> None:
+        """An Inception in TorchScript gives features alone."""
+        if "inception_score" in self.keys and self.extractor is not None and self.extractor.head is None:
+            if self.part.metrics != "all" or self.primary == "inception_score":
+                raise RecipeError(
+                    f"evaluation.metrics: inception_score needs class probabilities, and "
+                    f"{self.part.inception_weights} gives features alone: name the weights as a state dict"
+                )
+            self.keys.remove("inception_score")
+
+    # -- measuring ----------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def measure(self, model: nn.Module) -> list[Measurement]:
-        """Every metric, in the model's eval mode."""
+        """Every metric of `keys`, in the model's eval mode."""
         model.to(self.device).eval()
         found: list[Measurement] = []
-        objective = self.objective
-        if isinstance(objective, ELBO):
+        objective, keys = self.objective, self.keys
+        if isinstance(objective, ELBO) and "bits_per_dimension" in keys:
             found.append(self._bits_per_dimension(objective, model))
-        if self.extractor is not None and isinstance(objective, Samples):
-            found += distances(self.extractor, self.real, self._samples(objective, model))
+        if isinstance(objective, Samples) and self.extractor is not None and self.real is not None:
+            fake = FeatureStatistics.of_batches(self.extractor, self._samples(objective, model))
+            found += sample_metrics(self.extractor, fake, self.real, self.train, keys)
         if isinstance(objective, Reconstructs):
-            found.append(
-                reconstruction_mse(
-                    lambda images: objective.reconstruct(model, images), self.held_out, device=self.device
-                )
-            )
+            found += self._reconstructions(objective, model)
+        if isinstance(objective, Adversarial) and "discriminator_loss" in keys:
+            found.append(self._discriminator_loss(objective, model))
         return found
+
+    def _reconstructions(self, objective: Reconstructs, model: nn.Module) -> Iterator[Measurement]:
+        def reconstruct(images: Tensor) -> Tensor:
+            return objective.reconstruct(model, images)
+
+        if "reconstruction_mse" in self.keys:
+            yield reconstruction_mse(reconstruct, self.held_out, device=self.device)
+        if "downstream_accuracy" in self.keys and self.classifier is not None:
+            yield downstream_accuracy(self.classifier, reconstruct, self.held_out)
 
     def _bits_per_dimension(self, objective: ELBO, model: nn.Module) -> Measurement:
         rng = self._rng()
         total = 0.0
-        for start in range(0, len(self.held_out), _BATCH):
-            images = self.held_out.images(np.arange(start, min(start + _BATCH, len(self.held_out))), self.device)
+        for images in self._held_out_batches():
             total += float(objective.bits_per_dimension(model, images, rng).sum())
         name = "negative ELBO, bits per dimension, held-out images"
         label = name if objective.likelihood == "gaussian" else f"{name} (Bernoulli cross-entropy)"
         return Measurement("bits_per_dimension", label, total / len(self.held_out), len(self.held_out))
+
+    def _discriminator_loss(self, objective: Adversarial, model: nn.Module) -> Measurement:
+        """The objective's own loss without the penalty on gradients. Better higher: for the best discriminator it
+        falls as the distributions part (Goodfellow et al. 2014, theorem 1)."""
+        # The first loss alone is asked for, so that no bound is applied to the weights: `clip` only has to be there.
+        plain = replace(objective, n_critic=1, gradient_penalty=None, clip=1.0)
+        rng, total = self._rng(), 0.0
+        for images in self._held_out_batches():
+            _, loss = next(plain.losses(model, images, rng))
+            total += float(loss) * len(images)
+        count = len(self.held_out)
+        label = f"discriminator loss ({objective.loss}), held-out images against samples"
+        return Measurement("discriminator_loss", label, total / count, count, lower_is_better=False)
+
+    def _held_out_batches(self) -> Iterator[Tensor]:
+        for start in range(0, len(self.held_out), _BATCH):
+            yield self.held_out.images(slice(start, start + _BATCH), self.device)
 
     def _samples(self, objective: Samples, model: nn.Module) -> Iterator[Tensor]:
         rng = self._rng()

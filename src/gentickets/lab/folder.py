@@ -2,7 +2,7 @@
 
     runs/NAME/
       recipe.yaml  origin.json         what was asked, resolved; versions, machine, data fingerprint
-      seed-0/rewind.safetensors        the weights at the rewind step
+      seed-0/rewind.safetensors        the weights at the rewind step; rewind.json: what they cost
       seed-0/level-00/ … level-12/     the dense model, and the tickets
       seed-0/level-03-random_mask/     the controls of a level
       results.csv  report.html
@@ -76,6 +76,14 @@ def write_json(path: Path, value: Any) -> None:
     replace_file(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
 
 
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote. Raises `GenticketsError` where the file is broken."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        raise GenticketsError(f"{path} cannot be read: remove its folder and run the command again") from None
+
+
 def write_recipe(folder: Path, recipe: Recipe) -> None:
     """A run's recipe.yaml: every key of the resolved recipe."""
     replace_file(folder / "recipe.yaml", yaml.safe_dump(recipe.dump(), sort_keys=False).encode())
@@ -135,7 +143,8 @@ def opened(folder: Path, asked: Recipe) -> tuple[Recipe, dict[str, Any]] | None:
     if not (folder / "origin.json").exists():
         return None
     origin = read_origin(folder)
-    before, now = _fixed(origin["asked"]), _fixed(asked.dump())
+    # Read as a recipe: keys that are newer than the folder have their defaults.
+    before, now = _fixed(make_recipe(origin["asked"], str(folder)).dump()), _fixed(asked.dump())
     if differing := differing_keys(before, now):
         raise RecipeError(
             f"{folder} was made by another recipe: {'; '.join(differing)}; take name=… for a new run, or --fresh"

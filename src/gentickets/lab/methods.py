@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from gentickets.data import Batches
 from gentickets.lab.recipe import AT_INIT, SearchPart
@@ -15,7 +17,7 @@ from gentickets.objectives import Objective
 from gentickets.saliency import MaskedCriterion, grasp, snip, synflow_score
 from gentickets.scores import magnitude, random_scores
 from gentickets.search import Level, at_init, imp, one_shot
-from gentickets.search.levels import MakeModel, Train
+from gentickets.search.levels import MakeModel, Rounds, Train
 
 SYNFLOW_ITERATIONS = 100
 
@@ -32,6 +34,8 @@ class Means:
     example_inputs: Mapping[str, Tensor]
     origin: Mapping[str, Any]
     seed: int
+    account: Callable[[float, float], None]
+    """Is told the seconds and FLOPs of every scoring."""
 
 
 def levels(search: SearchPart, means: Means, last: int, load: Callable[[int], Level]) -> Iterator[Level]:
@@ -57,13 +61,41 @@ def levels(search: SearchPart, means: Means, last: int, load: Callable[[int], Le
             **rounds,
             **common,
         )
+    if search.method == "early-bird":
+        return _dense_alone(means, last)  # its levels are trained in two parts, by `lab.early`
     common["sparsities"] = [search.sparsity_at(level) for level in range(1, search.rounds + 1)]
     common["dense"], common["done"] = (load(0), last) if last >= 0 else (None, 0)
     if search.method == "one-shot":
         return one_shot(means.make_model, means.train, **rounds, **common)
     assert search.method in AT_INIT
     iterations = SYNFLOW_ITERATIONS if search.method == "synflow" else 1
-    return at_init(means.make_model, means.train, score=_criterion(search, means), iterations=iterations, **common)
+    score = _accounted(_criterion(search, means), means.account)
+    return at_init(means.make_model, means.train, score=score, iterations=iterations, **common)
+
+
+def _dense_alone(means: Means, last: int) -> Iterator[Level]:
+    """Level 0 and no more: what early birds are compared with."""
+    if last < 0:
+        shared = Rounds(means.make_model, means.train, means.steps, 0, origin=means.origin)
+        yield shared.dense(Masks.dense(shared.initial))
+
+
+def _accounted(score: MaskedCriterion, account: Callable[[float, float], None]) -> MaskedCriterion:
+    """A criterion whose every call is told to `account`; its FLOPs are counted once, each call costs the same."""
+    known: list[float] = []
+
+    def scored(model: nn.Module, masks: Masks) -> Mapping[str, Tensor]:
+        begun = time.perf_counter()
+        if known:
+            scores = score(model, masks)
+        else:
+            with FlopCounterMode(display=False) as counter:
+                scores = score(model, masks)
+            known.append(float(counter.get_total_flops()))
+        account(time.perf_counter() - begun, known[0])
+        return scores
+
+    return scored
 
 
 def _criterion(search: SearchPart, means: Means) -> MaskedCriterion:

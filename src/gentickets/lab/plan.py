@@ -15,7 +15,8 @@ from gentickets.data import Batches, ImageSet
 from gentickets.errors import RecipeError
 from gentickets.lab.evaluation import Judge
 from gentickets.lab.recipe import Recipe, make_recipe
-from gentickets.lab.seedrun import build_model, make_fabric, steps_of_seed
+from gentickets.lab.seedrun import build_model, steps_of_seed
+from gentickets.lab.trainer import make_fabric
 from gentickets.masks import Masks
 from gentickets.naming import named_state
 from gentickets.training import train, with_averages

@@ -6,6 +6,7 @@ recipe (`dump`) says every key, so that a run folder shows what was done without
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from gentickets import models
 from gentickets.errors import RecipeError
 from gentickets.objectives import OBJECTIVES, Objective
-from gentickets.pruning import Scope
+from gentickets.pruning import Granularity, Scope
 from gentickets.search.levels import Others, Retrain
 from gentickets.training import Schedule, Settings
 
@@ -134,10 +135,16 @@ AT_INIT = ("snip", "grasp", "synflow", "magnitude-at-init", "random-at-init")
 class SearchPart(_Part):
     """Which weights are pruned, how much a round, and where each round starts from.
 
-    `score_batches`: on how many batches SNIP and GraSP score.
+    `score_batches`: on how many batches SNIP and GraSP score. For `early-bird`, `granularity` says whether weights or
+    whole channels go, and a mask is drawn every `interval` steps (None: an epoch) until it has changed by less than
+    `tolerance` over `window` masks; where it has not by `settle_by` (a share of training), the newest mask is taken
+    and said to be unsettled (`unsettled: last`), or the run stops (`stop`). `gain_penalty` is the L1 penalty on the
+    norms' gains while it searches.
     """
 
-    method: Literal["imp", "one-shot", "snip", "grasp", "synflow", "magnitude-at-init", "random-at-init"] = "imp"
+    method: Literal[
+        "imp", "one-shot", "snip", "grasp", "synflow", "magnitude-at-init", "random-at-init", "early-bird"
+    ] = "imp"
     rounds: Annotated[int, Field(ge=0)] = 10
     fraction: Share = 0.2
     rewind_step: Annotated[int, Field(ge=0)] = 0
@@ -148,14 +155,27 @@ class SearchPart(_Part):
     others: Others = "rewind"
     retrain: Retrain = "rewind"
     score_batches: Count = 10
+    granularity: Granularity = "weight"
+    multiple: Count = 1
+    window: Annotated[int, Field(ge=2)] = 5
+    tolerance: Annotated[float, Field(gt=0, le=1)] = 0.1
+    interval: Count | None = None
+    settle_by: Annotated[float, Field(gt=0, le=1)] = 0.5
+    unsettled: Literal["last", "stop"] = "last"
+    gain_penalty: Annotated[float, Field(ge=0)] = 0.0
 
     @model_validator(mode="after")
-    def _at_init_rewinds_to_nothing(self) -> SearchPart:
-        if self.method in AT_INIT and (self.rewind_step or self.retrain != "rewind"):
+    def _fits_the_method(self) -> SearchPart:
+        early = self.method == "early-bird"
+        if (early or self.method in AT_INIT) and (self.rewind_step or self.retrain != "rewind"):
+            why = "goes on from where its mask settled" if early else "prunes before training"
             raise ValueError(
-                f"search.method={self.method} prunes before training: "
-                f"search.rewind_step must be 0 and search.retrain rewind"
+                f"search.method={self.method} {why}: search.rewind_step must be 0 and search.retrain rewind"
             )
+        if self.granularity == "channel" and not early:
+            raise ValueError(f"search.granularity=channel: search.method={self.method} prunes weights; take early-bird")
+        if early and (self.include is not None or self.exclude):
+            raise ValueError("search.include and search.exclude: early-bird prunes whole components; name components")
         return self
 
     def sparsity_at(self, level: int) -> float:
@@ -177,12 +197,20 @@ class ControlsPart(_Part):
 
 
 class EvaluationPart(_Part):
-    """How a trained model is judged, on held-out images. `samples`: how many are generated for the distances."""
+    """How a trained model is judged, on held-out images. `samples`: how many are generated.
+
+    `metrics`: "all" that the model and the images allow, or a list of keys, of which the first is the primary one
+    where `primary` names none. `features`: the network in whose features samples are compared; "inception" costs
+    much on a CPU, the most of it for `frechet_train`. `classifier`: what is trained on the labels, for
+    `features: classifier` and for `downstream_accuracy`.
+    """
 
     primary: str | None = None
+    metrics: Literal["all"] | Annotated[list[str], Field(min_length=1)] = "all"
     samples: Annotated[int, Field(ge=16)] = 2000
     features: Literal["classifier", "inception", "none"] = "classifier"
     inception_weights: str | None = None
+    classifier: Literal["small", "resnet18"] = "small"
 
 
 class Recipe(_Part):
@@ -230,11 +258,23 @@ class Recipe(_Part):
         return self.model_dump(mode="json")
 
 
-def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Reads and validates a recipe file, `key=value` overrides applied (`training.steps=500`).
+FULL = "full"
+"""The budget that every recipe has: the recipe as it is written."""
 
-    Raises `RecipeError`, in one line, that names the file, the key, the value and what is possible.
+
+def read_recipe(path: str | Path, overrides: Iterable[str] = (), budget: str | None = None) -> Recipe:
+    """Reads and validates a recipe file: first the keys of `budget`, then `key=value` overrides (`training.steps=500`).
+
+    Of a study, this is the recipe that its arms change. Raises `RecipeError`, in one line, that names the file, the
+    key, the value and what is possible.
     """
+    raw = read_keys(path, overrides, budget)
+    raw.pop("study", None)
+    return make_recipe(raw, str(path))
+
+
+def read_keys(path: str | Path, overrides: Iterable[str] = (), budget: str | None = None) -> dict[str, Any]:
+    """The keys of a recipe or study file as plain data, its budgets used up, not validated. Raises `RecipeError`."""
     path = Path(path)
     try:
         raw = yaml.safe_load(path.read_text())
@@ -246,9 +286,44 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         raise RecipeError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise RecipeError(f"{path} is no recipe: it holds {type(raw).__name__}, not keys and values")
+    budgets = _mappings(raw.pop("budgets", {}), f"{path}: budgets")
+    budgets.setdefault(FULL, {})
+    chosen = budget or FULL
+    if chosen not in budgets:
+        raise RecipeError(f"--budget {chosen}: {path} knows {', '.join(budgets)}")
+    raw = with_keys(raw, budgets[chosen], f"{path}: budgets.{chosen}")
     for override in overrides:
         _override(raw, override)
-    return make_recipe(raw, str(path))
+    return raw
+
+
+def _mappings(found: Any, where: str) -> dict[str, dict[str, Any]]:
+    """What must be names with keys and values below each. Raises `RecipeError`."""
+    if not isinstance(found, dict) or not all(isinstance(below, dict) for below in found.values()):
+        raise RecipeError(f"{where}: names are needed here, with keys and values below each")
+    return {str(name): below for name, below in found.items()}
+
+
+def with_keys(raw: dict[str, Any], changes: dict[str, Any], where: str) -> dict[str, Any]:
+    """Plain data with other values at some keys, which may be dotted, nested or both. Raises `RecipeError`."""
+    new = copy.deepcopy(raw)
+    for path, value in changes.items():
+        place = new
+        *above, last = str(path).split(".")
+        for key in above:
+            place = _below(place, key, where)
+        if isinstance(value, dict) and isinstance(place.get(last, {}), dict):
+            place[last] = with_keys(place.get(last, {}), value, where)
+        else:
+            place[last] = value
+    return new
+
+
+def _below(place: dict[str, Any], key: str, where: str) -> dict[str, Any]:
+    below = place.setdefault(key, {})
+    if not isinstance(below, dict):
+        raise RecipeError(f"{where}: {key} is a value, with no keys below it")
+    return below
 
 
 def make_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
@@ -256,7 +331,7 @@ def make_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise RecipeError(f"{where}: {_first_complaint(error)}") from None
+        raise RecipeError(f"{where}: {first_complaint(error)}") from None
 
 
 def differing_keys(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -290,10 +365,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
         value = _number(value)
     place = raw
     for key in keys[:-1]:
-        below = place.setdefault(key, {})
-        if not isinstance(below, dict):
-            raise RecipeError(f"override {override!r}: {key} is a value, with no keys below it")
-        place = below
+        place = _below(place, key, f"override {override!r}")
     place[keys[-1]] = value
 
 
@@ -305,12 +377,12 @@ def _number(text: str) -> str | float:
         return text
 
 
-def _first_complaint(error: ValidationError) -> str:
-    """The first thing that pydantic found, as key, value and mend."""
+def first_complaint(error: ValidationError, whole: type[BaseModel] = Recipe) -> str:
+    """The first thing that pydantic found wrong in a `whole`, as key, value and mend."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("literal[", "constrained", "list[")))
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key}; {_known_keys(first['loc'])}"
+        return f"unknown key {key}; {_known_keys(first['loc'], whole)}"
     if first["type"] == "missing":
         return f"{key} is missing"
     message = first["msg"].removeprefix("Value error, ")
@@ -319,8 +391,7 @@ def _first_complaint(error: ValidationError) -> str:
     return f"{key}={first['input']!r}: {message[0].lower()}{message[1:]}"
 
 
-def _known_keys(location: tuple[str | int, ...]) -> str:
-    part: type[BaseModel] = Recipe
+def _known_keys(location: tuple[str | int, ...], part: type[BaseModel]) -> str:
     for key in location[:-1]:
         inner = part.model_fields[str(key)].annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):

@@ -64,7 +64,11 @@ class Layer(Count):
 
 @dataclass(frozen=True)
 class Cost:
-    """What a level costs: FLOPs of one forward pass, bytes of the weights; `sparse` counts live ones only."""
+    """What a level costs: FLOPs of one forward pass, bytes of the weights; `sparse` counts live ones only.
+
+    `find_flops` is what finding the level's masks took in all, `train_flops` what training from them did, forward and
+    backward; the `live` ones count live weights only. None in levels of before these were kept.
+    """
 
     parameters: int
     alive_parameters: int
@@ -72,15 +76,23 @@ class Cost:
     flops_sparse: float
     bytes_dense: int
     bytes_sparse: int
+    find_flops: float | None = None
+    find_live_flops: float | None = None
+    train_flops: float | None = None
+    train_live_flops: float | None = None
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall-clock seconds of one level, and how many training images they went into."""
+    """Wall-clock seconds of one level, and how many training images they went into.
+
+    `find_seconds`: of finding its masks, `train_seconds`: of training from them.
+    """
 
     train_seconds: float
     evaluate_seconds: float
     images: int
+    find_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -345,19 +357,19 @@ def write_csv(run: Run) -> Path:
             row |= {key: metric.value, f"{key}_samples": metric.samples}
         rows.append(row)
     heads += [head for key in keys for head in (key, f"{key}_samples")]
-    replace_file(run.folder / "results.csv", _to_csv(heads, rows))
+    replace_file(run.folder / "results.csv", to_csv(heads, rows))
 
-    clocks = ["train_seconds", "evaluate_seconds", "images"]
+    clocks = ["find_seconds", "train_seconds", "evaluate_seconds", "images"]
     timed = [
         {head: getattr(r, head) for head in place} | {clock: getattr(r.timing, clock) for clock in clocks}
         for r in run.levels
         if r.timing is not None
     ]
-    replace_file(run.folder / "timings.csv", _to_csv(place + clocks, timed))
+    replace_file(run.folder / "timings.csv", to_csv(place + clocks, timed))
     return run.folder / "results.csv"
 
 
-def _to_csv(heads: list[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
+def to_csv(heads: list[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(heads)

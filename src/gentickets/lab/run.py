@@ -19,17 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from gentickets import __version__
 from gentickets.data import ImageSet, load
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab import folder as disk
 from gentickets.lab.evaluation import Judge
+from gentickets.lab.level_files import metrics_json
 from gentickets.lab.plan import Plan, fit, measure
 from gentickets.lab.recipe import DataPart, Recipe, make_recipe
 from gentickets.lab.results import read_run, write_csv
-from gentickets.lab.seedrun import Event, SeedRun, build_model, judged_model, make_fabric, metrics_json
+from gentickets.lab.seedrun import SeedRun, build_model
+from gentickets.lab.trainer import Event, make_fabric
 from gentickets.naming import components_of
 from gentickets.training import threads_for
 
@@ -371,8 +372,8 @@ def evaluate_again(folder: Path, samples: int | None, features: str | None, weig
             place = seed_run.folder / disk.level_name(index, arm)
             metrics = disk.read_metrics(place)
             if metrics["status"] == "complete":
-                model: nn.Module = judged_model(seed_run, index, arm)
-                metrics |= {"metrics": metrics_json(judge.measure(model)), "primary": judge.primary}
+                measured = judge.measure(seed_run.judged(index, arm))
+                metrics |= {"metrics": metrics_json(measured), "primary": judge.primary}
                 disk.write_json(place / "metrics.json", metrics)
             tell(Event(seed, place.name, done, len(levels)))
         write_csv(read_run(folder))

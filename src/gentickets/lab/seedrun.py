@@ -2,53 +2,31 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 
 from gentickets import models
-from gentickets.data import Batches, ImageSet
-from gentickets.errors import Disconnected, Diverged, GenticketsError
+from gentickets.data import ImageSet
+from gentickets.errors import Disconnected, GenticketsError
+from gentickets.lab import early, methods
 from gentickets.lab import folder as disk
-from gentickets.lab import methods
 from gentickets.lab.evaluation import Judge
-from gentickets.lab.recipe import Recipe
+from gentickets.lab.level_files import Made, read_price, with_stored_averages, write_level, write_untrained
+from gentickets.lab.recipe import AT_INIT, Recipe
+from gentickets.lab.trainer import Event, Price, Trainer
 from gentickets.liveness import check_connected
 from gentickets.masks import Masks
-from gentickets.metrics import Cost, cost
-from gentickets.naming import clone, named_state
+from gentickets.naming import named_state
 from gentickets.search import Level, random_mask_control, redrawn_weights_control
 from gentickets.search.levels import Retrain, retrain_span
 from gentickets.ticket import Ticket
-from gentickets.training import Checkpoint, Curve, Progress, Trained, derived_seed, train, with_averages
+from gentickets.training import derived_seed
 
 CONTROLS = ("random_mask", "redrawn_weights")
-
-
-@dataclass(frozen=True)
-class Event:
-    """What a seed tells while it works: which stage, the step in it, and how many steps of all are behind it."""
-
-    seed: int
-    stage: str
-    done: int
-    total: int
-    progress: Progress | None = None
-
-
-@dataclass
-class Outcome:
-    """How a level's training went."""
-
-    status: str = "complete"
-    reason: str | None = None
-    trained: Trained = field(default_factory=lambda: Trained(nn.Module(), 0, 0.0))
 
 
 def build_model(recipe: Recipe, images: ImageSet, seed: int, draw: int = 0) -> nn.Module:
@@ -85,22 +63,10 @@ class SeedRun:
         self.recipe, self.seed, self.images, self.judge = recipe, seed, images, judge
         self.folder = folder / f"seed-{seed}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.tell, self.stop = tell, stop
-        self.settings = recipe.training.settings(seed)
-        self.span = retrain_span(recipe.search.retrain, self.settings.steps, recipe.search.rewind_step)
-        self.objective = recipe.build_objective()
-        self.fabric = make_fabric(recipe)
-        self.batches = Batches(
-            images,
-            recipe.training.batch_size * self.objective.batches_per_step,
-            seed=seed,
-            flip=recipe.data.flip,
-            device=self.fabric.device,
-        )
-        self.total = steps_of_seed(recipe)
-        self._done = 0
-        self._stage, self._partial, self._draw = "", self.folder, 0
-        self._outcome = Outcome()
+        self.search, self.steps = recipe.search, recipe.training.steps
+        self.trainer = Trainer(recipe, seed, images, steps_of_seed(recipe), tell, stop)
+        self.span = retrain_span(self.search.retrain, self.steps, self.search.rewind_step)
+        self._draw = 0
 
     # -- one training by itself ---------------------------------------------------------------------------
 
@@ -110,9 +76,9 @@ class SeedRun:
         if not place.exists():
             model = build_model(self.recipe, self.images, self.seed)
             start = ticket.origin.get("rewind_step", 0) if ticket is not None else 0
-            if not isinstance(start, int) or not 0 <= start < self.settings.steps:
+            if not isinstance(start, int) or not 0 <= start < self.steps:
                 raise GenticketsError(
-                    f"the ticket rewinds to step {start}, which is not before training.steps={self.settings.steps}"
+                    f"the ticket rewinds to step {start}, which is not before training.steps={self.steps}"
                 )
             ticket = ticket or Ticket(Masks.dense(model), model, {"recipe": self.recipe.name, "seed": self.seed})
             ticket.install(model)
@@ -120,10 +86,10 @@ class SeedRun:
             with disk.building(place) as partial:
                 self._enter(place.name, partial, draw=0)
                 retrain: Retrain = "fine-tune" if ticket.origin.get("retrain") == "fine-tune" else "rewind"
-                span = retrain_span(retrain, self.settings.steps, start)
-                self.total = span[1] - span[0]
+                span = retrain_span(retrain, self.steps, start)
+                self.trainer.total = span[1] - span[0]
                 self._train(model, ticket.masks, *span)
-                self._finish(partial, int(ticket.origin.get("level", 0)), "ticket", model, ticket, span)
+                self._finish(Made(self.seed, _level_of(ticket), "ticket", ticket, model, ticket.masks, span))
         return disk.read_metrics(place)
 
     # -- the chain ----------------------------------------------------------------------------------------
@@ -139,47 +105,69 @@ class SeedRun:
 
     def _chain(self) -> int:
         """Runs the ticket levels; returns the last that there is."""
-        rounds = self.recipe.search.rounds
-        complete = [n for n in range(rounds + 1) if (self.folder / disk.level_name(n)).exists()]
+        rounds = self.search.rounds
+        complete = [n for n in range(rounds + 1) if self._place(n).exists()]
         last = len(complete) - 1
         if complete != list(range(last + 1)):
             raise GenticketsError(f"{self.folder} lacks {disk.level_name(last + 1)} but has later levels: use --fresh")
         for index in complete:
-            self._done += self._steps_of("ticket", index)
+            self.trainer.done += self._steps_of("ticket", index)
         if last >= 0 and self._ended_at(last):
             return last
         levels = self._search(last)
         for index in range(last + 1, rounds + 1):
-            place = self.folder / disk.level_name(index)
-            with disk.building(place) as partial:
-                self._enter(place.name, partial, index)
-                level: Level | None = None
-                try:
-                    level = next(levels)
-                except Disconnected as error:
-                    self._write_disconnected(partial, index, "ticket", error.ticket, str(error))
-                else:
-                    span = self.span if index else (0, self.settings.steps)
-                    self._finish(partial, index, "ticket", level.model, level.ticket, span)
-            if level is None or self._ended_at(index):
+            if index and self.search.method == "early-bird":
+                self._early_level(index)
+            else:
+                self._searched_level(index, levels)
+            if self._ended_at(index):
                 return index
         return rounds
 
+    def _searched_level(self, index: int, levels: Iterator[Level]) -> None:
+        """The next level of the recipe's search."""
+        with disk.building(self._place(index)) as partial:
+            self._enter(self._place(index).name, partial, index)
+            self.trainer.outcome.find = self._found_before(index)
+            try:
+                level = next(levels)
+            except Disconnected as error:
+                self._finish_untrained(index, "ticket", error.ticket, str(error))
+            else:
+                span = self.span if index else (0, self.steps)
+                self._finish(Made(self.seed, index, "ticket", level.ticket, level.model, level.masks, span))
+
+    def _found_before(self, index: int) -> Price:
+        """What was trained for the sake of a level's masks before it was begun."""
+        if index == 0 or self.search.method in AT_INIT:
+            return Price()
+        if self.search.method == "one-shot":
+            return read_price(self._place(0), "train")
+        before = self._place(index - 1)
+        return read_price(before, "find") + read_price(before, "train")
+
     def _search(self, last: int) -> Iterator[Level]:
         """The recipe's search, to go on after level `last` (-1: from the start)."""
-        probe = self.judge.held_out.images(range(2))
         model = build_model(self.recipe, self.images, self.seed)
         means = methods.Means(
             make_model=self._make_model,
             train=self._train,
-            steps=self.settings.steps,
-            objective=self.objective,
-            batches=self.batches,
-            example_inputs=self.objective.example_inputs(model, probe),
-            origin={"recipe": self.recipe.name, "seed": self.seed, "data": self.images.fingerprint},
+            steps=self.steps,
+            objective=self.trainer.objective,
+            batches=self.trainer.batches,
+            example_inputs=self._example_inputs(model),
+            origin=self._origin,
             seed=self.seed,
+            account=self._account_scoring,
         )
-        return methods.levels(self.recipe.search, means, last, self.load_level)
+        return methods.levels(self.search, means, last, self.load_level)
+
+    def _account_scoring(self, seconds: float, flops: float) -> None:
+        self.trainer.outcome.find += Price(seconds, flops, flops)
+
+    @property
+    def _origin(self) -> dict[str, Any]:
+        return {"recipe": self.recipe.name, "seed": self.seed, "data": self.images.fingerprint}
 
     def _make_model(self) -> nn.Module:
         """Draw 0 is the seed's own model; a component that starts fresh at a level takes that level's draw."""
@@ -187,160 +175,151 @@ class SeedRun:
 
     def load_level(self, index: int, arm: str = "ticket") -> Level:
         """A complete level, read back: its ticket, and its model as trained."""
-        place = self.folder / disk.level_name(index, arm)
+        place = self._place(index, arm)
         ticket = Ticket.load(place / "ticket.safetensors")
-        model = build_model(self.recipe, self.images, self.seed)
-        Ticket(ticket.masks, disk.load_weights(place / "trained.safetensors")).install(model)
+        model, masks = self._network(ticket, index)
+        Ticket(masks, disk.load_weights(place / "trained.safetensors")).install(model)
         return Level(index, ticket.masks, model, ticket)
+
+    def judged(self, index: int, arm: str) -> nn.Module:
+        """The model of a complete level as it is judged."""
+        return with_stored_averages(self.load_level(index, arm).model, self._place(index, arm))
+
+    def _network(self, ticket: Ticket, index: int) -> tuple[nn.Module, Masks]:
+        """The network that a level trains from its ticket, and the masks that it is held to."""
+        model = build_model(self.recipe, self.images, self.seed)
+        if index and self.search.granularity == "channel":
+            small, masks, _ = early.smaller(ticket, model, self.search, self._example_inputs(model))
+            return small, masks
+        return model, ticket.masks
+
+    def _place(self, index: int, arm: str = "ticket") -> Path:
+        return self.folder / disk.level_name(index, arm)
 
     def _ended_at(self, index: int) -> bool:
         """Whether the chain goes no further than this complete level."""
-        status = disk.read_metrics(self.folder / disk.level_name(index))["status"]
+        status = disk.read_metrics(self._place(index))["status"]
         return status == "disconnected" or (status == "diverged" and self.recipe.on_failure == "stop")
 
     # -- training -----------------------------------------------------------------------------------------
 
     def _enter(self, stage: str, partial: Path, draw: int) -> None:
-        self._stage, self._partial, self._draw, self._outcome = stage, partial, draw, Outcome()
+        self._draw = draw
+        self.trainer.enter(stage, partial)
 
     def _train(self, model: nn.Module, masks: Masks, start_step: int, end_step: int) -> None:
-        """The `train` that the searches call: checkpointed, with the rewind point kept on disk."""
+        """The `train` that the searches call, with the rewind point kept on disk."""
         rewind = self.folder / "rewind.safetensors"
-        to_rewind = end_step == self.recipe.search.rewind_step
+        to_rewind = end_step == self.search.rewind_step
         if to_rewind and rewind.exists():
             Ticket(masks, disk.load_weights(rewind)).install(model)
-            self._done += end_step - start_step
-            self._outcome.trained.images += (end_step - start_step) * self.batches.batch_size
+            self.trainer.take_over(end_step - start_step, self._rewind_price())
             return
-        key = f"{self._stage} {start_step}-{end_step} {masks.fingerprint}"
-        before = {name: tensor.detach().clone() for name, tensor in named_state(model).items()}
-        try:
-            trained = train(
-                model,
-                self.objective,
-                self.batches,
-                self.settings,
-                masks=masks,
-                start_step=start_step,
-                end_step=end_step,
-                checkpoint=Checkpoint(self._partial / disk.CHECKPOINT, key, self.recipe.training.checkpoint_seconds),
-                curve=Curve(self._partial / "curve.jsonl"),
-                on_progress=lambda progress: self._tell(progress, start_step),
-                stop=self.stop,
-                fabric=self.fabric,
-            )
-            so_far = self._outcome.trained  # the dense model is trained in two calls
-            seconds = so_far.seconds + trained.seconds
-            self._outcome.trained = Trained(trained.averaged, so_far.images + trained.images, seconds)
-        except Diverged as error:
-            self._outcome.status, self._outcome.reason = "diverged", str(error)
-            _restore_if_broken(model, before)
-        model.cpu()
-        self._done += end_step - start_step
+        trained = self.trainer.train(model, masks, start_step, end_step)
         # Not after a divergence: a resumed run must come upon it, and record it, again.
-        if to_rewind and self._outcome.status == "complete":
+        if to_rewind and trained is not None and self.trainer.outcome.status == "complete":
+            price = self.trainer.outcome.train
+            disk.write_json(self.folder / "rewind.json", [price.seconds, price.flops, price.live_flops])
             disk.save_weights(rewind, named_state(model))
 
-    def _tell(self, progress: Progress, start_step: int) -> None:
-        self.tell(Event(self.seed, self._stage, self._done + progress.step - start_step, self.total, progress))
+    def _rewind_price(self) -> Price:
+        path = self.folder / "rewind.json"
+        return Price(*disk.read_json(path)) if path.exists() else Price()
+
+    # -- early birds --------------------------------------------------------------------------------------
+
+    def _early_level(self, index: int) -> None:
+        """One early-bird level: dense until its mask has settled, then the smaller network to the end."""
+        with disk.building(self._place(index)) as partial:
+            self._enter(self._place(index).name, partial, draw=0)
+            model = self._make_model()
+            inputs = self._example_inputs(model)
+            settled = early.find_ticket(self.trainer, model, self.search, index, inputs, self._origin)
+            if settled is None:
+                ticket = Ticket(Masks.dense(model), model, self._origin)
+                self._finish(Made(self.seed, index, "ticket", ticket, model, ticket.masks, (0, self.steps)))
+            else:
+                self._train_settled(index, "ticket", settled)
+
+    def _train_settled(self, index: int, arm: str, settled: early.Settled) -> None:
+        ticket, model = settled.ticket, build_model(self.recipe, self.images, self.seed)
+        ticket.install(model)
+        inputs = self._example_inputs(model)
+        try:
+            check_connected(model, ticket.masks, inputs)
+        except Disconnected as error:
+            self._finish_untrained(index, arm, ticket, str(error))
+            return
+        small, masks = early.train_on(self.trainer, settled, model, self.search, inputs)
+        self._finish(Made(self.seed, index, arm, ticket, small, masks, (settled.step, self.steps)))
+
+    def _early_control(self, index: int, arm: str) -> None:
+        """A control of an early-bird level: random channels from where it settled, or its own ones drawn anew."""
+        settled = early.read_settled(self._place(index))
+        model = build_model(self.recipe, self.images, self.seed)
+        inputs = self._example_inputs(model)
+        if arm == "random_mask":
+            seed = derived_seed(self.seed, 1, index)
+            ticket = early.random_ticket(settled, model, self.search, index, seed, inputs)
+            self._train_settled(index, arm, early.replaced(settled, ticket))
+            return
+        origin = {**settled.ticket.origin, "rewind_step": 0, "control": "redrawn_weights"}
+        ticket = Ticket(settled.ticket.masks, self._make_model(), origin)
+        small, masks, _ = early.smaller(ticket, model, self.search, inputs)
+        self._train(small, masks, 0, self.steps)
+        self._finish(Made(self.seed, index, arm, ticket, small, masks, (0, self.steps)))
 
     # -- controls -----------------------------------------------------------------------------------------
 
     def _control(self, index: int, arm: str) -> None:
-        place = self.folder / disk.level_name(index, arm)
+        place = self._place(index, arm)
         if place.exists():
-            self._done += self._steps_of(arm, index)
+            self.trainer.done += self._steps_of(arm, index)
             return
-        if disk.read_metrics(self.folder / disk.level_name(index))["status"] == "disconnected":
+        status = disk.read_metrics(self._place(index))["status"]
+        with_ticket = (self._place(index) / early.STATE).exists()
+        if status == "disconnected" or (self.search.method == "early-bird" and not with_ticket):
             return
-        level = self.load_level(index)
         with disk.building(place) as partial:
             self._enter(place.name, partial, draw=1000 + index)
+            self.trainer.outcome.find = read_price(self._place(index), "find")
+            if self.search.method == "early-bird":
+                self._early_control(index, arm)
+                return
+            level = self.load_level(index)
             if arm == "random_mask":
                 ticket, span = random_mask_control(level, derived_seed(self.seed, 1, index)), self.span
             else:
-                ticket, span = redrawn_weights_control(level, self._make_model), (0, self.settings.steps)
+                ticket, span = redrawn_weights_control(level, self._make_model), (0, self.steps)
             model = ticket.install(level.model)
             try:
                 check_connected(model, ticket.masks, self._example_inputs(model))
             except Disconnected as error:
-                self._write_disconnected(partial, index, arm, ticket, str(error))
+                self._finish_untrained(index, arm, ticket, str(error))
                 return
             self._train(model, ticket.masks, *span)
-            self._finish(partial, index, arm, model, ticket, span)
+            self._finish(Made(self.seed, index, arm, ticket, model, ticket.masks, span))
 
     # -- what is written ----------------------------------------------------------------------------------
 
-    def _finish(
-        self, partial: Path, index: int, arm: str, model: nn.Module, ticket: Ticket, span: tuple[int, int]
-    ) -> None:
-        """Judges a trained level and writes its folder's files."""
-        outcome = self._outcome
-        ticket.masks.audit(model)
-        ticket.save(partial / "ticket.safetensors")
-        disk.save_weights(partial / "trained.safetensors", named_state(model))
-        averages = dict(outcome.trained.averaged.named_children())
-        if averages:
-            disk.save_weights(partial / "averaged.safetensors", named_state(outcome.trained.averaged.cpu()))
-        begun = time.perf_counter()
-        measured = []
-        if outcome.status == "complete":
-            judged = with_averages(model, outcome.trained.averaged)
-            measured = self.judge.measure(judged)
-            self.judge.picture(judged, partial)
-        price = cost(model.cpu(), self._example_inputs(model), ticket.masks)
-        disk.write_json(
-            partial / "metrics.json",
-            {
-                **level_facts(self.seed, index, arm, ticket.masks),
-                "status": outcome.status,
-                "reason": outcome.reason,
-                "primary": self.judge.primary,
-                "metrics": metrics_json(measured),
-                "cost": cost_json(price),
-                "start_step": span[0],
-                "end_step": span[1],
-            },
-        )
-        seconds = {"train_seconds": outcome.trained.seconds, "evaluate_seconds": time.perf_counter() - begun}
-        disk.write_json(partial / "timing.json", {**seconds, "images": outcome.trained.images})
+    def _finish(self, made: Made) -> None:
+        trainer = self.trainer
+        write_level(trainer.folder, made, trainer.outcome, self.judge, self._example_inputs(made.model))
 
-    def _write_disconnected(self, partial: Path, index: int, arm: str, ticket: Ticket | None, reason: str) -> None:
-        """A level that was not trained: its ticket, and why."""
+    def _finish_untrained(self, index: int, arm: str, ticket: Ticket | None, reason: str) -> None:
         assert ticket is not None
-        ticket.save(partial / "ticket.safetensors")
-        disk.write_json(
-            partial / "metrics.json",
-            {
-                **level_facts(self.seed, index, arm, ticket.masks),
-                "status": "disconnected",
-                "reason": reason,
-                "primary": self.judge.primary,
-                "metrics": {},
-                "cost": None,
-                "start_step": 0,
-                "end_step": 0,
-            },
-        )
-        disk.write_json(partial / "timing.json", {"train_seconds": 0.0, "evaluate_seconds": 0.0, "images": 0})
+        find = self.trainer.outcome.find
+        write_untrained(self.trainer.folder, self.seed, index, arm, ticket, self.judge.primary, reason, find)
 
     def _example_inputs(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        return self.objective.example_inputs(model.eval(), self.judge.held_out.images(range(2)))
+        return self.trainer.objective.example_inputs(model.eval(), self.judge.held_out.images(range(2)))
 
     def _steps_of(self, arm: str, level: int) -> int:
-        steps = self.settings.steps
-        return steps if level == 0 or arm == "redrawn_weights" else steps - self.recipe.search.rewind_step
+        return self.steps if level == 0 or arm == "redrawn_weights" else self.steps - self.search.rewind_step
 
 
-def make_fabric(recipe: Recipe) -> Fabric:
-    """One device, in the recipe's precision. Raises `GenticketsError` where the machine lacks it."""
-    training = recipe.training
-    accelerator = training.accelerator
-    if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    if accelerator == "cuda" and not torch.cuda.is_available():
-        raise GenticketsError("training.accelerator=cuda: no CUDA device here; take cpu, or auto")
-    return Fabric(accelerator=accelerator, devices=1, precision=training.precision)
+def _level_of(ticket: Ticket) -> int:
+    return int(ticket.origin.get("level", 0))
 
 
 def steps_of_seed(recipe: Recipe) -> int:
@@ -350,54 +329,3 @@ def steps_of_seed(recipe: Recipe) -> int:
     at = len(recipe.controls.chosen(rounds))
     retrained = rounds + (at if recipe.controls.random_mask else 0)
     return steps + retrained * (steps - rewind_step) + (at * steps if recipe.controls.redrawn_weights else 0)
-
-
-def level_facts(seed: int, index: int, arm: str, masks: Masks) -> dict[str, Any]:
-    """What a level's masks say of themselves, for metrics.json."""
-    counts = masks.counts()
-    layers = {
-        name: {"alive": counts[name], "total": masks[name].numel(), "shape": list(shape)}
-        for name, shape in masks.shapes.items()
-    }
-    components = {name: masks.select(name) for name in masks.components}
-    return {
-        "seed": seed,
-        "level": index,
-        "arm": arm,
-        "sparsity": masks.sparsity,
-        "alive": masks.alive,
-        "total": masks.total,
-        "components": {name: {"alive": part.alive, "total": part.total} for name, part in components.items()},
-        "layers": layers,
-    }
-
-
-def metrics_json(measured: list[Any]) -> dict[str, Any]:
-    return {m.key: {k: v for k, v in asdict(m).items() if k != "key"} for m in measured}
-
-
-def cost_json(price: Cost) -> dict[str, Any]:
-    names = ("parameters", "alive_parameters", "flops_dense", "flops_sparse", "bytes_dense", "bytes_sparse")
-    return {name: getattr(price, name) for name in names}
-
-
-@torch.no_grad()
-def _restore_if_broken(model: nn.Module, before: Mapping[str, torch.Tensor]) -> None:
-    """After a divergence: weights that are not finite go back to what this training started from."""
-    state = named_state(model)
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
-        for name, tensor in before.items():
-            state[name].copy_(tensor)
-
-
-def judged_model(seed_run: SeedRun, index: int, arm: str) -> nn.Module:
-    """The model of a complete level as it is judged: as trained, with its averages where there are some."""
-    level = seed_run.load_level(index, arm)
-    path = seed_run.folder / disk.level_name(index, arm) / "averaged.safetensors"
-    model = clone(level.model)
-    if path.exists():
-        state = named_state(model)
-        with torch.no_grad():
-            for name, tensor in disk.load_weights(path).items():
-                state[name].copy_(tensor)
-    return model

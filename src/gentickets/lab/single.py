@@ -13,7 +13,8 @@ from gentickets.errors import RecipeError
 from gentickets.lab import folder as disk
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.run import check_buildable, load_data, make_judge, stopping, threads_of
-from gentickets.lab.seedrun import Event, SeedRun, build_model
+from gentickets.lab.seedrun import SeedRun, build_model
+from gentickets.lab.trainer import Event
 from gentickets.ticket import Ticket
 
 

@@ -85,6 +85,26 @@ class Verdict:
         return self.summary.get(("ticket", 0))
 
 
+def within(arm: Summary | None, dense: Summary | None, allowance: float | None, lower_is_better: bool) -> bool:
+    """Whether the mean of `arm` is worse than the dense one by no more than `allowance`; every seed must be there."""
+    if arm is None or arm.mean is None or not arm.complete or allowance is None:
+        return False
+    if dense is None or dense.mean is None or not dense.complete:
+        return False
+    worse_by = arm.mean - dense.mean if lower_is_better else dense.mean - arm.mean
+    return not _exceeds(worse_by, allowance, dense.mean)
+
+
+def spread_of(dense: Summary | None) -> float | None:
+    """What a match allows: the dense model's sample standard deviation, None for one seed."""
+    return dense.deviation if dense else None
+
+
+def share_of(dense: Summary | None) -> float | None:
+    """What the relaxed form of a match allows: `RELAXED` of the dense mean."""
+    return RELAXED * abs(dense.mean) if dense and dense.mean is not None else None
+
+
 def judge(run: Run) -> Verdict:
     """The verdict on a run, by its primary metric."""
     return _Judge(run).verdict()
@@ -149,17 +169,10 @@ class _Judge:
         return one - other if self.lower_is_better else other - one
 
     def within_spread(self, arm: Summary | None) -> bool:
-        return self._within(arm, self.dense.deviation if self.dense else None)
+        return within(arm, self.dense, spread_of(self.dense), self.lower_is_better)
 
     def relaxed(self, arm: Summary | None) -> bool:
-        return self._within(arm, RELAXED * abs(self.dense.mean) if self.dense and self.dense.mean is not None else None)
-
-    def _within(self, arm: Summary | None, allowance: float | None) -> bool:
-        if arm is None or arm.mean is None or not arm.complete or allowance is None:
-            return False
-        if self.dense is None or self.dense.mean is None or not self.dense.complete:
-            return False
-        return not _exceeds(self.worse_by(arm.mean, self.dense.mean), allowance, self.dense.mean)
+        return within(arm, self.dense, share_of(self.dense), self.lower_is_better)
 
     def _up_to(self, rule: Callable[[Summary | None], bool]) -> int | None:
         """The last level before the first that fails the rule."""

@@ -1,22 +1,38 @@
-"""What is measured: distances between image distributions, reconstruction, and cost."""
+"""What is measured: distances between image distributions, what classifiers see, reconstruction, and cost."""
 
-from gentickets.metrics.cost import Cost, TrainingFlops, cost, training_flops
-from gentickets.metrics.features import FeatureExtractor, classifier_features
-from gentickets.metrics.frechet import RealStatistics, distances
+from gentickets.metrics.classifier import Classifier, classifier_features, has_classes
+from gentickets.metrics.cost import Cost, cost
+from gentickets.metrics.downstream import class_score, downstream_accuracy
+from gentickets.metrics.features import FeatureExtractor
+from gentickets.metrics.frechet import Gaussian, frechet_distance
 from gentickets.metrics.inception import inception_features
+from gentickets.metrics.kernel import kernel_distance
+from gentickets.metrics.manifold import Coverage, K, manifold_coverage
 from gentickets.metrics.measurement import Measurement
 from gentickets.metrics.reconstruction import reconstruction_mse
+from gentickets.metrics.sampling import COVERAGE, SAMPLE_METRICS, sample_metrics
+from gentickets.metrics.statistics import FeatureStatistics
 
 __all__ = [
+    "COVERAGE",
+    "SAMPLE_METRICS",
+    "Classifier",
     "Cost",
+    "Coverage",
     "FeatureExtractor",
+    "FeatureStatistics",
+    "Gaussian",
+    "K",
     "Measurement",
-    "RealStatistics",
-    "TrainingFlops",
+    "class_score",
     "classifier_features",
     "cost",
-    "distances",
+    "downstream_accuracy",
+    "frechet_distance",
+    "has_classes",
     "inception_features",
+    "kernel_distance",
+    "manifold_coverage",
     "reconstruction_mse",
-    "training_flops",
+    "sample_metrics",
 ]

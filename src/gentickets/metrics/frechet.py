@@ -1,156 +1,109 @@
-"""The Fréchet distance and the kernel distance between real and generated images, in any features."""
+"""The Fréchet distance between Gaussians (Heusel et al. 2017), from streams of features, in float64.
+
+‖μ₁ − μ₂‖² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁Σ₂)^½. With Σ = R Rᵀ for any root R, the last trace is the sum of the singular
+values of R₁ᵀR₂: no square root of a matrix is needed, and the root may have as few columns as there are images.
+"""
 
 from __future__ import annotations
 
-import math
-import os
-import warnings
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gentickets.data import ImageSet
-from gentickets.data.cache import cache_folder, content_key, writing
-from gentickets.errors import DataError
-from gentickets.metrics.features import FeatureExtractor, seeded
-from gentickets.metrics.inception import InceptionFeatures
-from gentickets.metrics.measurement import Measurement
-
-_FORMAT = 1
+_EPSILON = torch.finfo(torch.float64).eps
 
 
 @dataclass(frozen=True, eq=False)
-class RealStatistics:
-    """The features of real images, float32 (n, features), and the key of the extractor that they are of."""
+class Gaussian:
+    """The Gaussian with the mean and covariance of `count` images' features, float64.
 
-    features: Tensor
-    extractor_key: str
-
-    @classmethod
-    def of(
-        cls,
-        extractor: FeatureExtractor,
-        images: ImageSet,
-        count: int | None = None,
-        cache: str | os.PathLike[str] | None = None,
-        batch_size: int = 256,
-    ) -> RealStatistics:
-        """Those of `images`, or of `count` of them drawn by a fixed seed; from the cache if it has them."""
-        if count is not None and count < len(images):
-            images = images.subset(count, seed=0)
-        parts = {
-            "format": _FORMAT,
-            "data": images.fingerprint,
-            "extractor": extractor.key,
-            "weights": extractor.weights_hash,
-            "count": len(images),
-        }
-        path = cache_folder(cache) / "features" / f"real-{content_key(parts)}.safetensors"
-        features = _read(path, (len(images), extractor.num_features))
-        if features is None:
-            starts = range(0, len(images), batch_size)
-            features, _ = _features(extractor, (images.images(slice(s, s + batch_size)) for s in starts))
-            with writing(path) as file:
-                file.write(safetensors.torch.save({"features": features}))
-        return cls(features, extractor.key)
-
-
-def distances(
-    extractor: FeatureExtractor,
-    real: RealStatistics,
-    fake: Tensor | Iterable[Tensor] | Callable[[], Iterable[Tensor]],
-    *,
-    subsets: int = 50,
-    subset_size: int = 1000,
-    seed: int = 0,
-) -> list[Measurement]:
-    """`frechet` and `kid` of generated images against real ones. The same for the same input; no global RNG.
-
-    `fake`: batches (n, channels, height, width) in [-1, 1] (what lies beyond is clamped, as saving would), or
-    a function that gives them. KID is the mean over `subsets` random subsets of `subset_size` (or of fewer,
-    where there are fewer images). Both are NaN where any value is not finite.
-
-    Raises `DataError` where `real` is of another extractor, or either side has fewer than two images.
+    `mean` is (features,), `root` (features, columns) with `root @ root.T` the unbiased covariance.
     """
-    if real.extractor_key != extractor.key:
-        raise DataError(
-            f"real statistics are of {real.extractor_key!r}, and not of {extractor.key!r}: compute them anew"
-        )
-    batches = fake() if callable(fake) else fake
-    features, finite = _features(extractor, [batches] if isinstance(batches, Tensor) else batches)
-    samples = len(features)
-    if min(samples, len(real.features)) < 2:
-        raise DataError(f"{samples} generated and {len(real.features)} real images: two or more of each")
-    frechet, kid = math.nan, math.nan
-    if finite and real.features.isfinite().all():
-        frechet = _frechet(real.features.double(), features.double())
-        size = min(subset_size, samples, len(real.features))
-        kid = _kernel(real.features.double(), features.double(), subsets, size, seed)
-    is_fid = isinstance(extractor, InceptionFeatures)
-    return [
-        Measurement("frechet", "FID" if is_fid else f"Fréchet distance, {extractor.name}", frechet, samples),
-        Measurement("kid", "KID" if is_fid else f"KID, {extractor.name}", kid, samples),
-    ]
+
+    mean: Tensor
+    root: Tensor
+    count: int
 
 
-@torch.no_grad()
-def _features(extractor: FeatureExtractor, batches: Iterable[Tensor]) -> tuple[Tensor, bool]:
-    """(float32 (n, features) on the CPU, whether images and features are all finite)."""
-    found, finite = [torch.empty(0, extractor.num_features)], True
-    for batch in _small(batches):
-        batch = batch.detach().to(extractor.device, torch.float32)
-        features = extractor(batch.clamp(-1.0, 1.0)).cpu()
-        finite = finite and bool(batch.isfinite().all()) and bool(features.isfinite().all())
-        found.append(features)
-    return torch.cat(found), finite
+def frechet_distance(one: Gaussian, other: Gaussian) -> float:
+    """The distance, 0 or more. Both Gaussians are over the same number of features."""
+    apart = (one.mean - other.mean).square().sum()
+    spreads = one.root.square().sum() + other.root.square().sum()
+    between = _sum_of_singular_values(one.root.T @ other.root)
+    # Rounding can leave the distance of equal sets a hair below zero.
+    return max(0.0, float(apart + spreads - 2 * between))
 
 
-def _small(batches: Iterable[Tensor], most: int = 256) -> Iterator[Tensor]:
-    for batch in batches:
-        yield from batch.split(most)
-
-
-class _PassThrough(nn.Module):
-    """Hands torchmetrics the features that were computed already, once for both of its metrics."""
+class Moments:
+    """Gathers a Gaussian from batches of features, and holds never more than the covariance's size."""
 
     def __init__(self, num_features: int):
-        super().__init__()
-        self.num_features = num_features
+        self.count = 0
+        self._size = num_features
+        self._held: list[Tensor] = []  # as they came, while there are no more of them than features
+        self._folded = 0
+        self._mean = torch.zeros(num_features, dtype=torch.float64)
+        self._scatter = torch.zeros(0, 0, dtype=torch.float64)
 
-    def forward(self, features: Tensor) -> Tensor:
-        return features
+    def add(self, features: Tensor) -> None:
+        """One batch, (n, features)."""
+        self._held.append(features.double())
+        self.count += len(features)
+        if self.count > self._size:
+            self._fold(torch.cat(self._held))
+            self._held = []
+
+    def _fold(self, features: Tensor) -> None:
+        """The pairwise update of mean and scatter (Chan et al. 1979): no large sums are subtracted."""
+        if not self._folded:
+            self._scatter = torch.zeros(self._size, self._size, dtype=torch.float64)
+        mean, total = features.mean(0), self._folded + len(features)
+        centred, shift = features - mean, mean - self._mean
+        self._scatter.addmm_(centred.T, centred)
+        self._scatter.addr_(shift, shift, alpha=self._folded * len(features) / total)
+        self._mean += shift * (len(features) / total)
+        self._folded = total
+
+    def gaussian(self) -> Gaussian:
+        """The Gaussian of all that was added: two images or more, finite."""
+        if self._folded:
+            return Gaussian(self._mean, _root(self._scatter / (self.count - 1)), self.count)
+        features = torch.cat(self._held)
+        mean = features.mean(0)
+        return Gaussian(mean, _contrasts(features - mean).T / (self.count - 1) ** 0.5, self.count)
 
 
-def _frechet(real: Tensor, fake: Tensor) -> float:
-    from torchmetrics.image.fid import FrechetInceptionDistance
+def _contrasts(centred: Tensor) -> Tensor:
+    """n - 1 rows with the scatter of n rows whose sum is zero.
 
-    metric = FrechetInceptionDistance(feature=_PassThrough(real.shape[1]), reset_real_features=False)
-    metric.update(real, real=True)
-    metric.update(fake, real=False)
-    # Rounding can leave the distance of equal sets a hair below zero.
-    return max(0.0, float(metric.compute()))
-
-
-def _kernel(real: Tensor, fake: Tensor, subsets: int, subset_size: int, seed: int) -> float:
-    from torchmetrics.image.kid import KernelInceptionDistance
-
-    with warnings.catch_warnings(), seeded(seed):
-        warnings.filterwarnings("ignore", message=".*save all extracted features.*")
-        metric = KernelInceptionDistance(_PassThrough(real.shape[1]), subsets=subsets, subset_size=subset_size)
-        metric.update(real, real=True)
-        metric.update(fake, real=False)
-        return float(metric.compute()[0])
+    Householder's reflection that takes (1, …, 1) to the first axis leaves the first row zero: left out, so that no
+    singular value is zero for that reason alone.
+    """
+    axis = torch.full((len(centred),), len(centred) ** -0.5, dtype=centred.dtype)
+    axis[0] -= 1
+    return (centred - torch.outer(axis, axis @ centred) * (2 / axis.dot(axis)))[1:]
 
 
-def _read(path: Path, shape: tuple[int, int]) -> Tensor | None:
-    """The features kept at `path`, or None where they are absent or damaged."""
-    try:
-        features = safetensors.torch.load_file(path)["features"]
-    except (OSError, safetensors.SafetensorError, KeyError):
-        return None
-    return features if tuple(features.shape) == shape else None
+def _root(covariance: Tensor) -> Tensor:
+    """R with R Rᵀ = `covariance`: Cholesky's, or by eigenvectors where it is singular, without its null space."""
+    root, failed = torch.linalg.cholesky_ex(covariance)
+    diagonal = root.diagonal()
+    rounding = len(covariance) * _EPSILON
+    if not failed and diagonal.min() ** 2 > rounding * diagonal.max() ** 2:
+        return root
+    values, vectors = torch.linalg.eigh(covariance)
+    real = values > rounding * values[-1]
+    return vectors[:, real] * values[real].sqrt()
+
+
+def _sum_of_singular_values(matrix: Tensor) -> Tensor:
+    """Through the eigenvalues of the smaller Gram matrix, which is faster, where that keeps nine digits."""
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    if not wide.numel():
+        return wide.new_zeros(())
+    squares = torch.linalg.eigvalsh(wide @ wide.T).clamp(min=0)
+    values = squares.sqrt()
+    error = _EPSILON * squares[-1] * (0.5 / values).sum()
+    # `not` takes in what is infinite or NaN: a singular value of zero.
+    return torch.linalg.svdvals(wide).sum() if not error < 1e-9 * values.sum() else values.sum()

@@ -2,37 +2,57 @@
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 from pathlib import Path
-from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gentickets.data.cache import cache_folder
 from gentickets.errors import DataError
 from gentickets.metrics.features import FeatureExtractor
+from gentickets.metrics.inception_net import SIDE, FIDInception
 
-_MEND = (
-    "name a local inception-2015-12-05.pt (TorchScript), or pip install 'gentickets[inception]' "
-    "and name its weights file or let it fetch them"
-)
+_FILE = "pt_inception-2015-12-05-6726825d.pth"
+_ADDRESS = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{_FILE}"
+_MEND = f"name a local {_FILE} (of pytorch-fid or torch-fidelity) or inception-2015-12-05.pt (TorchScript)"
+
+PUBLISHED = {
+    "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
+}
+"""SHA-256 of the two files that hold the weights of December 2015: the port's state dict, and the TorchScript."""
 
 
 class InceptionFeatures(FeatureExtractor):
-    """Inception's 2,048 pool features. The only extractor that may give a number called FID."""
+    """Inception's 2,048 pool features, by published weights. No other extractor may give a number called FID."""
 
 
 def inception_features(weights: str | Path | None = None) -> FeatureExtractor:
-    """True Inception features: of a local TorchScript file, or through the optional package `torch_fidelity`.
+    """Inception's pool features; what a distance in them may be called depends on the weights.
 
-    `weights`: the TorchScript file, or a weights file for `torch_fidelity`; None lets that package fetch its
-    own. Raises `DataError`, one line, where neither works.
+    `weights`: a state dict as pytorch-fid and torch-fidelity publish it (2,048 features and 1,008 logits; images
+    are resized to 299 x 299 as pytorch-fid does, bilinear without antialiasing), or a TorchScript file that resizes
+    for itself (features only). None downloads the state dict once, into the cache. A file that is not bit for bit
+    a published one gives features under another name, and no FID.
+
+    Raises `DataError`, one line, for a file that is absent or neither of these, or a download that fails.
     """
-    if weights is not None and not Path(weights).is_file():
-        raise DataError(f"inception weights: {weights} does not exist: {_MEND}")
-    body = None if weights is None else _script(Path(weights))
+    path = _downloaded() if weights is None else Path(weights)
+    if not path.is_file():
+        raise DataError(f"inception weights: {path} does not exist: {_MEND}")
+    body: nn.Module | None = _script(path)
+    head = None
     if body is None:
-        body = _FidelityBody(_fidelity(weights))
-    return InceptionFeatures("Inception features", "inception", 2048, body)
+        network = _network(path)
+        body, head = _Resized(network), _Logits(network)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest in PUBLISHED:
+        return InceptionFeatures("Inception features", "inception", 2048, body, head=head)
+    key = f"inception_{digest[:8]}"
+    return FeatureExtractor(f"Inception-v3 features of weights {digest[:8]}", key, 2048, body, head=head)
 
 
 def _bytes(images: Tensor) -> Tensor:
@@ -50,13 +70,28 @@ class _ScriptBody(nn.Module):
         return self.script(_bytes(images), return_features=True)
 
 
-class _FidelityBody(nn.Module):
-    def __init__(self, network: nn.Module):
+class _Resized(nn.Module):
+    """The network on images of any size."""
+
+    def __init__(self, network: FIDInception):
         super().__init__()
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(_bytes(images))[0]
+        pixels = _bytes(images).float() / 255
+        pixels = F.interpolate(pixels, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
+        return self.network(2 * pixels - 1)
+
+
+class _Logits(nn.Module):
+    """1,008 logits of the features, without the bias: so Salimans et al. (2016) computed the Inception Score."""
+
+    def __init__(self, network: FIDInception):
+        super().__init__()
+        self.fc = network.fc
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.linear(features, self.fc.weight)
 
 
 def _script(path: Path) -> nn.Module | None:
@@ -67,18 +102,28 @@ def _script(path: Path) -> nn.Module | None:
         return None
 
 
-def _fidelity(weights: str | Path | None) -> Any:
+def _network(path: Path) -> FIDInception:
+    """The network with the weights of the state dict at `path`, which is opened without running what is in it."""
     try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError as error:
-        what = "no weights are named" if weights is None else f"{weights} is no TorchScript file"
-        raise DataError(f"inception weights: {what}, and torch_fidelity is not installed: {_MEND}") from error
-    try:
-        if weights is not None:
-            # That package unpickles the file without a guard: let torch's own refuse a hostile file first.
-            torch.load(weights, map_location="cpu", weights_only=True)
-        path = None if weights is None else str(weights)
-        return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=path)
-    except Exception as error:  # a download or an unpickling can fail in any way
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise DataError(f"inception weights: {weights or 'download'} failed ({reason}): {_MEND}") from error
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        reason = " ".join(str(error).split())[:80]
+        raise DataError(f"inception weights: {path} cannot be read ({reason}): {_MEND}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise DataError(f"inception weights: {path} holds no state dict: {_MEND}")
+    network = FIDInception()
+    network.load(state, f"inception weights: {path}")
+    return network
+
+
+def _downloaded() -> Path:
+    """The port's state dict in the cache; fetched, and checked by its hash, where it is not there yet."""
+    path = cache_folder() / "features" / _FILE
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(_ADDRESS, str(path), hash_prefix="6726825d", progress=False)
+        except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:80]
+            raise DataError(f"inception weights: download failed ({reason}): {_MEND}") from error
+    return path

@@ -10,6 +10,9 @@ from torch import nn
 
 from gentickets.models.autoencoder import conv_autoencoder, linear_autoencoder
 from gentickets.models.dcgan import dcgan
+from gentickets.models.paper import PAPER
+from gentickets.models.resnet import resnet_dcgan, resnet_vae
+from gentickets.models.sngan import sngan
 from gentickets.models.vae import conv_vae
 
 CATALOGUE: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
@@ -18,6 +21,7 @@ CATALOGUE: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
         "conv-autoencoder": conv_autoencoder,
         "conv-vae": conv_vae,
         "dcgan": dcgan,
+        **PAPER,
     }
 )
 """Name → a function `(size, channels, **options) -> nn.Module` whose children are the components."""
@@ -29,4 +33,14 @@ def options_of(name: str) -> dict[str, object]:
     return {key: p.default for key, p in parameters.items() if key not in ("size", "channels")}
 
 
-__all__ = ["CATALOGUE", "conv_autoencoder", "conv_vae", "dcgan", "linear_autoencoder", "options_of"]
+__all__ = [
+    "CATALOGUE",
+    "conv_autoencoder",
+    "conv_vae",
+    "dcgan",
+    "linear_autoencoder",
+    "options_of",
+    "resnet_dcgan",
+    "resnet_vae",
+    "sngan",
+]

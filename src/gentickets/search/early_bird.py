@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from gentickets.errors import MaskError, PruneError
+from gentickets.groups import ChannelGroups
 from gentickets.masks import Masks
-from gentickets.naming import component_of, components_of
+from gentickets.naming import as_names, component_of, components_of
 from gentickets.pruning import Granularity, Scope, prune
 from gentickets.scores import Criterion, Scores, batchnorm_scale, magnitude
 from gentickets.ticket import Ticket
@@ -27,8 +28,13 @@ class EarlyBird:
     *every* component. `components` (default: all) are pruned; `criterion` scores them (default: magnitude for
     weights; for channels the norms' gains, and filter norms in components without norms).
 
-    `distances`: one entry an observation, component → distances to the masks before it, the newest last; `ticket`:
-    the mask that settled, with the weights at that moment; before that, the newest one; `settled` tells which.
+    With `groups` (of `channel_groups`) the channels that live and die together are pruned together, with all that
+    belongs to them: the ticket shrinks by every channel that it prunes. Distances are then shares of groups, not of
+    the weights that the groups have: a wide filter counts no more than a narrow one.
+
+    `history`: what is compared, the masks or, with groups, the decisions; `distances`: one entry an observation,
+    component → distances to those before it, the newest last; `ticket`: the mask that settled, with the weights at
+    that moment; before that, the newest one; `settled` tells which.
     """
 
     def __init__(
@@ -41,6 +47,7 @@ class EarlyBird:
         components: Iterable[str] | None = None,
         criterion: Criterion | None = None,
         origin: Mapping[str, Any] | None = None,
+        groups: ChannelGroups | None = None,
     ):
         if not 0 < fraction < 1:
             raise PruneError(f"fraction={fraction} is out of range: above 0 and below 1")
@@ -48,6 +55,9 @@ class EarlyBird:
             raise PruneError(f"window={window}: 2 or more masks, or there is nothing to compare")
         if not 0 < tolerance <= 1:
             raise PruneError(f"tolerance={tolerance} is out of range: above 0, at most 1")
+        if groups is not None and granularity != "channel":
+            raise PruneError(f"groups are of channels: say granularity='channel', not {granularity!r}")
+        self.groups = groups
         self.fraction, self.granularity, self.window, self.tolerance = fraction, granularity, window, tolerance
         self.scope, self.components, self.origin = scope, components, dict(origin or {})
         self.criterion = criterion or (self._channel_scores if granularity == "channel" else self._magnitude)
@@ -55,6 +65,7 @@ class EarlyBird:
         self.distances: list[dict[str, list[float]]] = []
         self.history: list[Masks] = []
         self._recent: deque[Masks] = deque(maxlen=window - 1)
+        self._masks: Masks | None = None
         self._ticket: Ticket | None = None
 
     def observe(self, model: nn.Module) -> bool:
@@ -67,15 +78,19 @@ class EarlyBird:
         scores = self.criterion(model)
         if _says_nothing(scores):
             return False
-        masks = prune(scores, fraction=self.fraction, scope=self.scope, granularity=self.granularity)
-        found = {name: [_distance(masks, old, name) for old in self._recent] for name in masks.components}
+        masks = prune(
+            scores, fraction=self.fraction, scope=self.scope, granularity=self.granularity, groups=self.groups
+        )
+        decisions = masks if self.groups is None else self.groups.decisions(masks)
+        found = {name: [_distance(decisions, old, name) for old in self._recent] for name in decisions.components}
         self.distances.append(found)
         self.settled = len(self._recent) == self.window - 1 and all(
             distance < self.tolerance for distances in found.values() for distance in distances
         )
-        self._recent.append(masks)
-        self.history.append(masks)
-        self._ticket = Ticket(masks, model, {**self.origin, "early_bird": self._facts()})
+        self._recent.append(decisions)
+        self.history.append(decisions)
+        self._masks = masks
+        self._ticket = Ticket(masks, model, {**self.origin, "early_bird": self.facts()})
         return self.settled
 
     @property
@@ -89,7 +104,29 @@ class EarlyBird:
         """float (observations, observations): the distance between any two of the masks drawn."""
         return np.array([[one.distance(other) for other in self.history] for one in self.history])
 
-    def _facts(self) -> dict[str, Any]:
+    @property
+    def masks(self) -> Masks:
+        """The newest mask. Raises `PruneError` before the first observation."""
+        if self._masks is None:
+            raise PruneError("no mask yet: EarlyBird.observe has seen no trained model")
+        return self._masks
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the ticket's weights, as tensors and plain values."""
+        newest = [] if self._masks is None else [dict(self._masks)]
+        history = [dict(decisions) for decisions in self.history]
+        return {"settled": self.settled, "distances": self.distances, "history": history, "newest": newest}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave; `ticket` is there again after the next observation."""
+        self.settled, self.distances = state["settled"], list(state["distances"])
+        self.history = [Masks(decisions) for decisions in state["history"]]
+        self._masks = Masks(state["newest"][0]) if state["newest"] else None
+        self._recent.clear()
+        self._recent.extend(self.history)
+
+    def facts(self) -> dict[str, Any]:
+        """What a ticket's origin says of the search."""
         return {
             "observation": len(self.distances),
             "settled": self.settled,
@@ -103,22 +140,27 @@ class EarlyBird:
         return magnitude(model, self.components)
 
     def _channel_scores(self, model: nn.Module) -> Scores:
-        return channel_scores(model, self.components)
+        return channel_scores(model, self.components, self.groups)
 
 
-def channel_scores(model: nn.Module, components: Iterable[str] | None = None) -> Scores:
+def channel_scores(
+    model: nn.Module, components: Iterable[str] | None = None, groups: ChannelGroups | None = None
+) -> Scores:
     """One score a channel for each component: its norms' gains or, where it has none, its filters' magnitudes.
 
-    Without norms the component's last layer is left out: its channels are the component's output.
+    Without norms the component's last layer is left out: its channels are the component's output. With `groups`
+    whatever makes a group is scored, and a component whose norms lie outside all groups goes by its filters.
     """
     scores: dict[str, Tensor] = {}
-    for component in components_of(model) if components is None else components:
+    for component in components_of(model) if components is None else as_names(components):
         try:
-            scores |= batchnorm_scale(model, [component])
+            gains: dict[str, Tensor] = batchnorm_scale(model, [component])
         except MaskError:
-            filters = magnitude(model, [component])
-            *inner, _last = filters
-            scores |= {name: filters[name] for name in inner}
+            gains = {}
+        if groups is None:
+            scores |= gains or dict(list(magnitude(model, [component]).items())[:-1])
+        else:
+            scores |= groups.scored(gains) or groups.scored(magnitude(model, [component]))
     if not scores:
         raise MaskError("no component has a channel to prune: each is a single layer")
     return Scores(scores, model)

@@ -1,6 +1,15 @@
-"""The report on a run: its figures, and one page that stands on its own."""
+"""The report on a run, or on a study: figures, and one page that stands on its own."""
 
 from gentickets.lab.report.figures import write_figures
 from gentickets.lab.report.page import verdict_table, write_report
+from gentickets.lab.report.study_page import published_table, published_words, study_table, write_study
 
-__all__ = ["verdict_table", "write_figures", "write_report"]
+__all__ = [
+    "published_table",
+    "published_words",
+    "study_table",
+    "verdict_table",
+    "write_figures",
+    "write_report",
+    "write_study",
+]

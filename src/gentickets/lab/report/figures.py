@@ -2,84 +2,46 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
-import re
 import statistics
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_pdf import FigureCanvasPdf
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from gentickets.files import replace_file
+from gentickets.lab.report.drawing import (
+    INK,
+    WIDE,
+    Drawing,
+    draw_dense,
+    draw_line,
+    finish,
+    set_log_y,
+    set_sparsity_axis,
+    set_y,
+    style,
+    thin,
+)
 from gentickets.lab.results import ARMS, Arm, Metric, Run, Summary
 from gentickets.lab.verdict import ARM_NAMES
 from gentickets.lab.words import number, percent
 
-INK, FAINT = "#24292f", "#d0d7de"
 # Okabe and Ito's palette, which colour-blind readers tell apart; markers and dashes do it in grey.
 COLOURS: dict[Arm, str] = {"ticket": "#0072b2", "random_mask": "#d55e00", "redrawn_weights": "#009e73"}
 MARKERS: dict[Arm, str] = {"ticket": "o", "random_mask": "s", "redrawn_weights": "^"}
 DASHES: dict[Arm, str] = {"ticket": "-", "random_mask": "--", "redrawn_weights": ":"}
 _SHADES = LinearSegmentedColormap.from_list("sparsity", ["#edf3f8", "#9cc3de", "#3b82b5", "#0b3c66"])
 
-WIDE = 20.0
-"""A y axis is logarithmic where its values span more than this factor."""
-
-_STYLE: Any = {
-    "font.size": 9,
-    "axes.labelsize": 9.5,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "legend.fontsize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "axes.linewidth": 0.8,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "grid.color": FAINT,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "lines.linewidth": 1.7,
-    "lines.markersize": 5.0,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    # Text stays text: it can be read aloud, searched, and set in the page's own face.
-    "svg.fonttype": "none",
-    "svg.hashsalt": "gentickets",
-    "pdf.fonttype": 42,
-    # A dollar in the name of a layer or a metric is a dollar.
-    "text.parse_math": False,
-}
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure on its way to a file and to a page. `alt`: what it shows, for who cannot see it."""
-
-    name: str
-    caption: str
-    alt: str
-    svg: str
-    pdf: bytes
-
 
 def draw(run: Run) -> list[Drawing]:
     """The figures that the run has data for: each metric (the primary one first), layers, training curves."""
-    with _style():
+    with style():
         drawn = [_draw_metric(run, key, metric) for key, metric in run.metrics().items()]
         return [drawing for drawing in (*drawn, _draw_layers(run), _draw_curves(run)) if drawing]
 
@@ -91,26 +53,6 @@ def write_figures(run: Run) -> list[Drawing]:
         replace_file(run.folder / "figures" / f"{drawing.name}.svg", drawing.svg.encode())
         replace_file(run.folder / "figures" / f"{drawing.name}.pdf", drawing.pdf)
     return drawings
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
-        yield
-
-
-def _finish(figure: Figure, name: str, caption: str, alt: str) -> Drawing:
-    """Renders without dates or versions, so that equal figures are equal files."""
-    svg, pdf = io.StringIO(), io.BytesIO()
-    FigureCanvasSVG(figure).print_svg(svg, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
-    return Drawing(_file_name(name), caption, alt, svg.getvalue(), pdf.getvalue())
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)
 
 
 # -- a metric against sparsity ------------------------------------------------------------------------------
@@ -129,12 +71,20 @@ def _draw_metric(run: Run, key: str, metric: Metric) -> Drawing | None:
     axes = figure.add_subplot()
     dense = summary.get(("ticket", 0))
     if dense and dense.mean is not None:
-        _draw_dense(axes, dense)
+        draw_dense(axes, dense)
     for arm in ARMS:
-        _draw_arm(axes, arm, lines[arm])
+        draw_line(
+            axes,
+            lines[arm],
+            ARM_NAMES[arm],
+            COLOURS[arm],
+            MARKERS[arm],
+            DASHES[arm],
+            zorder=3 + (arm == "ticket"),
+        )
     _draw_failures(axes, lines)
-    _set_y(axes, [s for arm in ARMS for s in lines[arm] if s.mean is not None])
-    _set_sparsity_axis(axes, next(line for line in lines.values() if line))
+    set_y(axes, [s for arm in ARMS for s in lines[arm] if s.mean is not None])
+    set_sparsity_axis(axes, next(line for line in lines.values() if line))
     better = "lower" if metric.lower_is_better else "higher"
     axes.set_ylabel("\n".join([*textwrap.wrap(metric.label, 40), f"({better} is better)"]))
     axes.grid(axis="y")
@@ -143,38 +93,11 @@ def _draw_metric(run: Run, key: str, metric: Metric) -> Drawing | None:
     spread = f"Mean of {seeds} seeds ± one sample standard deviation" if seeds > 1 else "One seed"
     said = [f"{ARM_NAMES[arm]}: {_points(lines[arm])}" for arm in ARMS if lines[arm]]
     caption = f"{metric.label} against sparsity. {spread}."
-    return _finish(figure, f"metric-{key}", caption, f"Line chart of {metric.label} by sparsity. {'. '.join(said)}.")
+    return finish(figure, f"metric-{key}", caption, f"Line chart of {metric.label} by sparsity. {'. '.join(said)}.")
 
 
 def _points(line: Sequence[Summary]) -> str:
     return ", ".join(f"{number(s.mean)} at {percent(s.sparsity)}" for s in line if s.mean is not None) or "none"
-
-
-def _draw_dense(axes: Axes, dense: Summary) -> None:
-    mean = dense.mean or 0.0
-    axes.axhline(mean, color=INK, linewidth=1.0, alpha=0.7, label="dense model", zorder=1)
-    if dense.deviation:
-        low, high = mean - dense.deviation, mean + dense.deviation
-        axes.axhspan(low, high, color=INK, alpha=0.10, linewidth=0, zorder=0)
-
-
-def _draw_arm(axes: Axes, arm: Arm, line: Sequence[Summary]) -> None:
-    there = [s for s in line if s.mean is not None]
-    if not there:
-        return
-    spread = [s.deviation or 0.0 for s in there]
-    axes.errorbar(
-        [1 - s.sparsity for s in there],
-        [s.mean or 0.0 for s in there],
-        yerr=spread if any(spread) else None,
-        color=COLOURS[arm],
-        marker=MARKERS[arm],
-        linestyle=DASHES[arm],
-        elinewidth=1.0,
-        capsize=2.5,
-        label=ARM_NAMES[arm],
-        zorder=3 + (arm == "ticket"),
-    )
 
 
 def _draw_failures(axes: Axes, lines: dict[Arm, list[Summary]]) -> None:
@@ -194,46 +117,6 @@ def _draw_failures(axes: Axes, lines: dict[Arm, list[Summary]]) -> None:
             if label:
                 axes.plot([], [], color=INK, label=label, **style)
                 label = None
-
-
-def _set_y(axes: Axes, points: Sequence[Summary]) -> None:
-    """Limits that hold every mean and spread, logarithmic where the means are far apart."""
-    means = [s.mean or 0.0 for s in points]
-    highest = max((s.mean or 0.0) + (s.deviation or 0.0) for s in points)
-    lowest = min((s.mean or 0.0) - (s.deviation or 0.0) for s in points)
-    if min(means) > 0 and max(means) / min(means) > WIDE:
-        _set_log_y(axes)
-        # A spread that reaches below zero has no place on a logarithmic axis: the means set its foot.
-        foot = lowest if lowest > min(means) / 3 else min(means) / 1.5
-        axes.set_ylim(foot / 1.15, highest * (highest / foot) ** 0.12)
-        return
-    room = (highest - lowest) or abs(highest) or 1.0
-    axes.set_ylim(lowest - 0.08 * room, highest + 0.14 * room)
-
-
-def _set_log_y(axes: Axes) -> None:
-    """A logarithmic y axis with plain numbers, never powers of ten."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _set_sparsity_axis(axes: Axes, line: Sequence[Summary]) -> None:
-    """Weights that remain, on a logarithmic scale that runs down; the ticks say each level's sparsity."""
-    densities = [1 - s.sparsity for s in line]
-    axes.set_xscale("log")
-    axes.minorticks_off()
-    axes.set_xticks(densities[:: _thin(len(line))], [percent(s.sparsity) for s in line[:: _thin(len(line))]])
-    low, high = min(densities), max(densities)
-    margin = (high / low) ** 0.04 if high > low else 1.1
-    axes.set_xlim(high * margin, low / margin)
-    axes.set_xlabel("sparsity (weights that remain, on a log scale)")
-
-
-def _thin(ticks: int, room: int = 10) -> int:
-    """Every how many ticks one is labelled."""
-    return max(1, math.ceil(ticks / room))
 
 
 def _legend_above(figure: Figure, axes: Axes, columns: int) -> None:
@@ -271,7 +154,7 @@ def _draw_layers(run: Run) -> Drawing | None:
             shade = "#fdfdfd" if share > 0.55 else "#101418"
             text = percent(share)[:-1].removesuffix(".0")
             axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color=shade)
-    step = _thin(len(levels), 14)
+    step = thin(len(levels), 14)
     middles = [column + 0.5 for column in range(len(levels))]
     axes.set_xticks(middles[::step], [percent(share) for share in overall][::step])
     axes.set_yticks([row + 0.5 for row in range(len(names))], [name.removesuffix(".weight") for name in names])
@@ -284,9 +167,7 @@ def _draw_layers(run: Run) -> Drawing | None:
         figure.colorbar(mesh, ax=axes, label="sparsity of the layer", aspect=30, pad=0.02)
     at_end = ", ".join(f"{name} {percent(row[-1])}" for name, row in zip(names, cells, strict=True))
     alt = f"Heat map of the sparsity of each layer at each level. At the deepest: {at_end}."
-    return _finish(
-        figure, "layers", "Sparsity of each layer in %, at each level of the ticket; mean of the seeds.", alt
-    )
+    return finish(figure, "layers", "Sparsity of each layer in %, at each level of the ticket; mean of the seeds.", alt)
 
 
 def _layer_sparsity(run: Run, name: str, level: int) -> float:
@@ -322,11 +203,11 @@ def _draw_curves(run: Run, points: int = 120) -> Drawing | None:
             axes.plot(steps, values, color=colour, linewidth=1.1, label=percent(result.sparsity))
         _set_loss_axis(axes, name, drawn)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    step = _thin(len(handles), 14)
+    step = thin(len(handles), 14)
     figure.legend(handles[::step], labels[::step], loc="outside right center", title="sparsity", title_fontsize=9)
     caption = f"Training losses of the ticket by level, seed {seed}, averaged over neighbouring steps."
     alt = f"Line charts of the losses {', '.join(losses)} against the training step, a line a level."
-    return _finish(figure, "curves", caption, alt)
+    return finish(figure, "curves", caption, alt)
 
 
 def _losses(lines: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
@@ -349,7 +230,7 @@ def _thinned(pairs: Sequence[tuple[float, float]], points: int) -> tuple[list[fl
 
 def _set_loss_axis(axes: Axes, name: str, values: Sequence[float]) -> None:
     if values and min(values) > 0 and max(values) / min(values) > WIDE:
-        _set_log_y(axes)
+        set_log_y(axes)
     axes.set_xlabel("training step")
     axes.set_ylabel(f"{name} loss")
     axes.grid(axis="y")

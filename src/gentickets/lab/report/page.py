@@ -7,7 +7,6 @@ and the SVG alone is let through as it is, because it is drawn here.
 from __future__ import annotations
 
 import base64
-import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from PIL import Image
 from rich import box
 from rich.table import Table
@@ -25,7 +22,8 @@ from rich.text import Text
 from gentickets.errors import RecipeError
 from gentickets.files import replace_file
 from gentickets.lab.recipe import AT_INIT
-from gentickets.lab.report.figures import COLOURS, FAINT, INK, Drawing, write_figures
+from gentickets.lab.report.figures import write_figures
+from gentickets.lab.report.rendering import environment, inlined
 from gentickets.lab.results import ARMS, LevelResult, Run, read_run
 from gentickets.lab.verdict import ARM_NAMES, RELAXED, Verdict, judge
 from gentickets.lab.words import number, percent, plus_minus
@@ -47,7 +45,8 @@ def write_report(runs: Sequence[Path | str | Run], out: Path | str | None = None
     place = read[0].folder if len(read) == 1 else read[0].folder.resolve().parent
     out = place / "report.html" if out is None else Path(out)
     sections = [_section(run, index) for index, run in enumerate(read)]
-    replace_file(out, _environment().get_template("page.html").render(sections=sections).encode())
+    words = {"heads": verdict_heads(), "arms": ARMS, "arm_names": ARM_NAMES, "won_words": _WON}
+    replace_file(out, environment().get_template("page.html").render(sections=sections, **words).encode())
     return out
 
 
@@ -108,27 +107,6 @@ def verdict_cells(run: Run, verdict: Verdict) -> list[str]:
     ]
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("gentickets.lab.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": number,
-        "percent": percent,
-        "plus_minus": plus_minus,
-        "whole": lambda value: "–" if value is None else f"{value:,.0f}",
-        "short": _short,
-        "bytes": _bytes,
-        "seconds": _seconds,
-    }
-    environment.globals |= {"heads": verdict_heads(), "arms": ARMS, "arm_names": ARM_NAMES, "won_words": _WON}
-    return environment
-
-
 # -- one run ------------------------------------------------------------------------------------------------
 
 
@@ -136,7 +114,7 @@ def _section(run: Run, index: int) -> dict[str, Any]:
     """Everything that the template says of one run."""
     verdict = judge(run)
     drawings = write_figures(run)
-    figures = [_Figure(d, _inline(d, f"r{index}f{number_}")) for number_, d in enumerate(drawings)]
+    figures = [inlined(drawing, f"r{index}f{place}") for place, drawing in enumerate(drawings)]
     metrics = [figure for figure in figures if figure.drawing.name.startswith("metric-")]
     named = {figure.drawing.name: figure for figure in figures}
     main = f"metric-{verdict.key}"
@@ -175,27 +153,6 @@ def _facts(verdict: Verdict) -> list[tuple[str, str]]:
             *facts,
         ]
     return facts
-
-
-@dataclass(frozen=True)
-class _Figure:
-    drawing: Drawing
-    svg: Markup
-
-
-def _inline(drawing: Drawing, prefix: str) -> Markup:
-    """The SVG as a part of a page: its own names, the page's colours, and no word of any address."""
-    svg = drawing.svg[drawing.svg.index("<svg") :]
-    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="([^"]*)"', rf'id="{prefix}-\1"', svg)
-    svg = re.sub(r'href="#([^"]*)"', rf'href="#{prefix}-\1"', svg)
-    svg = re.sub(r"url\(#([^)]*)\)", rf"url(#{prefix}-\1)", svg)
-    svg = svg.replace(INK, "var(--ink)").replace(FAINT, "var(--faint)").replace("#ffffff", "var(--page)")
-    for arm in ARMS:
-        svg = svg.replace(COLOURS[arm], f"var(--{arm.replace('_', '-')})")
-    # The text that describes it is on the figure around it.
-    return Markup(svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1))
 
 
 # -- pictures -----------------------------------------------------------------------------------------------
@@ -358,36 +315,3 @@ def _told(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(_told(part) for part in value)
     return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-# -- units --------------------------------------------------------------------------------------------------
-
-
-def _short(value: float | None) -> str:
-    """`12.3 M`: a large count in thousands, millions, billions or trillions."""
-    return _scaled(value, 1000, ("", " k", " M", " G", " T"))
-
-
-def _bytes(value: float | None) -> str:
-    """`12.3 MiB`."""
-    return _scaled(value, 1024, (" B", " KiB", " MiB", " GiB", " TiB"))
-
-
-def _scaled(value: float | None, base: int, units: Sequence[str]) -> str:
-    if value is None:
-        return "–"
-    for unit in units:
-        if abs(value) < base or unit == units[-1]:
-            break
-        value /= base
-    return f"{number(value)}{unit}"
-
-
-def _seconds(value: float | None) -> str:
-    """`0.53 s`, `41 s`, `12 min 5 s`, `3 h 20 min`."""
-    if value is None:
-        return "–"
-    if value < 100:
-        return f"{number(value, 2)} s"
-    minutes, seconds = divmod(round(value), 60)
-    return f"{minutes} min {seconds} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

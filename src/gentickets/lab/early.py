@@ -1,0 +1,231 @@
+"""An early-bird level: trained dense until its mask has settled, then as the smaller network to the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gentickets.errors import GenticketsError
+from gentickets.files import writing
+from gentickets.groups import channel_groups
+from gentickets.lab import folder as disk
+from gentickets.lab.recipe import SearchPart
+from gentickets.lab.trainer import Price, Trainer
+from gentickets.masks import Masks
+from gentickets.objectives import GainPenalty
+from gentickets.pruning import prune, random_like
+from gentickets.scores import Scores
+from gentickets.search.early_bird import EarlyBird, channel_scores
+from gentickets.shrink import Shrinking
+from gentickets.ticket import Ticket
+
+STATE = "settled.pt"
+"""The optimisers' state where the mask settled, in the level's folder."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Where a dense training stood when its mask had settled. `optimizers`: component → state dictionary."""
+
+    ticket: Ticket
+    step: int
+    price: Price
+    images: int
+    optimizers: Mapping[str, dict[str, Any]]
+
+
+class BirdWatch:
+    """Draws a mask every `interval` steps, and ends the training once it has settled, or at `deadline`."""
+
+    def __init__(self, bird: EarlyBird, interval: int, deadline: int):
+        self.bird, self.interval, self.deadline = bird, interval, deadline
+        self.steps: list[int] = []
+
+    def __call__(self, step: int, model: nn.Module, averaged: nn.Module) -> bool:
+        if step % self.interval == 0 or step == self.deadline:
+            counted = len(self.bird.distances)
+            self.bird.observe(model)
+            if len(self.bird.distances) > counted:
+                self.steps.append(step)
+        return self.bird.settled or step >= self.deadline
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "bird": self.bird.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = list(state["steps"])
+        self.bird.load_state_dict(state["bird"])
+
+
+def find_ticket(
+    trainer: Trainer,
+    model: nn.Module,
+    search: SearchPart,
+    level: int,
+    example_inputs: Mapping[str, Tensor],
+    origin: Mapping[str, Any],
+) -> Settled | None:
+    """Trains `model` until its mask has settled; None where it diverged before.
+
+    What was found is kept in the trainer's folder, and read back from there when the level is resumed. Raises
+    `GenticketsError` where the mask never settles and the recipe says to stop then.
+    """
+    if (trainer.folder / STATE).exists():
+        settled = read_settled(trainer.folder)
+        trainer.take_over(settled.step, settled.price)
+        return settled
+    groups = channel_groups(model, example_inputs) if search.granularity == "channel" else None
+    bird = EarlyBird(
+        search.sparsity_at(level),
+        granularity=search.granularity,
+        window=search.window,
+        tolerance=search.tolerance,
+        scope=search.scope,
+        components=search.components,
+        groups=groups,
+    )
+    steps = trainer.settings.steps
+    deadline = max(1, int(search.settle_by * steps))
+    watch = BirdWatch(bird, search.interval or trainer.steps_per_epoch, deadline)
+    everything = Masks.dense(model)
+    objective = GainPenalty(trainer.objective, search.gain_penalty) if search.gain_penalty else None
+    done = trainer.train(model, everything, 0, deadline, watches=[watch], objective=objective, finding=True)
+    if done is None:
+        return None
+    if not bird.distances:
+        raise GenticketsError(
+            f"early-bird: {trainer.stage} saw no mask in {deadline} steps (all gains are still equal, or "
+            f"search.interval={watch.interval} is longer): train longer, or observe more often"
+        )
+    if not bird.settled and search.unsettled == "stop":
+        raise GenticketsError(
+            f"early-bird: the mask of {trainer.stage} had not settled by step {done.step} (closest distances "
+            f"{_newest(bird)}): raise search.tolerance={search.tolerance} or search.settle_by={search.settle_by}, "
+            f"or take unsettled=last"
+        )
+    masks = everything.merge(bird.masks)
+    facts = {
+        **origin,
+        "rewind_step": done.step,
+        "retrain": "rewind",
+        "early_bird": {**bird.facts(), "steps": watch.steps},
+        "lineage": [{"level": level, "sparsity": masks.sparsity, "masks": masks.fingerprint}],
+    }
+    states = {name: optimizer.state_dict() for name, optimizer in done.optimizers.items()}
+    settled = Settled(Ticket(masks, model, facts), done.step, trainer.outcome.find, done.images, states)
+    _write_history(trainer.folder / "early-bird.json", watch)
+    _write_settled(trainer.folder, settled)
+    return settled
+
+
+def _newest(bird: EarlyBird) -> str:
+    latest = {name: max(found) for name, found in bird.distances[-1].items() if found}
+    return ", ".join(f"{name} {distance:.3f}" for name, distance in latest.items()) or "none: a single mask"
+
+
+def _write_history(path: Path, watch: BirdWatch) -> None:
+    """The whole curve and matrix of distances."""
+    bird = watch.bird
+    disk.write_json(
+        path,
+        {
+            "steps": watch.steps,
+            "settled": bird.settled,
+            "tolerance": bird.tolerance,
+            "window": bird.window,
+            "distances": bird.distances,
+            "matrix": [[round(float(value), 6) for value in row] for row in bird.distance_matrix()],
+        },
+    )
+
+
+def _write_settled(folder: Path, settled: Settled) -> None:
+    settled.ticket.save(folder / "ticket.safetensors")
+    price = settled.price
+    with writing(folder / STATE) as file:
+        torch.save(
+            {
+                "step": settled.step,
+                "images": settled.images,
+                "price": [price.seconds, price.flops, price.live_flops],
+                "optimizers": dict(settled.optimizers),
+            },
+            file,
+        )
+
+
+def read_settled(folder: Path) -> Settled:
+    """What `find_ticket` left in a level's folder."""
+    ticket = Ticket.load(folder / "ticket.safetensors")
+    state = torch.load(folder / STATE, weights_only=True, map_location="cpu")
+    return Settled(ticket, state["step"], Price(*state["price"]), state["images"], state["optimizers"])
+
+
+def replaced(settled: Settled, ticket: Ticket) -> Settled:
+    """The same point of the same training, with another ticket."""
+    return replace(settled, ticket=ticket)
+
+
+def smaller(
+    ticket: Ticket, model: nn.Module, search: SearchPart, example_inputs: Mapping[str, Tensor]
+) -> tuple[nn.Module, Masks, Shrinking | None]:
+    """The ticket's network, physically smaller where channels were pruned, and the masks that are left to hold it to.
+
+    `model` is of the ticket's architecture; its weights are replaced.
+    """
+    ticket.install(model)
+    if search.granularity == "weight":
+        return model, ticket.masks, None
+    shrinking = Shrinking(model, ticket.masks, example_inputs)
+    return shrinking.model, shrinking.masks, shrinking
+
+
+def train_on(
+    trainer: Trainer, settled: Settled, model: nn.Module, search: SearchPart, example_inputs: Mapping[str, Tensor]
+) -> tuple[nn.Module, Masks]:
+    """Trains the ticket's network from where the mask settled to the end, with the optimisers' state carried over."""
+    small, masks, shrinking = smaller(settled.ticket, model, search, example_inputs)
+
+    def carry(optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
+        for name, optimizer in optimizers.items():
+            if shrinking is None:
+                optimizer.load_state_dict(settled.optimizers[name])
+                continue
+            old = type(optimizer)(getattr(model, name).parameters())
+            old.load_state_dict(settled.optimizers[name])
+            shrinking.carry_state(old, optimizer, model)
+
+    trainer.train(small, masks, settled.step, trainer.settings.steps, prepare=carry)
+    return small, masks
+
+
+def random_ticket(
+    settled: Settled, model: nn.Module, search: SearchPart, level: int, seed: int, example_inputs: Mapping[str, Tensor]
+) -> Ticket:
+    """The control of an early bird: as many weights or channels, at random, over the same weights."""
+    masks = settled.ticket.masks
+    if search.granularity == "weight":
+        drawn = random_like(masks, seed)
+    else:
+        groups = channel_groups(model, example_inputs)
+        scores = _random_channels(channel_scores(model, search.components, groups), model, seed)
+        amount = search.sparsity_at(level)
+        drawn = masks.merge(prune(scores, amount, scope=search.scope, granularity="channel", groups=groups))
+    return Ticket(drawn, settled.ticket.weights, {**settled.ticket.origin, "control": "random_mask"})
+
+
+def _random_channels(scores: Scores, model: nn.Module, seed: int) -> Scores:
+    """One uniform score a channel, in place of what the channels score."""
+    rng = torch.Generator().manual_seed(seed)
+    drawn = {}
+    for name, score in scores.items():
+        along = [1] * score.dim()
+        axis = scores.channel_axis[name]
+        along[axis] = -1
+        drawn[name] = torch.rand(score.shape[axis], generator=rng).reshape(along).expand(score.shape)
+    return Scores(drawn, model)

@@ -1,0 +1,151 @@
+"""What a level's folder says of it: its files, written in one place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gentickets.lab import folder as disk
+from gentickets.lab.evaluation import Judge
+from gentickets.lab.trainer import Outcome, Price
+from gentickets.masks import Masks
+from gentickets.metrics import Cost, cost
+from gentickets.naming import clone, named_state
+from gentickets.ticket import Ticket
+from gentickets.training import with_averages
+
+
+@dataclass(frozen=True)
+class Made:
+    """A trained level: whose it is, the ticket, the model as trained, and the masks that the model is held to.
+
+    The model is smaller than the ticket's where channels were pruned, and so are its masks.
+    """
+
+    seed: int
+    level: int
+    arm: str
+    ticket: Ticket
+    model: nn.Module
+    masks: Masks
+    span: tuple[int, int]
+
+
+def write_level(folder: Path, made: Made, outcome: Outcome, judge: Judge, example_inputs: Mapping[str, Tensor]) -> None:
+    """Judges a trained level and writes its files. Raises `MaskError` where the model is not as sparse as its masks."""
+    made.masks.audit(made.model)
+    if not (folder / "ticket.safetensors").exists():
+        made.ticket.save(folder / "ticket.safetensors")
+    disk.save_weights(folder / "trained.safetensors", named_state(made.model))
+    if dict(outcome.averaged.named_children()):
+        disk.save_weights(folder / "averaged.safetensors", named_state(outcome.averaged.cpu()))
+    begun = time.perf_counter()
+    measured = []
+    if outcome.status == "complete":
+        judged = with_averages(made.model, outcome.averaged)
+        measured = judge.measure(judged)
+        judge.picture(judged, folder)
+    price = cost(made.model.cpu(), example_inputs, made.masks)
+    disk.write_json(
+        folder / "metrics.json",
+        {
+            **level_facts(made.seed, made.level, made.arm, made.ticket.masks),
+            "status": outcome.status,
+            "reason": outcome.reason,
+            "primary": judge.primary,
+            "metrics": metrics_json(measured),
+            "cost": {**_cost_json(price), **_flops("find", outcome.find), **_flops("train", outcome.train)},
+            "start_step": made.span[0],
+            "end_step": made.span[1],
+        },
+    )
+    seconds = {
+        "find_seconds": outcome.find.seconds,
+        "train_seconds": outcome.train.seconds,
+        "evaluate_seconds": time.perf_counter() - begun,
+    }
+    disk.write_json(folder / "timing.json", {**seconds, "images": outcome.images})
+
+
+def write_untrained(
+    folder: Path, seed: int, level: int, arm: str, ticket: Ticket, primary: str, reason: str, find: Price
+) -> None:
+    """A level whose masks cut a component in two: its ticket, and why it was not trained."""
+    ticket.save(folder / "ticket.safetensors")
+    disk.write_json(
+        folder / "metrics.json",
+        {
+            **level_facts(seed, level, arm, ticket.masks),
+            "status": "disconnected",
+            "reason": reason,
+            "primary": primary,
+            "metrics": {},
+            "cost": None,
+            "start_step": 0,
+            "end_step": 0,
+        },
+    )
+    seconds = {"find_seconds": find.seconds, "train_seconds": 0.0, "evaluate_seconds": 0.0}
+    disk.write_json(folder / "timing.json", {**seconds, "images": 0})
+
+
+def read_price(folder: Path, which: str) -> Price:
+    """What finding or training (`which`: "find", "train") a complete level took; nothing where it does not say."""
+    seconds = disk.read_json(folder / "timing.json") if (folder / "timing.json").exists() else {}
+    flops = disk.read_metrics(folder)["cost"] or {}
+    return Price(
+        seconds.get(f"{which}_seconds") or 0.0,
+        flops.get(f"{which}_flops") or 0.0,
+        flops.get(f"{which}_live_flops") or 0.0,
+    )
+
+
+def metrics_json(measured: list[Any]) -> dict[str, Any]:
+    return {m.key: {k: v for k, v in asdict(m).items() if k != "key"} for m in measured}
+
+
+def with_stored_averages(model: nn.Module, folder: Path) -> nn.Module:
+    """A level's model as it is judged: with its averages where the level has some."""
+    path = folder / "averaged.safetensors"
+    model = clone(model)
+    if path.exists():
+        state = named_state(model)
+        with torch.no_grad():
+            for name, tensor in disk.load_weights(path).items():
+                state[name].copy_(tensor)
+    return model
+
+
+def level_facts(seed: int, index: int, arm: str, masks: Masks) -> dict[str, Any]:
+    """What a level's masks say of themselves."""
+    counts = masks.counts()
+    layers = {
+        name: {"alive": counts[name], "total": masks[name].numel(), "shape": list(shape)}
+        for name, shape in masks.shapes.items()
+    }
+    components = {name: masks.select(name) for name in masks.components}
+    return {
+        "seed": seed,
+        "level": index,
+        "arm": arm,
+        "sparsity": masks.sparsity,
+        "alive": masks.alive,
+        "total": masks.total,
+        "components": {name: {"alive": part.alive, "total": part.total} for name, part in components.items()},
+        "layers": layers,
+    }
+
+
+def _cost_json(price: Cost) -> dict[str, Any]:
+    names = ("parameters", "alive_parameters", "flops_dense", "flops_sparse", "bytes_dense", "bytes_sparse")
+    return {name: getattr(price, name) for name in names}
+
+
+def _flops(which: str, price: Price) -> dict[str, float]:
+    return {f"{which}_flops": price.flops, f"{which}_live_flops": price.live_flops}

@@ -1,0 +1,85 @@
+"""The figure of a study: one metric of all arms against sparsity."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import replace
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gentickets.files import replace_file
+from gentickets.lab.comparison import KINDS, Comparison, Row
+from gentickets.lab.report.drawing import INK, Drawing, draw_dense, draw_line, finish, set_sparsity_axis, set_y, style
+from gentickets.lab.words import number, percent
+
+# Okabe and Ito's palette again, its yellow left out: on white it is hardly there.
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a6a53")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+DASHES = ("-", "--", "-.", ":")
+
+_NEAR = 0.93
+"""Of two levels whose densities are closer than this ratio, one is labelled on the axis."""
+
+
+def write_study_figure(comparison: Comparison) -> Drawing | None:
+    """Draws the primary metric, writes it into the study's `figures/`; None where no arm has a ticket with a value."""
+    tickets = {arm: comparison.of(arm) for arm in comparison.runs}
+    shown = [row for rows in tickets.values() for row in rows if row.point.mean is not None and row.sparsity < 1]
+    if not shown:
+        return None
+    with style():
+        drawing = _draw(comparison, tickets, shown)
+    for ending, content in (("svg", drawing.svg.encode()), ("pdf", drawing.pdf)):
+        replace_file(comparison.record.folder / "figures" / f"{drawing.name}.{ending}", content)
+    return drawing
+
+
+def _draw(comparison: Comparison, tickets: dict[str, list[Row]], shown: list[Row]) -> Drawing:
+    metric, titles = comparison.metric, comparison.record.arms
+    figure = Figure(figsize=(7.6, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    if comparison.dense.kind == "dense" and comparison.dense.point.mean is not None:
+        draw_dense(axes, comparison.dense.point)
+    for index, (arm, rows) in enumerate(tickets.items()):
+        points = [row.point for row in rows if row.sparsity < 1]
+        colour, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
+        draw_line(axes, points, titles[arm], colour, marker, DASHES[index % len(DASHES)], zorder=4 - index / 100)
+        failed = [1 - point.sparsity for point in points if point.failed]
+        place, height = axes.get_xaxis_transform(), 0.97 - 0.035 * index
+        cross: dict[str, Any] = {"marker": "x", "linestyle": "none", "markersize": 6.0, "markeredgewidth": 1.6}
+        axes.plot(failed, [height] * len(failed), transform=place, color=colour, clip_on=False, **cross)
+    small = [row for row in comparison.rows if row.kind == "small_dense" and row.point.mean is not None]
+    if small:
+        # Each at the sparsity of the ticket that it stands beside.
+        beside = [replace(row.point, sparsity=row.sparsity) for row in small]
+        draw_line(axes, beside, KINDS["small_dense"], INK, "_", "none", zorder=3)
+    set_y(axes, [row.point for row in (*shown, *small)])
+    _set_ticks(axes, shown)
+    better = "lower" if metric.lower_is_better else "higher"
+    axes.set_ylabel("\n".join([*textwrap.wrap(metric.label, 44), f"({better} is better)"]))
+    axes.grid(axis="y")
+    figure.legend(loc="outside upper left", ncols=4, handlelength=2.4, columnspacing=1.5)
+    spread = "one seed" if comparison.seeds == 1 else f"mean of {comparison.seeds} seeds ± one sample deviation"
+    caption = (
+        f"{metric.label} against sparsity, every arm's tickets: {spread}. A cross at the top: a seed failed there."
+    )
+    said = [f"{titles[arm]}: {_said(rows)}" for arm, rows in tickets.items()]
+    return finish(figure, "study", caption, f"Line chart of {metric.label} by sparsity. {'. '.join(said)}.")
+
+
+def _set_ticks(axes: Axes, shown: list[Row]) -> None:
+    """A tick at each sparsity that some arm has, those too near for their labels left out."""
+    points = sorted((row.point for row in shown), key=lambda point: point.sparsity)
+    kept = points[:1]
+    for point in points[1:]:
+        if 1 - point.sparsity < _NEAR * (1 - kept[-1].sparsity):
+            kept.append(point)
+    set_sparsity_axis(axes, kept)
+    left, right = axes.get_xlim()
+    axes.set_xlim(left, min(right, (1 - points[-1].sparsity) / 1.02))
+
+
+def _said(rows: list[Row]) -> str:
+    return ", ".join(f"{number(row.point.mean)} at {percent(row.sparsity)}" for row in rows) or "none"

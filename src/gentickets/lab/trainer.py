@@ -1,0 +1,182 @@
+"""Trains models for one seed of a run, into the folder of the level in the making, and keeps account of the price."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from gentickets.data import Batches, ImageSet
+from gentickets.errors import Diverged, GenticketsError
+from gentickets.lab import folder as disk
+from gentickets.lab.recipe import Recipe
+from gentickets.masks import Masks
+from gentickets.metrics.cost import training_flops
+from gentickets.naming import named_state
+from gentickets.objectives import Objective
+from gentickets.progress import Checkpoint, Curve, Progress
+from gentickets.training import Trained, Watch, train
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a seed tells while it works: which stage, the step in it, and how many steps of all are behind it."""
+
+    seed: int
+    stage: str
+    done: int
+    total: int
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class Price:
+    """Wall-clock seconds and FLOPs, as computed and of the live weights alone."""
+
+    seconds: float = 0.0
+    flops: float = 0.0
+    live_flops: float = 0.0
+
+    def __add__(self, other: Price) -> Price:
+        return Price(self.seconds + other.seconds, self.flops + other.flops, self.live_flops + other.live_flops)
+
+
+@dataclass
+class Outcome:
+    """How the trainings of a level went: `find` is what its masks cost, `train` what training from them did."""
+
+    status: str = "complete"
+    reason: str | None = None
+    averaged: nn.Module = field(default_factory=nn.Module)
+    images: int = 0
+    find: Price = Price()
+    train: Price = Price()
+
+
+class Trainer:
+    """Trains for one seed. `tell` gets an `Event` now and then; `stop` is asked after every step (see `train`)."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        seed: int,
+        images: ImageSet,
+        total: int,
+        tell: Callable[[Event], None],
+        stop: Callable[[], bool],
+    ):
+        self.recipe, self.seed, self._tell, self._stop = recipe, seed, tell, stop
+        self.settings = recipe.training.settings(seed)
+        self.objective = recipe.build_objective()
+        self.fabric = make_fabric(recipe)
+        self.batches = Batches(
+            images,
+            recipe.training.batch_size * self.objective.batches_per_step,
+            seed=seed,
+            flip=recipe.data.flip,
+            device=self.fabric.device,
+        )
+        self.total, self.done = total, 0
+        self.stage, self.folder = "", Path()
+        self.outcome = Outcome()
+
+    def enter(self, stage: str, folder: Path) -> None:
+        """Begins a level: its trainings go into `folder`, their price onto a new account."""
+        self.stage, self.folder, self.outcome = stage, folder, Outcome()
+
+    def train(
+        self,
+        model: nn.Module,
+        masks: Masks,
+        start_step: int,
+        end_step: int,
+        *,
+        watches: Sequence[Watch] = (),
+        prepare: Callable[[Mapping[str, torch.optim.Optimizer]], None] | None = None,
+        objective: Objective | None = None,
+        finding: bool = False,
+    ) -> Trained | None:
+        """`gentickets.training.train`, checkpointed. None where it diverged; the outcome then says why.
+
+        `finding`: whether the price is one of finding the masks.
+        """
+        key = f"{self.stage} {start_step}-{end_step} {masks.fingerprint}{' finding' if finding else ''}"
+        before = {name: tensor.detach().clone() for name, tensor in named_state(model).items()}
+        trained = None
+        try:
+            trained = train(
+                model,
+                objective or self.objective,
+                self.batches,
+                self.settings,
+                masks=masks,
+                start_step=start_step,
+                end_step=end_step,
+                checkpoint=Checkpoint(self.folder / disk.CHECKPOINT, key, self.recipe.training.checkpoint_seconds),
+                curve=Curve(self.folder / "curve.jsonl"),
+                on_progress=lambda progress: self._report(progress, start_step),
+                stop=self._stop,
+                watches=watches,
+                prepare=prepare,
+                fabric=self.fabric,
+            )
+            self._account(model, masks, trained, finding)
+        except Diverged as error:
+            self.outcome.status, self.outcome.reason = "diverged", str(error)
+            _restore_if_broken(model, before)
+        model.cpu()
+        self.done += (trained.step if trained is not None else end_step) - start_step
+        return trained
+
+    def take_over(self, steps: int, price: Price, finding: bool = True) -> None:
+        """Counts steps that were trained before, at their price then."""
+        self.done += steps
+        self.outcome.images += steps * self.batches.batch_size
+        if finding:
+            self.outcome.find += price
+        else:
+            self.outcome.train += price
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return max(1, len(self.batches.images) // self.batches.batch_size)
+
+    def _account(self, model: nn.Module, masks: Masks, trained: Trained, finding: bool) -> None:
+        outcome = self.outcome
+        outcome.averaged = trained.averaged
+        outcome.images += trained.images
+        few = self.batches.at(0)[: 2 * self.objective.batches_per_step]
+        each = training_flops(model, self.objective, few, masks)
+        seconds = trained.seconds + (trained.watching if finding else 0.0)
+        price = Price(seconds, each.dense * trained.images, each.live * trained.images)
+        if finding:
+            outcome.find += price
+        else:
+            outcome.train += price
+
+    def _report(self, progress: Progress, start_step: int) -> None:
+        self._tell(Event(self.seed, self.stage, self.done + progress.step - start_step, self.total, progress))
+
+
+def make_fabric(recipe: Recipe) -> Fabric:
+    """One device, in the recipe's precision. Raises `GenticketsError` where the machine lacks it."""
+    training = recipe.training
+    accelerator = training.accelerator
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise GenticketsError("training.accelerator=cuda: no CUDA device here; take cpu, or auto")
+    return Fabric(accelerator=accelerator, devices=1, precision=training.precision)
+
+
+@torch.no_grad()
+def _restore_if_broken(model: nn.Module, before: Mapping[str, torch.Tensor]) -> None:
+    """After a divergence: weights that are not finite go back to what this training started from."""
+    state = named_state(model)
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
+        for name, tensor in before.items():
+            state[name].copy_(tensor)

@@ -1,0 +1,57 @@
+"""What a classifier makes of generated and of reconstructed images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gentickets.data import ImageSet
+from gentickets.errors import DataError
+from gentickets.metrics.classifier import Classifier
+from gentickets.metrics.measurement import Measurement
+
+
+@torch.no_grad()
+def downstream_accuracy(
+    classifier: Classifier,
+    reconstruct: Callable[[Tensor], Tensor],
+    images: ImageSet,
+    batch_size: int = 256,
+) -> Measurement:
+    """How often a classifier of the data set reads the right label off a reconstruction, over all of `images`.
+
+    `reconstruct` maps a batch (n, channels, height, width), on the classifier's device, to one of the same shape.
+    The classifier was trained on images as they are, and its accuracy on those is in the label. NaN where a
+    reconstruction is not finite. Raises `DataError` for images without labels.
+    """
+    if images.labels is None:
+        raise DataError(f"{images.name!r} ({images.split}) has no labels: no classifier can be right on it")
+    right, finite = 0, True
+    for start in range(0, len(images), batch_size):
+        rows = slice(start, start + batch_size)
+        given = reconstruct(images.images(rows, classifier.device)).to(classifier.device, torch.float32)
+        finite = finite and bool(given.isfinite().all())
+        right += int((classifier.labels(given.clamp(-1.0, 1.0)) == images.labels[rows]).sum())
+    value = right / len(images) if finite else math.nan
+    originals = f"{classifier.accuracy:.1%} on the originals"
+    label = f"accuracy of the {classifier.network} on reconstructions ({originals})"
+    return Measurement("downstream_accuracy", label, value, len(images), lower_is_better=False)
+
+
+def class_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
+    """exp of the mutual information between image and class, in [1, classes]: the Inception Score's formula.
+
+    Salimans et al. (2016), exp E KL(p(y | x) ‖ p(y)), with p(y) the mean over a split. `logits` are
+    (n, classes). Mean and standard deviation over `splits` consecutive parts (fewer where images are fewer).
+    """
+    scores = []
+    for part in logits.double().tensor_split(min(splits, len(logits))):
+        log = part.log_softmax(dim=1)
+        marginal = log.exp().mean(0)
+        divergences = (log.exp() * log).sum(1) - torch.xlogy(log.exp(), marginal).sum(1)
+        scores.append(divergences.mean().exp())
+    values = torch.stack(scores)
+    return float(values.mean()), float(values.std(correction=0))

@@ -1,0 +1,122 @@
+"""What is known of a set of images in a network's features: gathered in one pass, for all metrics."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from gentickets.data import ImageSet
+from gentickets.data.cache import cache_folder, content_key, writing
+from gentickets.errors import DataError
+from gentickets.metrics.features import FeatureExtractor
+from gentickets.metrics.frechet import Gaussian, Moments
+
+_FORMAT = 2
+KEPT = 10_000
+"""How many images' own features are kept beside the Gaussian, for what needs more than mean and covariance."""
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureStatistics:
+    """Features of `count` images under one extractor.
+
+    `gaussian` is over all of them, None where any value was not finite; `features`, float32 (n, features), are
+    those of the first `KEPT`.
+    """
+
+    extractor_key: str
+    count: int
+    gaussian: Gaussian | None
+    features: Tensor
+
+    @classmethod
+    def of_batches(
+        cls, extractor: FeatureExtractor, batches: Tensor | Iterable[Tensor], kept: int = KEPT
+    ) -> FeatureStatistics:
+        """Of batches (n, channels, height, width) in [-1, 1]; what lies beyond is clamped, as saving would.
+
+        Raises `DataError` for fewer than two images.
+        """
+        moments, features, finite = Moments(extractor.num_features), [torch.empty(0, extractor.num_features)], True
+        count = 0
+        for found, all_finite in _extracted(extractor, batches):
+            finite = finite and all_finite
+            features.append(found[: max(0, kept - count)])
+            count += len(found)
+            if finite:
+                moments.add(found)
+        if count < 2:
+            raise DataError(f"statistics of {count} images: two or more are needed")
+        return cls(extractor.key, count, moments.gaussian() if finite else None, torch.cat(features))
+
+    @classmethod
+    def of(
+        cls,
+        extractor: FeatureExtractor,
+        images: ImageSet,
+        count: int | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        kept: int = KEPT,
+        batch_size: int = 256,
+    ) -> FeatureStatistics:
+        """Of `images`, or of `count` of them drawn by a fixed seed; from the cache if it has them.
+
+        They are read in an order drawn by that seed, so that the first of their features are a fair draw.
+        """
+        count = len(images) if count is None else min(count, len(images))
+        parts = {
+            "format": _FORMAT,
+            "data": images.fingerprint,
+            "extractor": extractor.key,
+            "weights": extractor.weights_hash,
+            "count": count,
+            "kept": kept,
+        }
+        path = cache_folder(cache) / "features" / f"real-{content_key(parts)}.safetensors"
+        found = _read(path, extractor, count)
+        if found is None:
+            order = np.random.Generator(np.random.PCG64(0)).permutation(len(images))[:count]
+            batches = (images.images(order[s : s + batch_size]) for s in range(0, count, batch_size))
+            found = cls.of_batches(extractor, batches, kept)
+            _write(path, found)
+        return found
+
+
+@torch.no_grad()
+def _extracted(extractor: FeatureExtractor, batches: Tensor | Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
+    """(float32 (n, features) on the CPU, whether images and features are all finite), batch by batch."""
+    for batch in _small([batches] if isinstance(batches, Tensor) else batches):
+        batch = batch.detach().to(extractor.device, torch.float32)
+        features = extractor(batch.clamp(-1.0, 1.0)).cpu()
+        yield features, bool(batch.isfinite().all()) and bool(features.isfinite().all())
+
+
+def _small(batches: Iterable[Tensor], most: int = 256) -> Iterator[Tensor]:
+    for batch in batches:
+        yield from batch.split(most)
+
+
+def _read(path: Path, extractor: FeatureExtractor, count: int) -> FeatureStatistics | None:
+    """The statistics kept at `path`, or None where they are absent or damaged."""
+    try:
+        kept = safetensors.torch.load_file(path)
+        gaussian = Gaussian(kept["mean"], kept["root"], count)
+        return FeatureStatistics(extractor.key, count, gaussian, kept["features"])
+    except (OSError, safetensors.SafetensorError, KeyError):
+        return None
+
+
+def _write(path: Path, found: FeatureStatistics) -> None:
+    if found.gaussian is None:
+        return
+    tensors = {"mean": found.gaussian.mean, "root": found.gaussian.root, "features": found.features}
+    with writing(path) as file:
+        file.write(safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}))

@@ -1,0 +1,244 @@
+"""What a model is judged by: which metrics, by which networks, and that the numbers are the model's."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gentickets import ELBO, Adversarial, Autoencoding, RecipeError
+from gentickets.data import ImageSet, load
+from gentickets.lab import evaluation
+from gentickets.lab.evaluation import Judge
+from gentickets.lab.recipe import EvaluationPart, make_recipe
+from gentickets.metrics import FeatureExtractor
+
+SAMPLED = ["frechet", "kid", "frechet_train", "inception_score", "precision", "recall", "density", "coverage"]
+ELBO_KEYS = ["bits_per_dimension", *SAMPLED, "reconstruction_mse", "downstream_accuracy"]
+GAN_KEYS = [*SAMPLED, "discriminator_loss"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GENTICKETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[ImageSet, ImageSet]:
+    return load("digits", size=8), load("digits", size=8, split="test")
+
+
+def without_labels(images: ImageSet) -> ImageSet:
+    return ImageSet.from_arrays("faces", images.pixels, split=images.split)
+
+
+class Flat(nn.Module):
+    """From and to images of 8 x 8 through 64 numbers; nothing is lost."""
+
+    def __init__(self, gaussian: bool = False):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Flatten(), *([Halves()] if gaussian else []))
+        self.decoder = nn.Unflatten(1, (1, 8, 8))
+
+
+class Halves(nn.Module):
+    """Mean, and a log variance far below any image's."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, torch.full_like(x, -30.0)
+
+
+class TinyGan(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.generator = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Unflatten(1, (1, 8, 8)))
+        self.discriminator = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+
+
+def judge(objective, images, **part) -> Judge:
+    return Judge(objective, *images, EvaluationPart(samples=64, **part))
+
+
+@pytest.mark.parametrize(
+    ("objective", "labelled", "unlabelled"),
+    [
+        (Autoencoding(), ["reconstruction_mse", "downstream_accuracy"], ["reconstruction_mse"]),
+        (
+            ELBO(latent_size=64),
+            ELBO_KEYS,
+            [key for key in ELBO_KEYS if key not in ("inception_score", "downstream_accuracy")],
+        ),
+        (Adversarial(latent_size=8), GAN_KEYS, [key for key in GAN_KEYS if key != "inception_score"]),
+    ],
+    ids=["autoencoding", "elbo", "adversarial"],
+)
+def test_all_that_objective_and_labels_allow_is_measured(digits, objective, labelled, unlabelled) -> None:
+    model = TinyGan() if isinstance(objective, Adversarial) else Flat(gaussian=isinstance(objective, ELBO))
+    for images, keys in ((digits, labelled), (tuple(map(without_labels, digits)), unlabelled)):
+        found = judge(objective, images)
+        assert found.keys == keys
+        assert found.primary == keys[0]
+        first = found.measure(model)
+        assert [one.key for one in first] == keys
+        assert all(math.isfinite(one.value) for one in first)
+        assert found.measure(model) == first
+
+
+def test_an_autoencoder_that_loses_nothing_is_as_readable_as_the_originals(digits) -> None:
+    found = judge(Autoencoding(), digits)
+    assert found.extractor is found.classifier
+    error, accuracy = found.measure(Flat())
+    assert error.value == 0
+    assert accuracy.value == pytest.approx(found.classifier.accuracy)
+    assert accuracy.value > 0.97
+
+
+def test_held_out_and_training_images_are_never_mixed(digits) -> None:
+    """A model that gives back training images is at distance 0 of them, and not of the held-out ones."""
+    train, held_out = digits
+
+    class Copies(Adversarial):
+        def sample(self, model, count, rng):
+            self.given.append(count)
+            start = sum(self.given[:-1])
+            return train.images(slice(start, start + count))
+
+    objective = Copies(latent_size=8)
+    object.__setattr__(objective, "given", [])
+    found = Judge(objective, train, held_out, EvaluationPart(samples=len(train), metrics=["frechet", "frechet_train"]))
+    there, own = found.measure(TinyGan())
+    assert own.value == pytest.approx(0, abs=1e-6)
+    assert there.value > 0.01
+    assert found.train.count == len(train)
+    assert found.real.count == len(held_out)
+
+
+def test_training_statistics_are_of_a_stated_number_of_images(digits, monkeypatch) -> None:
+    monkeypatch.setattr(evaluation, "_MOST_TRAIN", 100)
+    assert judge(Adversarial(latent_size=8), digits).train.count == 100
+
+
+def test_a_recipe_narrows_what_is_measured_and_nothing_else_is_computed(digits, monkeypatch) -> None:
+    for name in ("classifier_features", "inception_features"):
+        monkeypatch.setattr(evaluation, name, None)  # would fail: no network is needed
+    found = judge(ELBO(latent_size=64), digits, metrics=["reconstruction_mse", "bits_per_dimension"])
+    assert found.extractor is None
+    assert found.primary == "reconstruction_mse"
+    measured = {one.key for one in found.measure(Flat(gaussian=True))}
+    assert measured == {"reconstruction_mse", "bits_per_dimension"}
+    assert judge(Autoencoding(), digits, features="none").keys == ["reconstruction_mse"]
+    monkeypatch.undo()
+
+    found = judge(Adversarial(latent_size=8), digits, metrics=["kid", "discriminator_loss", "kid"], primary="kid")
+    assert found.train is None
+    assert [one.key for one in found.measure(TinyGan())] == ["kid", "discriminator_loss"]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"metrics": ["fid"]}, r"evaluation\.metrics: 'fid' is none of frechet, kid"),
+        ({"metrics": ["frechet"], "primary": "kid"}, r"evaluation\.primary='kid' is none of frechet"),
+        ({"primary": "discriminator_loss"}, r"evaluation\.primary='discriminator_loss' is none of frechet"),
+        ({"metrics": ["discriminator_loss"]}, r"leave nothing to judge this objective by"),
+        ({"features": "none"}, r"evaluation\.features=none and .* leave nothing to judge"),
+        ({"metrics": ["downstream_accuracy"]}, r"'downstream_accuracy' is none of"),
+    ],
+)
+def test_metrics_that_cannot_be_are_refused_in_one_line(digits, part, message) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        judge(Adversarial(latent_size=8), digits, **part)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [[], "most", 3])
+def test_recipes_say_all_or_name_some(bad) -> None:
+    raw = {"name": "x", "model": {"name": "dcgan"}, "objective": {"name": "adversarial"}}
+    assert make_recipe(raw).evaluation.metrics == "all"
+    assert make_recipe({**raw, "evaluation": {"metrics": ["kid"]}}).evaluation.metrics == ["kid"]
+    with pytest.raises(RecipeError, match=r"evaluation\.metrics"):
+        make_recipe({**raw, "evaluation": {"metrics": bad}})
+
+
+class Features(FeatureExtractor):
+    def __init__(self, head: nn.Module | None):
+        super().__init__("stand-in features", "stand_in", 64, nn.Flatten(), head=head)
+
+
+def test_inception_judges_samples_and_the_classifier_reconstructions(digits, monkeypatch) -> None:
+    monkeypatch.setattr(evaluation, "inception_features", lambda weights: Features(nn.Linear(64, 5)))
+    found = judge(ELBO(latent_size=64), digits, features="inception")
+    assert isinstance(found.extractor, Features)
+    assert found.classifier.network == "digits-classifier"
+    measured = {one.key: one for one in found.measure(Flat(gaussian=True))}
+    assert list(measured) == ELBO_KEYS
+    assert "stand-in" in measured["inception_score"].label
+    assert measured["downstream_accuracy"].value == pytest.approx(found.classifier.accuracy)
+    assert isinstance(judge(Adversarial(latent_size=8), digits, features="inception").extractor, Features)
+    assert judge(Adversarial(latent_size=8), digits, features="inception").classifier is None
+
+
+def test_an_inception_without_a_head_gives_no_score(digits, monkeypatch) -> None:
+    monkeypatch.setattr(evaluation, "inception_features", lambda weights: Features(None))
+    found = judge(Adversarial(latent_size=8), digits, features="inception")
+    assert found.keys == [one.key for one in found.measure(TinyGan())]
+    assert found.keys == [key for key in GAN_KEYS if key != "inception_score"]
+    for part in ({"metrics": ["inception_score"]}, {"primary": "inception_score"}):
+        with pytest.raises(RecipeError, match=r"x\.pt gives features alone"):
+            judge(Adversarial(latent_size=8), digits, features="inception", inception_weights="x.pt", **part)
+
+
+@pytest.mark.parametrize(
+    ("options", "by_hand"),
+    [
+        ({}, lambda real, fake: (1 + (-real).exp()).log().mean() + (1 + fake.exp()).log().mean()),
+        ({"loss": "hinge"}, lambda real, fake: (1 - real).clamp(min=0).mean() + (1 + fake).clamp(min=0).mean()),
+        ({"loss": "wasserstein", "clip": 0.01}, lambda real, fake: fake.mean() - real.mean()),
+        ({"loss": "wasserstein", "gradient_penalty": 10.0, "n_critic": 5}, lambda r, f: f.mean() - r.mean()),
+    ],
+    ids=["nonsaturating", "hinge", "clipped", "penalised"],
+)
+def test_the_discriminators_loss_by_hand(digits, options, by_hand) -> None:
+    """Over all held-out images and as many samples; the model is left as it was."""
+    objective = Adversarial(latent_size=8, **options)
+    model = TinyGan()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = judge(objective, digits, metrics=["frechet", "discriminator_loss"])
+    (loss,) = [one for one in found.measure(model) if one.key == "discriminator_loss"]
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    rng = torch.Generator().manual_seed(evaluation._SAMPLING_SEED)
+    with torch.no_grad():
+        on_fake = torch.cat([model.discriminator(objective.sample(model, n, rng)) for n in (256, 103)])
+        on_real = model.discriminator(digits[1].images())
+    assert loss.value == pytest.approx(float(by_hand(on_real, on_fake)), rel=1e-5)
+    assert (loss.samples, loss.lower_is_better) == (359, False)
+
+
+def test_a_better_discriminator_has_the_lower_loss_and_equal_distributions_the_highest(digits) -> None:
+    found = judge(Adversarial(latent_size=8), digits, metrics=["frechet", "discriminator_loss"])
+    model = TinyGan()
+    blind = nn.init.zeros_(model.discriminator[1].weight), nn.init.zeros_(model.discriminator[1].bias)
+    assert blind
+    assert found.measure(model)[-1].value == pytest.approx(2 * math.log(2))
+    step = torch.optim.SGD(model.discriminator.parameters(), lr=0.01)
+    for _ in range(5):
+        _, loss = next(Adversarial(latent_size=8).losses(model, digits[0].images(), torch.Generator().manual_seed(1)))
+        step.zero_grad()
+        loss.backward()
+        step.step()
+    assert found.measure(model)[-1].value < 2 * math.log(2) - 0.01
+
+
+def test_a_broken_model_has_no_value_and_no_picture_fails(digits, tmp_path) -> None:
+    model = TinyGan()
+    nn.init.constant_(model.generator[0].weight, math.nan)
+    found = judge(Adversarial(latent_size=8), digits)
+    measured = found.measure(model)
+    assert [one.key for one in measured] == GAN_KEYS
+    assert all(math.isnan(one.value) for one in measured)
+    found.picture(model, tmp_path)
+    assert (tmp_path / "samples.png").is_file()
