@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import os
-import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -20,9 +20,10 @@ from scipy import stats
 
 import gentickets as gt
 from gentickets import models
+from gentickets.cli import main
 from gentickets.errors import RecipeError
 from gentickets.lab import folder as disk
-from gentickets.lab import trainer
+from gentickets.lab import plan, trainer
 from gentickets.lab.comparison import read_comparison, write_study_csv
 from gentickets.lab.inference import interval, p_worse
 from gentickets.lab.recipe import ModelPart, make_recipe, read_recipe
@@ -67,6 +68,7 @@ STUDY = TINY | {
 @pytest.fixture(autouse=True)
 def _cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("GENTICKETS_CACHE", str(tmp_path_factory.getbasetemp() / "study-cache"))
+    monkeypatch.setattr(plan, "_MEASURED", 0.01)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -197,6 +199,7 @@ def whole(tmp_path_factory):
     (home / "study.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
     patch = pytest.MonkeyPatch()
     patch.setenv("GENTICKETS_CACHE", str(tmp_path_factory.getbasetemp() / "study-cache"))
+    patch.setattr(plan, "_MEASURED", 0.01)
     calls, stages = [], []
     original = trainer.train
 
@@ -284,11 +287,12 @@ def test_a_study_killed_between_arms_goes_on_and_ends_as_if_it_had_not_been(whol
         "encoder/level-01", "encoder/level-02",
     }  # fmt: skip
     comparison = read_comparison(folder)
-    assert comparison.unread == ("snip", "rewound-to-0")
-    assert "Nothing is complete yet of snip and rewound-to-0" in write_study(comparison).read_text()
+    assert comparison.unread == ("rewound-to-0",)
+    assert "Nothing is complete yet of rewound-to-0" in write_study(comparison).read_text()
     # As a kill in the middle of taking over the dense level leaves it.
+    shutil.rmtree(folder / "snip" / "seed-0" / "level-00")
     half = disk.partial_of(folder / "snip" / "seed-0" / "level-00")
-    half.mkdir(parents=True, exist_ok=True)
+    half.mkdir()
     (half / "ticket.safetensors").write_bytes(b"half a ticket")
     trained.clear()
     run(study, folder)
@@ -432,43 +436,47 @@ def test_one_value_or_none_that_varies_is_no_test():
 # -- through the command line -------------------------------------------------------------------------------
 
 
-def test_a_study_on_the_command_line(tmp_path, tmp_path_factory):
+def test_a_study_on_the_command_line(tmp_path, tmp_path_factory, monkeypatch, capsys):
     """`find` on a study file with a budget: one table, one page, ours beside what was published; then errors."""
-    content = STUDY | {"study": STUDY["study"] | {"small_dense": False}}
+    arms = {"imp": {}, "snip": {"search.method": "snip"}}
+    content = STUDY | {"study": STUDY["study"] | {"small_dense": False, "arms": arms}}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     cache = str(tmp_path_factory.getbasetemp() / "study-cache")
     environment = {**os.environ, "GENTICKETS_CACHE": cache, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
-
-    def gentickets(*arguments):
-        command = [sys.executable, "-c", "from gentickets.cli import main; main()", *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=240)
-
-    done = gentickets("find", "study.yaml", "--budget", "smoke", "controls.levels=[]")
+    program = [sys.executable, "-c", "from gentickets.cli import main; main()"]
+    command = [*program, "find", "study.yaml", "--budget", "smoke", "controls.levels=[]"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    assert "2 of 4, encoder" in done.stderr
+    assert "2 of 2, snip" in done.stderr
     assert "the dense model is that of imp" in done.stderr
     for words in ("Iterative", "50.0", "(1.25×)", "Pruned at once", "FID (Inception features)"):
         assert words in done.stdout
     assert "Ours: reconstruction MSE" in done.stdout
     folder = tmp_path / "runs" / "tiny"
     rows = list(csv.DictReader((folder / "study.csv").read_text().splitlines()))
-    assert {row["arm"] for row in rows} == {"imp", "encoder", "snip", "rewound-to-0"}
+    assert {row["arm"] for row in rows} == {"imp", "snip"}
     assert all(row["reconstruction_mse"] for row in rows)
     assert all(row["train_flops"] and row["find_seconds"] for row in rows)
-    assert (folder / "study.html").exists()
     assert (folder / "imp" / "report.html").exists()
-
     (folder / "study.html").unlink()
-    again = gentickets("report", "runs/tiny")
-    assert again.returncode == 0, again.stderr
-    assert (folder / "study.html").exists()
 
-    unknown = gentickets("compare", "study.yaml", "--budget", "week")
-    assert (unknown.returncode, len(unknown.stderr.strip().splitlines())) == (2, 1)
-    assert "knows smoke, desk, full" in unknown.stderr
-    timed = gentickets("find", "study.yaml", "--time", "2h")
-    assert timed.returncode == 2
-    assert re.search("is a study: take --budget", timed.stderr)
+    def inside(*arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["gentickets", *arguments])
+        with pytest.raises(SystemExit) as left:
+            main()
+        return left.value.code, capsys.readouterr()
+
+    assert inside("report", "runs/tiny")[0] in (0, None)
+    assert (folder / "study.html").exists()
+    for arguments, message in (
+        (["compare", "study.yaml", "--budget", "week"], "knows smoke, desk, full"),
+        (["compare", "study.yaml", "--methods", "snip"], "names its own arms"),
+        (["find", "study.yaml", "--time", "2h"], "is a study: take --budget"),
+    ):
+        code, said = inside(*arguments)
+        assert (code, len(said.err.strip().splitlines())) == (2, 1)
+        assert message in said.err
 
 
 def test_a_study_with_arms_that_fail_still_has_its_tables(file, tmp_path):
