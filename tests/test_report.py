@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import statistics
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import yaml
 from rich.console import Console
+from scipy import stats
 
 from gentickets.errors import RecipeError
-from gentickets.lab.report import verdict_table, write_figures, write_report
+from gentickets.lab.comparison import read_comparison
+from gentickets.lab.report import (
+    published_table,
+    published_words,
+    study_table,
+    verdict_table,
+    write_figures,
+    write_report,
+    write_study,
+)
+from gentickets.lab.report.study_page import published_rows
 from gentickets.lab.results import read_run
 from gentickets.lab.verdict import judge
 from gentickets.lab.words import percent
-from test_results import build_run
+from test_results import build_run, metrics_of
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -193,3 +206,99 @@ def test_a_report_on_nothing_is_refused(tmp_path):
         write_report([])
     with pytest.raises(RecipeError, match="no run"):
         write_report([tmp_path])
+
+
+# -- a study's page -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A study of two arms of two seeds, one of which diverged at its deepest level; an arm that is not begun."""
+    folder = tmp_path / "study"
+    for label in ("imp", "snip"):
+        build_run(folder / label, name=f"study-{label}")
+    build_run(folder / "small-dense-107", name="small dense net, 107 parameters", levels=1)
+    for control in (folder / "small-dense-107").glob("seed-*/level-*-*"):
+        shutil.rmtree(control)
+    for path in (folder / "small-dense-107").glob("seed-1/level-00/metrics.json"):  # its one level diverged
+        path.write_text(json.dumps(metrics_of(1, 0, "ticket")))
+    rows = [{"technique": "<b>Dense</b>", "arm": "dense", "metric": 30.0, "seconds": 4000.0},
+            {"technique": "Pruned", "arm": "snip", "level": 2, "metric": 60.0, "flops": 1e16}]  # fmt: skip
+    record = {
+        "name": "study",
+        "title": "A <study>",
+        "command": "gentickets compare <recipe>",
+        "arms": {"imp": "IMP", "snip": "<i>SNIP</i>", "grasp": "GraSP"},
+        "published": {"source": "A paper", "metric": "FID (Inception features)", "rows": rows},
+    }
+    (folder / "study.yaml").write_text(yaml.safe_dump(record, sort_keys=False))
+    return folder
+
+
+def test_a_studys_page_is_whole_escaped_and_needs_nothing_beside_it(study):
+    page = write_study(study)
+    html = page.read_text(encoding="utf-8")
+    read = Page(html)
+    assert not re.search(r"https?://", html)
+    assert all(tag not in ("script", "link", "i", "b") for tag, _ in read.tags)
+    assert all(attributes.get("scope") for tag, attributes in read.tags if tag == "th")
+    assert sum(tag == "h1" for tag, _ in read.tags) == 1
+    for words in ("A <study>", "<i>SNIP</i>", "gentickets compare <recipe>", "Nothing is complete yet of GraSP",
+                  "<b>Dense</b>", "the loss is not finite at step 120", "1, 1 failed", "small dense net"):  # fmt: skip
+        assert words in read.text, words
+    assert (study / "figures" / "study.svg").exists()
+    assert (study / "figures" / "study.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_studys_numbers_are_those_of_its_seeds(study):
+    comparison = read_comparison(study)
+    ticket = comparison.of("snip")[1]
+    dense = [result.metrics["reconstruction_mse"].value for result in comparison.dense.results]
+    values = [result.metrics["reconstruction_mse"].value for result in ticket.results]
+    assert (ticket.level, ticket.point.mean, ticket.point.deviation) == (2, statistics.fmean(values),
+                                                                         statistics.stdev(values))  # fmt: skip
+    expected = stats.ttest_ind(values, dense, equal_var=False, alternative="greater").pvalue
+    assert ticket.p == pytest.approx(float(expected))
+    half = stats.t.ppf(0.975, 1) * statistics.stdev(values) / 2**0.5
+    assert ticket.interval == pytest.approx((ticket.point.mean - half, ticket.point.mean + half))
+    verdict = comparison.verdicts["snip"]
+    for row in comparison.rows:
+        if row.arm == "snip" and row.kind != "dense":
+            assert row.matches == ((row.kind, row.level) in verdict.matching)
+    assert comparison.dense.p is None
+    (small,) = [row for row in comparison.rows if row.kind == "small_dense"]
+    assert small.p == pytest.approx(0.5)  # as good as the dense model, seed by seed
+
+
+def test_what_was_published_stands_beside_ours_with_its_ratios(study):
+    comparison = read_comparison(study)
+    dense, ours, pruned, beside = published_rows(comparison)
+    assert dense[:3] == ["<b>Dense</b>", "published", "30.00 (1.00×)"]
+    assert pruned[2:5] == ["60.00 (2.00×)", "–", "1.00e+16"]
+    ratio = comparison.of("snip")[1].point.mean / comparison.dense.point.mean
+    assert ours[2] == "0.01250 (1.00×)"
+    assert beside[1:3] == [f"ours, {percent(comparison.of('snip')[1].sparsity)}", f"0.01260 ({ratio:.2f}×)"]
+    words = " ".join(published_words(comparison))
+    assert "metric: FID (Inception features)" in words
+    assert "Ours: reconstruction MSE, held-out images" in words
+    assert "FID" not in words.partition("Ours:")[2]
+
+
+def test_a_studys_tables_fit_a_terminal(study):
+    comparison = read_comparison(study)
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(study_table(comparison))
+    console.print(published_table(comparison))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    for words in ("to find", "to train", "p worse", "IMP", "<i>SNIP</i>", "12 s", "60.0"):
+        assert words in text
+
+
+def test_a_folder_that_is_no_study_is_refused(tmp_path, study):
+    with pytest.raises(RecipeError, match="is no study"):
+        write_study(tmp_path)
+    for label in ("imp", "snip"):
+        shutil.rmtree(study / label)
+    with pytest.raises(RecipeError, match="no level of any arm"):
+        write_study(study)

@@ -18,7 +18,16 @@ from gentickets.objectives import ELBO, Adversarial, Autoencoding, Objective
 from gentickets.pruning import prune, random_like
 from gentickets.saliency import grasp, snip, synflow, synflow_masks, synflow_score
 from gentickets.scores import batchnorm_scale, magnitude, random_scores
-from gentickets.search import EarlyBird, Level, at_init, imp, one_shot, random_mask_control, redrawn_weights_control
+from gentickets.search import (
+    EarlyBird,
+    Level,
+    at_init,
+    imp,
+    one_shot,
+    random_mask_control,
+    redrawn_weights_control,
+    transferred,
+)
 from gentickets.shrink import shrink
 from gentickets.ticket import Ticket
 
@@ -62,4 +71,5 @@ __all__ = [
     "synflow",
     "synflow_masks",
     "synflow_score",
+    "transferred",
 ]

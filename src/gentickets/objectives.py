@@ -310,7 +310,7 @@ class GainPenalty(Objective):
     def batches_per_step(self) -> int:
         return self._inner.batches_per_step
 
-    def at(self, step: int) -> GainPenalty:  # type: ignore[override]
+    def at(self, step: int) -> GainPenalty:
         return GainPenalty(self._inner.at(step), self._strength)
 
     def losses(self, model: nn.Module, batch: Tensor, rng: torch.Generator) -> Iterator[Loss]:

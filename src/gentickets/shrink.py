@@ -19,7 +19,7 @@ from gentickets.channels import ChannelGraph, is_depthwise, trace_all
 from gentickets.errors import GenticketsError
 from gentickets.groups import channel_axes
 from gentickets.masks import Masks
-from gentickets.naming import CHANNELWISE_NORMS, TRANSPOSED, clone, named_weights, unwrap
+from gentickets.naming import CHANNELWISE_NORMS, TRANSPOSED, clone, named_layers, named_weights, unwrap
 
 Slices = dict[int, np.ndarray]
 """Axis → the indices that are kept along it."""
@@ -31,12 +31,16 @@ TOLERANCE = 1e-5
 class Shrinking:
     """What `shrink` does, with all that one may need of it.
 
-    `model` is the smaller network, `masks` are the masks that are left to hold it to, `removed` counts the channels
-    that went, by component, and `slices` says which part of each old tensor the new one is.
+    `model` is the smaller network, on the device that the larger one is on, `masks` are the masks that are left to
+    hold it to, `removed` counts the channels that went, by component, and `slices` says which part of each old tensor
+    the new one is.
     """
 
     def __init__(self, model: nn.Module, masks: Masks, example_inputs: Mapping[str, Tensor]):
-        masked = masks.apply_(clone(model))
+        device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
+        # Which channels go is worked out on the CPU: it is bookkeeping, and the check is exact to 1e-5 there.
+        masked = _moved(masks.apply_(clone(model)), "cpu")
+        example_inputs = {component: example.cpu() for component, example in example_inputs.items()}
         self.model = clone(masked)
         self.slices: dict[str, Slices] = {}
         self.removed: dict[str, int] = {}
@@ -46,6 +50,7 @@ class Shrinking:
             self.slices |= _cut(self.model, graph, plan)
         self.masks = self._sliced_masks(masks)
         _check_equal(masked, self.model, example_inputs)
+        _moved(self.model, device)
 
     def _sliced_masks(self, masks: Masks) -> Masks:
         return Masks({name: _sliced(mask, self.slices.get(name, {})) for name, mask in masks.items()})
@@ -80,6 +85,15 @@ def shrink(model: nn.Module, masks: Masks, example_inputs: Mapping[str, Tensor])
     `GenticketsError` where the smaller network does not compute the same to 1e-5.
     """
     return Shrinking(model, masks, example_inputs).model
+
+
+def _moved(model: nn.Module, device: str | torch.device) -> nn.Module:
+    """`model` itself, all of it on a device."""
+    for _, layer in named_layers(model):
+        for key, value in vars(layer).items():
+            if isinstance(value, Tensor):  # what an old-style norm derived: no parameter, no buffer
+                vars(layer)[key] = value.detach().to(device)
+    return model.to(device)
 
 
 # -- which channels can go ----------------------------------------------------------------------------------

@@ -196,7 +196,7 @@ def train_on(
             if shrinking is None:
                 optimizer.load_state_dict(settled.optimizers[name])
                 continue
-            old = type(optimizer)(getattr(model, name).parameters())
+            old = torch.optim.AdamW(getattr(model, name).parameters())  # to read the state by weight
             old.load_state_dict(settled.optimizers[name])
             shrinking.carry_state(old, optimizer, model)
 

@@ -16,8 +16,9 @@ from gentickets.masks import Masks
 from gentickets.objectives import Objective
 from gentickets.saliency import MaskedCriterion, grasp, snip, synflow_score
 from gentickets.scores import magnitude, random_scores
-from gentickets.search import Level, at_init, imp, one_shot
+from gentickets.search import Level, at_init, imp, one_shot, transferred
 from gentickets.search.levels import MakeModel, Rounds, Train
+from gentickets.ticket import Ticket
 
 SYNFLOW_ITERATIONS = 100
 
@@ -36,6 +37,8 @@ class Means:
     seed: int
     account: Callable[[float, float], None]
     """Is told the seconds and FLOPs of every scoring."""
+    source: Callable[[int], Ticket]
+    """The ticket of a level of the run that tickets are carried over from."""
 
 
 def levels(search: SearchPart, means: Means, last: int, load: Callable[[int], Level]) -> Iterator[Level]:
@@ -63,6 +66,20 @@ def levels(search: SearchPart, means: Means, last: int, load: Callable[[int], Le
         )
     if search.method == "early-bird":
         return _dense_alone(means, last)  # its levels are trained in two parts, by `lab.early`
+    if search.method == "transferred":
+        return transferred(
+            means.make_model,
+            means.train,
+            steps=means.steps,
+            tickets=(means.source(level) for level in range(max(last, 0) + 1, search.rounds + 1)),
+            carry=search.carry or {},
+            with_weights=search.with_weights,
+            example_inputs=means.example_inputs,
+            origin=means.origin,
+            dense=load(0) if last >= 0 else None,
+            done=max(last, 0),
+            **rounds,
+        )
     common["sparsities"] = [search.sparsity_at(level) for level in range(1, search.rounds + 1)]
     common["dense"], common["done"] = (load(0), last) if last >= 0 else (None, 0)
     if search.method == "one-shot":

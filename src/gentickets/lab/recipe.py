@@ -139,11 +139,21 @@ class SearchPart(_Part):
     whole channels go, and a mask is drawn every `interval` steps (None: an epoch) until it has changed by less than
     `tolerance` over `window` masks; where it has not by `settle_by` (a share of training), the newest mask is taken
     and said to be unsettled (`unsettled: last`), or the run stops (`stop`). `gain_penalty` is the L1 penalty on the
-    norms' gains while it searches.
+    norms' gains while it searches. `transferred` takes the tickets of `source`, a run's folder (or its name, where it
+    lies beside this run's), level by level; `carry` says which of its components becomes which of this model's
+    (decoder: generator), and `with_weights` whether its weights come along or its masks alone.
     """
 
     method: Literal[
-        "imp", "one-shot", "snip", "grasp", "synflow", "magnitude-at-init", "random-at-init", "early-bird"
+        "imp",
+        "one-shot",
+        "snip",
+        "grasp",
+        "synflow",
+        "magnitude-at-init",
+        "random-at-init",
+        "early-bird",
+        "transferred",
     ] = "imp"
     rounds: Annotated[int, Field(ge=0)] = 10
     fraction: Share = 0.2
@@ -163,6 +173,9 @@ class SearchPart(_Part):
     settle_by: Annotated[float, Field(gt=0, le=1)] = 0.5
     unsettled: Literal["last", "stop"] = "last"
     gain_penalty: Annotated[float, Field(ge=0)] = 0.0
+    source: str | None = None
+    carry: dict[str, str] | None = None
+    with_weights: bool = False
 
     @model_validator(mode="after")
     def _fits_the_method(self) -> SearchPart:
@@ -174,6 +187,11 @@ class SearchPart(_Part):
             )
         if self.granularity == "channel" and not early:
             raise ValueError(f"search.granularity=channel: search.method={self.method} prunes weights; take early-bird")
+        if (self.method == "transferred") != (self.source is not None and bool(self.carry)):
+            raise ValueError(
+                "search.method=transferred needs search.source (a run) and search.carry (such as decoder: generator), "
+                "and no other method takes them"
+            )
         if early and (self.include is not None or self.exclude):
             raise ValueError("search.include and search.exclude: early-bird prunes whole components; name components")
         return self
@@ -238,7 +256,12 @@ class Recipe(_Part):
             raise ValueError(f"seeds={self.seeds}: the same seed twice would count as two runs")
         components = OBJECTIVES[self.objective.name].components
         rates = self.training.lr if isinstance(self.training.lr, dict) else {}
-        for key, names in (("search.components", self.search.components or ()), ("training.lr", rates)):
+        named = (
+            ("search.components", self.search.components or ()),
+            ("search.carry", (self.search.carry or {}).values()),
+            ("training.lr", rates),
+        )
+        for key, names in named:
             for name in names:
                 if name not in components:
                     raise ValueError(f"{key}: no component {name!r}; {self.model.name} has {', '.join(components)}")

@@ -11,7 +11,7 @@ from torch import nn
 
 from gentickets import models
 from gentickets.data import ImageSet
-from gentickets.errors import Disconnected, GenticketsError
+from gentickets.errors import Disconnected, GenticketsError, RecipeError
 from gentickets.lab import early, methods
 from gentickets.lab import folder as disk
 from gentickets.lab.evaluation import Judge
@@ -96,6 +96,8 @@ class SeedRun:
 
     def run(self) -> None:
         """Everything of this seed that is not complete yet."""
+        if self.search.method == "transferred" and self.search.rounds:
+            self._source(self.search.rounds)  # before anything is trained
         reached = self._chain()
         wanted = self.recipe.controls
         for level in wanted.chosen(reached):
@@ -141,6 +143,8 @@ class SeedRun:
         """What was trained for the sake of a level's masks before it was begun."""
         if index == 0 or self.search.method in AT_INIT:
             return Price()
+        if self.search.method == "transferred":
+            return read_price(self._source(index), "find")
         if self.search.method == "one-shot":
             return read_price(self._place(0), "train")
         before = self._place(index - 1)
@@ -159,8 +163,25 @@ class SeedRun:
             origin=self._origin,
             seed=self.seed,
             account=self._account_scoring,
+            source=lambda level: Ticket.load(self._source(level) / "ticket.safetensors"),
         )
         return methods.levels(self.search, means, last, self.load_level)
+
+    def _source(self, index: int) -> Path:
+        """A level of the same seed of the run that tickets are carried over from; or of its first seed."""
+        assert self.search.source is not None
+        beside = self.folder.parent.parent / self.search.source
+        run = beside if (beside / "recipe.yaml").exists() else Path(self.search.source)
+        if not (run / "recipe.yaml").exists():
+            raise RecipeError(f"search.source={self.search.source!r} is no run: neither {beside} nor {run}")
+        for seed in (self.folder.name, f"seed-{disk.read_run_recipe(run).seeds[0]}"):
+            place = run / seed / disk.level_name(index)
+            if (place / "ticket.safetensors").exists():
+                return place
+        raise RecipeError(
+            f"search.source={self.search.source!r} has no complete {disk.level_name(index)}: "
+            f"run it first, or take search.rounds={index - 1}"
+        )
 
     def _account_scoring(self, seconds: float, flops: float) -> None:
         self.trainer.outcome.find += Price(seconds, flops, flops)

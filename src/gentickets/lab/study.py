@@ -36,7 +36,11 @@ from gentickets.lab.run import Prepared, Tell, prepared, run_seeds
 from gentickets.lab.shared_dense import BUILT_ON_DENSE, share_dense
 from gentickets.lab.small_dense import PREFIX, small_dense_recipes
 
-METHODS: tuple[str, ...] = get_args(SearchPart.model_fields["method"].annotation)
+METHODS: tuple[str, ...] = tuple(
+    method for method in get_args(SearchPart.model_fields["method"].annotation) if method != "transferred"
+)
+"""What a plain recipe can be compared by. A transferred ticket needs a source, and so a study file that names it."""
+
 COMPARED = ("imp", "one-shot", "snip", "grasp", "synflow", "random-at-init")
 """The methods that a plain recipe is compared by, where none are named."""
 

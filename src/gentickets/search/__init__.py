@@ -5,5 +5,15 @@ from gentickets.search.early_bird import EarlyBird
 from gentickets.search.imp import imp
 from gentickets.search.levels import Level, random_mask_control, redrawn_weights_control
 from gentickets.search.one_shot import one_shot
+from gentickets.search.transferred import transferred
 
-__all__ = ["EarlyBird", "Level", "at_init", "imp", "one_shot", "random_mask_control", "redrawn_weights_control"]
+__all__ = [
+    "EarlyBird",
+    "Level",
+    "at_init",
+    "imp",
+    "one_shot",
+    "random_mask_control",
+    "redrawn_weights_control",
+    "transferred",
+]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from rich.text import Text
 
 from gentickets.errors import RecipeError
 from gentickets.files import replace_file
-from gentickets.lab.recipe import AT_INIT
 from gentickets.lab.report.figures import write_figures
 from gentickets.lab.report.rendering import environment, inlined
 from gentickets.lab.results import ARMS, LevelResult, Run, read_run
@@ -211,9 +210,9 @@ def _picture(column: int, path: Path, heading: str, caption: str, alt: str) -> _
 # -- tables -------------------------------------------------------------------------------------------------
 
 
-def _mean(results: Iterable[LevelResult], value: Callable[[LevelResult], float | None]) -> float | None:
-    values = [found for result in results if (found := value(result)) is not None]
-    return statistics.fmean(values) if values else None
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def _costs(run: Run) -> list[dict[str, Any]]:
@@ -235,7 +234,7 @@ def _costs(run: Run) -> list[dict[str, Any]]:
                 )
             }
             row["sparsity"] = statistics.fmean(result.sparsity for result in results)
-            row["file"] = _mean(results, lambda result: _size(result.folder / "ticket.safetensors"))
+            row["file"] = _mean(_size(result.folder / "ticket.safetensors") for result in results)
             rows.append(row)
     return rows
 
@@ -246,28 +245,18 @@ def _size(path: Path) -> int | None:
 
 def _timings(run: Run) -> list[dict[str, Any]]:
     """A row a level of the ticket: seconds that finding it took, and that training and evaluating it took."""
-    search = run.recipe.get("search")
-    method = search.get("method") if isinstance(search, dict) else None
     rows: list[dict[str, Any]] = []
-    finding: float | None = 0.0
     for level in range(run.depth + 1):
-        results = run.of("ticket", level)
-        train = _mean(results, lambda result: result.timing.train_seconds if result.timing else None)
-        rows.append(
-            {
-                "sparsity": _mean(results, lambda result: result.sparsity),
-                "find": finding,
-                "train": train,
-                "evaluate": _mean(results, lambda result: result.timing.evaluate_seconds if result.timing else None),
-                "images": _mean(results, lambda result: result.timing.images if result.timing else None),
-            }
-        )
-        # A chain has trained every level before; one shot prunes the dense model each time. Pruning at
-        # initialisation trains nothing first, and what its scores cost is not timed: no figure.
-        if method in AT_INIT:
-            finding = None
-        elif not (method == "one-shot" and level):
-            finding = None if finding is None or train is None else finding + train
+        timings = [result.timing for result in run.of("ticket", level) if result.timing]
+        clocks: dict[str, Any] = {
+            "find": [timing.find_seconds for timing in timings],
+            "train": [timing.train_seconds for timing in timings],
+            "evaluate": [timing.evaluate_seconds for timing in timings],
+            "images": [timing.images for timing in timings],
+        }
+        row: dict[str, Any] = {clock: _mean(values) for clock, values in clocks.items()}
+        row["sparsity"] = _mean(result.sparsity for result in run.of("ticket", level))
+        rows.append(row)
     return rows if any(row["train"] is not None for row in rows) else []
 
 

@@ -56,7 +56,8 @@ def _draw(comparison: Comparison, tickets: dict[str, list[Row]], shown: list[Row
         beside = [replace(row.point, sparsity=row.sparsity) for row in small]
         draw_line(axes, beside, KINDS["small_dense"], INK, "_", "none", zorder=3)
     set_y(axes, [row.point for row in (*shown, *small)])
-    _set_ticks(axes, shown)
+    failed_too = [row for rows in tickets.values() for row in rows if row.point.failed and row.sparsity < 1]
+    _set_ticks(axes, [*shown, *failed_too])
     better = "lower" if metric.lower_is_better else "higher"
     axes.set_ylabel("\n".join([*textwrap.wrap(metric.label, 44), f"({better} is better)"]))
     axes.grid(axis="y")

@@ -258,8 +258,10 @@ def _with_ratios(values: Sequence[float | None], dense: Sequence[float | None]) 
 def _with_ratio(measure: str, value: float | None, dense: float | None) -> str:
     if value is None:
         return "–"
-    text = seconds(value) if measure == "seconds" else number(value)
-    if measure == "flops":
+    text = number(value, 4)  # as many digits as papers print
+    if measure == "seconds":
+        text = seconds(value)
+    elif measure == "flops":
         text = f"{value:.2e}"
     return f"{text} ({value / dense:.2f}×)" if dense else text
 
@@ -270,7 +272,8 @@ def published_words(comparison: Comparison) -> list[str]:
     if published is None:
         return []
     samples = f", {comparison.metric.samples:,} samples" if comparison.metric.samples else ""
-    features = f"; features: {comparison.features}" if comparison.features else ""
+    named = comparison.features is None or comparison.features in comparison.metric.label
+    features = "" if named else f"; features: {comparison.features}"
     said = [
         f"Published: {published.source}; metric: {published.metric}.",
         f"Ours: {comparison.metric.label}{samples}{features}.",

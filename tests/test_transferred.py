@@ -1,0 +1,126 @@
+"""Tickets carried from one family into another, as a search of its own."""
+
+import json
+
+import pytest
+import torch
+
+import gentickets as gt
+from gentickets import models
+from gentickets.lab.recipe import make_recipe
+from gentickets.lab.run import load_data, make_judge
+from gentickets.lab.seedrun import SeedRun
+from gentickets.naming import named_state
+
+TRAINING = {"steps": 20, "batch_size": 8, "lr": 0.002}
+VAE = {
+    "name": "vae",
+    "model": {"name": "conv-vae", "width": 4, "latent": 4},
+    "data": {"source": "digits", "size": 8},
+    "objective": {"name": "elbo"},
+    "training": TRAINING,
+    "search": {"rounds": 2, "fraction": 0.5, "rewind_step": 5},
+    "evaluation": {"features": "none"},
+}
+OTHER = {
+    **VAE,
+    "name": "other",
+    "search": {
+        "method": "transferred", "source": "vae", "carry": {"decoder": "decoder"}, "rounds": 2, "rewind_step": 5,
+    },
+    "objective": {"name": "elbo", "beta": 4},
+    "controls": {"levels": [1]},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for raw in (VAE, {**VAE, "name": "wide", "model": {**VAE["model"], "width": 8}}):
+        run(make_recipe(raw), folder)
+    return folder
+
+
+def run(recipe, runs):
+    train, held_out = load_data(recipe.data)
+    folder = runs / recipe.name
+    folder.mkdir(exist_ok=True)
+    (folder / "recipe.yaml").write_text(json.dumps(recipe.dump()))
+    SeedRun(recipe, folder, 0, train, make_judge(recipe, train, held_out)).run()
+    return folder / "seed-0"
+
+
+def ticket(folder, level):
+    return gt.Ticket.load(folder / level / "ticket.safetensors")
+
+
+def test_a_run_takes_the_masks_of_another_level_by_level(runs):
+    found = run(make_recipe(OTHER), runs)
+    for level in ("level-01", "level-02"):
+        mine, theirs = ticket(found, level), ticket(runs / "vae" / "seed-0", level)
+        assert mine.masks.components == ("decoder",)
+        assert all(torch.equal(mine.masks[name], theirs.masks[name]) for name in mine.masks)
+        rewind = ticket(found, "level-00")
+        assert all(torch.equal(mine.weights[name], rewind.weights[name]) for name in mine.weights)
+        assert mine.origin["transfer"]["with_weights"] is False
+        assert mine.origin["from"]["recipe"] == "vae"
+        assert mine.origin["rewind_step"] == 5
+    theirs = json.loads((runs / "vae" / "seed-0" / "level-02" / "timing.json").read_text())
+    mine = json.loads((found / "level-02" / "timing.json").read_text())
+    assert mine["find_seconds"] == theirs["find_seconds"] > 0
+    assert (found / "level-01-random_mask" / "metrics.json").exists()
+
+
+def test_the_weights_come_along_where_asked(runs):
+    recipe = make_recipe({**OTHER, "name": "with", "search": {**OTHER["search"], "with_weights": True}})
+    found = ticket(run(recipe, runs), "level-02")
+    theirs = ticket(runs / "vae" / "seed-0", "level-02")
+    for name, tensor in found.weights.items():
+        if name.startswith("decoder."):
+            assert torch.equal(tensor, theirs.weights[name]), name
+
+
+def test_a_vae_decoder_becomes_a_generator_and_the_discriminator_stays_dense():
+    vae, gan = models.conv_vae(8, 1, width=4, latent=4), models.dcgan(8, 1, width=4, latent=4)
+    found = gt.prune(gt.magnitude(vae), fraction=0.5)
+    seen = []
+
+    def train(model, masks, start, end):
+        seen.append((masks.components, start, end, masks.sparsity))
+
+    levels = list(
+        gt.transferred(lambda: gan, train, steps=9, tickets=[gt.Ticket(found, vae)], carry={"decoder": "generator"})
+    )
+    assert [level.index for level in levels] == [0, 1]
+    last = levels[1]
+    assert all(torch.equal(last.masks[name], found[name.replace("generator", "decoder")]) for name in last.masks)
+    assert seen[-1][:3] == (("generator",), 0, 9)
+    state = named_state(last.model)
+    assert all(bool(state[name][~last.masks[name]].eq(0).all()) for name in last.masks)
+
+
+@pytest.mark.parametrize(
+    ("search", "complaint"),
+    [
+        ({"source": "nowhere"}, "search.source='nowhere' is no run"),
+        ({"rounds": 3}, "has no complete level-03.*search.rounds=2"),
+        ({"source": "wide"}, r"is \(8,\) in the ticket.*is \(4,\) in the model"),
+    ],
+)
+def test_a_source_that_will_not_do_is_said_in_one_line(search, complaint, runs):
+    recipe = make_recipe({**OTHER, "name": f"bad-{len(complaint)}", "search": {**OTHER["search"], **search}})
+    with pytest.raises(gt.GenticketsError, match=complaint):
+        run(recipe, runs)
+
+
+@pytest.mark.parametrize(
+    ("search", "complaint"),
+    [
+        ({"carry": None}, "needs search.source"),
+        ({"method": "imp"}, "no other method takes them"),
+        ({"carry": {"decoder": "generator"}}, "no component 'generator'"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(search, complaint):
+    with pytest.raises(gt.RecipeError, match=complaint):
+        make_recipe({**OTHER, "search": {**OTHER["search"], **search}})
