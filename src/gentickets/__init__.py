@@ -29,6 +29,7 @@ from gentickets.search import (
     transferred,
 )
 from gentickets.shrink import shrink
+from gentickets.small import load_small
 from gentickets.ticket import Ticket
 
 __version__ = "0.1.0"
@@ -59,6 +60,7 @@ __all__ = [
     "cost",
     "grasp",
     "imp",
+    "load_small",
     "magnitude",
     "one_shot",
     "prune",

@@ -15,7 +15,7 @@ from gentickets.files import writing
 from gentickets.groups import channel_groups
 from gentickets.lab import folder as disk
 from gentickets.lab.recipe import SearchPart
-from gentickets.lab.trainer import Price, Trainer
+from gentickets.lab.trainer import Trainer
 from gentickets.masks import Masks
 from gentickets.objectives import GainPenalty
 from gentickets.pruning import prune, random_like
@@ -30,12 +30,12 @@ STATE = "settled.pt"
 
 @dataclass(frozen=True)
 class Settled:
-    """Where a dense training stood when its mask had settled. `optimizers`: component → state dictionary."""
+    """Where a dense training stood when its mask had settled. `account`: what it took (`Trainer.account`);
+    `optimizers`: component → state dictionary."""
 
     ticket: Ticket
     step: int
-    price: Price
-    images: int
+    account: Mapping[str, Any]
     optimizers: Mapping[str, dict[str, Any]]
 
 
@@ -77,7 +77,7 @@ def find_ticket(
     """
     if (trainer.folder / STATE).exists():
         settled = read_settled(trainer.folder)
-        trainer.take_over(settled.step, settled.price)
+        trainer.recall(settled.step, settled.account)
         return settled
     groups = channel_groups(model, example_inputs) if search.granularity == "channel" else None
     bird = EarlyBird(
@@ -117,7 +117,7 @@ def find_ticket(
         "lineage": [{"level": level, "sparsity": masks.sparsity, "masks": masks.fingerprint}],
     }
     states = {name: optimizer.state_dict() for name, optimizer in done.optimizers.items()}
-    settled = Settled(Ticket(masks, model, facts), done.step, trainer.outcome.find, done.images, states)
+    settled = Settled(Ticket(masks, model, facts), done.step, trainer.account(), states)
     _write_history(trainer.folder / "early-bird.json", watch)
     _write_settled(trainer.folder, settled)
     return settled
@@ -146,24 +146,16 @@ def _write_history(path: Path, watch: BirdWatch) -> None:
 
 def _write_settled(folder: Path, settled: Settled) -> None:
     settled.ticket.save(folder / "ticket.safetensors")
-    price = settled.price
+    state = {"step": settled.step, "account": dict(settled.account), "optimizers": dict(settled.optimizers)}
     with writing(folder / STATE) as file:
-        torch.save(
-            {
-                "step": settled.step,
-                "images": settled.images,
-                "price": [price.seconds, price.flops, price.live_flops],
-                "optimizers": dict(settled.optimizers),
-            },
-            file,
-        )
+        torch.save(state, file)
 
 
 def read_settled(folder: Path) -> Settled:
     """What `find_ticket` left in a level's folder."""
     ticket = Ticket.load(folder / "ticket.safetensors")
     state = torch.load(folder / STATE, weights_only=True, map_location="cpu")
-    return Settled(ticket, state["step"], Price(*state["price"]), state["images"], state["optimizers"])
+    return Settled(ticket, **state)
 
 
 def replaced(settled: Settled, ticket: Ticket) -> Settled:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from gentickets.objectives import ELBO, Adversarial, Objective, Reconstructs, Sa
 _SAMPLING_SEED = 20_210_202  # the same latents for every model, so that levels differ by their weights alone
 _BATCH = 256
 _ROWS, _COLUMNS = 6, 6
+_GLANCED = 1_000  # training images, or samples against them, that a glance looks at
 _MOST_TRAIN = 50_000  # so many training images the statistics for `frechet_train` are of, at most
 
 
@@ -62,9 +63,10 @@ class Judge:
         self.extractor, self.classifier = self._networks(train)
         self._check_head()
         self.real = self.train = None
+        self._seen = train
         if self.extractor is not None and self._sampled:
             self.real = FeatureStatistics.of(self.extractor, held_out)
-            if "frechet_train" in self.keys:
+            if "frechet_train" in self.keys or part.every is not None:
                 self.train = FeatureStatistics.of(self.extractor, train, count=_MOST_TRAIN, kept=0)
 
     # -- what is measured ---------------------------------------------------------------------------------
@@ -139,29 +141,49 @@ class Judge:
     # -- measuring ----------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def measure(self, model: nn.Module) -> list[Measurement]:
-        """Every metric of `keys`, in the model's eval mode."""
+    def measure(self, model: nn.Module, only: str | None = None) -> list[Measurement]:
+        """Every metric of `keys`, or one of them, in the model's eval mode."""
         model.to(self.device).eval()
         found: list[Measurement] = []
-        objective, keys = self.objective, self.keys
+        objective, keys = self.objective, self.keys if only is None else [only]
         if isinstance(objective, ELBO) and "bits_per_dimension" in keys:
             found.append(self._bits_per_dimension(objective, model))
-        if isinstance(objective, Samples) and self.extractor is not None and self.real is not None:
+        sampled = any(key in SAMPLE_METRICS for key in keys)
+        if sampled and isinstance(objective, Samples) and self.extractor is not None and self.real is not None:
             fake = FeatureStatistics.of_batches(self.extractor, self._samples(objective, model))
             found += sample_metrics(self.extractor, fake, self.real, self.train, keys)
         if isinstance(objective, Reconstructs):
-            found += self._reconstructions(objective, model)
+            found += self._reconstructions(objective, model, keys)
         if isinstance(objective, Adversarial) and "discriminator_loss" in keys:
             found.append(self._discriminator_loss(objective, model))
         return found
 
-    def _reconstructions(self, objective: Reconstructs, model: nn.Module) -> Iterator[Measurement]:
+    @torch.no_grad()
+    def glance(self, model: nn.Module) -> float:
+        """How good a model in training is, lower is better, by training images alone: some 1,000 of them.
+
+        The primary metric where that is bits per dimension or a reconstruction's error; the error too where it is the
+        accuracy on reconstructions; for every metric of samples their Fréchet distance to the training images.
+        """
+        model.to(self.device).eval()
+        objective, images = self.objective, self._seen.images(slice(0, _GLANCED), self.device)
+        if self.primary == "bits_per_dimension" and isinstance(objective, ELBO):
+            return float(objective.bits_per_dimension(model, images, self._rng()).mean())
+        if self.primary in SAMPLE_METRICS and isinstance(objective, Samples):
+            assert self.extractor is not None
+            assert self.train is not None
+            fake = FeatureStatistics.of_batches(self.extractor, objective.sample(model, _GLANCED, self._rng()))
+            return sample_metrics(self.extractor, fake, self.train, self.train, ["frechet_train"])[0].value
+        assert isinstance(objective, Reconstructs)
+        return float((objective.reconstruct(model, images) - images).square().mean())
+
+    def _reconstructions(self, objective: Reconstructs, model: nn.Module, keys: Sequence[str]) -> Iterator[Measurement]:
         def reconstruct(images: Tensor) -> Tensor:
             return objective.reconstruct(model, images)
 
-        if "reconstruction_mse" in self.keys:
+        if "reconstruction_mse" in keys:
             yield reconstruction_mse(reconstruct, self.held_out, device=self.device)
-        if "downstream_accuracy" in self.keys and self.classifier is not None:
+        if "downstream_accuracy" in keys and self.classifier is not None:
             yield downstream_accuracy(self.classifier, reconstruct, self.held_out)
 
     def _bits_per_dimension(self, objective: ELBO, model: nn.Module) -> Measurement:

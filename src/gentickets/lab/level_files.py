@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from gentickets.lab import folder as disk
 from gentickets.lab.evaluation import Judge
 from gentickets.lab.trainer import Outcome, Price
+from gentickets.lab.validation import BEST, Validation
 from gentickets.masks import Masks
-from gentickets.metrics import Cost, cost
+from gentickets.metrics import Cost, Measurement, cost
 from gentickets.naming import clone, named_state
 from gentickets.ticket import Ticket
-from gentickets.training import with_averages
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,14 @@ class Made:
     span: tuple[int, int]
 
 
-def write_level(folder: Path, made: Made, outcome: Outcome, judge: Judge, example_inputs: Mapping[str, Tensor]) -> None:
+def write_level(
+    folder: Path,
+    made: Made,
+    outcome: Outcome,
+    validation: Validation | None,
+    judge: Judge,
+    example_inputs: Mapping[str, Tensor],
+) -> None:
     """Judges a trained level and writes its files. Raises `MaskError` where the model is not as sparse as its masks."""
     made.masks.audit(made.model)
     if not (folder / "ticket.safetensors").exists():
@@ -48,9 +55,8 @@ def write_level(folder: Path, made: Made, outcome: Outcome, judge: Judge, exampl
     begun = time.perf_counter()
     measured = []
     if outcome.status == "complete":
-        judged = with_averages(made.model, outcome.averaged)
-        measured = judge.measure(judged)
-        judge.picture(judged, folder)
+        measured = measure_level(folder, made.model, judge)
+        judge.picture(with_stored_averages(made.model, folder), folder)
     price = cost(made.model.cpu(), example_inputs, made.masks)
     disk.write_json(
         folder / "metrics.json",
@@ -63,6 +69,7 @@ def write_level(folder: Path, made: Made, outcome: Outcome, judge: Judge, exampl
             "cost": {**_cost_json(price), **_flops("find", outcome.find), **_flops("train", outcome.train)},
             "start_step": made.span[0],
             "end_step": made.span[1],
+            "validation": validation.summary() if validation is not None else None,
         },
     )
     seconds = {
@@ -71,6 +78,23 @@ def write_level(folder: Path, made: Made, outcome: Outcome, judge: Judge, exampl
         "evaluate_seconds": time.perf_counter() - begun,
     }
     disk.write_json(folder / "timing.json", {**seconds, "images": outcome.images})
+
+
+def measure_level(folder: Path, model: nn.Module, judge: Judge) -> list[Measurement]:
+    """Every metric of a level whose weights are in `folder`, `model` being as trained.
+
+    Judged are the averages where there are some; of the raw weights beside them, and of the best ones that training
+    came by, the primary metric, as `…_raw` and `…_best`.
+    """
+    found = judge.measure(with_stored_averages(model, folder))
+    if (folder / "averaged.safetensors").exists():
+        (raw,) = judge.measure(clone(model), judge.primary)
+        found.append(replace(raw, key=f"{raw.key}_raw", label=f"{raw.label}, without averaging"))
+    if (folder / BEST).exists():
+        (best,) = judge.measure(_with_weights(model, folder / BEST), judge.primary)
+        label = f"{best.label}, at the best evaluation on training images"
+        found.append(replace(best, key=f"{best.key}_best", label=label))
+    return found
 
 
 def write_untrained(
@@ -113,13 +137,17 @@ def metrics_json(measured: list[Any]) -> dict[str, Any]:
 def with_stored_averages(model: nn.Module, folder: Path) -> nn.Module:
     """A level's model as it is judged: with its averages where the level has some."""
     path = folder / "averaged.safetensors"
-    model = clone(model)
-    if path.exists():
-        state = named_state(model)
-        with torch.no_grad():
-            for name, tensor in disk.load_weights(path).items():
-                state[name].copy_(tensor)
-    return model
+    return _with_weights(model, path) if path.exists() else clone(model)
+
+
+def _with_weights(model: nn.Module, path: Path) -> nn.Module:
+    """A copy of `model` with the tensors of a file in the place of its own."""
+    copy = clone(model).cpu()
+    state = named_state(copy)
+    with torch.no_grad():
+        for name, tensor in disk.load_weights(path).items():
+            state[name].copy_(tensor)
+    return copy
 
 
 def level_facts(seed: int, index: int, arm: str, masks: Masks) -> dict[str, Any]:

@@ -100,7 +100,9 @@ def _plan(recipe: Recipe, step_seconds: float, evaluate_seconds: float, workers:
     steps = seeds * steps_of_seed(recipe)
     rounds_of_seeds = -(-seeds // workers)
     share = rounds_of_seeds / seeds
-    seconds = share * (steps * step_seconds + trainings * evaluate_seconds)
+    every = recipe.evaluation.every
+    evaluations = trainings + (steps // every / seeds if every is not None else 0)
+    seconds = share * (steps * step_seconds + evaluations * evaluate_seconds)
     return Plan(step_seconds, evaluate_seconds, trainings, steps, seconds, 0, 0)
 
 

@@ -220,7 +220,8 @@ class EvaluationPart(_Part):
     `metrics`: "all" that the model and the images allow, or a list of keys, of which the first is the primary one
     where `primary` names none. `features`: the network in whose features samples are compared; "inception" costs
     much on a CPU, the most of it for `frechet_train`. `classifier`: what is trained on the labels, for
-    `features: classifier` and for `downstream_accuracy`.
+    `features: classifier` and for `downstream_accuracy`. With `every` a training is judged every so many steps, on
+    training images, for the step at which it could have stopped and for its best weights.
     """
 
     primary: str | None = None
@@ -229,6 +230,7 @@ class EvaluationPart(_Part):
     features: Literal["classifier", "inception", "none"] = "classifier"
     inception_weights: str | None = None
     classifier: Literal["small", "resnet18"] = "small"
+    every: Count | None = None
 
 
 class Recipe(_Part):

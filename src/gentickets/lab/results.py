@@ -96,6 +96,19 @@ class Timing:
 
 
 @dataclass(frozen=True)
+class Evaluations:
+    """The metric in training, on training images: at which steps, its best one, and where it could have stopped.
+
+    `early_stopping_step`: the first from which the metric stays within 5 % of its best.
+    """
+
+    steps: list[int]
+    values: list[float]
+    best_step: int | None
+    early_stopping_step: int | None
+
+
+@dataclass(frozen=True)
 class LevelResult:
     """One level folder: the ticket, or a control, of one seed. `metrics` may be empty where it failed."""
 
@@ -114,6 +127,7 @@ class LevelResult:
     layers: dict[str, Layer] = field(default_factory=dict)
     metrics: dict[str, Metric] = field(default_factory=dict)
     cost: Cost | None = None
+    validation: Evaluations | None = None
     timing: Timing | None = None
     folder: Path = Path()
 
@@ -353,9 +367,12 @@ def write_csv(run: Run) -> Path:
     rows = []
     for result in run.levels:
         row = {head: getattr(result, head) for head in heads}
+        if result.validation is not None:
+            row["early_stopping_step"] = result.validation.early_stopping_step
         for key, metric in result.metrics.items():
             row |= {key: metric.value, f"{key}_samples": metric.samples}
         rows.append(row)
+    heads += ["early_stopping_step"] if any(result.validation for result in run.levels) else []
     heads += [head for key in keys for head in (key, f"{key}_samples")]
     replace_file(run.folder / "results.csv", to_csv(heads, rows))
 

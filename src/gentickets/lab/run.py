@@ -25,7 +25,7 @@ from gentickets.data import ImageSet, load
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab import folder as disk
 from gentickets.lab.evaluation import Judge
-from gentickets.lab.level_files import metrics_json
+from gentickets.lab.level_files import measure_level, metrics_json
 from gentickets.lab.plan import Plan, fit, measure
 from gentickets.lab.recipe import DataPart, Recipe, make_recipe
 from gentickets.lab.results import read_run, write_csv
@@ -372,7 +372,7 @@ def evaluate_again(folder: Path, samples: int | None, features: str | None, weig
             place = seed_run.folder / disk.level_name(index, arm)
             metrics = disk.read_metrics(place)
             if metrics["status"] == "complete":
-                measured = judge.measure(seed_run.judged(index, arm))
+                measured = measure_level(place, seed_run.load_level(index, arm).model, judge)
                 metrics |= {"metrics": metrics_json(measured), "primary": judge.primary}
                 disk.write_json(place / "metrics.json", metrics)
             tell(Event(seed, place.name, done, len(levels)))

@@ -64,7 +64,7 @@ class SeedRun:
         self.folder = folder / f"seed-{seed}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.search, self.steps = recipe.search, recipe.training.steps
-        self.trainer = Trainer(recipe, seed, images, steps_of_seed(recipe), tell, stop)
+        self.trainer = Trainer(recipe, seed, images, steps_of_seed(recipe), tell, stop, judge.glance)
         self.span = retrain_span(self.search.retrain, self.steps, self.search.rewind_step)
         self._draw = 0
 
@@ -234,18 +234,13 @@ class SeedRun:
         to_rewind = end_step == self.search.rewind_step
         if to_rewind and rewind.exists():
             Ticket(masks, disk.load_weights(rewind)).install(model)
-            self.trainer.take_over(end_step - start_step, self._rewind_price())
+            self.trainer.recall(end_step - start_step, disk.read_json(self.folder / "rewind.json"))
             return
         trained = self.trainer.train(model, masks, start_step, end_step)
         # Not after a divergence: a resumed run must come upon it, and record it, again.
         if to_rewind and trained is not None and self.trainer.outcome.status == "complete":
-            price = self.trainer.outcome.train
-            disk.write_json(self.folder / "rewind.json", [price.seconds, price.flops, price.live_flops])
+            disk.write_json(self.folder / "rewind.json", self.trainer.account())
             disk.save_weights(rewind, named_state(model))
-
-    def _rewind_price(self) -> Price:
-        path = self.folder / "rewind.json"
-        return Price(*disk.read_json(path)) if path.exists() else Price()
 
     # -- early birds --------------------------------------------------------------------------------------
 
@@ -325,7 +320,8 @@ class SeedRun:
 
     def _finish(self, made: Made) -> None:
         trainer = self.trainer
-        write_level(trainer.folder, made, trainer.outcome, self.judge, self._example_inputs(made.model))
+        inputs = self._example_inputs(made.model)
+        write_level(trainer.folder, made, trainer.outcome, trainer.validation, self.judge, inputs)
 
     def _finish_untrained(self, index: int, arm: str, ticket: Ticket | None, reason: str) -> None:
         assert ticket is not None

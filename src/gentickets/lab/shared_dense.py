@@ -18,8 +18,8 @@ from gentickets.lab.seedrun import build_model
 from gentickets.masks import Masks
 from gentickets.ticket import Ticket
 
-BUILT_ON_DENSE = ("imp", "one-shot")
-"""The methods whose tickets come from the dense training. To the others its result is a reference alone."""
+BUILT_ON_DENSE = ("imp", "one-shot", "transferred")
+"""The methods whose levels start from the dense training. To the others its result is a reference alone."""
 
 _REWRITTEN = ("ticket.safetensors", "metrics.json", "timing.json")
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -14,6 +15,7 @@ from gentickets.data import Batches, ImageSet
 from gentickets.errors import Diverged, GenticketsError
 from gentickets.lab import folder as disk
 from gentickets.lab.recipe import Recipe
+from gentickets.lab.validation import Validation
 from gentickets.masks import Masks
 from gentickets.metrics.cost import training_flops
 from gentickets.naming import named_state
@@ -58,7 +60,10 @@ class Outcome:
 
 
 class Trainer:
-    """Trains for one seed. `tell` gets an `Event` now and then; `stop` is asked after every step (see `train`)."""
+    """Trains for one seed. `tell` gets an `Event` now and then; `stop` is asked after every step (see `train`).
+
+    `glance` judges a model in training, where the recipe asks for that: all trainings but those that find masks.
+    """
 
     def __init__(
         self,
@@ -68,8 +73,9 @@ class Trainer:
         total: int,
         tell: Callable[[Event], None],
         stop: Callable[[], bool],
+        glance: Callable[[nn.Module], float],
     ):
-        self.recipe, self.seed, self._tell, self._stop = recipe, seed, tell, stop
+        self.recipe, self.seed, self._tell, self._stop, self._glance = recipe, seed, tell, stop, glance
         self.settings = recipe.training.settings(seed)
         self.objective = recipe.build_objective()
         self.fabric = make_fabric(recipe)
@@ -83,10 +89,13 @@ class Trainer:
         self.total, self.done = total, 0
         self.stage, self.folder = "", Path()
         self.outcome = Outcome()
+        self.validation: Validation | None = None
 
     def enter(self, stage: str, folder: Path) -> None:
         """Begins a level: its trainings go into `folder`, their price onto a new account."""
         self.stage, self.folder, self.outcome = stage, folder, Outcome()
+        every = self.recipe.evaluation.every
+        self.validation = None if every is None else Validation(self._glance, every, folder)
 
     def train(
         self,
@@ -106,6 +115,8 @@ class Trainer:
         """
         key = f"{self.stage} {start_step}-{end_step} {masks.fingerprint}{' finding' if finding else ''}"
         before = {name: tensor.detach().clone() for name, tensor in named_state(model).items()}
+        if self.validation is not None and not finding:
+            watches = [*watches, self.validation]
         trained = None
         try:
             trained = train(
@@ -132,14 +143,19 @@ class Trainer:
         self.done += (trained.step if trained is not None else end_step) - start_step
         return trained
 
-    def take_over(self, steps: int, price: Price, finding: bool = True) -> None:
-        """Counts steps that were trained before, at their price then."""
+    def account(self) -> dict[str, Any]:
+        """What the trainings of this level took so far, and how they were judged: plain values, for `recall`."""
+        evaluations = None if self.validation is None else self.validation.state_dict()
+        return {"find": asdict(self.outcome.find), "train": asdict(self.outcome.train), "validation": evaluations}
+
+    def recall(self, steps: int, account: Mapping[str, Any]) -> None:
+        """Counts `steps` that were trained before, at their price then."""
         self.done += steps
         self.outcome.images += steps * self.batches.batch_size
-        if finding:
-            self.outcome.find += price
-        else:
-            self.outcome.train += price
+        self.outcome.find += Price(**account["find"])
+        self.outcome.train += Price(**account["train"])
+        if self.validation is not None and account["validation"] is not None:
+            self.validation.load_state_dict(account["validation"])
 
     @property
     def steps_per_epoch(self) -> int:

@@ -27,7 +27,7 @@ def dcgan(
     depth: int | None = None,
     critic_norm: bool = True,
 ) -> GAN:
-    """`ConvDecoder` against `ConvTrunk` with one output; weights drawn from N(0, 0.02²), as in the paper's Sec. 3.
+    """`ConvDecoder` against `ConvTrunk` with one output; weights drawn from N(0, 0.02²), as in the paper's Sec. 4.
 
     `critic_norm=False` leaves batch norm out of the discriminator, as the gradient penalty needs it.
     """

@@ -20,15 +20,19 @@ from gentickets.models.vae import VAE, conv_vae
 
 
 def paper_linear_ae(size: int, channels: int, width: int = 128, latent: int = 3) -> Autoencoder:
-    """The paper's linear autoencoder: 784-128-64-12-3 and its mirror on MNIST; other widths in proportion."""
-    return linear_autoencoder(size, channels, hidden=[width, width // 2, max(1, width * 12 // 128)], latent=latent)
+    """The paper's linear autoencoder: 784-128-64-12-3 and its mirror on MNIST.
+
+    Another `width` scales the three inner layers, of which the last is never narrower than the code.
+    Raises `ValueError` for a width below 2.
+    """
+    return linear_autoencoder(size, channels, hidden=[width, width // 2, max(latent, width * 12 // 128)], latent=latent)
 
 
 def paper_conv_ae(size: int, channels: int, width: int = 32, latent: int = 512) -> Autoencoder:
     """The paper's convolutional autoencoder: 32, 64, 128, 256 and 512 channels, the last 512 on 2x2 places its code.
 
-    `latent`: channels of the code, which is (batch, latent, side, side), side = ⌈size / 16⌉. Kernels, strides and
-    pooling as in the authors' code, so that the parameter count is theirs; the padding is what halves exactly.
+    `latent`: channels of the code, which is (batch, latent, side, side), side = ⌈size / 16⌉. Kernels and
+    strides after the authors' code, so that the parameter count is theirs; the padding is what halves exactly.
     Raises `ValueError` for a side that 4 does not divide.
     """
     if size < 4 or size % 4:

@@ -98,7 +98,7 @@ def _up(into: int, out: int, side: int) -> list[nn.Module]:
 
 
 def resnet_vae(size: int, channels: int, width: int = 32, latent: int = 32) -> VAE:
-    """ResNet-18 with one block a stage and half its widths or less, and its mirror; any side. PyTorch's own weights."""
+    """ResNet-18 (He et al. 2016) at half its width with one block a stage, and its mirror; images of any side."""
     return VAE(ResidualEncoder(channels, width, latent), ResidualDecoder(size, channels, width, latent))
 
 
@@ -106,7 +106,7 @@ def resnet_vae(size: int, channels: int, width: int = 32, latent: int = 32) -> V
 
 
 def resnet_dcgan(size: int, channels: int, width: int = 128, latent: int = 128, critic_norm: bool = True) -> GAN:
-    """Pre-activation blocks, all of one width (Gulrajani et al. 2017, App. C; Miyato et al. 2018, App. B.4).
+    """Pre-activation blocks, all of one width (Gulrajani et al. 2017; Miyato et al. 2018).
 
     The generator doubles a 4x4 map (28: 7x7) up to the image. The discriminator halves the image down to 8x8 or
     7x7 (at least once), has two more blocks and a mean over places, and gives one logit; it has batch norm, as a

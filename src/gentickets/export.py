@@ -1,0 +1,192 @@
+"""A component → a program that runs without this package: `torch.export`, or ONNX.
+
+What is written is in evaluation mode, takes any number of examples at once, and has no norm left on its weights:
+spectral and weight norm are folded into plain weights. It is read back and compared with the component before its
+file appears.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
+
+from gentickets.errors import GenticketsError
+from gentickets.files import replace_file
+from gentickets.naming import clone, unwrap
+
+Format = Literal["torch", "onnx"]
+
+SUFFIXES: dict[Format, str] = {"torch": ".pt2", "onnx": ".onnx"}
+"""Format → how its files are called by custom."""
+
+TOLERANCE = 1e-4
+"""The largest difference, relative to the largest output, between the component and what was exported."""
+
+_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+Program = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written: its size in bytes, and how far its outputs are from the component's.
+
+    `difference` is the largest one found, relative to the component's largest output.
+    """
+
+    path: Path
+    bytes: int
+    difference: float
+
+
+def export(component: nn.Module, example: Tensor, path: str | Path, format: Format = "torch") -> Exported:
+    """Writes one component as a program: `torch` for a `.pt2` file of `torch.export`, `onnx` for an ONNX file.
+
+    `example` is a batch of 2 or more inputs; the program takes batches of any size. Several outputs (a VAE's mean and
+    log variance) stay several, in their order. The component is left as it was. The program is run on the example and
+    on a batch of one, and compared with the component; a file appears only where they agree to 1e-4.
+
+    Raises `GenticketsError` for another format, where the packages that ONNX needs are missing, where the code of the
+    component cannot be exported, where the program computes something else, and where the file cannot be written.
+    """
+    if as_format(format) == "onnx":
+        _check_onnx()
+    example = example.detach().cpu()
+    expected = clone(unwrap(component)).cpu().eval()
+    plain = folded(component)
+    with torch.no_grad(), _quiet():
+        try:
+            content, program = (_to_torch if format == "torch" else _to_onnx)(plain, example)
+        except Exception as error:  # whatever the exporters meet in code that is not ours
+            raise GenticketsError(f"cannot be exported as {format}: {_first_line(error)}") from error
+        difference = max(_difference(expected, program, batch) for batch in (example, example[:1]))
+    if not difference <= TOLERANCE:
+        raise GenticketsError(
+            f"the exported program differs from the component by {difference:.2g} of its largest output: not written"
+        )
+    path = Path(path)
+    try:
+        replace_file(path, content)
+    except OSError as error:
+        raise GenticketsError(f"cannot write {path}: {error.strerror or error}") from error
+    return Exported(path, len(content), difference)
+
+
+def as_format(name: str) -> Format:
+    """The format of that name. Raises `GenticketsError` that lists those there are."""
+    for format in SUFFIXES:
+        if format == name:
+            return format
+    raise GenticketsError(f"format {name!r}: one of {', '.join(SUFFIXES)}")
+
+
+def folded(component: nn.Module) -> nn.Module:
+    """A copy on the CPU, in evaluation mode, whose spectral and weight norms are folded into plain weights."""
+    plain = clone(unwrap(component)).cpu().eval()  # eval first: under spectral norm, reading a weight would train it
+    for layer in list(plain.modules()):
+        if is_parametrized(layer):
+            _fold(layer)
+        if "weight_orig" in layer._parameters:
+            remove_spectral_norm(layer)
+        if {"weight_g", "weight_v"} <= set(layer._parameters):
+            remove_weight_norm(layer)
+    return plain
+
+
+def _fold(layer: nn.Module) -> None:
+    """Puts plain weights in place of parametrized ones.
+
+    Not by `remove_parametrizations`: that takes the weight's property from a class which a layer shares with its
+    copies, and so breaks the layer that was copied.
+    """
+    values = {name: getattr(layer, name).detach().clone() for name in layer.parametrizations}  # type: ignore[union-attr]
+    del layer._modules["parametrizations"]
+    layer.__class__ = type_before_parametrizations(layer)
+    layer._parameters.update({name: nn.Parameter(value) for name, value in values.items()})
+
+
+def _to_torch(net: nn.Module, example: Tensor) -> tuple[bytes, Program]:
+    exported = torch.export.export(net, (example,), dynamic_shapes=_any_batch())
+    file = io.BytesIO()
+    torch.export.save(exported, file)
+    content = file.getvalue()
+    return content, _in_torch(torch.export.load(io.BytesIO(content)).module())
+
+
+def _to_onnx(net: nn.Module, example: Tensor) -> tuple[bytes, Program]:
+    onnxruntime = importlib.import_module("onnxruntime")  # an extra: not there for whoever reads the types
+    exported = torch.onnx.export(net, (example,), dynamo=True, dynamic_shapes=_any_batch(), verbose=False)
+    assert exported is not None
+    content = exported.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    takes = session.get_inputs()[0].name
+
+    def run(batch: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.from_numpy(found) for found in session.run(None, {takes: batch.numpy()}))
+
+    return content, run
+
+
+def _any_batch() -> tuple[dict[int, torch.export.Dim]]:
+    return ({0: torch.export.Dim("batch", min=1)},)
+
+
+def _in_torch(module: nn.Module) -> Program:
+    def run(batch: Tensor) -> tuple[Tensor, ...]:
+        result = module(batch)
+        return (result,) if isinstance(result, Tensor) else tuple(result)
+
+    return run
+
+
+def _difference(component: nn.Module, program: Program, batch: Tensor) -> float:
+    """The largest difference of any output, relative to the largest value of that output; inf for another shape."""
+    worst = 0.0
+    expected, found = _in_torch(component)(batch), program(batch)
+    if len(expected) != len(found):
+        return float("inf")
+    for one, other in zip(expected, found, strict=True):
+        if one.shape != other.shape:
+            return float("inf")
+        scale = float(one.abs().max()) or 1.0
+        worst = max(worst, float((one - other).abs().max()) / scale)
+        if not torch.isfinite(other).all():
+            return float("inf")  # a comparison with NaN says nothing
+    return worst
+
+
+def _check_onnx() -> None:
+    missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise GenticketsError(f"format onnx needs {', '.join(missing)}: pip install {' '.join(_ONNX_PACKAGES)}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporters say of packages that are not there, and of their own future."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

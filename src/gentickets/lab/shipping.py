@@ -1,0 +1,267 @@
+"""Handing a level out of a run: its network made physically smaller, or a component of it as a program."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Column, Table
+from torch import Tensor, nn
+
+from gentickets.errors import GenticketsError, RecipeError, TicketError
+from gentickets.export import Exported, Format, export
+from gentickets.lab import early
+from gentickets.lab import folder as disk
+from gentickets.lab.level_files import with_stored_averages
+from gentickets.lab.recipe import Recipe, make_recipe, read_recipe
+from gentickets.lab.run import load_data
+from gentickets.lab.words import count, percent
+from gentickets.masks import Masks
+from gentickets.metrics.cost import Cost, cost
+from gentickets.naming import check_components
+from gentickets.shrink import Shrinking
+from gentickets.small import Architecture, small_ticket
+from gentickets.ticket import Ticket
+
+_BATCH = 16
+_PAIRS = 15
+_BOUND = "every channel still lies on a live path from input to output, or is bound to one that does"
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """A network as it is to be handed out, and the masks that it is held to; already cut where channels were pruned.
+
+    `removed`: the channels that went before it was trained, by component. `sparsity` is the ticket's.
+    """
+
+    architecture: Architecture
+    model: nn.Module
+    masks: Masks
+    examples: Mapping[str, Tensor]
+    sparsity: float
+    removed: Mapping[str, int]
+    origin: Mapping[str, Any]
+
+
+# -- what is handed out ---------------------------------------------------------------------------------------
+
+
+def of_level(place: Path) -> Shipment:
+    """A complete level, with the weights that it is judged by: the averages, where it has some.
+
+    Reads only the run's folder; of `seed-0/trained`, as `gentickets train` makes it, the data set for its shape.
+    Raises `GenticketsError` where the level is not complete, or has no weights that are worth anything.
+    """
+    _check_complete(place)
+    metrics = disk.read_metrics(place)
+    if metrics["status"] != "complete":
+        raise GenticketsError(f"{place} is {metrics['status']} ({metrics['reason']}): it has no weights to hand out")
+    recipe, (channels, size, _) = _recipe_of(place.resolve().parents[1])
+    ticket = Ticket.load(place / "ticket.safetensors")
+    cut = recipe.search.granularity == "channel" and metrics["level"] > 0 and place.resolve().name != "trained"
+    whole = _shipment(recipe, Architecture(recipe.model.name, size, channels, recipe.model.options), ticket, cut)
+    Ticket(whole.masks, disk.load_weights(place / "trained.safetensors")).install(whole.model)
+    whole.masks.audit(whole.model)
+    origin = {**whole.origin, "level": metrics["level"], "arm": metrics["arm"], "seed": metrics["seed"]}
+    return _replaced(whole, with_stored_averages(whole.model, place).eval(), origin)
+
+
+def of_ticket(file: Path, recipe_file: Path, overrides: Iterable[str] = ()) -> Shipment:
+    """A ticket's masks and rewind weights, in the model of a recipe. Raises `TicketError` where they do not fit."""
+    recipe = read_recipe(recipe_file, overrides)
+    ticket = Ticket.load(file)
+    if not ticket.weights:
+        raise TicketError(f"{file} holds masks without weights: there is no network to hand out")
+    channels, size, _ = load_data(recipe.data)[0].shape
+    architecture = Architecture(recipe.model.name, size, channels, recipe.model.options)
+    return _shipment(recipe, architecture, ticket, cut=False)
+
+
+def _check_complete(place: Path) -> None:
+    if (place / "metrics.json").is_file() and not place.name.endswith(".partial"):
+        return
+    if place.name.endswith(".partial") or disk.partial_of(place).is_dir():
+        raise GenticketsError(
+            f"{place} is not complete: run the same `gentickets find` again, which goes on from there"
+        )
+    levels = sorted(str(found.parent) for found in place.glob("**/metrics.json") if ".partial" not in str(found))
+    hint = f"take one in it, such as {levels[-1]}" if levels else "it looks like runs/quickstart-gan/seed-0/level-03"
+    raise GenticketsError(f"{place} is no level's folder: {hint}")
+
+
+def _recipe_of(run: Path) -> tuple[Recipe, tuple[int, int, int]]:
+    """The recipe of a run's folder, and (channels, height, width) of its images."""
+    origin = disk.read_origin(run)
+    if (run / "recipe.yaml").exists():
+        try:
+            channels, height, width = origin["data"]["shape"]
+        except (LookupError, TypeError, ValueError):
+            raise RecipeError(f"{run / 'origin.json'} does not say the shape of the images") from None
+        return disk.read_run_recipe(run), (channels, height, width)
+    recipe = make_recipe(origin["asked"], str(run / "origin.json"))  # of `gentickets train`
+    return recipe, load_data(recipe.data)[0].shape
+
+
+def _shipment(recipe: Recipe, architecture: Architecture, ticket: Ticket, cut: bool) -> Shipment:
+    """The ticket installed, and its channels cut where that is how its level was trained."""
+    model = _built(architecture)
+    shape = (2, architecture.channels, architecture.size, architecture.size)
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        examples = recipe.build_objective().example_inputs(model.eval(), images)
+    origin = {"recipe": recipe.name, "ticket": ticket.masks.fingerprint, "sparsity": ticket.masks.sparsity}
+    masks, removed = ticket.masks, dict.fromkeys(examples, 0)
+    if cut:
+        model, masks, shrinking = early.smaller(ticket, model, recipe.search, examples)
+        removed |= shrinking.removed if shrinking is not None else {}
+    else:
+        ticket.install(model)
+    return Shipment(architecture, model.eval(), masks, examples, ticket.masks.sparsity, removed, origin)
+
+
+def _built(architecture: Architecture) -> nn.Module:
+    """The whole network, with some weights; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            return architecture.build()
+        except ValueError as error:
+            raise RecipeError(f"model {architecture.model}: {error}") from None
+
+
+def _replaced(shipment: Shipment, model: nn.Module, origin: Mapping[str, Any]) -> Shipment:
+    return Shipment(**{**vars(shipment), "model": model, "origin": origin})
+
+
+# -- smaller --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """What shrinking came to: the file, the channels that went and the costs before and after.
+
+    `before` is the whole network of the recipe. `time`: component → small forward time / whole one, as read here.
+    """
+
+    ticket: Ticket
+    bytes: int
+    removed: Mapping[str, int]
+    before: Cost
+    after: Cost
+    time: Mapping[str, float]
+    words: tuple[str, ...]
+
+
+def shrink_to(shipment: Shipment, file: Path) -> Shrunk:
+    """Writes the physically smaller network of a shipment (see `small`), and says what it saves.
+
+    Raises what `shrink` raises, and `TicketError` where the file cannot be written.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        shrinking = Shrinking(shipment.model, shipment.masks, shipment.examples)
+    removed = {name: gone + shrinking.removed[name] for name, gone in shipment.removed.items()}
+    origin = {**shipment.origin, "removed": removed}
+    ticket = small_ticket(shrinking.model, shrinking.masks, shipment.architecture, origin)
+    ticket.save(file)
+    whole = _built(shipment.architecture).eval()
+    small = shrinking.model.eval()
+    batch = {name: _of_size(example, _BATCH) for name, example in shipment.examples.items()}
+    return Shrunk(
+        ticket,
+        file.stat().st_size,
+        removed,
+        cost(whole, shipment.examples),
+        cost(small, shipment.examples),
+        {
+            name: _time_ratio(getattr(whole, name), getattr(small, name), batch[name])
+            for name, n in removed.items()
+            if n
+        },
+        (*_words(shipment, shrinking), *(str(warning.message) for warning in caught)),
+    )
+
+
+def _words(shipment: Shipment, shrinking: Shrinking) -> Iterable[str]:
+    """What the table does not say by itself."""
+    before, now = sum(shipment.removed.values()), sum(shrinking.removed.values())
+    if before:
+        yield f"{count(before, 'channel')} had gone before the level was trained: its ticket prunes whole channels."
+    if not shrinking.masks.alive < shrinking.masks.total and not before and not now:
+        yield "No channel could go: nothing is pruned at this level, which is the dense network."
+    elif not before and not now:
+        yield (
+            f"No channel could go. The ticket is {percent(shipment.sparsity)} sparse in single weights, and {_BOUND}; "
+            "the network stays as large as it was. Masks of single weights empty whole channels only at high "
+            "sparsities: for a smaller network, take a later level, or prune channels "
+            "(search.method=early-bird search.granularity=channel)."
+        )
+    for name, gone in shrinking.removed.items():
+        if not gone and not shipment.removed[name] and (before or now):
+            yield f"{name}: no channel could go; {_BOUND}."
+    if left := shrinking.masks.total - shrinking.masks.alive:
+        yield f"{count(left, 'weight')} of what is left are zero; their masks are in the file."
+
+
+def _of_size(example: Tensor, size: int) -> Tensor:
+    return example.repeat(-(-size // len(example)), *[1] * (example.dim() - 1))[:size]
+
+
+@torch.no_grad()
+def _time_ratio(whole: nn.Module, small: nn.Module, batch: Tensor) -> float:
+    """Forward time of `small` / that of `whole`: the median of interleaved pairs, after one pair unmeasured."""
+    ratios = []
+    for _ in range(_PAIRS + 1):
+        begun = time.perf_counter()
+        whole(batch)
+        between = time.perf_counter()
+        small(batch)
+        ratios.append((time.perf_counter() - between) / (between - begun))
+    return statistics.median(ratios[1:])
+
+
+def shrunk_table(shrunk: Shrunk) -> Table:
+    """Before → after, by component."""
+    table = Table(
+        Column("component", no_wrap=True), "channels removed", "parameters", "FLOPs, forward", "bytes", "forward time"
+    )
+    for name, before in shrunk.before.components.items():
+        ratio = f"x {shrunk.time[name]:.2f}" if name in shrunk.time else "–"
+        table.add_row(name, f"{shrunk.removed.get(name, 0):,}", *_change(before, shrunk.after.components[name]), ratio)
+    table.add_row("all", f"{sum(shrunk.removed.values()):,}", *_change(shrunk.before, shrunk.after), "")
+    return table
+
+
+def _change(before: Cost, after: Cost) -> list[str]:
+    keys = ("parameters", "flops_dense", "bytes_dense")
+    return [f"{getattr(before, key):,} → {getattr(after, key):,}" for key in keys]
+
+
+def reading_words() -> str:
+    """How forward time was read."""
+    threads = count(torch.get_num_threads(), "thread")
+    return (
+        f"Forward time, after / before: median of {_PAIRS} interleaved pairs, batches of {_BATCH}, {threads}; "
+        "a reading on this machine, not a property of the network."
+    )
+
+
+# -- as a program ---------------------------------------------------------------------------------------------
+
+
+def export_component(shipment: Shipment, component: str, file: Path, format: Format, smaller: bool = True) -> Exported:
+    """Writes one component as a program (see `export`), with `smaller` after shrinking.
+
+    Raises `MaskError` that lists the components there are, and what `shrink` and `export` raise.
+    """
+    check_components([component], shipment.examples)
+    example, model = shipment.examples[component], shipment.model
+    if smaller:
+        model = Shrinking(model, shipment.masks, {component: example}).model
+    return export(getattr(model, component), example, file, format)

@@ -1,0 +1,76 @@
+"""Judging a model while it trains, on training images: when it could have stopped, and its best weights.
+
+No held-out image has a say: what is chosen here is chosen by the training images alone, and then judged on the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gentickets.lab import folder as disk
+from gentickets.naming import named_state
+from gentickets.training import with_averages
+
+BEST = "best.safetensors"
+"""The weights, averages in their place, at the best evaluation."""
+
+MARGIN = 0.05
+"""How near the best value is near enough to have stopped."""
+
+
+class Validation:
+    """Asks `score(model)`, lower is better, every `every` steps, and keeps the best weights in `folder`."""
+
+    def __init__(self, score: Callable[[nn.Module], float], every: int, folder: Path):
+        self._score, self.every, self._path = score, every, folder / BEST
+        self.steps: list[int] = []
+        self.values: list[float] = []
+
+    def __call__(self, step: int, model: nn.Module, averaged: nn.Module) -> bool:
+        if step % self.every == 0:
+            with torch.no_grad():
+                judged = with_averages(model, averaged)
+                value = self._score(judged)
+            if not self.values or value < min(self.values):
+                disk.save_weights(self._path, named_state(judged))
+            self.steps.append(step)
+            self.values.append(value)
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "values": self.values}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps, self.values = list(state["steps"]), list(state["values"])
+
+    def summary(self) -> dict[str, Any]:
+        """For metrics.json: the curve, the step of its best value, and where training could have stopped."""
+        best = self.steps[self.values.index(min(self.values))] if self.values else None
+        return {
+            "steps": self.steps,
+            "values": self.values,
+            "best_step": best,
+            "early_stopping_step": early_stopping_step(self.steps, self.values),
+        }
+
+
+def early_stopping_step(steps: Sequence[int], values: Sequence[float], margin: float = MARGIN) -> int | None:
+    """The first evaluation from which the metric (lower is better) stays within `margin` of its best; None without one.
+
+    A value that is not finite is never near.
+    """
+    finite = [value for value in values if value == value and abs(value) != float("inf")]
+    if not finite:
+        return None
+    limit = min(finite) + margin * abs(min(finite))
+    found = None
+    for step, value in zip(reversed(steps), reversed(values), strict=True):
+        if not value <= limit:
+            break
+        found = step
+    return found
