@@ -9,6 +9,7 @@ import torch
 import gentickets as gt
 from gentickets.lab import early
 from gentickets.lab import folder as disk
+from gentickets.lab.level_files import measure_level
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.run import load_data, make_judge
 from gentickets.lab.seedrun import SeedRun, build_model
@@ -95,7 +96,7 @@ def test_a_level_read_back_is_the_network_that_was_trained(whole, stage):
     state = named_state(level.model)
     assert {name: tensor.shape for name, tensor in state.items()} == {n: t.shape for n, t in stored.items()}
     assert all(torch.equal(state[name], stored[name]) for name in stored)
-    again = stage[1].measure(run.judged(1, "ticket"))
+    again = measure_level(whole / "level-01", level.model, stage[1])
     assert {m.key: m.value for m in again} == {k: v["value"] for k, v in metrics(whole)["metrics"].items()}
 
 

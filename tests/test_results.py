@@ -250,6 +250,6 @@ def test_the_csv_holds_the_floats_exactly(folder):
             assert row["reconstruction_mse"] == row["accuracy_samples"] == ""
     timings = (folder / "timings.csv").read_text().splitlines()
     assert timings[:2] == [
-        "seed,level,arm,train_seconds,evaluate_seconds,images",
-        "0,0,ticket,12.5,0.8,32000",
+        "seed,level,arm,find_seconds,train_seconds,evaluate_seconds,images",
+        "0,0,ticket,,12.5,0.8,32000",
     ]

@@ -21,7 +21,7 @@ from scipy import stats
 import gentickets as gt
 from gentickets import models
 from gentickets.cli import main
-from gentickets.errors import RecipeError
+from gentickets.errors import HardwareError, RecipeError
 from gentickets.lab import folder as disk
 from gentickets.lab import plan, trainer
 from gentickets.lab.comparison import read_comparison, write_study_csv
@@ -508,3 +508,19 @@ def test_a_study_with_arms_that_fail_still_has_its_tables(file, tmp_path):
 def test_the_arms_recipes_are_valid_by_themselves(file):
     for arm in read_study(file(STUDY)).arms:
         assert make_recipe(arm.recipe.dump()) == arm.recipe
+
+
+def test_an_arm_that_the_machine_cannot_run_is_left_out_with_its_reason(file, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "has_bfloat16", lambda accelerator: False)
+    raw = {**TINY, "study": {"arms": {"imp": {}, "mixed": {"training.precision": "bf16-mixed"}}, "small_dense": False}}
+    study = read_study(file(raw))
+    left_out = run_study(study, tmp_path / "out", lambda stage: lambda event: None)
+    assert list(left_out) == ["mixed"]
+    assert "no bfloat16" in left_out["mixed"]
+    assert list(read_comparison(tmp_path / "out").runs) == ["imp"]
+    with pytest.raises(HardwareError, match="take 32-true"):
+        run_study(
+            read_study(file({**TINY, "training": {**TINY["training"], "precision": "bf16-mixed"}}), methods=["imp"]),
+            tmp_path / "other",
+            lambda stage: lambda event: None,
+        )

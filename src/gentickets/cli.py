@@ -173,7 +173,9 @@ def _run_study(study: Study, runs: Path, resume: bool, plan_only: bool) -> None:
             return _Teller(bars, stage.ready.recipe.training.steps, f"{stage.index + 1}/{stage.total} {stage.label}, ")
 
         command = shlex.join(["gentickets", *sys.argv[1:]])
-        run_study(study, folder, begin, fresh=not resume, dry=plan_only, command=command)
+        left_out = run_study(study, folder, begin, fresh=not resume, dry=plan_only, command=command)
+    for label, reason in left_out.items():
+        out.print(f"not run: {label}: {reason}", markup=False)
     if plan_only:
         out.print(f"{study.name}: {len(study.arms)} arms, about {duration(seconds)} in all; less what they share")
         return

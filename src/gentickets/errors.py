@@ -27,6 +27,10 @@ class RecipeError(GenticketsError, ValueError):
     """A recipe, or a run folder, that does not say something possible."""
 
 
+class HardwareError(GenticketsError):
+    """Something that this machine has no hardware for."""
+
+
 class Disconnected(GenticketsError):
     """A mask that leaves a component without any live path from its input to its output.
 

@@ -20,7 +20,7 @@ from typing import Annotated, Any, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gentickets.errors import RecipeError
+from gentickets.errors import HardwareError, RecipeError
 from gentickets.files import replace_file
 from gentickets.lab import folder as disk
 from gentickets.lab.recipe import (
@@ -35,6 +35,7 @@ from gentickets.lab.results import read_run
 from gentickets.lab.run import Prepared, Tell, prepared, run_seeds
 from gentickets.lab.shared_dense import BUILT_ON_DENSE, share_dense
 from gentickets.lab.small_dense import PREFIX, small_dense_recipes
+from gentickets.lab.trainer import make_fabric
 
 METHODS: tuple[str, ...] = tuple(
     method for method in get_args(SearchPart.model_fields["method"].annotation) if method != "transferred"
@@ -198,11 +199,12 @@ Begin = Callable[[Stage], Tell]
 
 def run_study(
     study: Study, folder: Path, begin: Begin, *, fresh: bool = False, dry: bool = False, command: str = ""
-) -> None:
+) -> dict[str, str]:
     """Runs every arm to its end, then the small dense nets; what is complete is skipped, as in a run.
 
-    With `dry`, each arm is only measured and told. Raises `RecipeError` where the folder is a run, or an arm's
-    folder was made by another recipe.
+    Returns label → reason of the arms that this machine has no hardware for, which are left out. With `dry`, each
+    arm is only measured and told. Raises `RecipeError` where the folder is a run, or an arm's folder was made by
+    another recipe, and `HardwareError` where every arm would be left out.
     """
     if (folder / "recipe.yaml").exists():
         raise RecipeError(f"{folder} is a single run: take name=… for the study")
@@ -210,19 +212,28 @@ def run_study(
         if not dry:
             write_record(folder, study, command)
         donors: list[Path] = []
+        left_out: dict[str, str] = {}
         for index, arm in enumerate(study.arms):
+            try:
+                make_fabric(arm.recipe)
+            except HardwareError as error:
+                left_out[arm.label] = str(error)
+                continue
             with prepared(arm.recipe, folder / arm.label, fresh=fresh, dry=dry, command=command) as ready:
                 shared = {} if dry else share_dense(ready, donors)
                 tell = begin(Stage(index, len(study.arms), arm.label, ready, shared))
                 if not dry:
                     run_seeds(ready, tell)
             donors.append(folder / arm.label)
+        if len(left_out) == len(study.arms):
+            raise HardwareError(next(iter(left_out.values())))
         if study.small_dense and not dry:
-            _run_small_dense(study, folder, begin, fresh, command)
+            _run_small_dense(study, donors, folder, begin, fresh, command)
+    return left_out
 
 
-def _run_small_dense(study: Study, folder: Path, begin: Begin, fresh: bool, command: str) -> None:
-    recipes = small_dense_recipes(study.arms[0].recipe, [read_run(folder / arm.label) for arm in study.arms])
+def _run_small_dense(study: Study, arms: Sequence[Path], folder: Path, begin: Begin, fresh: bool, command: str) -> None:
+    recipes = small_dense_recipes(study.arms[0].recipe, [read_run(arm) for arm in arms])
     total = len(study.arms) + len(recipes)
     for index, (label, recipe) in enumerate(recipes.items(), start=len(study.arms)):
         with prepared(recipe, folder / label, fresh=fresh, command=command) as ready:

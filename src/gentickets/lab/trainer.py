@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from gentickets.data import Batches, ImageSet
-from gentickets.errors import Diverged, GenticketsError
+from gentickets.errors import Diverged, HardwareError
 from gentickets.lab import folder as disk
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.validation import Validation
@@ -179,14 +179,26 @@ class Trainer:
 
 
 def make_fabric(recipe: Recipe) -> Fabric:
-    """One device, in the recipe's precision. Raises `GenticketsError` where the machine lacks it."""
+    """One device, in the recipe's precision. Raises `HardwareError` where the machine lacks it."""
     training = recipe.training
     accelerator = training.accelerator
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     if accelerator == "cuda" and not torch.cuda.is_available():
-        raise GenticketsError("training.accelerator=cuda: no CUDA device here; take cpu, or auto")
+        raise HardwareError("training.accelerator=cuda: no CUDA device here; take cpu, or auto")
+    if training.precision == "bf16-mixed" and not has_bfloat16(accelerator):
+        raise HardwareError(
+            f"training.precision=bf16-mixed: this {accelerator} has no bfloat16 arithmetic, and would be many times "
+            f"slower than in float32; take 32-true"
+        )
     return Fabric(accelerator=accelerator, devices=1, precision=training.precision)
+
+
+def has_bfloat16(accelerator: str) -> bool:
+    """Whether "cpu" or "cuda" computes in bfloat16 by itself, rather than by way of float32."""
+    if accelerator == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) if torch.backends.mkldnn.is_available() else False
 
 
 @torch.no_grad()
