@@ -20,12 +20,14 @@ from gentickets.lab.report import (
     published_table,
     published_words,
     study_table,
+    transfer_table,
     verdict_table,
     write_figures,
     write_report,
     write_study,
 )
 from gentickets.lab.report.study_page import published_rows
+from gentickets.lab.report.transfers import transfer_matrix
 from gentickets.lab.results import read_run
 from gentickets.lab.verdict import judge
 from gentickets.lab.words import percent
@@ -42,12 +44,19 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
+        self.tables: dict[str, list[list[str]]] = {}
         self.feed(text)
         self.close()
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        if dict(attrs).get("role") == "region":
+            self.tables[dict(attrs).get("aria-label") or ""] = []
+        elif tag == "tr":
+            self.rows.append([])
+        elif tag in ("th", "td"):
+            self.rows[-1].append("")
         if tag not in VOID:
             self.open.append(tag)
 
@@ -61,6 +70,13 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if not self.open or self.open[-1] not in ("style", "script"):
             self.words.append(data)
+        if {"th", "td"} & set(self.open):
+            self.rows[-1][-1] += data
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """The rows of the newest table."""
+        return self.tables[list(self.tables)[-1]]
 
     @property
     def text(self) -> str:
@@ -208,6 +224,103 @@ def test_a_report_on_nothing_is_refused(tmp_path):
         write_report([tmp_path])
 
 
+# -- early birds, early stopping, and what it took -----------------------------------------------------------
+
+
+def write_history(level: Path, settled: bool = True, masks: int = 4) -> dict:
+    """`early-bird.json` as a level leaves it: two components, the encoder's masks nearer and nearer, a window of 3."""
+    steps = [100 * (index + 1) for index in range(masks)]
+    distances = [
+        {"encoder": [round(0.3 / index, 6)] * min(index, 2) if index else [], "decoder": [0.01, 0.02][: min(index, 2)]}
+        for index in range(masks)
+    ]
+    matrix = [[round(abs(one - other) / (10 * masks), 6) for other in range(masks)] for one in range(masks)]
+    history = {"steps": steps, "settled": settled, "tolerance": 0.11, "window": 3, "distances": distances,
+               "matrix": matrix}  # fmt: skip
+    (level / "early-bird.json").write_text(json.dumps(history))
+    return history
+
+
+@pytest.fixture
+def watched(tmp_path):
+    """A run of two seeds whose level 1 is an early bird, settled on the first seed alone, judged while it trained."""
+    folder = build_run(tmp_path / "watched", levels=2)
+    write_history(folder / "seed-0" / "level-01")
+    write_history(folder / "seed-1" / "level-01", settled=False, masks=5)
+    for path in folder.glob("seed-*/level-*/metrics.json"):
+        found = json.loads(path.read_text())
+        stop = 300 + 100 * found["seed"] + 1000 * (found["arm"] != "ticket")
+        if found["status"] == "complete":
+            found["cost"] |= {"find_flops": 3.25e9, "train_flops": 7.5e12}
+            found["validation"] = {"steps": [stop, 2000], "values": [1.0, 0.99], "best_step": 2000,
+                                   "early_stopping_step": stop}  # fmt: skip
+        path.write_text(json.dumps(found))
+    return folder
+
+
+def test_an_early_bird_is_told_drawn_and_said_to_have_settled_or_not(watched):
+    page = Page(write_report([watched]).read_text(encoding="utf-8"))
+    assert "the mask settled at step 400 (seed 0) and had not settled by step 500 (seed 1); there" in page.text
+    assert "3 masks in a row, in every component less than 0.110 apart" in page.text
+    labels = [attributes.get("aria-label") or "" for _, attributes in page.tags]
+    (alt,) = [label for label in labels if "distances between all" in label]
+    assert "encoder: 0.300 at 200, 0.150 at 300, 0.100 at 400" in alt
+    assert "decoder: 0.0100 at 200, 0.0200 at 300, 0.0200 at 400" in alt
+    drawn = (watched / "figures" / "early-bird-level-01.svg").read_text(encoding="utf-8")
+    assert "tolerance" in drawn
+    assert ">settled<" in drawn
+    assert ">0.075<" in drawn  # the farthest cell of the matrix
+    assert len(list((watched / "figures").glob("early-bird-*.svg"))) == 1  # of the first seed alone
+
+
+def test_a_mask_that_never_settled_has_no_line_where_it_did(watched):
+    write_history(watched / "seed-0" / "level-01", settled=False, masks=30)
+    write_report([watched])
+    drawn = (watched / "figures" / "early-bird-level-01.svg").read_text(encoding="utf-8")
+    assert ">settled<" not in drawn
+    assert ">distance<" in drawn  # too many cells to number: a colour bar
+
+
+@pytest.mark.parametrize("change", [{"steps": []}, {"steps": [1]}, {"matrix": [[0.0]] * 4}, {"settled": "soon"}, None])
+def test_a_history_that_says_nothing_sound_is_named(watched, change):
+    path = watched / "seed-0" / "level-01" / "early-bird.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change) if change else "{")
+    with pytest.raises(RecipeError, match=r"level-01/early-bird\.json") as raised:
+        write_report([watched])
+    assert "\n" not in str(raised.value)
+
+
+def test_the_early_stopping_step_stands_beside_the_metric_with_its_definition(watched):
+    page = Page(write_report([watched]).read_text(encoding="utf-8"))
+    head, *rows = page.tables["All numbers"]
+    place = head.index("early-stopping step")
+    assert head[place - 1].startswith("reconstruction MSE")
+    cells = {(row[1], row[2]): row[place] for row in rows}
+    assert cells["0", "dense model"] == "350 ± 71"  # of steps 300 and 400
+    assert cells["1", "ticket"] == "300"  # the other seed diverged
+    assert cells["2", "random mask"] == "1,350 ± 71"
+    assert "first evaluation, on training images, from which the metric stays within 5% of its best" in page.text
+    drawn = (watched / "figures" / "early-stopping.svg").read_text(encoding="utf-8")
+    assert "early-stopping step" in drawn
+    assert "re-drawn weights" in drawn
+
+
+def test_what_it_took_to_find_stands_beside_what_it_took_to_train(watched):
+    for path in watched.glob("seed-*/level-*/timing.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"find_seconds": 41.0}))
+    page = Page(write_report([watched]).read_text(encoding="utf-8"))
+    head, dense, ticket = page.tables["Cost to find and to train at each level"]
+    assert head[1:5] == ["to find it", "to train it", "FLOPs to find it", "FLOPs to train it"]
+    assert dense[1:5] == ["–", "12 s", "–", "7.50 T"]  # there is no mask to find
+    assert ticket[1:5] == ["41 s", "12 s", "3.25 G", "7.50 T"]
+
+
+def test_a_run_without_these_says_nothing_of_them(folder, html):
+    for words in ("When the mask settled", "When training could have stopped", "early-stopping step"):
+        assert words not in html
+    assert not list((folder / "figures").glob("early-*"))
+
+
 # -- a study's page -----------------------------------------------------------------------------------------
 
 
@@ -284,6 +397,19 @@ def test_what_was_published_stands_beside_ours_with_its_ratios(study):
     assert "FID" not in words.partition("Ours:")[2]
 
 
+def test_what_it_took_to_find_stands_beside_what_was_published_in_time_and_flops(study):
+    for path in (study / "snip").glob("seed-*/level-02/*.json"):
+        found = json.loads(path.read_text())
+        if path.name == "metrics.json":
+            found["cost"] |= {"find_flops": 2.5e9, "train_flops": 5e9}
+        path.write_text(json.dumps(found | ({"find_seconds": 9.0} if path.name == "timing.json" else {})))
+    dense, ours, _, beside = published_rows(read_comparison(study))
+    assert (dense[-2:], ours[-2:], beside[-2:]) == (["–", "–"], ["–", "–"], ["9.0 s", "2.50e+09"])
+    head, *_, last = Page(write_study(study).read_text(encoding="utf-8")).tables["Beside what was published"]
+    assert head[-4:] == ["FLOPs of training", "time of training", "time to find", "FLOPs to find"]
+    assert last[-4:] == ["5.00e+09", "10 s (0.84×)", "9.0 s", "2.50e+09"]
+
+
 def test_a_studys_tables_fit_a_terminal(study):
     comparison = read_comparison(study)
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
@@ -293,6 +419,106 @@ def test_a_studys_tables_fit_a_terminal(study):
     assert max(map(len, text.splitlines())) <= 80
     for words in ("to find", "to train", "p worse", "IMP", "<i>SNIP</i>", "12 s", "60.0"):
         assert words in text
+
+
+# -- tickets carried into other models ----------------------------------------------------------------------
+
+
+def build_arm(folder: Path, model: str, value: float, levels: int = 3, **search: object) -> None:
+    """A run of two seeds: the dense model and each level are worth `value`, plus a tenth of it a level."""
+    build_run(folder, levels=levels)
+    for control in folder.glob("seed-*/level-*-*"):
+        shutil.rmtree(control)
+    for path in folder.glob("seed-*/level-*/metrics.json"):
+        found = metrics_of(int(path.parts[-3][-1]), int(path.parts[-2][-2:]), "ticket")
+        found["metrics"]["reconstruction_mse"]["value"] = value * (1 + 0.1 * found["level"])
+        path.write_text(json.dumps(found))
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe |= {"model": {"name": model}, "search": {"method": "imp"} | search}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+
+@pytest.fixture
+def carried(tmp_path):
+    """Decoder tickets of a VAE in a GAN, by mask and by mask and weights, and back; each with its own, and a decoy."""
+    folder = tmp_path / "carried"
+    arms = {"vae": "VAE <own>", "all": "GAN, all of it", "gan": "GAN's own", "mask": "GAN, the VAE's mask",
+            "weights": "GAN, the VAE's mask and weights", "back": "VAE, the GAN's mask"}  # fmt: skip
+    there = {"method": "transferred", "source": "vae", "carry": {"decoder": "generator"}}
+    build_arm(folder / "vae", "little-vae", 1.0, components=["decoder"])
+    build_arm(folder / "all", "little-gan", 7.0)
+    build_arm(folder / "gan", "little-gan", 2.0, levels=4, components=["generator"])
+    build_arm(folder / "mask", "little-gan", 3.0, **there)
+    build_arm(folder / "weights", "little-gan", 2.5, **there, with_weights=True)
+    build_arm(folder / "back", "little-vae", 1.5, method="transferred", source="gan", carry={"generator": "decoder"})
+    record = {"name": "carried", "title": "Carried", "command": "", "arms": arms, "published": None}
+    (folder / "study.yaml").write_text(yaml.safe_dump(record, sort_keys=False))
+    return folder
+
+
+def cell(matrix, source: str, target: int) -> dict:
+    return {entry.arm: entry for entry in matrix.targets[target].entries.get(source, ())}
+
+
+def test_own_tickets_stand_on_the_diagonal_and_others_beside_them_with_their_ratios(carried):
+    matrix = transfer_matrix(read_comparison(carried))
+    assert list(matrix.sources) == ["gan", "vae"]
+    assert [target.head for target in matrix.targets] == ["little-gan, level 2", "little-vae, level 2"]
+    for place, own in enumerate(("gan", "vae")):
+        (entry,) = cell(matrix, own, place).values()
+        assert (entry.arm, entry.what, entry.to_own, entry.to_dense) == (own, "own ticket", 1.0, pytest.approx(1.2))
+    there = cell(matrix, "vae", 0)
+    assert list(there) == ["mask", "weights"]
+    assert there["mask"].what == "decoder → generator, mask alone"
+    assert there["weights"].what == "decoder → generator, mask and weights"
+    assert (there["mask"].ticket.point.mean, there["mask"].to_own) == (pytest.approx(3.6), pytest.approx(3 / 2))
+    assert there["weights"].to_own == pytest.approx(2.5 / 2)
+    assert cell(matrix, "gan", 1)["back"].to_own == pytest.approx(1.5)
+
+
+def test_the_transfer_matrix_is_on_the_page_and_in_the_terminal(carried):
+    page = Page(write_study(carried).read_text(encoding="utf-8"))
+    head, gan, vae = page.tables["Transfer matrix"]
+    assert head == ["ticket from", "little-gan, level 2", "little-vae, level 2"]
+    assert [gan[0], vae[0]] == ["GAN's own", "VAE <own>"]
+    assert "1.00× own, 1.20× dense" in gan[1]
+    assert "1.50× own, 1.20× dense" in vae[1]
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(transfer_table(read_comparison(carried)))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    for words in ("little-vae", "own ticket", "1.50× own", "VAE <own>"):
+        assert words in text
+
+
+def test_a_ticket_from_elsewhere_and_one_that_failed_have_their_place(carried):
+    recipe = yaml.safe_load((carried / "weights" / "recipe.yaml").read_text())
+    recipe["search"]["source"] = "runs/another"
+    (carried / "weights" / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    for path in (carried / "mask").glob("seed-*/level-0[12]/metrics.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "diverged", "metrics": {}}))
+    shutil.rmtree(carried / "gan")  # its own ticket is then the one of the whole model
+    matrix = transfer_matrix(read_comparison(carried))
+    assert list(matrix.sources) == ["all", "vae", "runs/another", "gan"]
+    assert cell(matrix, "runs/another", 0)["weights"].to_own == pytest.approx(2.5 / 7)
+    failed = cell(matrix, "vae", 0)["mask"]
+    assert (failed.to_own, failed.to_dense) == (None, None)
+    assert failed.lines[1:] == ["–, 2 failed", "– own, – dense"]
+    assert "2 failed" in Page(write_study(carried).read_text(encoding="utf-8")).text
+
+
+def test_one_model_trained_in_two_ways_is_two_columns_that_are_told_apart(carried):
+    for label in ("vae", "back"):
+        recipe = yaml.safe_load((carried / label / "recipe.yaml").read_text())
+        recipe |= {"model": {"name": "little-gan"}, "objective": {"name": "elbo"}}
+        (carried / label / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    matrix = transfer_matrix(read_comparison(carried))
+    assert [target.title for target in matrix.targets] == ["little-gan (GAN's own)", "little-gan (VAE <own>)"]
+
+
+def test_a_study_that_carries_nothing_has_no_transfer_matrix(study):
+    assert transfer_table(read_comparison(study)) is None
+    assert "Tickets carried" not in write_study(study).read_text(encoding="utf-8")
 
 
 def test_a_folder_that_is_no_study_is_refused(tmp_path, study):

@@ -192,13 +192,22 @@ def _stage_words(stage: Stage) -> str:
 def _show_study(folder: Path) -> None:
     """Writes a study's pages and shows its tables."""
     from gentickets.lab.comparison import read_comparison
-    from gentickets.lab.report import published_table, published_words, study_table, write_report, write_study
+    from gentickets.lab.report import (
+        published_table,
+        published_words,
+        study_table,
+        transfer_table,
+        write_report,
+        write_study,
+    )
 
     comparison = read_comparison(folder)
     for run in comparison.runs.values():
         write_report([run])
     page = write_study(comparison)
     out.print(study_table(comparison))
+    if (table := transfer_table(comparison)) is not None:
+        out.print(table)
     if (table := published_table(comparison)) is not None:
         out.print(table)
         for words in published_words(comparison):

@@ -304,14 +304,14 @@ def _read_levels(folder: Path) -> Iterator[LevelResult]:
 
 def _read_level(folder: Path, seed: int, level: int, arm: str) -> LevelResult:
     path = folder / "metrics.json"
-    result: LevelResult = _parse(path, LevelResult)
+    result: LevelResult = parse(path, LevelResult)
     if (result.seed, result.level, result.arm) != (seed, level, arm):
         found = f"seed {result.seed}, level {result.level}, {result.arm}"
         raise RecipeError(f"{path}: says {found}, which is not where it lies")
     if result.status == "complete" and result.primary not in result.metrics:
         raise RecipeError(f"{path}: a complete level without its primary metric {result.primary!r}")
     timing_path = folder / "timing.json"
-    timing = _parse(timing_path, Timing) if timing_path.is_file() else None
+    timing = parse(timing_path, Timing) if timing_path.is_file() else None
     return replace(result, folder=folder, timing=timing)
 
 
@@ -332,8 +332,8 @@ def _adapter(kind: type) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _parse(path: Path, kind: type) -> Any:
-    """The file as a value of `kind`. Raises `RecipeError` that names the file and the field at fault."""
+def parse(path: Path, kind: type) -> Any:
+    """The JSON file as a value of `kind`. Raises `RecipeError` that names the file and the field at fault."""
     try:
         return _adapter(kind).validate_json(path.read_bytes(), strict=True)
     except ValidationError as error:

@@ -3,11 +3,13 @@
 from gentickets.lab.report.figures import write_figures
 from gentickets.lab.report.page import verdict_table, write_report
 from gentickets.lab.report.study_page import published_table, published_words, study_table, write_study
+from gentickets.lab.report.transfers import transfer_table
 
 __all__ = [
     "published_table",
     "published_words",
     "study_table",
+    "transfer_table",
     "verdict_table",
     "write_figures",
     "write_report",

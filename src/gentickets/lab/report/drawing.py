@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -21,6 +24,12 @@ from gentickets.lab.results import Summary
 from gentickets.lab.words import percent
 
 INK, FAINT = "#24292f", "#d0d7de"
+
+# Okabe and Ito's palette, its yellow left out: on white it is hardly there. Markers and dashes tell apart in grey.
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a6a53")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+DASHES = ("-", "--", "-.", ":")
+_SHADES = LinearSegmentedColormap.from_list("shades", ["#edf3f8", "#9cc3de", "#3b82b5", "#0b3c66"])
 
 WIDE = 20.0
 """A y axis is logarithmic where its values span more than this factor."""
@@ -149,6 +158,22 @@ def set_sparsity_axis(axes: Axes, line: Sequence[Summary]) -> None:
     margin = (high / low) ** 0.04 if high > low else 1.1
     axes.set_xlim(high * margin, low / margin)
     axes.set_xlabel("sparsity (weights that remain, on a log scale)")
+
+
+def draw_cells(
+    axes: Axes, cells: Sequence[Sequence[float]], highest: float, write: Callable[[float], str] | None
+) -> QuadMesh:
+    """A heat map of values from 0 to `highest`, the first row on top; `write` puts each into its cell (not a NaN)."""
+    mesh = axes.pcolormesh(cells, cmap=_SHADES, vmin=0, vmax=highest, edgecolors="white", linewidth=0.8)
+    for row, column in itertools.product(range(len(cells)), range(len(cells[0]) if write else 0)):
+        if write and not math.isnan(value := cells[row][column]):
+            shade = "#fdfdfd" if value > 0.55 * highest else "#101418"
+            axes.text(column + 0.5, row + 0.5, write(value), ha="center", va="center", fontsize=8, color=shade)
+    axes.invert_yaxis()
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return mesh
 
 
 def thin(ticks: int, room: int = 10) -> int:

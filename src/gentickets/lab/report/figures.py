@@ -11,7 +11,6 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from gentickets.files import replace_file
@@ -19,6 +18,7 @@ from gentickets.lab.report.drawing import (
     INK,
     WIDE,
     Drawing,
+    draw_cells,
     draw_dense,
     draw_line,
     finish,
@@ -28,6 +28,7 @@ from gentickets.lab.report.drawing import (
     style,
     thin,
 )
+from gentickets.lab.report.settling import draw_history, read_histories
 from gentickets.lab.results import ARMS, Arm, Metric, Run, Summary
 from gentickets.lab.verdict import ARM_NAMES
 from gentickets.lab.words import number, percent
@@ -36,14 +37,19 @@ from gentickets.lab.words import number, percent
 COLOURS: dict[Arm, str] = {"ticket": "#0072b2", "random_mask": "#d55e00", "redrawn_weights": "#009e73"}
 MARKERS: dict[Arm, str] = {"ticket": "o", "random_mask": "s", "redrawn_weights": "^"}
 DASHES: dict[Arm, str] = {"ticket": "-", "random_mask": "--", "redrawn_weights": ":"}
-_SHADES = LinearSegmentedColormap.from_list("sparsity", ["#edf3f8", "#9cc3de", "#3b82b5", "#0b3c66"])
 
 
 def draw(run: Run) -> list[Drawing]:
-    """The figures that the run has data for: each metric (the primary one first), layers, training curves."""
+    """The figures that the run has data for: each metric (the primary one first), where training could have stopped,
+    where its early birds settled, layers, training curves.
+
+    Raises `RecipeError` where a file of the run does not say what it must.
+    """
     with style():
         drawn = [_draw_metric(run, key, metric) for key, metric in run.metrics().items()]
-        return [drawing for drawing in (*drawn, _draw_layers(run), _draw_curves(run)) if drawing]
+        birds = [draw_history(history) for history in read_histories(run, run.seeds[0])]
+        further = (_draw_stopping(run), *birds, _draw_layers(run), _draw_curves(run))
+        return [drawing for drawing in (*drawn, *further) if drawing]
 
 
 def write_figures(run: Run) -> list[Drawing]:
@@ -72,6 +78,18 @@ def _draw_metric(run: Run, key: str, metric: Metric) -> Drawing | None:
     dense = summary.get(("ticket", 0))
     if dense and dense.mean is not None:
         draw_dense(axes, dense)
+    _draw_arms(axes, lines)
+    _draw_failures(axes, lines)
+    better = "lower" if metric.lower_is_better else "higher"
+    axes.set_ylabel("\n".join([*textwrap.wrap(metric.label, 40), f"({better} is better)"]))
+    axes.grid(axis="y")
+    _legend_above(figure, axes, columns=5 if main else 3)
+    caption = f"{metric.label} against sparsity. {_spread(run)}."
+    return finish(figure, f"metric-{key}", caption, f"Line chart of {metric.label} by sparsity. {_said(lines)}.")
+
+
+def _draw_arms(axes: Axes, lines: dict[Arm, list[Summary]]) -> None:
+    """A line an arm, on axes that fit them all; some arm has a mean."""
     for arm in ARMS:
         draw_line(
             axes,
@@ -82,18 +100,17 @@ def _draw_metric(run: Run, key: str, metric: Metric) -> Drawing | None:
             DASHES[arm],
             zorder=3 + (arm == "ticket"),
         )
-    _draw_failures(axes, lines)
     set_y(axes, [s for arm in ARMS for s in lines[arm] if s.mean is not None])
     set_sparsity_axis(axes, next(line for line in lines.values() if line))
-    better = "lower" if metric.lower_is_better else "higher"
-    axes.set_ylabel("\n".join([*textwrap.wrap(metric.label, 40), f"({better} is better)"]))
-    axes.grid(axis="y")
-    _legend_above(figure, axes, columns=5 if main else 3)
+
+
+def _spread(run: Run) -> str:
     seeds = len(run.seeds)
-    spread = f"Mean of {seeds} seeds ± one sample standard deviation" if seeds > 1 else "One seed"
-    said = [f"{ARM_NAMES[arm]}: {_points(lines[arm])}" for arm in ARMS if lines[arm]]
-    caption = f"{metric.label} against sparsity. {spread}."
-    return finish(figure, f"metric-{key}", caption, f"Line chart of {metric.label} by sparsity. {'. '.join(said)}.")
+    return f"Mean of {seeds} seeds ± one sample standard deviation" if seeds > 1 else "One seed"
+
+
+def _said(lines: dict[Arm, list[Summary]]) -> str:
+    return ". ".join(f"{ARM_NAMES[arm]}: {_points(lines[arm])}" for arm in ARMS if lines[arm])
 
 
 def _points(line: Sequence[Summary]) -> str:
@@ -134,6 +151,53 @@ def _legend_above(figure: Figure, axes: Axes, columns: int) -> None:
     )
 
 
+# -- where training could have stopped ----------------------------------------------------------------------
+
+
+def stopping_steps(run: Run) -> dict[tuple[Arm, int], Summary]:
+    """(arm, level) → its early-stopping step over the seeds, where a training was judged while it went on.
+
+    A seed that never came to a finite value has none, and counts as missing.
+    """
+    found = {}
+    for arm, level in dict.fromkeys((result.arm, result.level) for result in run.levels):
+        results = run.of(arm, level)
+        steps = [r.validation.early_stopping_step for r in results if r.validation]
+        known = [float(step) for step in steps if step is not None]
+        if steps:
+            found[arm, level] = Summary(
+                arm=arm,
+                level=level,
+                sparsity=statistics.fmean(result.sparsity for result in results),
+                mean=statistics.fmean(known) if known else None,
+                deviation=statistics.stdev(known) if len(known) > 1 else None,
+                n=len(known),
+                missing=len(run.seeds) - len(known),
+            )
+    return found
+
+
+def _draw_stopping(run: Run) -> Drawing | None:
+    """Early-stopping step against sparsity, a line an arm (Kalibhat et al. 2021, Fig. 2)."""
+    steps = stopping_steps(run)
+    lines: dict[Arm, list[Summary]] = {
+        arm: [s for (of, _), s in steps.items() if of == arm and s.sparsity < 1] for arm in ARMS
+    }
+    if not any(s.mean is not None for line in lines.values() for s in line):
+        return None
+    figure = Figure(figsize=(7.0, 3.3), layout="constrained")
+    axes = figure.add_subplot()
+    dense = steps.get(("ticket", 0))
+    if dense and dense.mean is not None:
+        draw_dense(axes, dense)
+    _draw_arms(axes, lines)
+    axes.set_ylabel("early-stopping step")
+    axes.grid(axis="y")
+    _legend_above(figure, axes, columns=5)
+    caption = f"Early-stopping step against sparsity. {_spread(run)}."
+    return finish(figure, "early-stopping", caption, f"Line chart of the early-stopping step. {_said(lines)}.")
+
+
 # -- layers -------------------------------------------------------------------------------------------------
 
 
@@ -147,21 +211,12 @@ def _draw_layers(run: Run) -> Drawing | None:
     overall = [statistics.fmean(r.sparsity for r in run.of("ticket", level)) for level in levels]
     figure = Figure(figsize=(max(4.5, 2.6 + 0.52 * len(levels)), 1.0 + 0.235 * len(names)), layout="constrained")
     axes = figure.add_subplot()
-    mesh = axes.pcolormesh(cells, cmap=_SHADES, vmin=0, vmax=1, edgecolors="white", linewidth=0.8)
     numbered = len(levels) <= 14
-    for row, column in itertools.product(range(len(names)), range(len(levels)) if numbered else ()):
-        if not math.isnan(share := cells[row][column]):
-            shade = "#fdfdfd" if share > 0.55 else "#101418"
-            text = percent(share)[:-1].removesuffix(".0")
-            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=8, color=shade)
+    mesh = draw_cells(axes, cells, 1, (lambda share: percent(share)[:-1].removesuffix(".0")) if numbered else None)
     step = thin(len(levels), 14)
     middles = [column + 0.5 for column in range(len(levels))]
     axes.set_xticks(middles[::step], [percent(share) for share in overall][::step])
     axes.set_yticks([row + 0.5 for row in range(len(names))], [name.removesuffix(".weight") for name in names])
-    axes.invert_yaxis()
-    axes.tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
     axes.set_xlabel("sparsity of the whole ticket")
     if not numbered:
         figure.colorbar(mesh, ax=axes, label="sparsity of the layer", aspect=30, pad=0.02)

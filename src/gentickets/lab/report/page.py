@@ -21,9 +21,11 @@ from rich.text import Text
 
 from gentickets.errors import RecipeError
 from gentickets.files import replace_file
-from gentickets.lab.report.figures import write_figures
+from gentickets.lab.report.figures import stopping_steps, write_figures
 from gentickets.lab.report.rendering import environment, inlined
+from gentickets.lab.report.settling import settling_sentences
 from gentickets.lab.results import ARMS, LevelResult, Run, read_run
+from gentickets.lab.validation import MARGIN
 from gentickets.lab.verdict import ARM_NAMES, RELAXED, Verdict, judge
 from gentickets.lab.words import number, percent, plus_minus
 
@@ -44,7 +46,7 @@ def write_report(runs: Sequence[Path | str | Run], out: Path | str | None = None
     place = read[0].folder if len(read) == 1 else read[0].folder.resolve().parent
     out = place / "report.html" if out is None else Path(out)
     sections = [_section(run, index) for index, run in enumerate(read)]
-    words = {"heads": verdict_heads(), "arms": ARMS, "arm_names": ARM_NAMES, "won_words": _WON}
+    words = {"heads": verdict_heads(), "arm_names": ARM_NAMES, "margin": f"{MARGIN:.0%}"}
     replace_file(out, environment().get_template("page.html").render(sections=sections, **words).encode())
     return out
 
@@ -125,6 +127,9 @@ def _section(run: Run, index: int) -> dict[str, Any]:
         "facts": _facts(verdict),
         "main": next((figure for figure in metrics if figure.drawing.name == main), None),
         "further": [figure for figure in metrics if figure.drawing.name != main],
+        "stopping": named.get("early-stopping"),
+        "birds": [figure for figure in figures if figure.drawing.name.startswith("early-bird-")],
+        "settled": settling_sentences(run),
         "layers": named.get("layers"),
         "curves": named.get("curves"),
         "pictures": _pictures(run, verdict),
@@ -244,13 +249,16 @@ def _size(path: Path) -> int | None:
 
 
 def _timings(run: Run) -> list[dict[str, Any]]:
-    """A row a level of the ticket: seconds that finding it took, and that training and evaluating it took."""
+    """A row a level of the ticket: seconds and FLOPs that finding it took, and that training it took."""
     rows: list[dict[str, Any]] = []
     for level in range(run.depth + 1):
         timings = [result.timing for result in run.of("ticket", level) if result.timing]
+        costs = [result.cost for result in run.of("ticket", level) if result.cost]
         clocks: dict[str, Any] = {
             "find": [timing.find_seconds for timing in timings],
             "train": [timing.train_seconds for timing in timings],
+            "find_flops": [cost.find_flops for cost in costs],
+            "train_flops": [cost.train_flops for cost in costs],
             "evaluate": [timing.evaluate_seconds for timing in timings],
             "images": [timing.images for timing in timings],
         }
@@ -261,9 +269,10 @@ def _timings(run: Run) -> list[dict[str, Any]]:
 
 
 def _numbers(run: Run, verdict: Verdict) -> dict[str, Any]:
-    """The table of all numbers: its metrics, and a row an arm and level with a cell a metric."""
+    """The table of all numbers: its metrics, whether it has early-stopping steps, and a row an arm and level."""
     metrics = run.metrics()
     summaries = {key: run.summary(key) for key in metrics}
+    stopping = stopping_steps(run)
     rows = []
     for (arm, level), primary in sorted(verdict.summary.items(), key=lambda item: (item[0][1], ARMS.index(item[0][0]))):
         rows.append(
@@ -273,9 +282,10 @@ def _numbers(run: Run, verdict: Verdict) -> dict[str, Any]:
                 "point": primary,
                 "matches": (arm, level) in verdict.matching if level else None,
                 "cells": [summaries[key][arm, level] for key in metrics],
+                "stopping": stopping.get((arm, level)),
             }
         )
-    return {"metrics": list(metrics.values()), "rows": rows}
+    return {"metrics": list(metrics.values()), "stopping": bool(stopping), "rows": rows}
 
 
 # -- how it was made ----------------------------------------------------------------------------------------

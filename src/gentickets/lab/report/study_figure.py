@@ -11,13 +11,20 @@ from matplotlib.figure import Figure
 
 from gentickets.files import replace_file
 from gentickets.lab.comparison import KINDS, Comparison, Row
-from gentickets.lab.report.drawing import INK, Drawing, draw_dense, draw_line, finish, set_sparsity_axis, set_y, style
+from gentickets.lab.report.drawing import (
+    DASHES,
+    INK,
+    MARKERS,
+    PALETTE,
+    Drawing,
+    draw_dense,
+    draw_line,
+    finish,
+    set_sparsity_axis,
+    set_y,
+    style,
+)
 from gentickets.lab.words import number, percent
-
-# Okabe and Ito's palette again, its yellow left out: on white it is hardly there.
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a6a53")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-DASHES = ("-", "--", "-.", ":")
 
 _NEAR = 0.93
 """Of two levels whose densities are closer than this ratio, one is labelled on the axis."""

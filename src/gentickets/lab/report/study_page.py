@@ -15,6 +15,7 @@ from gentickets.lab.comparison import KINDS, Comparison, Row, read_comparison, w
 from gentickets.lab.inference import CONFIDENCE
 from gentickets.lab.report.rendering import environment, inlined, seconds, short
 from gentickets.lab.report.study_figure import write_study_figure
+from gentickets.lab.report.transfers import TRANSFER_WORDS, transfer_matrix
 from gentickets.lab.study import DENSE, PublishedRow
 from gentickets.lab.verdict import ONE_SEED_RULE, RELAXED, SPREAD_RULE
 from gentickets.lab.words import count, join, number, percent, plus_minus
@@ -42,6 +43,8 @@ def write_study(study: Path | Comparison) -> Path:
             sentences=sentences(comparison),
             figure=inlined(drawing, "s") if drawing else None,
             arms=[_arm_cells(comparison, arm) for arm in comparison.runs],
+            transfers=transfer_matrix(comparison),
+            transfer_words=TRANSFER_WORDS,
             published=published_rows(comparison),
             published_words=published_words(comparison),
             heads=_heads(comparison),
@@ -50,8 +53,8 @@ def write_study(study: Path | Comparison) -> Path:
                 (row, result) for row in comparison.rows for result in row.results if result.status != "complete"
             ],
             kinds=KINDS,
-            confidence=CONFIDENCE,
-            relaxed=RELAXED,
+            confidence=f"{CONFIDENCE:.0%}",
+            relaxed=f"{RELAXED:.0%}",
             rule=ONE_SEED_RULE if comparison.seeds == 1 else SPREAD_RULE,
             test=TEST,
         )
@@ -224,11 +227,17 @@ def published_rows(comparison: Comparison) -> list[list[str]]:
     their_dense, our_dense = _theirs(published.rows[reference]), _ours(comparison.dense)
     lines = []
     for row, found in zip(published.rows, ours, strict=True):
-        lines.append([row.technique, "published", *_with_ratios(_theirs(row), their_dense), "–"])
+        lines.append([row.technique, "published", *_with_ratios(_theirs(row), their_dense), "–", "–"])
         where = f"ours, {percent(found.sparsity)}" if found else "ours"
         numbers = _with_ratios(_ours(found), our_dense)
-        lines.append(["", where, *numbers, _find(found) if found else "–"])
+        lines.append(["", where, *numbers, *_found_at(found)])
     return lines
+
+
+def _found_at(row: Row | None) -> list[str]:
+    """What it cost to find, in time and FLOPs."""
+    flops = row.cost.find_flops if row and row.level else None
+    return [_find(row) if row else "–", "–" if flops is None else f"{flops:.2e}"]
 
 
 def _beside(comparison: Comparison, row: PublishedRow) -> Row | None:
@@ -285,7 +294,7 @@ def published_words(comparison: Comparison) -> list[str]:
 
 
 def published_table(comparison: Comparison) -> Table | None:
-    """What was published, and ours beside it, for the terminal."""
+    """What was published, and ours beside it, for the terminal, which has no room for the FLOPs of finding."""
     lines = published_rows(comparison)
     if not lines:
         return None
@@ -293,5 +302,5 @@ def published_table(comparison: Comparison) -> Table | None:
     for head in ("technique", "", "metric", "weights", "FLOPs", "time", "to find"):
         table.add_column(head, justify="left" if head in ("technique", "") else "right", overflow="fold")
     for line in lines:
-        table.add_row(*(Text(cell, style="dim" if line[1] == "published" else "") for cell in line))
+        table.add_row(*(Text(cell, style="dim" if line[1] == "published" else "") for cell in line[:-1]))
     return table

@@ -1,0 +1,86 @@
+"""The paper's recipes: every one is valid in every budget, and its smoke budget runs from end to end."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from gentickets.data import ImageSet
+from gentickets.lab import plan
+from gentickets.lab.comparison import read_comparison
+from gentickets.lab.recipe import read_recipe
+from gentickets.lab.report import write_report, write_study
+from gentickets.lab.results import read_run
+from gentickets.lab.run import check_buildable, prepared, run_seeds
+from gentickets.lab.study import is_study, read_study, run_study
+
+FOLDER = Path(__file__).parent.parent / "recipes" / "paper"
+RECIPES = sorted(FOLDER.glob("*.yaml"))
+STUDIES = [path for path in RECIPES if is_study(path)]
+RUNS = [path for path in RECIPES if path not in STUDIES]
+BUDGETS = ("smoke", "desk", "full")
+
+
+def named(path):
+    return path.stem
+
+
+@pytest.fixture(autouse=True)
+def _quick(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("GENTICKETS_CACHE", str(tmp_path_factory.getbasetemp() / "paper-cache"))
+    monkeypatch.setattr(plan, "_MEASURED", 0.01)
+    monkeypatch.setattr(plan, "_WARM", 1)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def images_for(recipe):
+    """Black images of the shape that the recipe's data would have."""
+    shape = (4, recipe.data.size, recipe.data.size, recipe.data.channels or 1)
+    return ImageSet(torch.zeros(shape, dtype=torch.uint8).numpy(), None, "black", "train", "none")
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("path", RECIPES, ids=named)
+def test_every_budget_is_a_recipe_whose_model_can_be_built(path, budget):
+    recipes = [arm.recipe for arm in read_study(path, budget=budget).arms] if path in STUDIES else []
+    for recipe in recipes or [read_recipe(path, budget=budget)]:
+        check_buildable(recipe, images_for(recipe))
+        assert recipe.controls.levels == "auto" or max(recipe.controls.levels, default=0) <= recipe.search.rounds
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=named)
+def test_each_recipe_says_how_it_is_run_and_its_budgets_stand_side_by_side(path):
+    text = path.read_text()
+    assert f"gentickets find recipes/paper/{path.name} --budget desk" in text
+    names = {yaml.safe_load(text)["name"]} | {
+        (read_study(path, budget=b) if path in STUDIES else read_recipe(path, budget=b)).name for b in BUDGETS
+    }
+    assert len(names) == len(BUDGETS)
+
+
+def test_every_table_and_figure_has_its_line_in_the_docs():
+    text = (FOLDER.parent.parent / "docs" / "paper.md").read_text()
+    for path in RECIPES:
+        assert f"recipes/paper/{path.name}" in text, path.name
+
+
+@pytest.mark.parametrize("path", RUNS, ids=named)
+def test_the_smoke_budget_of_a_run_ends_with_a_verdict(path, tmp_path):
+    recipe = read_recipe(path, budget="smoke")
+    with prepared(recipe, tmp_path) as ready:
+        run_seeds(ready, lambda event: None)
+    run = read_run(tmp_path)
+    assert {(r.level, r.arm) for r in run.levels} >= {(0, "ticket"), (1, "ticket")}
+    assert write_report([tmp_path]).exists()
+
+
+@pytest.mark.parametrize("path", [p for p in STUDIES if p.stem in ("table2", "figure2", "figure8")], ids=named)
+def test_the_smoke_budget_of_a_study_ends_with_its_page(path, tmp_path):
+    study = read_study(path, budget="smoke")
+    left_out = run_study(study, tmp_path / "study", lambda stage: lambda event: None)
+    comparison = read_comparison(tmp_path / "study")
+    assert set(comparison.runs) | set(left_out) == {arm.label for arm in study.arms}
+    assert write_study(comparison).exists()
