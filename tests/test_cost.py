@@ -244,3 +244,13 @@ def test_training_flops_leave_the_model_as_it_was():
     assert torch.equal(chance, torch.get_rng_state())
     assert not model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in named_state(model).items())
+
+
+def test_training_flops_of_a_spectrally_normed_discriminator_are_those_of_the_plain_one():
+    plain, normed = (models.CATALOGUE[name](16, 1, width=4, latent=6) for name in ("paper-dcgan", "paper-sngan"))
+    images = torch.rand(4, 1, 16, 16)
+    expected = training_flops(plain, Adversarial(6, loss="hinge"), images).dense
+    found = training_flops(normed, Adversarial(6, loss="hinge"), images)
+    # The norm's own products of matrix and vector come on top.
+    assert expected <= found.dense <= 1.05 * expected
+    assert found.live == found.dense

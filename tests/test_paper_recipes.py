@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -38,8 +39,8 @@ def _quick(tmp_path_factory, monkeypatch):
 
 def images_for(recipe):
     """Black images of the shape that the recipe's data would have."""
-    shape = (4, recipe.data.size, recipe.data.size, recipe.data.channels or 1)
-    return ImageSet(torch.zeros(shape, dtype=torch.uint8).numpy(), None, "black", "train", "none")
+    shape = (4, recipe.data.channels or 1, recipe.data.size, recipe.data.size)
+    return ImageSet.from_arrays("black", np.zeros(shape, dtype=np.uint8))
 
 
 @pytest.mark.parametrize("budget", BUDGETS)

@@ -196,7 +196,8 @@ def training_flops(model: nn.Module, objective: Objective, batch: Tensor, masks:
             names = (components,) if isinstance(components, str) else components
             trained = [p for name in names for p in getattr(unwrap(copy), name).parameters()]
             calls.count_gradients(loss, names)
-            torch.autograd.grad(loss, trained, allow_unused=True)
+            # Not `autograd.grad`: the counter's hooks on layers whose input is a leaf fail there (spectral norm).
+            torch.autograd.backward(loss, inputs=trained)
     dense = counter.get_total_flops() / len(batch)
     return TrainingFlops(dense, dense * calls.live / calls.dense if calls.dense else dense)
 
