@@ -212,9 +212,7 @@ def test_training_flops_of_a_gan_count_each_pass_that_is_really_made():
     fake = 3 * sum(generator) - generator[0]
     both = 2 * (3 * sum(discriminator) - discriminator[0])
     judged = 2 * sum(discriminator)
-    assert (
-        training_flops(model, Adversarial(6), images).dense == fake + both + judged
-    )
+    assert training_flops(model, Adversarial(6), images).dense == fake + both + judged
 
 
 def test_live_training_flops_follow_the_density_of_each_layer():
