@@ -283,6 +283,7 @@ def _gradient_penalty(model: nn.Module, real: Tensor, fake: Tensor, rng: torch.G
     return (slope.flatten(1).norm(dim=1) - 1).square().mean()
 
 
+@dataclass(frozen=True)
 class GainPenalty(Objective):
     """Another objective, with `strength` times the sum of the norms' absolute gains added to each component's loss.
 
@@ -290,39 +291,34 @@ class GainPenalty(Objective):
     they tell which channels to prune.
     """
 
-    def __init__(self, objective: Objective, strength: float):
-        # The base is a frozen dataclass.
-        object.__setattr__(self, "_inner", objective)
-        object.__setattr__(self, "_strength", strength)
-
-    _inner: Objective
-    _strength: float
+    objective: Objective
+    strength: float
 
     @property
     def components(self) -> tuple[str, ...]:  # type: ignore[override]
-        return self._inner.components
+        return self.objective.components
 
     @property
     def averaged(self) -> tuple[str, ...]:  # type: ignore[override]
-        return self._inner.averaged
+        return self.objective.averaged
 
     @property
     def batches_per_step(self) -> int:
-        return self._inner.batches_per_step
+        return self.objective.batches_per_step
 
     def at(self, step: int) -> GainPenalty:
-        return GainPenalty(self._inner.at(step), self._strength)
+        return GainPenalty(self.objective.at(step), self.strength)
 
     def losses(self, model: nn.Module, batch: Tensor, rng: torch.Generator) -> Iterator[Loss]:
-        for components, loss in self._inner.losses(model, batch, rng):
+        for components, loss in self.objective.losses(model, batch, rng):
             names = (components,) if isinstance(components, str) else components
-            yield components, loss + self._strength * sum(map(_gains, (getattr(unwrap(model), n) for n in names)))
+            yield components, loss + self.strength * sum(map(_gains, (getattr(unwrap(model), n) for n in names)))
 
     def example_inputs(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-        return self._inner.example_inputs(model, images)
+        return self.objective.example_inputs(model, images)
 
     def collapsed(self, model: nn.Module, batch: Tensor, rng: torch.Generator) -> str | None:
-        return self._inner.collapsed(model, batch, rng)
+        return self.objective.collapsed(model, batch, rng)
 
 
 def _gains(component: nn.Module) -> Tensor | float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any, Literal
 
 from gentickets.errors import RecipeError
 from gentickets.files import replace_file
-from gentickets.lab import folder as disk
 from gentickets.lab.inference import interval, p_worse
-from gentickets.lab.results import ARMS, Arm, LevelResult, Metric, Run, Summary, read_run, to_csv
+from gentickets.lab.results import ARMS, Arm, LevelResult, Metric, Run, Summary, mean_known, read_run, to_csv
 from gentickets.lab.small_dense import PREFIX, control_levels
 from gentickets.lab.study import Record, read_record
 from gentickets.lab.verdict import Verdict, judge, share_of, spread_of, within
@@ -177,8 +175,8 @@ def _rows(title: str, label: str, run: Run, reference: Run) -> Iterator[Row]:
             matches=within(point, dense, spread_of(dense), lower) if compared and len(run.seeds) > 1 else None,
             relaxed=within(point, dense, share_of(dense), lower) if compared else None,
             p=p_worse(values, bar, lower) if compared else None,
-            parameters=_mean(result.cost.parameters if result.cost else None for result in results),
-            alive=_mean(result.cost.alive_parameters if result.cost else None for result in results),
+            parameters=mean_known(result.cost.parameters if result.cost else None for result in results),
+            alive=mean_known(result.cost.alive_parameters if result.cost else None for result in results),
             cost=_mean_cost([_cost(result) for result in results]),
             results=results,
         )
@@ -206,32 +204,25 @@ def _values(results: Iterable[LevelResult], key: str) -> list[float]:
     return [value for value in found if math.isfinite(value)]
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    found = [value for value in values if value is not None]
-    return statistics.fmean(found) if found else None
-
-
 def _cost(result: LevelResult) -> Cost:
     """The dense model has no masks to find: that costs nothing."""
-    path = result.folder / "timing.json"
-    timing = disk.read_json(path) if path.is_file() else {}
-    found = result.level > 0
+    timing, cost, found = result.timing, result.cost, result.level > 0
     return Cost(
-        find_seconds=timing.get("find_seconds") if found else 0.0,
-        train_seconds=timing.get("train_seconds"),
-        find_flops=(result.cost.find_flops if result.cost else None) if found else 0.0,
-        train_flops=result.cost.train_flops if result.cost else None,
-        shared_from=timing.get("shared_from"),
+        find_seconds=(timing.find_seconds if timing else None) if found else 0.0,
+        train_seconds=timing.train_seconds if timing else None,
+        find_flops=(cost.find_flops if cost else None) if found else 0.0,
+        train_flops=cost.train_flops if cost else None,
+        shared_from=timing.shared_from if timing else None,
     )
 
 
 def _mean_cost(costs: list[Cost]) -> Cost:
     shared = {cost.shared_from for cost in costs}
     return Cost(
-        find_seconds=_mean(cost.find_seconds for cost in costs),
-        train_seconds=_mean(cost.train_seconds for cost in costs),
-        find_flops=_mean(cost.find_flops for cost in costs),
-        train_flops=_mean(cost.train_flops for cost in costs),
+        find_seconds=mean_known(cost.find_seconds for cost in costs),
+        train_seconds=mean_known(cost.train_seconds for cost in costs),
+        find_flops=mean_known(cost.find_flops for cost in costs),
+        train_flops=mean_known(cost.train_flops for cost in costs),
         shared_from=shared.pop() if len(shared) == 1 else None,
     )
 

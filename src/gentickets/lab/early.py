@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -156,11 +156,6 @@ def read_settled(folder: Path) -> Settled:
     ticket = Ticket.load(folder / "ticket.safetensors")
     state = torch.load(folder / STATE, weights_only=True, map_location="cpu")
     return Settled(ticket, **state)
-
-
-def replaced(settled: Settled, ticket: Ticket) -> Settled:
-    """The same point of the same training, with another ticket."""
-    return replace(settled, ticket=ticket)
 
 
 def smaller(

@@ -66,6 +66,7 @@ def levels(search: SearchPart, means: Means, last: int, load: Callable[[int], Le
         )
     if search.method == "early-bird":
         return _dense_alone(means, last)  # its levels are trained in two parts, by `lab.early`
+    resumed: dict[str, Any] = {"dense": load(0), "done": last} if last >= 0 else {}
     if search.method == "transferred":
         return transferred(
             means.make_model,
@@ -76,12 +77,11 @@ def levels(search: SearchPart, means: Means, last: int, load: Callable[[int], Le
             with_weights=search.with_weights,
             example_inputs=means.example_inputs,
             origin=means.origin,
-            dense=load(0) if last >= 0 else None,
-            done=max(last, 0),
             **rounds,
+            **resumed,
         )
+    common |= resumed
     common["sparsities"] = [search.sparsity_at(level) for level in range(1, search.rounds + 1)]
-    common["dense"], common["done"] = (load(0), last) if last >= 0 else (None, 0)
     if search.method == "one-shot":
         return one_shot(means.make_model, means.train, **rounds, **common)
     assert search.method in AT_INIT

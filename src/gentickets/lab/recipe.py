@@ -166,7 +166,6 @@ class SearchPart(_Part):
     retrain: Retrain = "rewind"
     score_batches: Count = 10
     granularity: Granularity = "weight"
-    multiple: Count = 1
     window: Annotated[int, Field(ge=2)] = 5
     tolerance: Annotated[float, Field(gt=0, le=1)] = 0.1
     interval: Count | None = None

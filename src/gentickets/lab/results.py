@@ -86,13 +86,15 @@ class Cost:
 class Timing:
     """Wall-clock seconds of one level, and how many training images they went into.
 
-    `find_seconds`: of finding its masks, `train_seconds`: of training from them.
+    `find_seconds`: of finding its masks, `train_seconds`: of training from them. `shared_from`: the run that trained
+    it, where this one only took it over.
     """
 
     train_seconds: float
     evaluate_seconds: float
     images: int
     find_seconds: float | None = None
+    shared_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -238,6 +240,12 @@ class Run:
         return {
             (ARMS[arm], level): _summarise(self.of(ARMS[arm], level), key, len(self.seeds)) for arm, level in places
         }
+
+
+def mean_known(values: Iterable[float | None]) -> float | None:
+    """The mean of the values that are there; None without one."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def _summarise(results: list[LevelResult], key: str, seeds: int) -> Summary:

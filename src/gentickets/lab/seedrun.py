@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ class SeedRun:
                 span = retrain_span(retrain, self.steps, start)
                 self.trainer.total = span[1] - span[0]
                 self._train(model, ticket.masks, *span)
-                self._finish(Made(self.seed, _level_of(ticket), "ticket", ticket, model, ticket.masks, span))
+                level = int(ticket.origin.get("level", 0))
+                self._finish(Made(self.seed, level, "ticket", ticket, model, ticket.masks, span))
         return disk.read_metrics(place)
 
     # -- the chain ----------------------------------------------------------------------------------------
@@ -259,13 +261,9 @@ class SeedRun:
 
     def _train_settled(self, index: int, arm: str, settled: early.Settled) -> None:
         ticket, model = settled.ticket, build_model(self.recipe, self.images, self.seed)
-        ticket.install(model)
-        inputs = self._example_inputs(model)
-        try:
-            check_connected(model, ticket.masks, inputs)
-        except Disconnected as error:
-            self._finish_untrained(index, arm, ticket, str(error))
+        if not self._is_connected(index, arm, ticket, model):
             return
+        inputs = self._example_inputs(model)
         small, masks = early.train_on(self.trainer, settled, model, self.search, inputs)
         self._finish(Made(self.seed, index, arm, ticket, small, masks, (settled.step, self.steps)))
 
@@ -277,7 +275,7 @@ class SeedRun:
         if arm == "random_mask":
             seed = derived_seed(self.seed, 1, index)
             ticket = early.random_ticket(settled, model, self.search, index, seed, inputs)
-            self._train_settled(index, arm, early.replaced(settled, ticket))
+            self._train_settled(index, arm, replace(settled, ticket=ticket))
             return
         origin = {**settled.ticket.origin, "rewind_step": 0, "control": "redrawn_weights"}
         ticket = Ticket(settled.ticket.masks, self._make_model(), origin)
@@ -308,10 +306,7 @@ class SeedRun:
             else:
                 ticket, span = redrawn_weights_control(level, self._make_model), (0, self.steps)
             model = ticket.install(level.model)
-            try:
-                check_connected(model, ticket.masks, self._example_inputs(model))
-            except Disconnected as error:
-                self._finish_untrained(index, arm, ticket, str(error))
+            if not self._is_connected(index, arm, ticket, model):
                 return
             self._train(model, ticket.masks, *span)
             self._finish(Made(self.seed, index, arm, ticket, model, ticket.masks, span))
@@ -323,6 +318,15 @@ class SeedRun:
         inputs = self._example_inputs(made.model)
         write_level(trainer.folder, made, trainer.outcome, trainer.validation, self.judge, inputs)
 
+    def _is_connected(self, index: int, arm: str, ticket: Ticket, model: nn.Module) -> bool:
+        """Whether a ticket has a live path; one that has none is written as a level that was not trained."""
+        try:
+            check_connected(model, ticket.masks, self._example_inputs(model))
+        except Disconnected as error:
+            self._finish_untrained(index, arm, ticket, str(error))
+            return False
+        return True
+
     def _finish_untrained(self, index: int, arm: str, ticket: Ticket | None, reason: str) -> None:
         assert ticket is not None
         find = self.trainer.outcome.find
@@ -333,10 +337,6 @@ class SeedRun:
 
     def _steps_of(self, arm: str, level: int) -> int:
         return self.steps if level == 0 or arm == "redrawn_weights" else self.steps - self.search.rewind_step
-
-
-def _level_of(ticket: Ticket) -> int:
-    return int(ticket.origin.get("level", 0))
 
 
 def steps_of_seed(recipe: Recipe) -> int:

@@ -6,7 +6,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +66,11 @@ def of_level(place: Path) -> Shipment:
     recipe, (channels, size, _) = _recipe_of(place.resolve().parents[1])
     ticket = Ticket.load(place / "ticket.safetensors")
     cut = recipe.search.granularity == "channel" and metrics["level"] > 0 and place.resolve().name != "trained"
-    whole = _shipment(recipe, Architecture(recipe.model.name, size, channels, recipe.model.options), ticket, cut)
+    whole = _shipment(recipe, channels, size, ticket, cut)
     Ticket(whole.masks, disk.load_weights(place / "trained.safetensors")).install(whole.model)
     whole.masks.audit(whole.model)
     origin = {**whole.origin, "level": metrics["level"], "arm": metrics["arm"], "seed": metrics["seed"]}
-    return _replaced(whole, with_stored_averages(whole.model, place).eval(), origin)
+    return replace(whole, model=with_stored_averages(whole.model, place).eval(), origin=origin)
 
 
 def of_ticket(file: Path, recipe_file: Path, overrides: Iterable[str] = ()) -> Shipment:
@@ -80,8 +80,7 @@ def of_ticket(file: Path, recipe_file: Path, overrides: Iterable[str] = ()) -> S
     if not ticket.weights:
         raise TicketError(f"{file} holds masks without weights: there is no network to hand out")
     channels, size, _ = load_data(recipe.data)[0].shape
-    architecture = Architecture(recipe.model.name, size, channels, recipe.model.options)
-    return _shipment(recipe, architecture, ticket, cut=False)
+    return _shipment(recipe, channels, size, ticket, cut=False)
 
 
 def _check_complete(place: Path) -> None:
@@ -109,11 +108,11 @@ def _recipe_of(run: Path) -> tuple[Recipe, tuple[int, int, int]]:
     return recipe, load_data(recipe.data)[0].shape
 
 
-def _shipment(recipe: Recipe, architecture: Architecture, ticket: Ticket, cut: bool) -> Shipment:
+def _shipment(recipe: Recipe, channels: int, size: int, ticket: Ticket, cut: bool) -> Shipment:
     """The ticket installed, and its channels cut where that is how its level was trained."""
+    architecture = Architecture(recipe.model.name, size, channels, recipe.model.options)
     model = _built(architecture)
-    shape = (2, architecture.channels, architecture.size, architecture.size)
-    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    images = torch.rand((2, channels, size, size), generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         examples = recipe.build_objective().example_inputs(model.eval(), images)
     origin = {"recipe": recipe.name, "ticket": ticket.masks.fingerprint, "sparsity": ticket.masks.sparsity}
@@ -133,10 +132,6 @@ def _built(architecture: Architecture) -> nn.Module:
             return architecture.build()
         except ValueError as error:
             raise RecipeError(f"model {architecture.model}: {error}") from None
-
-
-def _replaced(shipment: Shipment, model: nn.Module, origin: Mapping[str, Any]) -> Shipment:
-    return Shipment(**{**vars(shipment), "model": model, "origin": origin})
 
 
 # -- smaller --------------------------------------------------------------------------------------------------

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
-
 from gentickets import models
 from gentickets.errors import GenticketsError
 from gentickets.lab.recipe import ControlsPart, ModelPart, Recipe, make_recipe
 from gentickets.lab.results import Run
+from gentickets.small import Architecture
 
 PREFIX = "small-dense-"
 
@@ -117,8 +116,7 @@ def parameters_of(model: ModelPart, shape: tuple[int, ...]) -> int | None:
     """How many parameters the model has for images of this shape; None where it cannot be built."""
     channels, height, _ = shape
     try:
-        with torch.device("meta"):
-            made = models.CATALOGUE[model.name](height, channels, **model.options)
+        made = Architecture(model.name, height, channels, model.options).skeleton()
     except (ValueError, GenticketsError):
         return None
     return sum(parameter.numel() for parameter in made.parameters())

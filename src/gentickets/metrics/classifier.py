@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gentickets.data import Batches, ImageSet
 from gentickets.data.cache import cache_folder, content_key, writing
 from gentickets.metrics.features import FeatureExtractor, random_features, seeded
+from gentickets.models.resnet import basic_block
 
 # Raise it where the same images would now give another network.
 _FORMAT = 1
@@ -148,23 +149,9 @@ def _resnet18(channels: int) -> list[nn.Module]:
     layers: list[nn.Module] = _convolution(channels, 64)
     inputs = 64
     for width in (64, 128, 256, 512):
-        layers += [_Residual(inputs, width, stride=1 if width == 64 else 2), _Residual(width, width)]
+        layers += [*basic_block(inputs, width, stride=1 if width == 64 else 2), *basic_block(width, width)]
         inputs = width
     return layers
-
-
-class _Residual(nn.Module):
-    """Two convolutions and a way around them."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int = 1):
-        super().__init__()
-        self.residual = nn.Sequential(*_convolution(inputs, outputs, stride), *_convolution(outputs, outputs)[:2])
-        self.around: nn.Module = nn.Identity()
-        if stride > 1 or inputs != outputs:
-            self.around = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.residual(x) + self.around(x))
 
 
 # -- training -------------------------------------------------------------------------------------------------

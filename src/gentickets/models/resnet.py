@@ -40,9 +40,9 @@ class ResidualEncoder(nn.Module):
     def __init__(self, channels: int, width: int, latent: int):
         super().__init__()
         layers: list[nn.Module] = [_conv(channels, width, stride=2), nn.BatchNorm2d(width), nn.ReLU()]
-        layers += _down(width, width, stride=1)
+        layers += basic_block(width, width)
         for into in (width, 2 * width, 4 * width):
-            layers += _down(into, 2 * into, stride=2)
+            layers += basic_block(into, 2 * into, stride=2)
         self.trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.head = nn.Linear(8 * width, 2 * latent)
 
@@ -51,8 +51,8 @@ class ResidualEncoder(nn.Module):
         return mean, log_variance
 
 
-def _down(into: int, out: int, stride: int) -> list[nn.Module]:
-    """The basic block of He et al. (2016), Fig. 5 left."""
+def basic_block(into: int, out: int, stride: int = 1) -> list[nn.Module]:
+    """The basic block of He et al. (2016), Fig. 5 left, with its last ReLU."""
     body = nn.Sequential(
         _conv(into, out, stride=stride), nn.BatchNorm2d(out), nn.ReLU(), _conv(out, out), nn.BatchNorm2d(out)
     )
@@ -79,7 +79,7 @@ class ResidualDecoder(nn.Module):
         ]
         for into, side in ((8 * width, sides[3]), (4 * width, sides[2]), (2 * width, sides[1])):
             layers += _up(into, into // 2, side)
-        layers += _down(width, width, stride=1)
+        layers += basic_block(width, width)
         layers += [nn.Upsample(size=(size, size)), _conv(width, channels, bias=True), nn.Tanh()]
         self.layers = nn.Sequential(*layers)
 
@@ -88,7 +88,7 @@ class ResidualDecoder(nn.Module):
 
 
 def _up(into: int, out: int, side: int) -> list[nn.Module]:
-    """`_down` backwards: the second convolution enlarges, and so does the shortcut, which has 3x3 kernels here."""
+    """`basic_block` backwards: its second convolution enlarges, and so does the shortcut, with 3x3 kernels here."""
     body = nn.Sequential(
         _conv(into, into), nn.BatchNorm2d(into), nn.ReLU(),
         nn.Upsample(size=(side, side)), _conv(into, out), nn.BatchNorm2d(out),

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -20,6 +21,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from gentickets.files import replace_file
 from gentickets.lab.results import Summary
 from gentickets.lab.words import percent
 
@@ -89,6 +91,12 @@ def finish(figure: Figure, name: str, caption: str, alt: str) -> Drawing:
     FigureCanvasSVG(figure).print_svg(svg, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     FigureCanvasPdf(figure).print_pdf(pdf, metadata={"CreationDate": None, "Creator": None, "Producer": None})
     return Drawing(_file_name(name), caption, alt, svg.getvalue(), pdf.getvalue())
+
+
+def write(drawing: Drawing, folder: Path) -> None:
+    """Writes a figure into `figures/` of a run's or a study's folder, as `NAME.svg` and `NAME.pdf`."""
+    replace_file(folder / "figures" / f"{drawing.name}.svg", drawing.svg.encode())
+    replace_file(folder / "figures" / f"{drawing.name}.pdf", drawing.pdf)
 
 
 def _file_name(name: str) -> str:

@@ -6,16 +6,16 @@ import itertools
 import math
 import statistics
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gentickets.files import replace_file
 from gentickets.lab.report.drawing import (
     INK,
+    PALETTE,
     WIDE,
     Drawing,
     draw_cells,
@@ -27,15 +27,16 @@ from gentickets.lab.report.drawing import (
     set_y,
     style,
     thin,
+    write,
 )
+from gentickets.lab.report.drawing import MARKERS as SHAPES
 from gentickets.lab.report.settling import draw_history, read_histories
 from gentickets.lab.results import ARMS, Arm, Metric, Run, Summary
 from gentickets.lab.verdict import ARM_NAMES
 from gentickets.lab.words import number, percent
 
-# Okabe and Ito's palette, which colour-blind readers tell apart; markers and dashes do it in grey.
-COLOURS: dict[Arm, str] = {"ticket": "#0072b2", "random_mask": "#d55e00", "redrawn_weights": "#009e73"}
-MARKERS: dict[Arm, str] = {"ticket": "o", "random_mask": "s", "redrawn_weights": "^"}
+COLOURS: dict[Arm, str] = dict(zip(ARMS, PALETTE, strict=False))
+MARKERS: dict[Arm, str] = dict(zip(ARMS, SHAPES, strict=False))
 DASHES: dict[Arm, str] = {"ticket": "-", "random_mask": "--", "redrawn_weights": ":"}
 
 
@@ -49,15 +50,14 @@ def draw(run: Run) -> list[Drawing]:
         drawn = [_draw_metric(run, key, metric) for key, metric in run.metrics().items()]
         birds = [draw_history(history) for history in read_histories(run, run.seeds[0])]
         further = (_draw_stopping(run), *birds, _draw_layers(run), _draw_curves(run))
-        return [drawing for drawing in (*drawn, *further) if drawing]
+        return [found for found in (*drawn, *further) if found]
 
 
 def write_figures(run: Run) -> list[Drawing]:
     """Draws the run and writes each figure into `figures/` of its folder, as `NAME.svg` and `NAME.pdf`."""
     drawings = draw(run)
-    for drawing in drawings:
-        replace_file(run.folder / "figures" / f"{drawing.name}.svg", drawing.svg.encode())
-        replace_file(run.folder / "figures" / f"{drawing.name}.pdf", drawing.pdf)
+    for drawn in drawings:
+        write(drawn, run.folder)
     return drawings
 
 
@@ -65,27 +65,37 @@ def write_figures(run: Run) -> list[Drawing]:
 
 
 def _draw_metric(run: Run, key: str, metric: Metric) -> Drawing | None:
-    summary = run.summary(key)
+    main = key == run.primary
+    better = "lower" if metric.lower_is_better else "higher"
+    label = "\n".join([*textwrap.wrap(metric.label, 40), f"({better} is better)"])
+    chart = _chart(run.summary(key), label, (7.0, 3.9) if main else (5.2, 3.5), columns=5 if main else 3)
+    if chart is None:
+        return None
+    figure, lines = chart
+    caption = f"{metric.label} against sparsity. {_spread(run)}."
+    return finish(figure, f"metric-{key}", caption, f"Line chart of {metric.label} by sparsity. {_said(lines)}.")
+
+
+def _chart(
+    summary: Mapping[tuple[Arm, int], Summary], label: str, size: tuple[float, float], columns: int
+) -> tuple[Figure, dict[Arm, list[Summary]]] | None:
+    """A line an arm against sparsity beside the dense model, and the lines; None where no arm has a mean."""
     lines: dict[Arm, list[Summary]] = {
         arm: [s for (of, _), s in summary.items() if of == arm and s.sparsity < 1] for arm in ARMS
     }
-    means = [s.mean for arm in ARMS for s in lines[arm] if s.mean is not None]
-    if not means:
+    if not any(s.mean is not None for line in lines.values() for s in line):
         return None
-    main = key == run.primary
-    figure = Figure(figsize=(7.0, 3.9) if main else (5.2, 3.5), layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     dense = summary.get(("ticket", 0))
     if dense and dense.mean is not None:
         draw_dense(axes, dense)
     _draw_arms(axes, lines)
     _draw_failures(axes, lines)
-    better = "lower" if metric.lower_is_better else "higher"
-    axes.set_ylabel("\n".join([*textwrap.wrap(metric.label, 40), f"({better} is better)"]))
+    axes.set_ylabel(label)
     axes.grid(axis="y")
-    _legend_above(figure, axes, columns=5 if main else 3)
-    caption = f"{metric.label} against sparsity. {_spread(run)}."
-    return finish(figure, f"metric-{key}", caption, f"Line chart of {metric.label} by sparsity. {_said(lines)}.")
+    _legend_above(figure, axes, columns)
+    return figure, lines
 
 
 def _draw_arms(axes: Axes, lines: dict[Arm, list[Summary]]) -> None:
@@ -179,21 +189,10 @@ def stopping_steps(run: Run) -> dict[tuple[Arm, int], Summary]:
 
 def _draw_stopping(run: Run) -> Drawing | None:
     """Early-stopping step against sparsity, a line an arm (Kalibhat et al. 2021, Fig. 2)."""
-    steps = stopping_steps(run)
-    lines: dict[Arm, list[Summary]] = {
-        arm: [s for (of, _), s in steps.items() if of == arm and s.sparsity < 1] for arm in ARMS
-    }
-    if not any(s.mean is not None for line in lines.values() for s in line):
+    chart = _chart(stopping_steps(run), "early-stopping step", (7.0, 3.3), columns=5)
+    if chart is None:
         return None
-    figure = Figure(figsize=(7.0, 3.3), layout="constrained")
-    axes = figure.add_subplot()
-    dense = steps.get(("ticket", 0))
-    if dense and dense.mean is not None:
-        draw_dense(axes, dense)
-    _draw_arms(axes, lines)
-    axes.set_ylabel("early-stopping step")
-    axes.grid(axis="y")
-    _legend_above(figure, axes, columns=5)
+    figure, lines = chart
     caption = f"Early-stopping step against sparsity. {_spread(run)}."
     return finish(figure, "early-stopping", caption, f"Line chart of the early-stopping step. {_said(lines)}.")
 

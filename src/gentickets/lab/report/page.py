@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from gentickets.files import replace_file
 from gentickets.lab.report.figures import stopping_steps, write_figures
 from gentickets.lab.report.rendering import environment, inlined
 from gentickets.lab.report.settling import settling_sentences
-from gentickets.lab.results import ARMS, LevelResult, Run, read_run
+from gentickets.lab.results import ARMS, LevelResult, Run, mean_known, read_run
 from gentickets.lab.validation import MARGIN
 from gentickets.lab.verdict import ARM_NAMES, RELAXED, Verdict, judge
 from gentickets.lab.words import number, percent, plus_minus
@@ -215,11 +215,6 @@ def _picture(column: int, path: Path, heading: str, caption: str, alt: str) -> _
 # -- tables -------------------------------------------------------------------------------------------------
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
-
-
 def _costs(run: Run) -> list[dict[str, Any]]:
     """A row a level of the ticket: its sparsity, and the mean of each cost over the seeds."""
     rows = []
@@ -239,7 +234,7 @@ def _costs(run: Run) -> list[dict[str, Any]]:
                 )
             }
             row["sparsity"] = statistics.fmean(result.sparsity for result in results)
-            row["file"] = _mean(_size(result.folder / "ticket.safetensors") for result in results)
+            row["file"] = mean_known(_size(result.folder / "ticket.safetensors") for result in results)
             rows.append(row)
     return rows
 
@@ -262,8 +257,8 @@ def _timings(run: Run) -> list[dict[str, Any]]:
             "evaluate": [timing.evaluate_seconds for timing in timings],
             "images": [timing.images for timing in timings],
         }
-        row: dict[str, Any] = {clock: _mean(values) for clock, values in clocks.items()}
-        row["sparsity"] = _mean(result.sparsity for result in run.of("ticket", level))
+        row: dict[str, Any] = {clock: mean_known(values) for clock, values in clocks.items()}
+        row["sparsity"] = mean_known(result.sparsity for result in run.of("ticket", level))
         rows.append(row)
     return rows if any(row["train"] is not None for row in rows) else []
 

@@ -9,7 +9,6 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gentickets.files import replace_file
 from gentickets.lab.comparison import KINDS, Comparison, Row
 from gentickets.lab.report.drawing import (
     DASHES,
@@ -23,6 +22,7 @@ from gentickets.lab.report.drawing import (
     set_sparsity_axis,
     set_y,
     style,
+    write,
 )
 from gentickets.lab.words import number, percent
 
@@ -38,8 +38,7 @@ def write_study_figure(comparison: Comparison) -> Drawing | None:
         return None
     with style():
         drawing = _draw(comparison, tickets, shown)
-    for ending, content in (("svg", drawing.svg.encode()), ("pdf", drawing.pdf)):
-        replace_file(comparison.record.folder / "figures" / f"{drawing.name}.{ending}", content)
+    write(drawing, comparison.record.folder)
     return drawing
 
 
