@@ -518,9 +518,11 @@ def test_an_arm_that_the_machine_cannot_run_is_left_out_with_its_reason(file, tm
     assert list(left_out) == ["mixed"]
     assert "no bfloat16" in left_out["mixed"]
     assert list(read_comparison(tmp_path / "out").runs) == ["imp"]
-    with pytest.raises(HardwareError, match="take 32-true"):
-        run_study(
-            read_study(file({**TINY, "training": {**TINY["training"], "precision": "bf16-mixed"}}), methods=["imp"]),
-            tmp_path / "other",
-            lambda stage: lambda event: None,
-        )
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_a_precision_that_the_machine_lacks_is_refused_where_every_arm_needs_it(precision, file, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "has_bfloat16", lambda accelerator: False)
+    raw = {**TINY, "training": {**TINY["training"], "precision": precision, "accelerator": "cpu"}}
+    with pytest.raises(HardwareError, match=f"training.precision={precision}: this cpu has no .* 32-true"):
+        run_study(read_study(file(raw), methods=["imp"]), tmp_path / "other", lambda stage: lambda event: None)

@@ -5,6 +5,7 @@ import errno
 import io
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -68,6 +69,38 @@ def test_a_resumed_training_is_bit_for_bit_the_uninterrupted_one(name, tmp_path)
     for one, other in ((whole, again), (expected, found)):
         for key, tensor in named_state(one).items():
             assert torch.equal(tensor, named_state(other)[key]), key
+
+
+@pytest.mark.parametrize("name", ["ae", "gan"])
+def test_half_precision_trains_as_single_does_and_resumes_exactly(name, tmp_path):
+    half = replace(SETTINGS, precision="16-mixed")
+    model, objective = family(name)
+    masks = sparse(model)
+    single, whole, cut = clone(model), clone(model), clone(model)
+    train(single, objective, Source(), SETTINGS, masks=masks)
+    train(whole, objective, Source(), half, masks=masks)
+    for name, weight in named_state(single).items():
+        torch.testing.assert_close(named_state(whole)[name], weight, atol=0.05, rtol=0.05)
+    assert not all(torch.equal(named_state(whole)[name], weight) for name, weight in named_state(single).items())
+
+    checkpoint = Checkpoint(tmp_path / "c.pt", "key", every=1e9)
+    asked = iter([False] * 6 + [True])
+    with pytest.raises(KeyboardInterrupt):
+        train(cut, objective, Source(), half, masks=masks, checkpoint=checkpoint, stop=lambda: next(asked))
+    assert checkpoint.load()["scaler"]["scale"] == 2.0**16
+    train(cut, objective, Source(), half, masks=masks, checkpoint=checkpoint)
+    for name, weight in named_state(whole).items():
+        assert torch.equal(named_state(cut)[name], weight), name
+
+
+def test_a_step_whose_gradients_overflow_in_half_precision_is_left_out_for_every_component(monkeypatch):
+    model, objective = family("ae")
+    before = clone(model)
+    half = replace(SETTINGS, precision="16-mixed", clip_norm=None)
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=1e38))
+    train(model, objective, Source(), half, end_step=1)
+    for name, weight in named_state(before).items():
+        assert torch.equal(named_state(model)[name], weight), name
 
 
 def test_dropout_is_resumed_too(tmp_path):

@@ -39,7 +39,8 @@ class Settings:
 
     `steps` is the length of a whole training, on which schedules are laid; a step is one pass through all losses
     of the objective. `ema` is the decay of the moving average, None for no average. `clip_norm` bounds the
-    gradient norm of each component, live weights counted. `precision` as Lightning Fabric names it.
+    gradient norm of each component, live weights counted. `precision` as Lightning Fabric names it; in "16-mixed"
+    losses are scaled up, so that small gradients do not vanish, and a step whose gradients overflow is left out.
     """
 
     steps: int
@@ -140,7 +141,7 @@ def train(
     before is the last one taken), and `MaskError` where an audit finds the model or an average no longer sparse.
     """
     end_step = settings.steps if end_step is None else end_step
-    fabric = fabric or Fabric(accelerator="cpu", devices=1, precision=settings.precision)  # type: ignore[arg-type]
+    fabric = fabric or Fabric(accelerator="cpu", devices=1, precision=fabric_precision(settings.precision))
     loop = _Loop(model, objective, settings, masks, fabric, watches)
     step = loop.resume(checkpoint, start_step, prepare)
     if curve is not None:
@@ -201,6 +202,8 @@ class _Loop:
         self.images, self.seconds = 0, 0.0
         # A loss is looked at before its step on a CPU; on a GPU that would stall it, so at reports.
         self._look_at_each = fabric.device.type == "cpu"
+        # Fabric's own loss scaling forgets what overflowed after one optimiser, and a loss may step several.
+        self.scaler = torch.amp.GradScaler(fabric.device.type, enabled=settings.precision == "16-mixed")
 
     def _optimizer(self, component: str) -> Any:
         settings = self.settings
@@ -237,13 +240,14 @@ class _Loop:
             for name in names:
                 self.optimizers[name].zero_grad()
             # Only into these components: no gradient of G's loss is left lying in D.
-            self.fabric.backward(loss, inputs=[p for name in names for p in self.parameters[name]])
+            self.fabric.backward(self.scaler.scale(loss), inputs=[p for n in names for p in self.parameters[n]])
             if self.settings.clip_norm is not None:
                 self._clip(names, held)
             for name in names:
                 for group in self.optimizers[name].param_groups:
                     group["lr"] = self.settings.lr_of(name) * factor
-                self.optimizers[name].step()
+                self.scaler.step(self.optimizers[name].optimizer)
+            self.scaler.update()
         for name, average in self.averaged.named_children():
             average.update_parameters(getattr(unwrap(self.model), name))  # type: ignore[operator]
         return seen
@@ -251,13 +255,21 @@ class _Loop:
     def _evaluated(self, losses: Iterator[Any]) -> Iterator[Any]:
         """The losses one by one, each computed in the precision asked for."""
         while True:
-            with self.fabric.autocast():
+            with self._autocast():
                 item = next(losses, None)
             if item is None:
                 return
             yield item
 
+    def _autocast(self) -> Any:
+        if self.scaler.is_enabled():
+            return torch.autocast(self.fabric.device.type, torch.float16)
+        return self.fabric.autocast()
+
     def _clip(self, names: Sequence[str], held: Hold | None) -> None:
+        for name in names:
+            if self.scaler.is_enabled():
+                self.scaler.unscale_(self.optimizers[name].optimizer)
         if held is not None:
             held.mask_gradients()
         for name in names:
@@ -287,6 +299,7 @@ class _Loop:
             "model": named_state(self.model),
             "averaged": self.averaged.state_dict(),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "scaler": self.scaler.state_dict(),
             "rng": torch.get_rng_state(),
             "ended": self.ended,
             "watches": [watch.state_dict() for watch in self.watches],
@@ -312,12 +325,18 @@ class _Loop:
         self.averaged.load_state_dict(state["averaged"])
         for name, saved in state["optimizers"].items():
             self.optimizers[name].load_state_dict(saved)
+        self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"])
         self.ended = state["ended"]
         for watch, kept in zip(self.watches, state["watches"], strict=True):
             watch.load_state_dict(kept)
         self.images, self.seconds = int(state["images"]), float(state["seconds"])
         return int(state["step"])
+
+
+def fabric_precision(precision: str) -> Any:
+    """The precision that Fabric is told: "16-mixed" is done here (see `_Loop.scaler`), the others by Fabric."""
+    return "32-true" if precision == "16-mixed" else precision
 
 
 def check_finite(losses: Mapping[str, Tensor], step: int) -> None:

@@ -118,7 +118,7 @@ class TrainingPart(_Part):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     ema: Share | None = None
     clip_norm: Annotated[float, Field(gt=0)] | None = None
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     accelerator: Literal["cpu", "cuda", "auto"] = "auto"
     threads: Count | Literal["auto"] = "auto"
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 20.0

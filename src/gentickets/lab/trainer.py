@@ -21,7 +21,7 @@ from gentickets.metrics.cost import training_flops
 from gentickets.naming import named_state
 from gentickets.objectives import Objective
 from gentickets.progress import Checkpoint, Curve, Progress
-from gentickets.training import Trained, Watch, train
+from gentickets.training import Trained, Watch, fabric_precision, train
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,12 @@ def make_fabric(recipe: Recipe) -> Fabric:
             f"training.precision=bf16-mixed: this {accelerator} has no bfloat16 arithmetic, and would be many times "
             f"slower than in float32; take 32-true"
         )
-    return Fabric(accelerator=accelerator, devices=1, precision=training.precision)
+    if training.precision == "16-mixed" and accelerator != "cuda":
+        raise HardwareError(
+            f"training.precision=16-mixed: this {accelerator} has no fast float16 arithmetic; take bf16-mixed or "
+            f"32-true"
+        )
+    return Fabric(accelerator=accelerator, devices=1, precision=fabric_precision(training.precision))
 
 
 def has_bfloat16(accelerator: str) -> bool:
