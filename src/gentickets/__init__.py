@@ -30,12 +30,14 @@ from gentickets.search import (
 )
 from gentickets.shrink import shrink
 from gentickets.small import load_small
+from gentickets.sparse import Accelerated, accelerate, lanes, restore
 from gentickets.ticket import Ticket
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ELBO",
+    "Accelerated",
     "Adversarial",
     "Autoencoding",
     "ChannelGroups",
@@ -53,6 +55,7 @@ __all__ = [
     "RecipeError",
     "Ticket",
     "TicketError",
+    "accelerate",
     "at_init",
     "batchnorm_scale",
     "channel_groups",
@@ -60,6 +63,7 @@ __all__ = [
     "cost",
     "grasp",
     "imp",
+    "lanes",
     "load_small",
     "magnitude",
     "one_shot",
@@ -68,6 +72,7 @@ __all__ = [
     "random_mask_control",
     "random_scores",
     "redrawn_weights_control",
+    "restore",
     "shrink",
     "snip",
     "synflow",

@@ -1,0 +1,83 @@
+/* Sparse linear and convolutional layers, batch innermost.
+ *
+ * Every activation is (channel, position, batch), the batch contiguous, so that one live weight is one multiply-add of
+ * vectors: no gather, no index per multiplication, nothing computed for weights that are not there. A tile of outputs
+ * (a few positions times a segment of the batch) stays in registers while all live weights of its row pass by.
+ *
+ * Two operations serve all layers; sparse_layers.py says how:
+ *   gather   out[row, position] = bias[row] + sum over k of value[k] * in[offset[k] + position]
+ *   sample   grad[k] = sum over positions of small[row of k, position] . big[offset[k] + position]
+ *
+ * Offsets and positions count batches: element = (offset + position) * batch.
+ */
+#include <stdint.h>
+#include <stddef.h>
+
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define CLONES
+#endif
+#ifdef __has_builtin
+#if __has_builtin(__builtin_shufflevector)
+#define CAN_TURN 1
+#endif
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+/* -- work shared among torch's own threads ------------------------------------------------------------------------- */
+
+typedef void (*item_fn)(const void *args, int64_t item);
+typedef void (*parallel_fn)(void (*fn)(void *), void *data, unsigned threads, unsigned flags);
+typedef struct { item_fn fn; const void *args; int64_t next, total; } job;
+
+static parallel_fn parallel = NULL; /* GOMP_parallel of the OpenMP that torch runs on; none: one thread */
+
+void gt_set_parallel(void *address) { parallel = (parallel_fn)address; }
+
+static void work(void *data) {
+    job *j = data;
+    for (;;) {
+        int64_t item = __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED);
+        if (item >= j->total) return;
+        j->fn(j->args, item);
+    }
+}
+
+static void run(item_fn fn, const void *args, int64_t total, int64_t threads) {
+    job j = {fn, args, 0, total};
+    if (parallel && threads > 1 && total > 1)
+        parallel(work, &j, (unsigned)threads, 0);
+    else
+        work(&j);
+}
+
+/* How a call is cut into items: units are (position, segment of the batch), four of which make a tile. */
+INLINE int64_t chunks_for(int64_t tiles, int64_t rows, int64_t threads) {
+    if (threads < 2 || tiles >= 4 * threads) return 1;
+    int64_t chunks = (4 * threads + tiles - 1) / tiles;
+    return chunks < rows ? chunks : (rows > 0 ? rows : 1);
+}
+
+typedef struct {
+    int64_t rows;           /* of this class */
+    const int64_t *ptr;     /* rows + 1: where each row's weights begin */
+    const int32_t *offset;  /* per weight: where its input lies */
+    const int32_t *order;   /* per weight: its place in values; NULL: its own */
+    const int32_t *channel; /* per row: its channel in the output */
+    int64_t positions;
+    const int32_t *from;    /* per position: in the input */
+    const int32_t *to;      /* per position: in the output */
+} rows_of_class;
+
+#define REAL float
+#define LANES 16
+#define NAME(x) x##_f32
+#include "_sparse_body.h"
+#undef REAL
+#undef LANES
+#undef NAME
+#define REAL double
+#define LANES 8
+#define NAME(x) x##_f64
+#include "_sparse_body.h"

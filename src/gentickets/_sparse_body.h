@@ -1,0 +1,200 @@
+/* The kernels of _sparse.c for one type of number: REAL, of which LANES fill 64 bytes. */
+
+typedef REAL NAME(vec) __attribute__((vector_size(64), aligned(sizeof(REAL))));
+
+typedef struct {
+    const rows_of_class *c;
+    const REAL *values, *bias, *in;
+    REAL *out;
+    int64_t in_plane, out_plane, batch, chunks;
+} NAME(gather_args);
+
+/* T units (position, segment) of NV vectors each, for the rows from..to. */
+#define GATHER_ROWS(NV, T, at)                                                                                         \
+    for (int64_t r = from; r < to; r++) {                                                                              \
+        NAME(vec) acc[T][NV];                                                                                          \
+        const REAL b = g->bias ? g->bias[c->channel[r]] : 0;                                                           \
+        for (int t = 0; t < T; t++)                                                                                    \
+            for (int v = 0; v < NV; v++) acc[t][v] = (NAME(vec)){0} + b;                                               \
+        for (int64_t k = c->ptr[r]; k < c->ptr[r + 1]; k++) {                                                          \
+            const REAL w = ordered ? g->values[c->order[k]] : g->values[k];                                            \
+            const int64_t o = (int64_t)c->offset[k] * g->batch;                                                        \
+            for (int t = 0; t < T; t++) {                                                                              \
+                const NAME(vec) *x = (const NAME(vec) *)(in[(at) + t] + o);                                            \
+                for (int v = 0; v < NV; v++) acc[t][v] += w * x[v];                                                    \
+            }                                                                                                          \
+        }                                                                                                              \
+        const int64_t plane = (int64_t)c->channel[r] * g->out_plane * g->batch;                                        \
+        for (int t = 0; t < T; t++) {                                                                                  \
+            NAME(vec) *y = (NAME(vec) *)(out[(at) + t] + plane);                                                       \
+            for (int v = 0; v < NV; v++) y[v] = acc[t][v];                                                             \
+        }                                                                                                              \
+    }
+
+INLINE void NAME(gather_rest)(const NAME(gather_args) *g, const REAL *in, REAL *out, int64_t from, int64_t to, int rest) {
+    const rows_of_class *c = g->c;
+    for (int64_t r = from; r < to; r++) {
+        REAL acc[LANES];
+        for (int j = 0; j < rest; j++) acc[j] = g->bias ? g->bias[c->channel[r]] : 0;
+        for (int64_t k = c->ptr[r]; k < c->ptr[r + 1]; k++) {
+            const REAL w = g->values[c->order ? c->order[k] : k];
+            const REAL *x = in + (int64_t)c->offset[k] * g->batch;
+            for (int j = 0; j < rest; j++) acc[j] += w * x[j];
+        }
+        REAL *y = out + (int64_t)c->channel[r] * g->out_plane * g->batch;
+        for (int j = 0; j < rest; j++) y[j] = acc[j];
+    }
+}
+
+INLINE void NAME(gather_tile)(const NAME(gather_args) *g, int64_t tile, int64_t from, int64_t to, const int ordered) {
+    const rows_of_class *c = g->c;
+    const REAL *in[4];
+    REAL *out[4];
+    const int64_t first = tile * 4;
+    const int count = c->positions - first < 4 ? (int)(c->positions - first) : 4;
+    int64_t b = 0;
+#define POINT(width)                                                                                                   \
+    for (int t = 0; t < count; t++) {                                                                                  \
+        in[t] = g->in + (int64_t)c->from[first + t] * g->batch + b;                                                    \
+        out[t] = g->out + (int64_t)c->to[first + t] * g->batch + b;                                                    \
+    }
+    for (; b + 4 * LANES <= g->batch; b += 4 * LANES) {
+        POINT()
+        if (count == 4) {
+            GATHER_ROWS(4, 4, 0)
+        } else
+            for (int u = 0; u < count; u++) { GATHER_ROWS(4, 1, u) }
+    }
+    for (; b + LANES <= g->batch; b += LANES) {
+        POINT()
+        if (count == 4) {
+            GATHER_ROWS(1, 4, 0)
+        } else
+            for (int u = 0; u < count; u++) { GATHER_ROWS(1, 1, u) }
+    }
+    if (b < g->batch) {
+        POINT()
+        for (int u = 0; u < count; u++) NAME(gather_rest)(g, in[u], out[u], from, to, (int)(g->batch - b));
+    }
+#undef POINT
+}
+
+CLONES static void NAME(gather_item)(const void *args, int64_t item) {
+    const NAME(gather_args) *g = args;
+    const int64_t tile = item / g->chunks, chunk = item % g->chunks;
+    const int64_t from = g->c->rows * chunk / g->chunks, to = g->c->rows * (chunk + 1) / g->chunks;
+    if (g->c->order)
+        NAME(gather_tile)(g, tile, from, to, 1);
+    else
+        NAME(gather_tile)(g, tile, from, to, 0);
+}
+
+void NAME(gt_gather)(int64_t classes, const rows_of_class *c, const REAL *values, const REAL *bias, const REAL *in,
+                     REAL *out, int64_t out_plane, int64_t batch, int64_t threads) {
+    for (int64_t i = 0; i < classes; i++) {
+        const int64_t tiles = (c[i].positions + 3) / 4, chunks = chunks_for(tiles, c[i].rows, threads);
+        const NAME(gather_args) g = {c + i, values, bias, in, out, 0, out_plane, batch, chunks};
+        run(NAME(gather_item), &g, tiles * chunks, threads);
+    }
+}
+
+typedef struct {
+    const rows_of_class *c;
+    const REAL *small, *big;
+    REAL *grad;
+    int64_t small_plane, batch, chunks;
+} NAME(sample_args);
+
+/* The sum over the lanes, by halves where the compiler can turn a vector. */
+INLINE REAL NAME(sum)(const NAME(vec) *v) {
+#if CAN_TURN
+    NAME(vec) a = *v;
+#if LANES == 16
+    a += __builtin_shufflevector(a, a, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    a += __builtin_shufflevector(a, a, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    a += __builtin_shufflevector(a, a, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    a += __builtin_shufflevector(a, a, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+#else
+    a += __builtin_shufflevector(a, a, 4, 5, 6, 7, 0, 1, 2, 3);
+    a += __builtin_shufflevector(a, a, 2, 3, 0, 1, 6, 7, 4, 5);
+    a += __builtin_shufflevector(a, a, 1, 0, 3, 2, 5, 4, 7, 6);
+#endif
+    return a[0];
+#else
+    REAL total = 0;
+    for (int j = 0; j < LANES; j++) total += (*v)[j];
+    return total;
+#endif
+}
+
+#define SAMPLE_ROWS(NV, T, at)                                                                                         \
+    for (int64_t r = from; r < to; r++) {                                                                              \
+        if (c->ptr[r] == c->ptr[r + 1]) continue;                                                                      \
+        NAME(vec) y[T][NV];                                                                                            \
+        const int64_t plane = (int64_t)c->channel[r] * s->small_plane * s->batch;                                      \
+        for (int t = 0; t < T; t++)                                                                                    \
+            for (int v = 0; v < NV; v++) y[t][v] = ((const NAME(vec) *)(small[(at) + t] + plane))[v];                  \
+        for (int64_t k = c->ptr[r]; k < c->ptr[r + 1]; k++) {                                                          \
+            const int64_t o = (int64_t)c->offset[k] * s->batch;                                                        \
+            NAME(vec) acc[NV];                                                                                         \
+            for (int v = 0; v < NV; v++) acc[v] = (NAME(vec)){0};                                                      \
+            for (int t = 0; t < T; t++)                                                                                \
+                for (int v = 0; v < NV; v++) acc[v] += y[t][v] * ((const NAME(vec) *)(big[(at) + t] + o))[v];          \
+            for (int v = 1; v < NV; v++) acc[0] += acc[v];                                                             \
+            s->grad[k] += NAME(sum)(acc);                                                                              \
+        }                                                                                                              \
+    }
+
+CLONES static void NAME(sample_item)(const void *args, int64_t item) {
+    const NAME(sample_args) *s = args;
+    const rows_of_class *c = s->c;
+    const int64_t from = c->rows * item / s->chunks, to = c->rows * (item + 1) / s->chunks;
+    for (int64_t k = c->ptr[from]; k < c->ptr[to]; k++) s->grad[k] = 0;
+    for (int64_t first = 0; first < c->positions; first += 4) {
+        const REAL *small[4], *big[4];
+        const int count = c->positions - first < 4 ? (int)(c->positions - first) : 4;
+        int64_t b = 0;
+#define POINT()                                                                                                        \
+    for (int t = 0; t < count; t++) {                                                                                  \
+        big[t] = s->big + (int64_t)c->from[first + t] * s->batch + b;                                                  \
+        small[t] = s->small + (int64_t)c->to[first + t] * s->batch + b;                                                \
+    }
+        for (; b + 4 * LANES <= s->batch; b += 4 * LANES) {
+            POINT()
+            if (count == 4) {
+                SAMPLE_ROWS(4, 4, 0)
+            } else
+                for (int u = 0; u < count; u++) { SAMPLE_ROWS(4, 1, u) }
+        }
+        for (; b + LANES <= s->batch; b += LANES) {
+            POINT()
+            if (count == 4) {
+                SAMPLE_ROWS(1, 4, 0)
+            } else
+                for (int u = 0; u < count; u++) { SAMPLE_ROWS(1, 1, u) }
+        }
+        if (b == s->batch) continue;
+        POINT()
+        for (int u = 0; u < count; u++)
+            for (int64_t r = from; r < to; r++) {
+                const REAL *y = small[u] + (int64_t)c->channel[r] * s->small_plane * s->batch;
+                for (int64_t k = c->ptr[r]; k < c->ptr[r + 1]; k++) {
+                    const REAL *x = big[u] + (int64_t)c->offset[k] * s->batch;
+                    REAL total = 0;
+                    for (int64_t j = 0; j < s->batch - b; j++) total += y[j] * x[j];
+                    s->grad[k] += total;
+                }
+            }
+#undef POINT
+    }
+}
+
+void NAME(gt_sample)(const rows_of_class *c, const REAL *small, const REAL *big, REAL *grad, int64_t small_plane,
+                     int64_t batch, int64_t threads) {
+    const int64_t chunks = chunks_for(1, c->rows, threads);
+    const NAME(sample_args) s = {c, small, big, grad, small_plane, batch, chunks};
+    run(NAME(sample_item), &s, chunks, threads);
+}
+
+#undef GATHER_ROWS
+#undef SAMPLE_ROWS

@@ -1,0 +1,199 @@
+"""Running a masked model on its live weights alone, layer by layer, where that is faster and gives the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gentickets.errors import MaskError
+from gentickets.masks import Masks
+from gentickets.naming import check_components, components_of, named_layers, unwrap
+from gentickets.sparse_kernels import missing
+from gentickets.sparse_layers import SPARSE, LanesNorm, SparseConv2d, SparseConvTranspose2d, SparseLayer
+
+# Multiply-adds a microsecond and microseconds a call, forward and backward together, of one thread: what
+# `python -m benchmarks sparse_layers` measured (docs/performance.md). Only their ratios matter.
+_DENSE_RATE, _DENSE_CALL = 45_000.0, 40.0
+_SPARSE_RATE, _SPARSE_CALL = 20_000.0, 120.0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How one masked layer is run: `sparse` or not, and `why`. `density`: the share of its weights that is alive."""
+
+    layer: str
+    density: float
+    sparse: bool
+    why: str
+
+
+class Accelerated:
+    """What `accelerate` did to `model`. As a context it undoes that on leaving.
+
+    `masks` are those of the layers that stayed dense: hold the model to them. `choices` says how each masked layer is
+    run.
+    """
+
+    def __init__(self, model: nn.Module, masks: Masks, choices: tuple[Choice, ...]):
+        self.model, self.choices = model, choices
+        sparse = {f"{choice.layer}.weight" for choice in choices if choice.sparse}
+        self.masks = Masks({name: mask for name, mask in masks.items() if name not in sparse})
+        layers = dict(named_layers(model))
+        with torch.no_grad():
+            masks.apply_(model)
+            _swap(model, {
+                id(layer): SPARSE[type(layer)](layer, masks[f"{choice.layer}.weight"])
+                for choice in choices if choice.sparse for layer in [layers[choice.layer]]
+            })  # fmt: skip
+        convolutional = any(isinstance(layer, SparseConv2d | SparseConvTranspose2d) for layer in model.modules())
+        if convolutional:
+            _swap(model, {id(norm): LanesNorm(norm) for norm in model.modules() if type(norm) is nn.BatchNorm2d})
+
+    def __enter__(self) -> Accelerated:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        restore(self.model)
+
+    def __bool__(self) -> bool:
+        """Whether any layer is run on its live weights alone."""
+        return any(choice.sparse for choice in self.choices)
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes that say where the live weights are, in all sparse layers."""
+        return sum(layer.pattern.nbytes for layer in self.model.modules() if isinstance(layer, SparseLayer))
+
+
+def accelerate(model: nn.Module, masks: Masks, example_inputs: Mapping[str, Tensor]) -> Accelerated:
+    """Swaps each masked layer of `model`, in place, for one of its live weights alone, where that is faster.
+
+    The swapped layers compute what the masked ones do, to rounding, and have gradients, optimiser state and memory
+    for live weights only: make the optimiser after this call, from `model.parameters()`. Leaving the context, or
+    `restore(model)`, puts the dense layers back, with the trained weights and 0.0 in the pruned places.
+
+    `example_inputs`: component → a batch of the size that is trained on, or run. By their shapes the work of each layer
+    is known, and by a table of measured rates which form is faster; so the choice is the same on every machine. A
+    layer stays dense where its weights are shared, parametrised or hooked, on a GPU, in half precision, with a
+    padding other than zeros, or where the package was installed without a C compiler; `choices` says why.
+
+    Raises `MaskError` where the masks do not fit, or for a component that does not exist.
+    """
+    masks.check_fits(model)
+    check_components(example_inputs, components_of(model))
+    if any(isinstance(layer, SparseLayer) for layer in model.modules()):
+        raise MaskError("the model is accelerated already: restore(model) first")
+    counts = masks.counts()
+    work = _multiply_adds(model, example_inputs)
+    shared = _shared(model)
+    choices = []
+    for name, layer in named_layers(model):
+        weight = f"{name}.weight" if name else "weight"
+        if weight in counts:
+            alive = counts[weight] / max(1, layer.weight.numel())  # type: ignore[operator]
+            why = _cannot(layer, shared) or _slower(work.get(id(layer)), alive)
+            choices.append(Choice(name, alive, why is None, why or "fewer multiplications"))
+    return Accelerated(model, masks, tuple(choices))
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Puts dense layers back in the place of all sparse ones, in place; for copies and averages of a model too."""
+    _swap(model, {id(one): one.dense() for one in model.modules() if isinstance(one, SparseLayer | LanesNorm)})
+    return model
+
+
+def lanes(images: Tensor) -> Tensor:
+    """The same batch, laid out in memory as sparse layers keep it (batch innermost): spares them a transposition."""
+    order = (*range(1, images.dim()), 0)
+    return images.permute(order).contiguous().permute(images.dim() - 1, *range(images.dim() - 1))
+
+
+# -- choosing ----------------------------------------------------------------------------------------------------------
+
+
+def _cannot(layer: nn.Module, shared: set[int]) -> str | None:
+    """Why a layer has no sparse form, None where it has one."""
+    weight: Any = getattr(layer, "weight", None)
+    if type(layer) not in SPARSE:
+        return f"{type(layer).__name__} has no sparse form"
+    if (reason := missing()) is not None:
+        return reason
+    if weight.device.type != "cpu":
+        return f"on {weight.device.type}"
+    if weight.dtype not in (torch.float32, torch.float64):
+        return f"in {str(weight.dtype).removeprefix('torch.')}"
+    if id(weight) in shared:
+        return "its weight is shared with another layer"
+    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or weight._backward_hooks:
+        return "it has hooks"
+    if getattr(layer, "padding_mode", "zeros") != "zeros" or isinstance(getattr(layer, "padding", 0), str):
+        return "its padding is not by numbers of zeros"
+    return None
+
+
+def _slower(work: float | None, density: float) -> str | None:
+    """Why the sparse form of a layer with so many multiply-adds would be no faster, None where it is."""
+    if work is None:
+        return "not called as a layer on the example inputs"
+    dense = 3 * work / _DENSE_RATE + _DENSE_CALL
+    sparse = 3 * work * density / _SPARSE_RATE + _SPARSE_CALL
+    return None if sparse < dense else f"dense is faster at density {density:.2f} and this size"
+
+
+def _shared(model: nn.Module) -> set[int]:
+    """The ids of parameters that lie in more than one place."""
+    seen: set[int] = set()
+    twice: set[int] = set()
+    for _, layer in named_layers(model):
+        for parameter in layer._parameters.values():
+            (twice if id(parameter) in seen else seen).add(id(parameter))
+    return twice
+
+
+@torch.no_grad()
+def _multiply_adds(model: nn.Module, example_inputs: Mapping[str, Tensor]) -> dict[int, float]:
+    """Layer (by id) → multiply-adds of one forward pass of the example through its dense form."""
+    work: dict[int, float] = {}
+
+    def count(layer: Any, given: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(layer, nn.Linear):
+            places = output.numel() / layer.out_features
+        else:
+            side = given[0] if isinstance(layer, nn.ConvTranspose2d) else output
+            places = len(side) * side.shape[2:].numel()
+        work[id(layer)] = work.get(id(layer), 0.0) + places * layer.weight.numel()
+
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        for component, example in example_inputs.items():
+            part = getattr(unwrap(model), component)
+            with ExitStack() as stack:
+                for layer in part.modules():
+                    if type(layer) in SPARSE:
+                        stack.callback(layer.register_forward_hook(count).remove)
+                part(example)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return work
+
+
+# -- swapping ----------------------------------------------------------------------------------------------------------
+
+
+def _swap(model: nn.Module, by: Mapping[int, nn.Module]) -> None:
+    """Puts `by[id(child)]` in the place of each child, wherever it stands; training mode is kept."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is not None and id(child) in by:
+                by[id(child)].train(child.training)
+                parent._modules[name] = by[id(child)]

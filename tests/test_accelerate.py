@@ -1,0 +1,208 @@
+"""`accelerate`: the same training on live weights alone, and the dense model back afterwards."""
+
+import contextlib
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+import gentickets as gt
+from gentickets import models
+from gentickets import sparse as module
+from gentickets.errors import MaskError
+from gentickets.naming import clone, named_state
+from gentickets.objectives import ELBO, Adversarial, Autoencoding
+from gentickets.sparse_kernels import missing
+from gentickets.sparse_layers import SparseLayer
+
+pytestmark = pytest.mark.skipif(missing() is not None, reason="no kernels were compiled")
+
+
+@pytest.fixture(autouse=True)
+def every_layer_is_worth_it(monkeypatch):
+    """Test models are small; what is too small to be worth it has a test of its own."""
+    monkeypatch.setattr(module, "_SPARSE_CALL", 0.0)
+
+
+def family(name):
+    torch.manual_seed(1)
+    images = torch.rand(16, 1, 16, 16) * 2 - 1
+    if name == "ae":
+        return models.linear_autoencoder(16, 1, hidden=[64, 32], latent=8), Autoencoding(), images
+    if name == "vae":
+        return models.conv_vae(16, 1, width=8, latent=4), ELBO(4), images
+    return models.dcgan(16, 1, width=8, latent=6), Adversarial(6), images
+
+
+def trained(model, masks, objective, images, steps):
+    """Trains in place under `masks`; all losses."""
+    parts = {name: getattr(model, name) for name in objective.components}
+    optimizers = {name: torch.optim.AdamW(part.parameters(), lr=1e-3) for name, part in parts.items()}
+    rng, losses = torch.Generator().manual_seed(0), []
+    with masks.hold(model, *optimizers.values()):
+        for _ in range(steps):
+            for components, loss in objective.losses(model, images, rng):
+                names = (components,) if isinstance(components, str) else components
+                for name in names:
+                    optimizers[name].zero_grad()
+                loss.backward(inputs=[p for name in names for p in parts[name].parameters()])
+                for name in names:
+                    optimizers[name].step()
+                losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize(("name", "steps"), [("ae", 100), ("vae", 100), ("gan", 20)])
+@pytest.mark.parametrize("sparsity", [0.9, 0.99])
+def test_training_is_that_of_the_masked_model(name, steps, sparsity):
+    model, objective, images = family(name)
+    masks = gt.prune(gt.magnitude(model), to_sparsity=sparsity, scope="layer")
+    fast = clone(model)
+    expected = trained(model, masks, objective, images, steps)
+    with gt.accelerate(fast, masks, objective.example_inputs(fast, images)) as accelerated:
+        assert all(choice.sparse for choice in accelerated.choices)
+        assert not len(accelerated.masks)
+        found = trained(fast, accelerated.masks, objective, images, steps)
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-3, atol=1e-4)
+    masks.audit(fast)
+    if name == "ae":  # Adam's first steps are signs of gradients: in deeper nets rounding turns a few of them
+        for key, tensor in named_state(model).items():
+            torch.testing.assert_close(named_state(fast)[key], tensor, rtol=1e-3, atol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize("name", ["ae", "vae", "gan"])
+def test_what_goes_in_comes_out_in_its_place(name):
+    model, objective, images = family(name)
+    masks = gt.prune(gt.magnitude(model), to_sparsity=0.8, scope="layer")
+    masks.apply_(model)
+    before = {key: tensor.clone() for key, tensor in named_state(model).items()}
+    layers, tensors = dict(model.named_modules()), dict(model.named_parameters())
+    model.eval()
+    given = objective.example_inputs(model, images)
+    part = next(iter(given))
+    expected = getattr(model, part)(given[part])
+    with contextlib.suppress(KeyError), gt.accelerate(model, masks, given):
+        torch.testing.assert_close(getattr(model, part)(given[part]), expected)
+        assert not model.training
+        raise KeyError("whatever goes wrong in the user's loop")
+    assert dict(model.named_modules()) == layers
+    assert all(after is tensors[key] for key, after in model.named_parameters())
+    assert {key: tensor.shape for key, tensor in named_state(model).items()} == {k: t.shape for k, t in before.items()}
+    assert all(torch.equal(tensor, before[key]) for key, tensor in named_state(model).items())
+
+
+def test_only_live_weights_have_memory():
+    model, objective, images = family("ae")
+    masks = gt.prune(gt.magnitude(model), to_sparsity=0.95, scope="layer")
+    with gt.accelerate(model, masks, objective.example_inputs(model, images)) as fast:
+        optimizer = torch.optim.Adam(model.parameters())
+        objective_loss = next(objective.losses(model, images, torch.Generator()))[1]
+        objective_loss.backward()
+        optimizer.step()
+        weights = sum(p.numel() for key, p in model.named_parameters() if not key.endswith("bias"))
+        assert weights == masks.alive
+        moments = [v for p, state in optimizer.state.items() for v in state.values() if v.shape == p.shape]
+        biases = sum(p.numel() for key, p in model.named_parameters() if key.endswith("bias"))
+        assert sum(m.numel() for m in moments) == 2 * (masks.alive + biases)
+        assert fast.index_bytes <= 20 * masks.alive + 50_000
+
+
+def test_a_copy_is_restored_by_itself():
+    model, objective, images = family("gan")
+    masks = gt.prune(gt.magnitude(model), to_sparsity=0.8, scope="layer")
+    masks.apply_(model)
+    expected = {key: tensor.clone() for key, tensor in named_state(model).items()}
+    with gt.accelerate(model, masks, objective.example_inputs(model, images)):
+        average = copy.deepcopy(model)
+        with torch.no_grad():
+            for layer in model.modules():
+                if isinstance(layer, SparseLayer):
+                    layer.values.zero_()
+    module.restore(average)
+    for key, tensor in named_state(average).items():
+        assert torch.equal(tensor, expected[key]), key
+
+
+class Odd(nn.Module):
+    """Layers that have no sparse form, each for a reason."""
+
+    def __init__(self):
+        super().__init__()
+        self.part = nn.Sequential(
+            nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"),
+            nn.Conv2d(3, 3, 3, padding="same"),
+            spectral_norm(nn.Conv2d(3, 3, 3, padding=1)),
+            nn.Conv2d(3, 3, 3, padding=1),
+            nn.Conv2d(3, 3, 3, padding=1),
+            nn.Conv2d(3, 3, 3, padding=1),
+        )
+        self.part[3].register_forward_hook(lambda *_: None)
+        self.part[4].weight = self.part[5].weight
+        self.other = nn.Linear(2, 2)
+
+
+def test_what_cannot_be_sparse_stays_dense_and_says_why():
+    model = Odd()
+    masks = gt.Masks.dense(model)
+    fast = gt.accelerate(model, masks, {"part": torch.randn(2, 3, 8, 8)})
+    why = {choice.layer: choice.why for choice in fast.choices if not choice.sparse}
+    assert why["part.0"] == why["part.1"] == "its padding is not by numbers of zeros"
+    assert why["part.3"] == "it has hooks"
+    assert why["part.4"] == "its weight is shared with another layer"
+    assert why["other"] == "not called as a layer on the example inputs"
+    assert set(fast.masks) == set(masks)  # the spectrally normed one is under another name, and stays held
+    assert not fast
+
+
+def test_without_kernels_all_stays_dense(monkeypatch):
+    model, objective, images = family("ae")
+    masks = gt.prune(gt.magnitude(model), to_sparsity=0.95, scope="layer")
+    monkeypatch.setattr(module, "missing", lambda: "no compiler")
+    with gt.accelerate(model, masks, objective.example_inputs(model, images)) as fast:
+        assert {choice.why for choice in fast.choices} == {"no compiler"}
+        assert fast.masks == masks
+
+
+def test_dense_wins_where_there_is_little_to_leave_out(monkeypatch):
+    monkeypatch.undo()
+    model, objective, images = family("ae")
+    given = objective.example_inputs(model, images)
+    masks = gt.prune(gt.magnitude(model), to_sparsity=0.99, scope="layer")
+    assert not gt.accelerate(model, masks, given)  # a step of so small a net is all overhead
+    wide = models.linear_autoencoder(32, 3, hidden=[1024], latent=64)
+    images = torch.rand(64, 3, 32, 32)
+    for sparsity, wins in ((0.2, False), (0.9, True)):
+        masks = gt.prune(gt.magnitude(wide), to_sparsity=sparsity, scope="layer")
+        with gt.accelerate(wide, masks, {"encoder": images}) as fast:
+            assert [choice.sparse for choice in fast.choices if choice.layer == "encoder.1"] == [wins]
+
+
+def test_half_precision_models_stay_dense():
+    model, objective, images = family("ae")
+    model.bfloat16()
+    masks = gt.Masks.dense(model)
+    fast = gt.accelerate(model, masks, objective.example_inputs(model, images.bfloat16()))
+    assert {choice.why for choice in fast.choices} == {"in bfloat16"}
+
+
+def test_misuse_is_told():
+    model, objective, images = family("ae")
+    masks = gt.prune(gt.magnitude(model), to_sparsity=0.9, scope="layer")
+    given = objective.example_inputs(model, images)
+    with pytest.raises(MaskError, match="no component 'generator'"):
+        gt.accelerate(model, masks, {"generator": images})
+    with gt.accelerate(model, masks, given), pytest.raises(MaskError):
+        gt.accelerate(model, masks, given)
+    gt.accelerate(model, masks, given)
+    with pytest.raises(MaskError, match="accelerated already"):
+        gt.accelerate(model, gt.Masks({}), given)
+
+
+def test_lanes_change_no_number():
+    for shape in ((5, 3), (5, 2, 3, 4)):
+        images = torch.randn(shape)
+        laid = module.lanes(images)
+        assert torch.equal(laid, images)
+        assert laid.stride(0) == 1

@@ -1,0 +1,176 @@
+"""Layers of live weights alone: they compute what the masked dense layer does, and so do all their gradients."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from gentickets.sparse_kernels import missing
+from gentickets.sparse_layers import SPARSE, LanesNorm
+
+pytestmark = pytest.mark.skipif(missing() is not None, reason="no kernels were compiled")
+
+
+def masked(layer, density, seed=0):
+    """The layer with a random mask applied, the mask, and its sparse twin."""
+    mask = torch.rand(layer.weight.shape, generator=torch.Generator().manual_seed(seed)) < density
+    with torch.no_grad():
+        layer.weight.mul_(mask)
+    return layer, mask, SPARSE[type(layer)](copy.deepcopy(layer), mask)
+
+
+def lanes(images):
+    return images.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+
+
+@st.composite
+def layers(draw):
+    """A layer of any kind and geometry, and a batch for it."""
+    number = lambda low, high: draw(st.integers(low, high))  # noqa: E731
+    torch.manual_seed(number(0, 1000))
+    dtype = draw(st.sampled_from([torch.float32, torch.float64]))
+    batch = draw(st.sampled_from([1, 3, 8, 16, 17, 64, 81, 128]))
+    kind = draw(st.sampled_from(["linear", "conv", "transposed"]))
+    bias = draw(st.booleans())
+    if kind == "linear":
+        layer = nn.Linear(number(1, 30), number(1, 30), bias=bias)
+        return layer.to(dtype), torch.randn(batch, layer.in_features, dtype=dtype)
+    groups = number(1, 2)
+    channels = groups * number(1, 3), groups * number(1, 3)
+    kernel, stride = (number(1, 4), number(1, 4)), (number(1, 3), number(1, 3))
+    padding, dilation = (number(0, 2), number(0, 2)), (number(1, 2), number(1, 2))
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "bias": bias}
+    if kind == "conv":
+        layer = nn.Conv2d(*channels, kernel, **options)
+    else:
+        extra = tuple(number(0, max(s, d) - 1) for s, d in zip(stride, dilation, strict=True))
+        layer = nn.ConvTranspose2d(*channels, kernel, output_padding=extra, **options)
+    images = torch.randn(batch, channels[0], number(8, 11), number(8, 11), dtype=dtype)
+    return layer.to(dtype), lanes(images) if draw(st.booleans()) else images
+
+
+@settings(max_examples=150, deadline=None)
+@given(layers(), st.sampled_from([0.0, 0.02, 0.1, 0.5, 1.0]), st.integers(0, 99))
+def test_output_and_gradients_are_those_of_the_masked_layer(case, density, seed):
+    layer, mask, sparse = masked(case[0], density, seed)
+    one, other = case[1].clone().requires_grad_(), case[1].clone().requires_grad_()
+    expected, found = layer(one), sparse(other)
+    assert found.shape == expected.shape
+    grad = torch.randn(expected.shape, dtype=expected.dtype)
+    expected.backward(grad)
+    found.backward(grad)
+    pairs = [(found, expected), (other.grad, one.grad), (sparse.values.grad, layer.weight.grad[mask])]
+    if layer.bias is not None:
+        pairs.append((sparse.bias.grad, layer.bias.grad))
+    places = expected.numel() / max(1, expected.shape[1])
+    for got, wanted in pairs:
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6 * places if got.dtype == torch.float32 else 1e-9)
+
+
+SMALL = {
+    "linear": (lambda: nn.Linear(5, 4), (3, 5)),
+    "conv": (lambda: nn.Conv2d(2, 3, (3, 2), stride=2, padding=1), (2, 2, 4, 5)),
+    "transposed": (lambda: nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1, output_padding=1), (2, 2, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_first_and_second_derivatives_by_finite_differences(kind):
+    torch.manual_seed(3)
+    make, shape = SMALL[kind]
+    _, _, sparse = masked(make().double(), 0.4)
+    images = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+    def run(values, bias, inputs):
+        return torch.func.functional_call(sparse, {"values": values, "bias": bias}, (inputs,))
+
+    inputs = (sparse.values, sparse.bias, images)
+    assert torch.autograd.gradcheck(run, inputs)
+    assert torch.autograd.gradgradcheck(run, inputs)
+
+
+def test_a_gradient_penalty_reaches_the_live_weights():
+    torch.manual_seed(0)
+    layer, mask, sparse = masked(nn.Conv2d(3, 4, 3, padding=1), 0.3)
+    for module, weight in ((layer, "weight"), (sparse, "values")):
+        images = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        (slope,) = torch.autograd.grad(module(images).tanh().sum(), images, create_graph=True)
+        slope.square().sum().backward()
+        assert getattr(module, weight).grad.abs().sum() > 0
+    torch.testing.assert_close(sparse.values.grad, layer.weight.grad[mask])
+
+
+def test_a_backward_pass_for_other_parameters_leaves_the_weights_gradient_out(monkeypatch):
+    _, _, sparse = masked(nn.Linear(6, 4), 0.5)
+    sampled = []
+    layout = sparse.pattern.layout((1, 1), (1, 1))
+    monkeypatch.setattr(layout, "sample", lambda *sides: sampled.append(sides))
+    before = torch.ones(6, requires_grad=True)
+    sparse(before.expand(8, 6) * 2).sum().backward(inputs=[before])
+    assert before.grad is not None
+    assert sparse.values.grad is None
+    assert not sampled
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_two_threads_give_the_bits_of_one(kind):
+    torch.manual_seed(0)
+    make, shape = SMALL[kind]
+    _, _, sparse = masked(make(), 0.5)
+    images = torch.randn(64, *shape[1:])
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            sparse.values.grad = None
+            out = sparse(images)
+            out.square().sum().backward()
+            found.append((out.detach(), sparse.values.grad))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
+def test_the_dense_layer_comes_back_with_what_was_learned():
+    torch.manual_seed(0)
+    dense = nn.Conv2d(3, 4, 3)
+    weight, mask = dense.weight, torch.rand(dense.weight.shape) < 0.3
+    sparse = SPARSE[nn.Conv2d](dense, mask)
+    assert weight.numel() == 0  # its memory is free
+    with torch.no_grad():
+        sparse.values += 1
+    expected = sparse(torch.ones(2, 3, 5, 5))
+    back = sparse.dense()
+    assert back is dense
+    assert back.weight is weight
+    assert not weight[~mask].any()
+    torch.testing.assert_close(back(torch.ones(2, 3, 5, 5)), expected)
+
+
+def test_more_than_two_dimensions_and_half_precision_inputs():
+    layer, _, sparse = masked(nn.Linear(6, 4), 0.5)
+    inputs = torch.randn(2, 3, 5, 6)
+    torch.testing.assert_close(sparse(inputs), layer(inputs))
+    torch.testing.assert_close(sparse(inputs.bfloat16()), layer(inputs.bfloat16().float()))
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_norm_on_lanes_is_batch_norm(momentum, affine):
+    norm = nn.BatchNorm2d(4, momentum=momentum, affine=affine)
+    twin = LanesNorm(copy.deepcopy(norm))
+    for step in range(3):
+        images = torch.randn(8, 4, 3, 5, generator=torch.Generator().manual_seed(step)) + step
+        found = twin(lanes(images))
+        torch.testing.assert_close(found, norm(images))
+        assert found.stride() == lanes(images).stride()
+    assert int(twin.num_batches_tracked) == 3
+    norm.eval()
+    twin.eval()
+    torch.testing.assert_close(twin(lanes(images)), norm(images))
+    torch.testing.assert_close(twin(images), norm(images))
+    torch.testing.assert_close(twin.dense().running_var, norm.running_var)
