@@ -58,23 +58,21 @@ class Rows:
 def gather(rows: Rows, values: Tensor, bias: Tensor | None, source: Tensor, out: Tensor) -> Tensor:
     """out[channel, target] = bias[channel] + Σ value * source[offset + source position], for every row; returns out.
 
-    `source` and `out` are contiguous (channels, height, width, batch).
+    `source` and `out` are contiguous: (channels, positions …, batch).
     """
-    function = getattr(library(), f"gt_gather_{_SUFFIX[values.dtype]}")
-    plane = out.shape[1] * out.shape[2]
-    function(
-        rows.count, rows.structures, values.data_ptr(), None if bias is None else bias.data_ptr(),
-        source.data_ptr(), out.data_ptr(), plane, out.shape[3], torch.get_num_threads(),
+    batch = out.shape[-1]
+    library()[values.dtype][0](
+        rows.count, rows.structures, values.data_ptr(), None if bias is None else bias.data_ptr(), source.data_ptr(),
+        out.data_ptr(), out.stride(0) // batch, batch, torch.get_num_threads(),
     )  # fmt: skip
     return out
 
 
 def sample(rows: Rows, small: Tensor, big: Tensor, grad: Tensor) -> Tensor:
     """grad[k] = Σ over positions and batch of small[row of k] * big[offset of k]: of the live weights only."""
-    function = getattr(library(), f"gt_sample_{_SUFFIX[grad.dtype]}")
-    plane = small.shape[1] * small.shape[2]
-    function(
-        rows.structures, small.data_ptr(), big.data_ptr(), grad.data_ptr(), plane, small.shape[3],
+    batch = small.shape[-1]
+    library()[grad.dtype][1](
+        rows.structures, small.data_ptr(), big.data_ptr(), grad.data_ptr(), small.stride(0) // batch, batch,
         torch.get_num_threads(),
     )  # fmt: skip
     return grad
@@ -82,25 +80,27 @@ def sample(rows: Rows, small: Tensor, big: Tensor, grad: Tensor) -> Tensor:
 
 def missing() -> str | None:
     """Why there are no kernels here, in words; None where there are."""
-    return None if library() is not None else "the kernels were not compiled: install with a C compiler at hand"
+    return None if library() else "the kernels were not compiled: install with a C compiler at hand"
 
 
 @cache
-def library() -> Any:
-    """The compiled library, on the threads of torch's own OpenMP; None where it was not built."""
+def library() -> Mapping[torch.dtype, tuple[Any, Any]]:
+    """Dtype → (gather, sample) of the compiled library, on the threads of torch's own OpenMP; empty if not built."""
     built = sorted(Path(__file__).parent.glob("_sparse*.so"))
     if not built:
-        return None
+        return {}
     lib = ctypes.CDLL(str(built[0]))
-    pointer, number = ctypes.c_void_p, ctypes.c_int64
-    for suffix in _SUFFIX.values():
-        gather_signature = (number, pointer, pointer, pointer, pointer, pointer, number, number, number)
-        getattr(lib, f"gt_gather_{suffix}").argtypes = gather_signature
-        getattr(lib, f"gt_sample_{suffix}").argtypes = (pointer, pointer, pointer, pointer, number, number, number)
-        getattr(lib, f"gt_gather_{suffix}").restype = getattr(lib, f"gt_sample_{suffix}").restype = None
-    lib.gt_set_parallel.argtypes = (pointer,)
+    lib.gt_set_parallel.argtypes = (ctypes.c_void_p,)
     lib.gt_set_parallel(_torch_parallel())
-    return lib
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    found = {}
+    for dtype, suffix in _SUFFIX.items():
+        both = getattr(lib, f"gt_gather_{suffix}"), getattr(lib, f"gt_sample_{suffix}")
+        both[0].argtypes = (number, pointer, pointer, pointer, pointer, pointer, number, number, number)
+        both[1].argtypes = (pointer, pointer, pointer, pointer, number, number, number)
+        both[0].restype = both[1].restype = None
+        found[dtype] = both
+    return found
 
 
 def _torch_parallel() -> Any:

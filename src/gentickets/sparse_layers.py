@@ -38,17 +38,18 @@ class Geometry:
 
 
 class Pattern:
-    """Where the live weights are. `shape`: of the dense weight, (small channels, big channels a group, height, width);
-    `places`: int32 (weights,), where the live ones lie in it, flattened, in order."""
+    """Where the live weights are. `shape`: of the dense weight, (small channels, big channels a group), and the height
+    and width of its kernel if it has one; `places`: int32 (weights,), where the live ones lie in it, flattened."""
 
     def __init__(self, shape: tuple[int, ...], places: np.ndarray, geometry: Geometry, groups: int = 1):
         self.shape, self.places, self.geometry, self.groups = shape, places, geometry, groups
         self.small, self.big = shape[0], shape[1] * groups
+        self.flat = len(shape) == 2  # no positions: sides are (channels, batch)
         self._layouts: dict[tuple[Pair, Pair], Layout] = {}
 
     def live(self) -> np.ndarray:
         """(4, weights): small channel, big channel, row and column in the kernel."""
-        small, inner, i, j = np.unravel_index(self.places, self.shape)
+        small, inner, i, j = np.unravel_index(self.places, (*self.shape, 1, 1)[:4])
         return np.stack([small, small // (self.small // self.groups) * self.shape[1] + inner, i, j])
 
     def layout(self, small: Pair, big: Pair) -> Layout:
@@ -76,7 +77,9 @@ class Layout:
     """A pattern laid out over images of one size: what the kernels read, and how both sides are padded for them."""
 
     def __init__(self, pattern: Pattern, small: Pair, big: Pair):
-        self.small, self.big = (pattern.small, *small), (pattern.big, *big)
+        self.small: tuple[int, ...] = (pattern.small, *(() if pattern.flat else small))
+        self.big: tuple[int, ...] = (pattern.big, *(() if pattern.flat else big))
+        self.axes = tuple(range(1, len(self.small) + 1))  # those that a bias is added along
         g, live = pattern.geometry, pattern.live()
         reach = [int(live[2 + axis].max(initial=0)) * g.dilation[axis] + 1 for axis in (0, 1)]
         self.pad_big = [
@@ -137,7 +140,7 @@ _NONE = -(2**31)
 
 
 def _padded(side: Tensor, pads: Any) -> Tensor:
-    """(channels, height, width, batch), contiguous, with zeros around."""
+    """(channels, height, width, batch), or (channels, batch), contiguous, with zeros around."""
     (top, bottom), (left, right) = pads
     if not (top or bottom or left or right):
         return side.contiguous()
@@ -214,14 +217,14 @@ class _Down(torch.autograd.Function):
         if torch.is_grad_enabled():  # asked for derivatives of these derivatives
             return (
                 _Sample.apply(grad, big, layout) if of_values else None,
-                grad.sum((1, 2, 3)) if of_bias else None,
+                grad.sum(layout.axes) if of_bias else None,
                 _Up.apply(values, None, grad, layout) if of_big else None,
                 None,
             )
         padded = layout.padded_small(grad) if of_values or of_big else grad
         return (
             layout.sample(padded, ctx.padded) if of_values else None,
-            grad.sum((1, 2, 3)) if of_bias else None,
+            grad.sum(layout.axes) if of_bias else None,
             layout.up(values, None, padded) if of_big else None,
             None,
         )
@@ -245,14 +248,14 @@ class _Up(torch.autograd.Function):
         if torch.is_grad_enabled():
             return (
                 _Sample.apply(small, grad, layout) if of_values else None,
-                grad.sum((1, 2, 3)) if of_bias else None,
+                grad.sum(layout.axes) if of_bias else None,
                 _Down.apply(values, None, grad, layout) if of_small else None,
                 None,
             )
         padded = layout.padded_big(grad) if of_values or of_small else grad
         return (
             layout.sample(ctx.padded, padded) if of_values else None,
-            grad.sum((1, 2, 3)) if of_bias else None,
+            grad.sum(layout.axes) if of_bias else None,
             layout.down(values, None, padded) if of_small else None,
             None,
         )
@@ -310,9 +313,8 @@ class SparseLayer(nn.Module):
 
     def __init__(self, layer: Any, mask: Tensor, geometry: Geometry = Geometry()):
         super().__init__()
-        shape = (*mask.shape, 1, 1)[:4]  # a linear layer is a pattern of one position
         places = mask.reshape(-1).nonzero().reshape(-1)
-        self.pattern = Pattern(shape, places.int().numpy(), geometry, getattr(layer, "groups", 1))
+        self.pattern = Pattern(tuple(mask.shape), places.int().numpy(), geometry, getattr(layer, "groups", 1))
         self.values = nn.Parameter(layer.weight.detach().reshape(-1)[places], layer.weight.requires_grad)
         self.register_parameter("bias", layer.bias)
         layer.weight.data, layer.weight.grad = layer.weight.data.new_empty(0), None
@@ -335,10 +337,10 @@ class SparseLinear(SparseLayer):
     """`nn.Linear` with live weights alone: (..., inputs) → (..., outputs)."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        flat = inputs.reshape(-1, inputs.shape[-1]).to(self.values.dtype)
+        flat = inputs if inputs.dim() == 2 else inputs.reshape(-1, inputs.shape[-1])
         layout = self.pattern.layout((1, 1), (1, 1))
-        out = _Down.apply(self.values, self.bias, flat.t()[:, None, None], layout)
-        return out[:, 0, 0].t().reshape(*inputs.shape[:-1], self._shape[0])
+        out = _Down.apply(self.values, self.bias, flat.to(self.values.dtype).t(), layout).t()
+        return out if inputs.dim() == 2 else out.reshape(*inputs.shape[:-1], self._shape[0])
 
 
 class SparseConv2d(SparseLayer):
