@@ -1,0 +1,1 @@
+"""What gentickets costs, beside what people use today: ratios from interleaved runs. See README.md."""

@@ -1,0 +1,189 @@
+"""Training and running on live weights alone: `gt.accelerate` beside the masked dense net and other ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+import gentickets as gt
+from benchmarks.contest import Contender, Contest, benchmark
+from benchmarks.steps import Net, Step, build
+
+CASES = {"net": ("linear-ae", "deep-ae", "vae", "dcgan"), "sparsity": (0.9, 0.95, 0.98, 0.99)}
+QUICK = {"net": ("tiny-ae",), "sparsity": (0.9,)}
+TRAINING: Mapping[str, Mapping[float, float]] = {
+    "linear-ae": {0.9: 0.5, 0.95: 0.29, 0.98: 0.2, 0.99: 0.14},
+    "deep-ae": {0.9: 0.5, 0.95: 0.29, 0.98: 0.2, 0.99: 0.14},
+    "dcgan": {0.95: 0.5},
+}
+"""A training step, as a share of the dense one: the goals."""
+MEMORY = {0.9: 0.22, 0.95: 0.12, 0.98: 0.05, 0.99: 0.03}
+"""Weights, gradients and Adam's moments, as a share of the dense net's: the goals, for nets of linear layers."""
+
+
+@benchmark(CASES, QUICK)
+def sparse_training(net: str, sparsity: float) -> Contest:
+    """A whole training step; fused Adam everywhere. `memory`: weights, gradients, Adam's state, against dense."""
+    closing = ExitStack()
+    dense = Step(build(net))
+    held = build(net)
+    masks = _masks(held, sparsity)
+    contenders = {"dense": Contender(dense)}
+    holding = Step(held)
+    closing.enter_context(masks.hold(held.model, *holding.optimizers.values()))
+    contenders["masked dense"] = Contender(holding)
+    fast = _accelerated(build(net), masks, closing)
+    step = Step(fast)
+    step()
+    dense()
+    contenders["gentickets accelerate"] = Contender(
+        step,
+        figures={"memory": round(_bytes(step) / _bytes(dense), 4), "loss, relative": _strays(net, masks)},
+        at_most={**_goal("ratio", TRAINING.get(net, {}), sparsity), **_memory_goal(net, sparsity)},
+    )
+    if isinstance(held.objective, gt.Autoencoding):  # linear layers alone
+        contenders["torch.sparse, sampled gradients"] = Contender(Step(_torch_sparse(build(net), masks)))
+        contenders["dead units removed"] = Contender(Step(_shrunk(build(net), masks)))
+    return Contest("dense", contenders, closing)
+
+
+@benchmark(CASES, QUICK)
+def sparse_inference(net: str, sparsity: float) -> Contest:
+    """The last component, in evaluation mode: a decoder on codes, a generator on latents."""
+    closing = ExitStack()
+    plain = build(net)
+    masks = _masks(plain, sparsity)
+    masks.apply_(plain.model)
+    goal = {"ratio": 0.334} if net == "dcgan" and sparsity == 0.95 else {}
+    ways = {
+        "dense": plain,
+        "gentickets accelerate": _accelerated(build(net), masks, closing),
+        "dead units removed": _shrunk(build(net), masks),
+    }
+    contenders = {
+        name: Contender(_running(way), at_most=goal if name == "gentickets accelerate" else {})
+        for name, way in ways.items()
+    }
+    return Contest("dense", contenders, closing)
+
+
+def _masks(net: Net, sparsity: float) -> gt.Masks:
+    return gt.prune(gt.magnitude(net.model), to_sparsity=sparsity, scope="layer")
+
+
+def _goal(kind: str, goals: Mapping[float, float], sparsity: float) -> dict[str, float]:
+    return {kind: goals[sparsity]} if sparsity in goals else {}
+
+
+def _memory_goal(net: str, sparsity: float) -> dict[str, float]:
+    return _goal("memory", MEMORY, sparsity) if net in ("linear-ae", "deep-ae") else {}
+
+
+def _accelerated(net: Net, masks: gt.Masks, closing: ExitStack) -> Net:
+    """The net on its live weights. What stays dense is masked once: its own steps are not those of these benchmarks."""
+    closing.enter_context(gt.accelerate(net.model, masks, net.objective.example_inputs(net.model, net.batch)))
+    return replace(net, batch=gt.lanes(net.batch))
+
+
+def _shrunk(net: Net, masks: gt.Masks) -> Net:
+    """Without what no longer takes part: exact, and all that an unstructured mask allows without sparse layers."""
+    return replace(net, model=gt.shrink(net.model, masks, net.objective.example_inputs(net.model, net.batch[:2])))
+
+
+def _running(net: Net) -> Callable[[], Tensor]:
+    generator = "generator" if hasattr(net.model, "generator") else "decoder"
+    part = getattr(net.model, generator).eval()
+    torch.manual_seed(0)
+    codes = torch.randn(len(net.batch), net.objective.latent_size if hasattr(net.objective, "latent_size") else 64)
+    codes = codes[:, : _width(part, codes)]
+
+    def run() -> Tensor:
+        with torch.inference_mode():
+            return part(codes)
+
+    return run
+
+
+def _width(part: nn.Module, codes: Tensor) -> int:
+    """How many numbers a component that starts with a linear layer takes."""
+    first = next((layer for layer in part.modules() if isinstance(layer, nn.Linear)), None)
+    return codes.shape[1] if first is None else first.in_features
+
+
+def _bytes(step: Step) -> int:
+    """Bytes of weights, their gradients and the optimisers' state."""
+    total = 0
+    for name, own in step.parameters.items():
+        total += sum(2 * weight.nbytes for weight in own)
+        total += sum(
+            value.nbytes
+            for state in step.optimizers[name].state.values()
+            for value in state.values()
+            if isinstance(value, Tensor)
+        )
+    return total
+
+
+def _strays(name: str, masks: gt.Masks, steps: int = 20) -> float:
+    """The largest relative difference of a loss in 20 steps from those of the masked dense net."""
+    losses: list[list[float]] = []
+    for sparse in (False, True):
+        with ExitStack() as closing:
+            net = build(name)
+            if sparse:
+                net = _accelerated(net, masks, closing)
+            step = Step(net)
+            if not sparse:
+                closing.enter_context(masks.hold(net.model, *step.optimizers.values()))
+            losses.append([])
+            for _ in range(steps):
+                step()
+                losses[-1].append(next(net.objective.losses(net.model, net.batch, _rng()))[1].item())
+    return max(abs(a - b) / abs(a) for a, b in zip(*losses, strict=True))
+
+
+def _rng() -> torch.Generator:
+    return torch.Generator().manual_seed(1)
+
+
+class _Csr(torch.autograd.Function):
+    """A linear layer by torch's compressed rows: products both ways, and sampled gradients of the live weights."""
+
+    @staticmethod
+    def forward(ctx, values, inputs, ptr, columns, shape):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(values, inputs, ptr, columns)
+        ctx.shape = shape
+        return (torch.sparse_csr_tensor(ptr, columns, values, shape) @ inputs.t()).t()
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        values, inputs, ptr, columns = ctx.saved_tensors
+        weight = torch.sparse_csr_tensor(ptr, columns, values, ctx.shape)
+        zero = torch.sparse_csr_tensor(ptr, columns, torch.zeros_like(values), ctx.shape)
+        sampled = torch.sparse.sampled_addmm(zero, grad.t().contiguous(), inputs.contiguous())
+        return sampled.values(), (weight.t() @ grad.t()).t(), None, None, None
+
+
+class _CsrLinear(nn.Module):
+    def __init__(self, layer: nn.Linear, mask: Tensor):
+        super().__init__()
+        sparse = (layer.weight.detach() * mask).to_sparse_csr()
+        self.ptr, self.columns, self.shape = sparse.crow_indices(), sparse.col_indices(), sparse.shape
+        self.values = nn.Parameter(sparse.values().clone())
+        self.bias = layer.bias
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return _Csr.apply(self.values, inputs, self.ptr, self.columns, self.shape) + self.bias
+
+
+def _torch_sparse(net: Net, masks: gt.Masks) -> Net:
+    """Every masked linear layer in torch's own compressed rows."""
+    for name, mask in masks.items():
+        parent, _, child = name.removesuffix(".weight").rpartition(".")
+        owner = net.model.get_submodule(parent)
+        setattr(owner, child, _CsrLinear(owner.get_submodule(child), mask))
+    return net

@@ -1,0 +1,108 @@
+"""The networks of the benchmarks, and one training step of each as a callable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+import gentickets as gt
+from gentickets import models
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Net:
+    """A model with what it takes to train it for a step: random images in [-1, 1] and Adam's settings."""
+
+    model: nn.Module
+    objective: gt.Objective
+    batch: Tensor
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    def parameters(self, component: str) -> list[nn.Parameter]:
+        return list(getattr(self.model, component).parameters())
+
+
+def _images(channels: int, size: int) -> Tensor:
+    return torch.rand(BATCH, channels, size, size) * 2 - 1
+
+
+def tiny_ae() -> Net:
+    return Net(models.linear_autoencoder(8, 1, hidden=[16], latent=4), gt.Autoencoding(), _images(1, 8))
+
+
+def linear_ae() -> Net:
+    """784-512-256-128-64 and mirror: 1.15 million weights."""
+    model = models.linear_autoencoder(28, 1, hidden=[512, 256, 128], latent=64)
+    return Net(model, gt.Autoencoding(), _images(1, 28))
+
+
+def deep_ae() -> Net:
+    """3072-1024-256-64 and mirror: 6.9 million weights."""
+    model = models.linear_autoencoder(32, 3, hidden=[1024, 256], latent=64)
+    return Net(model, gt.Autoencoding(), _images(3, 32))
+
+
+def vae(width: int = 64) -> Net:
+    return Net(models.conv_vae(32, 3, width=width, latent=128), gt.ELBO(128), _images(3, 32))
+
+
+def dcgan(width: int = 64) -> Net:
+    model = models.dcgan(32, 3, width=width, latent=100)
+    return Net(model, gt.Adversarial(100), _images(3, 32), lr=2e-4, betas=(0.5, 0.999))
+
+
+NETS: Mapping[str, Callable[..., Net]] = MappingProxyType(
+    {"tiny-ae": tiny_ae, "linear-ae": linear_ae, "deep-ae": deep_ae, "vae": vae, "dcgan": dcgan}
+)
+
+
+def build(name: str, **options: int) -> Net:
+    """The network of that name; equal names and options, equal weights and images."""
+    torch.manual_seed(0)
+    return NETS[name](**options)
+
+
+class Step:
+    """A plain training step: each loss of the objective in turn, backward, Adam on the components that it trains.
+
+    `after(component)` is called after each optimiser step, as loops do that mask there.
+    """
+
+    def __init__(self, net: Net, fused: bool = True, after: Callable[[str], None] | None = None):
+        self.net, self.after = net, after
+        self.parameters = {name: net.parameters(name) for name in net.objective.components}
+        self.optimizers = {
+            name: torch.optim.Adam(own, lr=net.lr, betas=net.betas, fused=fused or None)
+            for name, own in self.parameters.items()
+        }
+        self.rng = torch.Generator().manual_seed(0)
+        net.model.train()
+
+    def __call__(self) -> None:
+        self.on(self.net.batch)
+
+    def on(self, batch: Tensor) -> None:
+        """The step on a batch of its own."""
+        for trained, loss in self.net.objective.losses(self.net.model, batch, self.rng):
+            names = (trained,) if isinstance(trained, str) else trained
+            for name in names:
+                self.optimizers[name].zero_grad()
+            loss.backward(inputs=[weight for name in names for weight in self.parameters[name]])
+            self._update(names)
+
+    def update(self) -> None:
+        """All that comes after the backward passes, with the gradients of the last ones."""
+        self._update(self.parameters)
+
+    def _update(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.optimizers[name].step()
+            if self.after is not None:
+                self.after(name)
