@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from gentickets.sparse_chain import SparseSequential
 from gentickets.sparse_kernels import missing
 from gentickets.sparse_layers import SPARSE, LanesNorm
 
@@ -115,12 +116,19 @@ def test_a_backward_pass_for_other_parameters_leaves_the_weights_gradient_out(mo
     assert not sampled
 
 
-@pytest.mark.parametrize("kind", SMALL)
+LARGE = {  # enough to do that it is shared among threads
+    "linear": (lambda: nn.Linear(300, 200), (81, 300)),
+    "conv": (lambda: nn.Conv2d(8, 8, 4, stride=2, padding=1), (81, 8, 12, 12)),
+    "transposed": (lambda: nn.ConvTranspose2d(8, 8, 4, stride=2, padding=1), (81, 8, 12, 12)),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
 def test_two_threads_give_the_bits_of_one(kind):
     torch.manual_seed(0)
-    make, shape = SMALL[kind]
-    _, _, sparse = masked(make(), 0.5)
-    images = torch.randn(64, *shape[1:])
+    make, shape = LARGE[kind]
+    layer, mask, sparse = masked(make(), 0.5)
+    images = torch.randn(shape)
     threads, found = torch.get_num_threads(), []
     try:
         for count in (1, 2):
@@ -133,6 +141,8 @@ def test_two_threads_give_the_bits_of_one(kind):
         torch.set_num_threads(threads)
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
+    layer(images).square().sum().backward()
+    torch.testing.assert_close(found[1][1], layer.weight.grad[mask], rtol=1e-3, atol=1e-2)
 
 
 def test_the_dense_layer_comes_back_with_what_was_learned():
@@ -174,3 +184,83 @@ def test_a_norm_on_lanes_is_batch_norm(momentum, affine):
     torch.testing.assert_close(twin(lanes(images)), norm(images))
     torch.testing.assert_close(twin(images), norm(images))
     torch.testing.assert_close(twin.dense().running_var, norm.running_var)
+
+
+@st.composite
+def chains(draw):
+    """A sequence of linear layers, masked or not, rectifiers and others between them; and which weights are frozen."""
+    torch.manual_seed(draw(st.integers(0, 1000)))
+    between = [nn.ReLU, lambda: nn.LeakyReLU(0.2), nn.Tanh, nn.Identity, lambda: nn.LeakyReLU(-0.1)]
+    width, modules = draw(st.integers(1, 9)), []
+    for _ in range(draw(st.integers(1, 4))):
+        out = draw(st.integers(1, 9))
+        modules.append(nn.Linear(width, out, bias=draw(st.booleans())))
+        modules += [make() for make in draw(st.lists(st.sampled_from(between), max_size=2))]
+        width = out
+    sequence = nn.Sequential(*modules).double()
+    for parameter in sequence.parameters():
+        parameter.requires_grad_(draw(st.booleans()))
+    return sequence
+
+
+@settings(max_examples=100, deadline=None)
+@given(chains(), st.data())
+def test_a_chain_is_its_layers_one_by_one(sequence, data):
+    chain = copy.deepcopy(sequence)
+    masks = {}
+    for place, layer in enumerate(sequence):
+        if isinstance(layer, nn.Linear) and data.draw(st.booleans()):
+            _, masks[place], chain[place] = masked(layer, 0.5, seed=place)
+    chain = SparseSequential(chain)
+    batch = torch.randn(5, sequence[0].in_features, dtype=torch.float64)
+    given_grad = data.draw(st.booleans())
+    one, other = batch.clone().requires_grad_(given_grad), batch.clone().requires_grad_(given_grad)
+    expected, found = sequence(one), chain(other)
+    torch.testing.assert_close(found, expected)
+    if not expected.requires_grad:
+        assert not found.requires_grad
+        return
+    weights = [
+        (layer.weight, masks.get(place), chain[place])
+        for place, layer in enumerate(sequence)
+        if isinstance(layer, nn.Linear)
+    ]
+    second = given_grad and data.draw(st.booleans())
+    for images, out in ((one, expected), (other, found)):
+        if second:  # a penalty on the gradient
+            (slope,) = torch.autograd.grad(out.sin().sum(), images, create_graph=True)
+            out = out.sum() + slope.square().sum()
+        out.sum().backward()
+    if given_grad:
+        torch.testing.assert_close(other.grad, one.grad)
+    for weight, mask, layer in weights:
+        wanted = weight.grad if mask is None or weight.grad is None else weight.grad[mask]
+        got = layer.weight.grad if mask is None else layer.values.grad
+        if wanted is None:
+            assert got is None
+        else:
+            torch.testing.assert_close(got, wanted)
+
+
+def test_a_chain_keeps_hooks_and_takes_more_dimensions():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    _, _, first = masked(plain[0], 0.5)
+    _, _, last = masked(plain[2], 0.5)
+    hooked = nn.ReLU()
+    seen = []
+    hooked.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    chain = SparseSequential(nn.Sequential(first, hooked, last))
+    inputs = torch.randn(2, 5, 4)
+    torch.testing.assert_close(chain(inputs), plain(inputs))
+    torch.testing.assert_close(chain(inputs[0]), plain(inputs[0]))
+    assert len(seen) == 2
+
+
+def test_stepping_one_part_through_a_chain_leaves_the_weights_of_the_other_alone():
+    _, _, sparse = masked(nn.Linear(6, 4), 0.5)
+    chain = SparseSequential(nn.Sequential(sparse, nn.ReLU()))
+    before = torch.ones(6, requires_grad=True)
+    chain(before.expand(8, 6) * 2).sum().backward(inputs=[before])
+    assert before.grad is not None
+    assert sparse.values.grad is None

@@ -52,6 +52,11 @@ static void run(item_fn fn, const void *args, int64_t total, int64_t threads) {
         work(&j);
 }
 
+/* Handing work to a second thread takes about as long as half a million multiply-adds. */
+INLINE int64_t threads_worth(int64_t threads, int64_t multiply_adds) {
+    return multiply_adds < 1000000 ? 1 : threads;
+}
+
 /* How a call is cut into items: units are (position, segment of the batch), four of which make a tile. */
 INLINE int64_t chunks_for(int64_t tiles, int64_t rows, int64_t threads) {
     if (threads < 2 || tiles >= 4 * threads) return 1;

@@ -6,7 +6,7 @@ typedef struct {
     const rows_of_class *c;
     const REAL *values, *bias, *in;
     REAL *out;
-    int64_t in_plane, out_plane, batch, chunks;
+    int64_t out_plane, batch, chunks;
 } NAME(gather_args);
 
 /* T units (position, segment) of NV vectors each, for the rows from..to. */
@@ -92,9 +92,10 @@ CLONES static void NAME(gather_item)(const void *args, int64_t item) {
 void NAME(gt_gather)(int64_t classes, const rows_of_class *c, const REAL *values, const REAL *bias, const REAL *in,
                      REAL *out, int64_t out_plane, int64_t batch, int64_t threads) {
     for (int64_t i = 0; i < classes; i++) {
-        const int64_t tiles = (c[i].positions + 3) / 4, chunks = chunks_for(tiles, c[i].rows, threads);
-        const NAME(gather_args) g = {c + i, values, bias, in, out, 0, out_plane, batch, chunks};
-        run(NAME(gather_item), &g, tiles * chunks, threads);
+        const int64_t used = threads_worth(threads, c[i].ptr[c[i].rows] * c[i].positions * batch);
+        const int64_t tiles = (c[i].positions + 3) / 4, chunks = chunks_for(tiles, c[i].rows, used);
+        const NAME(gather_args) g = {c + i, values, bias, in, out, out_plane, batch, chunks};
+        run(NAME(gather_item), &g, tiles * chunks, used);
     }
 }
 
@@ -191,9 +192,10 @@ CLONES static void NAME(sample_item)(const void *args, int64_t item) {
 
 void NAME(gt_sample)(const rows_of_class *c, const REAL *small, const REAL *big, REAL *grad, int64_t small_plane,
                      int64_t batch, int64_t threads) {
-    const int64_t chunks = chunks_for(1, c->rows, threads);
+    const int64_t used = threads_worth(threads, c->ptr[c->rows] * c->positions * batch);
+    const int64_t chunks = chunks_for(1, c->rows, used);
     const NAME(sample_args) s = {c, small, big, grad, small_plane, batch, chunks};
-    run(NAME(sample_item), &s, chunks, threads);
+    run(NAME(sample_item), &s, chunks, used);
 }
 
 #undef GATHER_ROWS

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from gentickets.errors import MaskError
 from gentickets.masks import Masks
 from gentickets.naming import check_components, components_of, named_layers, unwrap
+from gentickets.sparse_chain import SparseSequential
 from gentickets.sparse_kernels import missing
-from gentickets.sparse_layers import SPARSE, LanesNorm, SparseConv2d, SparseConvTranspose2d, SparseLayer
+from gentickets.sparse_layers import SPARSE, LanesNorm, SparseLayer, SparseLinear
 
 # Multiply-adds a microsecond and microseconds a call, forward and backward together, of one thread: what
 # `python -m benchmarks sparse_layers` measured (docs/performance.md). Only their ratios matter.
 _DENSE_RATE, _DENSE_CALL = 45_000.0, 40.0
-_SPARSE_RATE, _SPARSE_CALL = 20_000.0, 120.0
+_SPARSE_RATE, _SPARSE_CALL = 20_000.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,7 @@ class Accelerated:
                 id(layer): SPARSE[type(layer)](layer, masks[f"{choice.layer}.weight"])
                 for choice in choices if choice.sparse for layer in [layers[choice.layer]]
             })  # fmt: skip
-        convolutional = any(isinstance(layer, SparseConv2d | SparseConvTranspose2d) for layer in model.modules())
-        if convolutional:
-            _swap(model, {id(norm): LanesNorm(norm) for norm in model.modules() if type(norm) is nn.BatchNorm2d})
+        _swap(model, {id(one): twin for one in model.modules() if (twin := _twin(one)) is not None})
 
     def __enter__(self) -> Accelerated:
         return self
@@ -106,7 +105,8 @@ def accelerate(model: nn.Module, masks: Masks, example_inputs: Mapping[str, Tens
 
 def restore(model: nn.Module) -> nn.Module:
     """Puts dense layers back in the place of all sparse ones, in place; for copies and averages of a model too."""
-    _swap(model, {id(one): one.dense() for one in model.modules() if isinstance(one, SparseLayer | LanesNorm)})
+    for kind in (SparseSequential, SparseLayer, LanesNorm):  # first what holds the others
+        _swap(model, {id(one): one.dense() for one in model.modules() if isinstance(one, kind)})
     return model
 
 
@@ -188,6 +188,13 @@ def _multiply_adds(model: nn.Module, example_inputs: Mapping[str, Tensor]) -> di
 
 
 # -- swapping ----------------------------------------------------------------------------------------------------------
+
+
+def _twin(module: nn.Module) -> nn.Module | None:
+    """What works better beside sparse layers, with all that `module` has; None where nothing does."""
+    if type(module) is nn.Sequential and any(isinstance(layer, SparseLinear) for layer in module):
+        return SparseSequential(module)
+    return LanesNorm(module) if type(module) is nn.BatchNorm2d else None
 
 
 def _swap(model: nn.Module, by: Mapping[int, nn.Module]) -> None:

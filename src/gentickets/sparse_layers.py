@@ -288,10 +288,10 @@ def _wanted(ctx: Any) -> list[bool]:
     through its discriminator.
     """
     nodes = iter(ctx.next_functions)  # of tensors alone: a bias of None has no place here
-    return [is_tensor and _will_run(next(nodes)[0]) for is_tensor in (True, ctx.has_bias, True)]
+    return [is_tensor and will_run(next(nodes)[0]) for is_tensor in (True, ctx.has_bias, True)]
 
 
-def _will_run(node: Any) -> bool:
+def will_run(node: Any) -> bool:
     """Whether this backward pass goes on to `node`; None: a tensor that needs no gradient."""
     if node is None:
         return False

@@ -1,0 +1,147 @@
+"""Runs of sparse linear layers and rectifiers as one step of autograd.
+
+At 99 % sparsity a small network multiplies so little that what remains is Python's and autograd's own work between the
+layers; a run of them in one function has that once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gentickets.sparse_layers import SparseLinear, will_run
+
+Link = tuple[SparseLinear, float | None]
+"""A layer and the slope of the rectifier behind it for negative numbers (0: ReLU); None: no rectifier."""
+
+
+class SparseSequential(nn.Sequential):
+    """`nn.Sequential` that takes each run of sparse linear layers and rectifiers in one.
+
+    Stands in the place of `sequential` and shares all it has; `dense()` gives that one back.
+    """
+
+    _sequential: tuple[nn.Sequential]  # in a tuple, where it is no child of this one
+
+    def __init__(self, sequential: nn.Sequential):
+        self.__dict__ = {**vars(sequential), "_sequential": (sequential,)}
+
+    def dense(self) -> nn.Sequential:
+        return self._sequential[0]
+
+    def forward(self, inputs: Any) -> Any:
+        for part in _parts(list(self._modules.values())):
+            if isinstance(part, nn.Module):
+                inputs = part(inputs)
+            elif isinstance(inputs, Tensor) and inputs.dim() == 2:
+                inputs = _chained(part, inputs)
+            else:
+                for layer, slope in part:
+                    inputs = _plain(layer(inputs), slope)
+        return inputs
+
+
+def _parts(modules: list[Any]) -> Iterator[Any]:
+    """Modules as they are, and runs of links."""
+    run: list[Link] = []
+    while modules:
+        module = modules.pop(0)
+        if isinstance(module, SparseLinear) and not _hooked(module):
+            slope = _slope(modules[0]) if modules else None
+            if slope is not None:
+                modules.pop(0)
+            run.append((module, slope))
+            continue
+        if run:
+            yield run
+            run = []
+        yield module
+    if run:
+        yield run
+
+
+def _slope(module: nn.Module) -> float | None:
+    """Of a rectifier; None for what is none."""
+    if type(module) is nn.ReLU and not _hooked(module):
+        return 0.0
+    if type(module) is nn.LeakyReLU and module.negative_slope > 0 and not _hooked(module):
+        return module.negative_slope
+    return None
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+def _chained(links: list[Link], inputs: Tensor) -> Tensor:
+    tensors = [tensor for layer, _ in links for tensor in (layer.values, layer.bias)]
+    chain = [(layer.pattern.layout((1, 1), (1, 1)), slope) for layer, slope in links]
+    return _Chain.apply(inputs.to(links[0][0].values.dtype).t(), chain, links, *tensors).t()
+
+
+def _plain(outputs: Tensor, slope: float | None) -> Tensor:
+    if slope is None:
+        return outputs
+    return F.relu(outputs) if slope == 0 else F.leaky_relu(outputs, slope)
+
+
+class _Chain(torch.autograd.Function):
+    """(channels, batch) → (channels, batch) through all links."""
+
+    @staticmethod
+    def forward(ctx: Any, side: Tensor, chain: list[Any], links: list[Link], *tensors: Tensor | None) -> Tensor:
+        sides = [side.contiguous()]
+        for (layout, slope), values, bias in zip(chain, tensors[::2], tensors[1::2], strict=True):
+            assert values is not None
+            out = layout.down(values, bias, sides[-1])
+            if slope is not None:
+                torch.relu_(out) if slope == 0 else F.leaky_relu_(out, slope)
+            sides.append(out)
+        ctx.save_for_backward(side, *sides, *tensors)
+        ctx.chain, ctx.links = chain, links
+        return sides[-1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        count = len(ctx.chain)
+        given, sides, tensors = ctx.saved_tensors[0], ctx.saved_tensors[1 : count + 2], ctx.saved_tensors[count + 2 :]
+        if torch.is_grad_enabled():  # asked for derivatives of these derivatives
+            return _differentiable(ctx, given, tensors, grad)
+        wanted = _wanted(ctx, tensors)
+        grads: list[Tensor | None] = [None] * len(tensors)
+        first = next(k for k, want in enumerate(wanted) if want)
+        for k in reversed(range(count)):
+            layout, slope = ctx.chain[k]
+            grad = grad.contiguous()
+            if slope is not None:
+                grad = torch.ops.aten.leaky_relu_backward(grad, sides[k + 1], slope, True)
+            if wanted[2 * k + 1]:
+                grads[2 * k] = layout.sample(grad, sides[k])
+            if wanted[2 * k + 2]:
+                grads[2 * k + 1] = grad.sum(1)
+            if first > 2 * k:
+                return None, None, None, *grads
+            grad = layout.up(tensors[2 * k], None, grad)
+        return grad, None, None, *grads
+
+
+def _wanted(ctx: Any, tensors: tuple[Tensor | None, ...]) -> list[bool]:
+    """Whether this backward pass will use the gradient of the input, and of each of `tensors`."""
+    nodes = iter(ctx.next_functions)  # of tensors alone: a bias of None has no place here
+    return [tensor is not None and will_run(next(nodes)[0]) for tensor in (True, *tensors)]
+
+
+def _differentiable(ctx: Any, side: Tensor, tensors: tuple[Tensor | None, ...], grad: Tensor) -> tuple[Any, ...]:
+    """The same gradients by a second pass, layer by layer, that autograd can follow."""
+    with torch.enable_grad():
+        out = side.t()
+        for layer, slope in ctx.links:
+            out = _plain(layer(out), slope)
+        given = [tensor for tensor in (side, *tensors) if tensor is not None and tensor.requires_grad]
+        found = iter(torch.autograd.grad(out, given, grad.t(), create_graph=True))
+    first, *rest = (next(found) if tensor is not None and tensor.requires_grad else None for tensor in (side, *tensors))
+    return first, None, None, *rest
