@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +16,7 @@ from torch import Tensor, nn
 import gentickets as gt
 from benchmarks.contest import Contender, Contest, benchmark
 from benchmarks.steps import Net, Step, build
+from gentickets.export import export
 
 CASES = {"net": ("linear-ae", "deep-ae", "vae", "dcgan"), "sparsity": (0.9, 0.95, 0.98, 0.99)}
 QUICK = {"net": ("tiny-ae",), "sparsity": (0.9,)}
@@ -68,6 +73,9 @@ def sparse_inference(net: str, sparsity: float) -> Contest:
         name: Contender(_running(way), at_most=goal if name == "gentickets accelerate" else {})
         for name, way in ways.items()
     }
+    if all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")):
+        for name in ("dense", "dead units removed"):
+            contenders[f"{name}, onnxruntime"] = Contender(_in_onnxruntime(ways[name], closing))
     return Contest("dense", contenders, closing)
 
 
@@ -95,17 +103,34 @@ def _shrunk(net: Net, masks: gt.Masks) -> Net:
 
 
 def _running(net: Net) -> Callable[[], Tensor]:
-    generator = "generator" if hasattr(net.model, "generator") else "decoder"
-    part = getattr(net.model, generator).eval()
-    torch.manual_seed(0)
-    codes = torch.randn(len(net.batch), net.objective.latent_size if hasattr(net.objective, "latent_size") else 64)
-    codes = codes[:, : _width(part, codes)]
+    part, codes = _decoding(net)
 
     def run() -> Tensor:
         with torch.inference_mode():
             return part(codes)
 
     return run
+
+
+def _in_onnxruntime(net: Net, closing: ExitStack) -> Callable[[], object]:
+    """The exported component, batch norm folded, on as many threads as torch has."""
+    onnxruntime = importlib.import_module("onnxruntime")
+    part, codes = _decoding(net)
+    file = Path(closing.enter_context(tempfile.TemporaryDirectory())) / "part.onnx"
+    export(part, codes, file, "onnx")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    given = {session.get_inputs()[0].name: codes.numpy()}
+    return lambda: session.run(None, given)
+
+
+def _decoding(net: Net) -> tuple[nn.Module, Tensor]:
+    """The component that makes images, in evaluation mode, and a batch of codes for it."""
+    part: nn.Module = getattr(net.model, "generator" if hasattr(net.model, "generator") else "decoder").eval()
+    torch.manual_seed(0)
+    codes = torch.randn(len(net.batch), getattr(net.objective, "latent_size", 64))
+    return part, codes[:, : _width(part, codes)]
 
 
 def _width(part: nn.Module, codes: Tensor) -> int:

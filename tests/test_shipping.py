@@ -277,6 +277,24 @@ def test_norms_are_folded_into_plain_weights(norm):
     assert_same(clone(net).eval(), plain, batch)
 
 
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_is_folded_into_the_convolution_before_it(affine):
+    shared = nn.BatchNorm2d(4)
+    net = nn.Sequential(
+        nn.Conv2d(2, 6, 3, bias=False), nn.BatchNorm2d(6, affine=affine), nn.ReLU(),
+        nn.ConvTranspose2d(6, 4, 2, stride=2), nn.BatchNorm2d(4), nn.Tanh(),
+        nn.ConvTranspose2d(4, 4, 2, groups=2), nn.BatchNorm2d(4),
+        nn.Conv2d(4, 4, 1), shared, nn.ReLU(), shared,
+    )  # fmt: skip
+    for seed in range(3):
+        net(torch.randn(5, 2, 6, 6, generator=torch.Generator().manual_seed(seed)) * 2 + 1)
+    plain = folded(net)
+    left = [name for name, layer in plain.named_modules(remove_duplicate=False) if isinstance(layer, nn.BatchNorm2d)]
+    assert left == (["7", "9", "11"] if affine else ["1", "7", "9", "11"])
+    assert net.training
+    assert_same(clone(net).eval(), plain, torch.randn(3, 2, 6, 6))
+
+
 class Branching(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x

@@ -1,8 +1,8 @@
 """A component → a program that runs without this package: `torch.export`, or ONNX.
 
-What is written is in evaluation mode, takes any number of examples at once, and has no norm left on its weights:
-spectral and weight norm are folded into plain weights. It is read back and compared with the component before its
-file appears.
+What is written is in evaluation mode, takes any number of examples at once, and has no norm left that can go: spectral
+and weight norm are folded into plain weights, and so is batch norm where it follows a convolution in a sequence. It is
+read back and compared with the component before its file appears.
 """
 
 from __future__ import annotations
@@ -10,22 +10,23 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
+import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import remove_spectral_norm, remove_weight_norm
+from torch.nn.utils import fuse_conv_bn_eval, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from gentickets.errors import GenticketsError
 from gentickets.files import replace_file
-from gentickets.naming import clone, unwrap
+from gentickets.naming import CONVOLUTIONS, TRANSPOSED, clone, unwrap
 
 Format = Literal["torch", "onnx"]
 
@@ -94,7 +95,7 @@ def as_format(name: str) -> Format:
 
 
 def folded(component: nn.Module) -> nn.Module:
-    """A copy on the CPU, in evaluation mode, whose spectral and weight norms are folded into plain weights."""
+    """A copy on the CPU, in evaluation mode, whose spectral, weight and batch norms are folded into plain weights."""
     plain = clone(unwrap(component)).cpu().eval()  # eval first: under spectral norm, reading a weight would train it
     for layer in list(plain.modules()):
         if is_parametrized(layer):
@@ -103,7 +104,36 @@ def folded(component: nn.Module) -> nn.Module:
             remove_spectral_norm(layer)
         if {"weight_g", "weight_v"} <= set(layer._parameters):
             remove_weight_norm(layer)
+    shared = _in_several_places(plain)
+    for sequence in list(plain.modules()):
+        if isinstance(sequence, nn.Sequential):
+            for layer_name, norm_name in itertools.pairwise(list(sequence._modules)):
+                layer, norm = sequence._modules[layer_name], sequence._modules[norm_name]
+                if _can_fuse(layer, norm) and not {id(layer), id(norm)} & shared:
+                    one = fuse_conv_bn_eval(layer, norm, transpose=isinstance(layer, TRANSPOSED))  # type: ignore[type-var, arg-type]
+                    sequence._modules[layer_name], sequence._modules[norm_name] = one, nn.Identity()
     return plain
+
+
+def _in_several_places(net: nn.Module) -> set[int]:
+    """The ids of modules that have more than one parent, or more than one place in one."""
+    seen: set[int] = set()
+    twice: set[int] = set()
+    for parent in net.modules():
+        for child in parent.children() if not isinstance(parent, nn.Sequential) else parent:
+            (twice if id(child) in seen else seen).add(id(child))
+    return twice
+
+
+def _can_fuse(layer: Any, norm: Any) -> bool:
+    """Whether `norm` in evaluation mode is a scale and a shift of each output channel of `layer`."""
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None or norm.weight is None:
+        return False
+    if any(module._forward_hooks or module._forward_pre_hooks for module in (layer, norm)):
+        return False
+    if isinstance(layer, TRANSPOSED):
+        return layer.groups == 1
+    return isinstance(layer, CONVOLUTIONS)
 
 
 def _fold(layer: nn.Module) -> None:
