@@ -379,6 +379,42 @@ def test_apply_and_audit(autoencoder: nn.Module, half) -> None:
         assert torch.equal(weight, torch.where(mask, before[name], 0.0))
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.complex64]
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_apply_and_audit_are_exact_in_any_dtype_and_layout(dtype: torch.dtype, layout: torch.memory_format) -> None:
+    values = torch.tensor([1.5, -2.0, 0.0, -0.0, float("nan"), float("inf"), -float("inf")]).repeat(20)[:135]
+    model = nn.Module()
+    model.weight = nn.Parameter(values.reshape(3, 5, 3, 3).to(dtype).to(memory_format=layout), requires_grad=True)
+    mask = torch.rand(3, 5, 3, 3) < 0.5
+    masks = Masks({"weight": mask})
+    before = model.weight.detach().clone()
+    pairs = zip(mask.flatten().tolist(), before.flatten().tolist(), strict=True)
+    stray = sum(not alive and value != 0 for alive, value in pairs)
+    with pytest.raises(MaskError, match=f"'weight' has {stray} pruned weights"):
+        masks.audit(model)
+    masks.apply_(model)
+    masks.audit(model)
+    assert model.weight.stride() == before.stride()
+
+    def raw(weight: torch.Tensor) -> list[list[int]]:
+        return weight.detach().reshape(135, 1).contiguous().view(torch.uint8).tolist()
+
+    size = before.element_size()
+    for now, was, alive in zip(raw(model.weight), raw(before), mask.flatten().tolist(), strict=True):
+        assert now == (was if alive else [0] * size)  # every bit, so that -0.0 does not pass
+
+
+@given(SHAPES)
+def test_full(shapes: list[tuple[int, ...]]) -> None:
+    named = dict(zip("abc", shapes, strict=False))
+    masks = Masks.full(named)
+    assert masks == Masks({name: torch.ones(shape, dtype=torch.bool) for name, shape in named.items()})
+    assert masks == Masks.from_packed(masks.packed, masks.shapes)  # no bit beyond the end
+    assert (~masks).alive == 0
+
+
 def test_masks_for_another_model(autoencoder: nn.Module, gan: nn.Module, make_autoencoder) -> None:
     with pytest.raises(MaskError, match=r"no weight 'generator\.0\.weight'"):
         Masks.dense(gan).apply_(autoencoder)

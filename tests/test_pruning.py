@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import time
 from collections import defaultdict
 from decimal import Decimal
@@ -14,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gentickets import Masks, PruneError, prune, random_like
+from gentickets import Masks, PruneError, prune, pruning, random_like
 
 NAMES = ("g.0.weight", "g.1.weight", "d.0.weight", "d.1.weight")
 SHAPES = st.lists(st.lists(st.integers(0, 5), max_size=3).map(tuple), min_size=1, max_size=4)
@@ -315,6 +317,100 @@ def test_reviving_is_refused(scope: str) -> None:
     with pytest.raises(PruneError, match="would revive"):
         prune(scores, to_sparsity=0.4, within=half, scope=scope)  # type: ignore[arg-type]
     assert prune(scores, to_sparsity=0.5, within=half, scope=scope) == half  # type: ignore[arg-type]
+
+
+DTYPES = st.sampled_from(
+    [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int32, torch.int64, torch.uint8, torch.bool]
+)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(1, 3)), min_size=1, max_size=4),
+    st.lists(DTYPES, min_size=4, max_size=4),
+    st.sampled_from([1, 2, 5, 100, 10**6]), st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.sampled_from([0.0, 0.02, 0.4]),
+    AMOUNTS, st.sampled_from(["global", "component", "layer", "erk"]), st.integers(0, 10**6),
+    st.sampled_from([8, 16, 1 << 17]), st.sampled_from([0, 1, 30, 1 << 14]),
+)  # fmt: skip
+def test_the_threshold_is_found_as_by_sorting(
+    shapes: list[tuple[int, int]], dtypes: list[torch.dtype], levels: int, density: float, infinite: float,
+    amount: float, scope: str, seed: int, block: int, few: int,
+) -> None:  # fmt: skip
+    """Whatever the sample says (here of a handful of weights, so that it is often wrong), and wherever blocks end."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(shape: tuple[int, ...]) -> Tensor:
+        return torch.rand(shape, generator=generator)
+
+    scores, alive = {}, {}
+    for name, shape, dtype in zip(NAMES, shapes, dtypes, strict=False):
+        score = ((draw(shape) - 0.5) * levels).round().to(dtype)  # -0.0 beside 0.0 too
+        if dtype.is_floating_point:
+            score = score.masked_fill(draw(shape) < infinite, float("inf")).masked_fill(
+                draw(shape) < infinite, -float("inf")
+            )
+        alive[name] = draw(shape) < density
+        if dtype.is_floating_point:
+            score = score.masked_fill(~alive[name] & (draw(shape) < 0.5), float("nan"))  # of a dead weight: no matter
+        scores[name] = score if seed % 2 else score.t().contiguous().t()
+    within = Masks(alive)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pruning, "_BLOCK", block)
+        patch.setattr(pruning, "_FEW", few)
+        masks = prune(scores, fraction=amount, within=within, scope=scope)  # type: ignore[arg-type]
+    found = {name: mask.flatten().tolist() for name, mask in masks.items()}
+    if scope == "erk":  # how many each layer keeps is tested above
+        for name, count in masks.counts().items():
+            one = Masks({name: within[name]})
+            entries = [
+                (scores[name].flatten()[at].item(), name, at)
+                for at, is_alive in enumerate(one[name].flatten().tolist())
+                if is_alive
+            ]
+            best = drop_lowest(entries, count)
+            assert found[name] == [(name, at) in best for at in range(one.total)]
+        assert masks.alive == within.alive - floor_of(amount, within.alive)
+    else:
+        assert found == naive_prune(scores, within, scope, fraction=amount)
+
+
+@pytest.mark.parametrize("amount", [1e-6, 0.2, 0.5, 0.9, 0.999999])
+def test_the_threshold_of_many_weights_is_found_as_by_sorting(amount: float) -> None:
+    """Enough of them that a sample is drawn; float32 draws of 300,000 weights from 2**16 levels tie."""
+    generator = torch.Generator().manual_seed(0)
+    scores = {name: torch.rand(300, 250, generator=generator).mul(2**16).round() for name in reversed(NAMES)}
+    within = Masks({name: torch.rand(300, 250, generator=generator) < 0.9 for name in scores})
+    masks = prune(scores, fraction=amount, within=within)
+    names = sorted(scores)
+    flat, alive = (torch.cat([part[name].flatten() for name in names]) for part in (scores, within))
+    order = torch.where(alive, flat, torch.inf).sort(stable=True).indices
+    expected = alive.clone()
+    expected[order[: floor_of(amount, within.alive)]] = False
+    assert torch.equal(torch.cat([masks[name].flatten() for name in names]), expected)
+
+
+def test_a_sample_that_misleads_costs_time_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, within = make([(50, 3), (40, 5), (7,), (300,)], 0)
+    expected = [prune(scores, fraction=share / 10, within=within) for share in range(11)]
+    for wrong in [(-2.0, -1.0), (2.0, 3.0), (0.5, 0.5), (float("inf"), float("inf")), (-float("inf"), -float("inf"))]:
+        monkeypatch.setattr(pruning, "_bracket", lambda *_, wrong=wrong: wrong)
+        assert [prune(scores, fraction=share / 10, within=within) for share in range(11)] == expected
+
+
+MEMORY = """
+import resource, sys, torch, gentickets as gt
+scores = {f"g.{i}.weight": torch.rand(2000, 1000) for i in range(10)}
+gt.prune({"w": torch.rand(300_000)}, fraction=0.5)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+masks = gt.prune(scores, fraction=0.5)
+gt.prune(scores, fraction=0.5, within=masks, scope="erk")
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if sys.platform == "darwin" else 1024))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no resource module")
+def test_pruning_takes_less_than_a_byte_and_a_half_a_weight() -> None:
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1.5 * 20_000_000  # of scores that take 4
 
 
 def test_more_weights_than_torch_quantile_takes() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import gentickets as gt
+from gentickets import saliency
 from gentickets.naming import clone, named_state, named_weights
 from gentickets.saliency import prune_gradually
 
@@ -221,6 +222,27 @@ def test_grasp_is_half_of_what_the_gradient_norm_changes_by(case):
         chosen = range(0, score.numel(), 3)
         naive = torch.tensor([by_differences(flow, model, name, at) / 2 for at in chosen])
         close(score.reshape(-1)[::3], naive, name)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("case", CASES)
+def test_grasp_goes_through_one_batch_once_and_finds_what_two_passes_find(case, monkeypatch):
+    make, objective = CASES[case]
+    model, (batch,) = make(), some_batches(1)
+    passes = []
+    over_losses = saliency._over_losses
+    monkeypatch.setattr(saliency, "_over_losses", lambda *args: passes.append(1) or over_losses(*args))
+    scores = gt.grasp(model, objective, [batch])
+    # Three critic losses train the same weights: the attempt is given up at the second, and two passes follow.
+    assert len(passes) == (3 if case == "gan, three critic losses" else 1)
+
+    def given_up(*_):
+        raise saliency._SharedWeight
+
+    monkeypatch.setattr(saliency._OwnHessianTimesGradient, "__call__", given_up)
+    for name, score in gt.grasp(model, objective, [batch]).items():
+        close(scores[name], score, name)
+        assert score.any(), name
 
 
 @pytest.mark.usefixtures("double")
@@ -441,6 +463,7 @@ def test_the_schedule_is_exponential_never_revives_and_ends_exactly(gan):
 
     def score(model, masks):
         masks.audit(model)
+        assert all(torch.equal(named_weights(model)[n], named_weights(gan)[n] * mask) for n, mask in masks.items())
         seen.append(masks)
         return gt.synflow(model, inputs)
 

@@ -12,6 +12,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 import zlib
 from pathlib import Path
 
@@ -145,6 +146,38 @@ def test_an_origin_that_speaks_of_digests(tmp_path: Path) -> None:
     text = _field("0" * 64).decode()
     ticket = Ticket(Masks({"w": torch.ones(3, dtype=torch.bool)}), None, {"digest": "0" * 64, text: text})
     ticket.save(tmp_path / "t")
+    assert same(Ticket.load(tmp_path / "t"), ticket)
+
+
+def test_the_file_is_one_that_the_library_would_write(make_gan, half, tmp_path: Path) -> None:
+    """Same order of tensors, same bytes of each, for mixed types, empty tensors and scalars."""
+    gan = make_gan()
+    gan.generator.to(torch.bfloat16)
+    gan.register_buffer("empty", torch.zeros(0, 3, dtype=torch.float64))
+    gan.register_buffer("flag", torch.tensor(True))
+    gan.register_buffer("strided", torch.arange(12.0).reshape(3, 4).t())
+    ticket = Ticket(half(gan), gan, ORIGIN)
+    tensors = {f"mask/{name}": torch.tensor(bits) for name, bits in ticket.masks.packed.items()}
+    tensors |= {f"weight/{name}": tensor.contiguous() for name, tensor in ticket.weights.items()}
+    theirs, ours = to_safetensors(tensors), ticket.to_bytes()
+
+    def parted(raw: bytes) -> tuple[list[tuple[str, object]], bytes]:
+        end = 8 + int.from_bytes(raw[:8], "little")
+        entries = json.loads(raw[8:end])
+        return [item for item in entries.items() if item[0] != "__metadata__"], raw[end:]
+
+    assert parted(ours) == parted(theirs)
+    ticket.save(tmp_path / "t")
+    assert (tmp_path / "t").read_bytes() == ours
+
+
+def test_loaded_weights_can_be_written_to(ticket: Ticket, tmp_path: Path) -> None:
+    ticket.save(tmp_path / "t")
+    loaded = Ticket.load(tmp_path / "t")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for tensor in loaded.weights.values():
+            tensor.zero_()
     assert same(Ticket.load(tmp_path / "t"), ticket)
 
 

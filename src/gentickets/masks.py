@@ -37,7 +37,7 @@ class Masks(Mapping[str, Tensor]):
             if not isinstance(tensor, Tensor) or tensor.dtype != torch.bool:
                 kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
                 raise MaskError(f"mask {name!r} is {kind}, not bool: compare first (`scores > threshold`)")
-            bits[name] = np.packbits(tensor.detach().cpu().numpy().reshape(-1))
+            bits[name] = _packed(tensor)
             shapes[name] = tuple(tensor.shape)
         self._seal(bits, shapes)
 
@@ -61,8 +61,13 @@ class Masks(Mapping[str, Tensor]):
         exclude: Iterable[str] = (),
     ) -> Masks:
         """Masks with everything alive, over the prunable weights of `model` (see `prunable_weights`)."""
-        weights = prunable_weights(model, components, include, exclude)
-        return cls({name: torch.ones(w.shape, dtype=torch.bool) for name, w in weights.items()})
+        return cls.full({name: w.shape for name, w in prunable_weights(model, components, include, exclude).items()})
+
+    @classmethod
+    def full(cls, shapes: Mapping[str, Iterable[int]]) -> Masks:
+        """Masks with everything alive, over weights of these names and shapes."""
+        sized = {name: tuple(int(side) for side in shape) for name, shape in shapes.items()}
+        return cls._of({name: _ones(math.prod(shape)) for name, shape in sized.items()}, sized)
 
     @classmethod
     def from_packed(cls, bits: Mapping[str, np.ndarray], shapes: Mapping[str, Iterable[int]]) -> Masks:
@@ -77,11 +82,16 @@ class Masks(Mapping[str, Tensor]):
             sized[name] = tuple(int(side) for side in shape)
             total = math.prod(sized[name])
             whole = min(sized[name], default=0) >= 0 and len(packed) == (total + 7) // 8
-            if not whole or (packed & _padding(total)).any():
+            if not whole or (total % 8 and packed[-1] & _beyond(total)):
                 raise MaskError(f"mask {name!r}: {len(packed)} packed bytes do not hold a shape {sized[name]}")
             ready[name] = packed
+        return cls._of(ready, sized)
+
+    @classmethod
+    def _of(cls, bits: dict[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> Masks:
+        """Masks of bits that nobody else writes to and that are known to fit their shapes: neither copied nor read."""
         masks = object.__new__(cls)
-        masks._seal(ready, sized)
+        masks._seal(bits, dict(shapes))
         return masks
 
     def select(self, components: Iterable[str] | str) -> Masks:
@@ -93,11 +103,11 @@ class Masks(Mapping[str, Tensor]):
     def merge(self, other: Mapping[str, Tensor]) -> Masks:
         """These masks, with those of `other` added, or put in their place where a name is in both."""
         added = other if isinstance(other, Masks) else Masks(other)
-        return Masks.from_packed({**self._bits, **added._bits}, {**self._shapes, **added._shapes})
+        return Masks._of({**self._bits, **added._bits}, {**self._shapes, **added._shapes})
 
     def _keep(self, names: Iterable[str]) -> Masks:
         names = list(names)
-        return Masks.from_packed({n: self._bits[n] for n in names}, {n: self._shapes[n] for n in names})
+        return Masks._of({n: self._bits[n] for n in names}, {n: self._shapes[n] for n in names})
 
     # -- reading ------------------------------------------------------------------------------------------
 
@@ -160,7 +170,8 @@ class Masks(Mapping[str, Tensor]):
         """A SHA-256 over names, shapes and bits: equal for equal sets, whatever the order of names."""
         digest = hashlib.sha256()
         for name in sorted(self._bits):
-            digest.update(f"{name}{self._shapes[name]}".encode() + self._bits[name].tobytes())
+            digest.update(f"{name}{self._shapes[name]}".encode())
+            digest.update(self._bits[name].data)
         return digest.hexdigest()
 
     def __repr__(self) -> str:
@@ -171,8 +182,7 @@ class Masks(Mapping[str, Tensor]):
 
     def _combine(self, other: Masks, operation: Any) -> Masks:
         self.check_same(other)
-        bits = {name: operation(mine, other._bits[name]) for name, mine in self._bits.items()}
-        return Masks.from_packed(bits, self._shapes)
+        return Masks._of({n: operation(mine, other._bits[n]) for n, mine in self._bits.items()}, self._shapes)
 
     def __and__(self, other: Masks) -> Masks:
         return self._combine(other, np.bitwise_and) if isinstance(other, Masks) else NotImplemented
@@ -184,10 +194,10 @@ class Masks(Mapping[str, Tensor]):
         return self._combine(other, np.bitwise_xor) if isinstance(other, Masks) else NotImplemented
 
     def __invert__(self) -> Masks:
-        bits = {}
-        for name, packed in self._bits.items():
-            bits[name] = ~packed & ~_padding(math.prod(self._shapes[name]))
-        return Masks.from_packed(bits, self._shapes)
+        bits = {name: ~packed for name, packed in self._bits.items()}
+        for name, packed in bits.items():
+            _clear_beyond(packed, math.prod(self._shapes[name]))
+        return Masks._of(bits, self._shapes)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Masks):
@@ -201,7 +211,10 @@ class Masks(Mapping[str, Tensor]):
 
     def __le__(self, other: Masks) -> bool:
         """True where no weight is alive here that is dead in `other`."""
-        return not (self & ~other).alive if isinstance(other, Masks) else NotImplemented
+        if not isinstance(other, Masks):
+            return NotImplemented
+        self.check_same(other)
+        return not any((mine & ~other._bits[name]).any() for name, mine in self._bits.items())
 
     def distance(self, other: Masks) -> float:
         """The normalised Hamming distance: the share of weights on which the two sets differ, 0 to 1."""
@@ -248,15 +261,21 @@ class Masks(Mapping[str, Tensor]):
         """Sets every pruned weight of `model` to exactly 0.0, in place (NaN and infinity too); returns it."""
         weights = self.check_fits(model)
         for name, mask in self.items():
-            weights[name].masked_fill_(~mask.to(weights[name].device), 0.0)
+            # By a product of the bits, read as integers, with 0 or 1: a tenth of the time of `masked_fill_`.
+            bits = weights[name].view(_WHOLE_NUMBER[weights[name].element_size()])
+            bits.mul_(mask.to(bits.device))
         return model
 
     @torch.no_grad()
     def audit(self, model: nn.Module, what: str = "the model") -> None:
         """Raises `MaskError` that names the first tensor of `model` with a pruned weight that is not 0.0."""
         weights = self.check_fits(model)
-        for name, mask in self.items():
-            audit_tensor(name, weights[name], mask, what)
+        for name, packed in self._bits.items():
+            # As bits: to index a tensor with a mask takes 8 bytes a weight and fifty times as long.
+            stray = _packed(weights[name] != 0) & ~packed
+            if stray.any():
+                count = int(np.bitwise_count(stray).sum(dtype=np.int64))
+                raise MaskError(f"{what} is no longer sparse: {name!r} has {count:,} pruned weights that are not 0.0")
 
     def hold(self, model: nn.Module, *optimizers: torch.optim.Optimizer, copies: Iterable[nn.Module] = ()) -> Hold:
         """A context in which `model` stays exactly as sparse as these masks, whatever `optimizers` do.
@@ -272,16 +291,25 @@ class Masks(Mapping[str, Tensor]):
         return Hold(self, model, optimizers, tuple(copies))
 
 
-def audit_tensor(name: str, tensor: Tensor, mask: Tensor, what: str) -> None:
-    """Raises `MaskError` where `tensor` is not exactly 0.0 at each place that `mask` says is pruned."""
-    stray = int(torch.count_nonzero(tensor.detach()[~mask.to(tensor.device)]))
-    if stray:
-        raise MaskError(f"{what} is no longer sparse: {name!r} has {stray:,} pruned weights that are not 0.0")
+_WHOLE_NUMBER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def _padding(total: int) -> np.ndarray:
-    """One byte for each packed byte, with 1 at the bits beyond `total`."""
-    pad = np.zeros((total + 7) // 8, dtype=np.uint8)
+def _packed(mask: Tensor) -> np.ndarray:
+    """The bits of a bool tensor, in C order whatever its strides."""
+    return np.packbits(mask.detach().cpu().numpy().reshape(-1))
+
+
+def _ones(total: int) -> np.ndarray:
+    bits = np.full((total + 7) // 8, 0xFF, dtype=np.uint8)
+    _clear_beyond(bits, total)
+    return bits
+
+
+def _beyond(total: int) -> int:
+    """The bits of the last packed byte that lie beyond `total` weights."""
+    return 0xFF >> (total % 8) if total % 8 else 0
+
+
+def _clear_beyond(bits: np.ndarray, total: int) -> None:
     if total % 8:
-        pad[-1] = 0xFF >> (total % 8)
-    return pad
+        bits[-1] &= ~_beyond(total) & 0xFF

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal, get_args
 
@@ -79,22 +80,20 @@ def prune(
         return _prune_channels(scores, fraction, to_sparsity, within, scope)
     if scope not in get_args(Scope):
         raise PruneError(f"scope={scope!r} is none of {', '.join(get_args(Scope))}")
-    start = within
-    if start is None:
-        start = Masks({name: torch.ones(score.shape, dtype=torch.bool) for name, score in scores.items()})
-    alive = _alive_scores(scores, start)
-    totals = {name: math.prod(start.shapes[name]) for name in alive}
+    start = Masks.full({name: score.shape for name, score in scores.items()}) if within is None else within
+    scored = _scored(scores, start)
 
     kept: dict[str, np.ndarray] = {}
-    for group in _groups(alive, scope):
-        keep = _how_many(group, alive, totals, fraction, to_sparsity)
+    for group in _groups(scored, scope):
+        keep = _how_many(group, fraction, to_sparsity)
         if scope == "erk":
-            shares = _erk_counts(keep, {name: start.shapes[name] for name in group}, alive)
-            for name in group:
-                kept |= _keep_best({name: alive[name]}, shares[name])
+            shares = _erk_counts(keep, group)
+            for part in group:
+                kept |= _keep_best([part], shares[part.name])
         else:
-            kept |= _keep_best({name: alive[name] for name in group}, keep)
-    return start.merge(_with_directions(_scatter(kept, start), scores, start))
+            kept |= _keep_best(group, keep)
+    masks = Masks.from_packed(kept, {name: start.shapes[name] for name in kept})
+    return start.merge(_with_directions(masks, scores, start))
 
 
 def _with_directions(masks: Masks, scores: Mapping[str, Tensor], start: Masks) -> Masks:
@@ -211,7 +210,7 @@ def _prune_channels(
         if name in lengths:  # a filter of zeros has no direction: it goes by its length
             spread[lengths[name]] = channels.reshape(shape)
             whole = torch.ones_like(whole)
-        spread[name] = whole & within[name] if within is not None else whole.clone()
+        spread[name] = whole & within[name] if within is not None else whole
         spread |= dict.fromkeys(tied.get(name, ()), channels)
     return within.merge(spread) if within is not None else Masks(spread)
 
@@ -236,63 +235,105 @@ def random_like(masks: Masks, seed: int) -> Masks:
     The control for "is it the mask, or only how much each layer keeps?". Equal seeds, equal masks.
     """
     rng = np.random.default_rng(seed)
-    shuffled = {}
+    shuffled = masks
     for name in sorted(masks):  # equal sets, equal outcome, whatever their order
-        mask = masks[name]
-        shuffled[name] = torch.from_numpy(rng.permutation(mask.reshape(-1).numpy())).reshape(mask.shape)
-    return masks.merge(shuffled)
+        mask = masks[name].numpy()
+        rng.shuffle(mask.reshape(-1))
+        shuffled = shuffled.merge({name: torch.from_numpy(mask)})
+    return shuffled
 
 
-def _alive_scores(scores: Mapping[str, Tensor], start: Masks) -> dict[str, np.ndarray]:
-    """Name → the scores of the weights alive in `start`, flat, in the alphabetical order of names."""
-    alive = {}
+@dataclass(frozen=True)
+class _Scored:
+    """The scores of one tensor and which of its weights are alive, read block by block.
+
+    Nothing here is as large as the scores: they are neither copied, nor sorted, nor compressed to what is alive.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    scores: Tensor  # on the CPU
+    bits: np.ndarray  # of the mask, packed
+    alive: int
+
+    @property
+    def total(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which scores compare exactly: half precisions in float32, whole numbers up to 2**53 in float64 only."""
+        return torch.float32 if self.scores.is_floating_point() and self.scores.itemsize <= 4 else torch.float64
+
+    def blocks(self, dtype: torch.dtype) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Scores, and packed bits of the mask, of up to `_BLOCK` weights at a time, in order of place."""
+        flat = self.scores.reshape(-1)
+        for at in range(0, self.total, _BLOCK):
+            yield flat[at : at + _BLOCK].to(dtype).numpy(), self.bits[at // 8 : (at + _BLOCK + 7) // 8]
+
+    def has_nan(self) -> bool:
+        """Whether the score of an alive weight is NaN. The largest of some numbers is NaN where one of them is."""
+        for values, bits in self.blocks(self.dtype):
+            if np.isnan(values.max()) and np.isnan(values[_unpacked(bits, len(values))]).any():
+                return True
+        return False
+
+    def drawn(self, count: int, rng: np.random.Generator) -> Tensor:
+        """The scores of those of `count` weights drawn with replacement that are alive."""
+        places = rng.integers(self.total, size=count)
+        return self.scores.reshape(-1)[torch.from_numpy(places[_is_alive(self.bits, places)])]
+
+
+def _unpacked(bits: np.ndarray, count: int) -> np.ndarray:
+    return np.unpackbits(bits, count=count).view(np.bool_)
+
+
+def _is_alive(bits: np.ndarray, places: np.ndarray) -> np.ndarray:
+    return (bits[places >> 3] << (places & 7).astype(np.uint8)) & 0x80 != 0
+
+
+def _scored(scores: Mapping[str, Tensor], start: Masks) -> list[_Scored]:
+    """What has both a score and a mask, in the alphabetical order of names."""
+    counts, found = start.counts(), []
     for name in sorted(name for name in start if name in scores):
         score, shape = scores[name].detach(), start.shapes[name]
         if tuple(score.shape) != shape:
             raise PruneError(f"scores of {name!r} have shape {tuple(score.shape)}, its mask {shape}")
-        if score.dtype not in (torch.float32, torch.float64):
-            # Half precisions are exact in float32; whole numbers, up to 2**53, in float64 only.
-            score = score.float() if score.is_floating_point() else score.double()
-        flat = score.cpu()[start[name]].numpy()
-        if np.isnan(flat).any():
+        found.append(_Scored(name, shape, score.cpu(), start.packed[name], counts[name]))
+        if found[-1].has_nan():
             raise PruneError(f"scores of {name!r} hold NaN: the model has diverged, or the criterion has")
-        alive[name] = flat
-    if not alive:
+    if not found:
         raise PruneError("no score belongs to a weight that the masks cover: nothing to prune")
-    return alive
+    return found
 
 
-def _groups(alive: Mapping[str, np.ndarray], scope: Scope) -> list[list[str]]:
+def _groups(scored: list[_Scored], scope: Scope) -> list[list[_Scored]]:
     if scope in ("global", "erk"):
-        return [list(alive)]
-    if scope == "layer":
-        return [[name] for name in alive]
-    groups: dict[str, list[str]] = {}
-    for name in alive:
-        groups.setdefault(component_of(name), []).append(name)
+        return [scored]
+    groups: dict[str, list[_Scored]] = {}
+    for part in scored:
+        groups.setdefault(part.name if scope == "layer" else component_of(part.name), []).append(part)
     return list(groups.values())
 
 
 def _how_many(
-    group: list[str],
-    alive: Mapping[str, np.ndarray],
-    totals: Mapping[str, int],
+    group: list[_Scored],
     fraction: float | None,
     to_sparsity: float | None,
 ) -> int:
     """How many weights of a group are kept."""
-    now = sum(len(alive[name]) for name in group)
+    now = sum(part.alive for part in group)
     if (fraction is None) == (to_sparsity is None):
         raise PruneError("give one amount: fraction= (of what is alive) or to_sparsity= (of everything)")
     if fraction is not None:
         return now - _floor_of(fraction, now, "fraction")
     assert to_sparsity is not None
-    total = sum(totals[name] for name in group)
+    total = sum(part.total for part in group)
     keep = total - _floor_of(to_sparsity, total, "to_sparsity")
     if keep > now:
         raise PruneError(
             f"to_sparsity={to_sparsity} would revive weights: "
-            f"{repr(group[0]) + ' is' if len(group) == 1 else f'{len(group)} tensors are'} "
+            f"{repr(group[0].name) + ' is' if len(group) == 1 else f'{len(group)} tensors are'} "
             f"already at sparsity {(total - now) / total:.4f}"
         )
     return keep
@@ -309,33 +350,104 @@ def _floor_of(amount: float, count: int, key: str) -> int:
     return math.floor(Decimal(repr(amount)) * count)
 
 
-def _keep_best(alive: Mapping[str, np.ndarray], keep: int) -> dict[str, np.ndarray]:
-    """Name → bool array over its alive weights, with exactly `keep` True in all; ties as the module says."""
-    flat = np.concatenate(list(alive.values()))
-    drop = len(flat) - keep
-    if drop == 0:
-        chosen = np.ones(len(flat), dtype=bool)
-    else:
-        threshold = np.partition(flat, drop - 1)[drop - 1]
-        chosen = flat > threshold
-        tied = np.flatnonzero(flat == threshold)
-        chosen[tied[len(tied) - (keep - int(np.count_nonzero(chosen))) :]] = True
-    ends = np.cumsum([len(part) for part in alive.values()])
-    return dict(zip(alive, np.split(chosen, ends[:-1]), strict=True))
+_BLOCK = 1 << 17
+"""Weights looked at together: a multiple of 8, few enough that their scores stay in the processor's cache."""
+
+_FEW = 1 << 14
+"""So many weights, or fewer, are compared without first guessing a threshold."""
 
 
-def _scatter(kept: Mapping[str, np.ndarray], start: Masks) -> Masks:
-    masks = {}
-    for name, chosen in kept.items():
-        mask = start[name]
-        mask[mask.clone()] = torch.from_numpy(chosen)
-        masks[name] = mask
-    return Masks(masks)
+def _keep_best(group: list[_Scored], keep: int) -> dict[str, np.ndarray]:
+    """Name → packed bits, with exactly `keep` of the group's alive weights left; ties as the module says."""
+    drop = sum(part.alive for part in group) - keep
+    if not drop:
+        return {part.name: part.bits for part in group}
+    dtype = max((part.dtype for part in group), key=lambda dtype: dtype.itemsize)
+    threshold, ties = _threshold(group, drop, dtype)
+    kept = {}
+    for part in group:
+        packed = []
+        for values, bits in part.blocks(dtype):
+            stays = values >= threshold
+            if ties:  # the first ones go
+                tied = np.flatnonzero(values == threshold)
+                tied = tied[_is_alive(bits, tied)][:ties]
+                stays[tied] = False
+                ties -= len(tied)
+            packed.append(np.packbits(stays) & bits)
+        kept[part.name] = np.concatenate(packed) if packed else part.bits
+    return kept
 
 
-def _erk_counts(keep: int, shapes: Mapping[str, tuple[int, ...]], alive: Mapping[str, np.ndarray]) -> dict[str, int]:
+def _threshold(group: list[_Scored], drop: int, dtype: torch.dtype) -> tuple[float, int]:
+    """The `drop`-th lowest score of a group, and how many of the weights with just this score are to go.
+
+    A sample says between which two scores it must lie but for one time in 10**8; one pass counts what is below and
+    collects what is between, some 2 %, where it is then found exactly (Floyd and Rivest 1975, "Expected time bounds
+    for selection"). Where the sample was wrong, another pass takes what is beyond.
+    """
+    low, high = _bracket(group, drop, dtype)
+    while True:
+        below, at_low, between, at_high = _split(group, low, high, dtype)
+        rank = drop - below
+        if rank <= 0:
+            low, high = -math.inf, low
+        elif rank <= at_low:
+            return low, rank
+        elif (rank := rank - at_low) <= len(between):
+            between.partition(rank - 1)
+            threshold = float(between[rank - 1])
+            return threshold, rank - int(np.count_nonzero(between[:rank] < threshold))
+        elif (rank := rank - len(between)) <= at_high:
+            return high, rank
+        else:
+            low, high = high, math.inf
+
+
+def _bracket(group: list[_Scored], drop: int, dtype: torch.dtype) -> tuple[float, float]:
+    """Two scores between which the `drop`-th lowest of a group lies, most likely: six standard errors to each side."""
+    alive, total = sum(part.alive for part in group), sum(part.total for part in group)
+    low, high = -math.inf, math.inf
+    if alive > _FEW:
+        rng, rate = np.random.default_rng(0), total ** (-1 / 3)
+        sizes = [int(part.total * rate + rng.random()) for part in group]  # a small tensor by chance: in proportion
+        drawn = [part.drawn(size, rng).to(dtype) for part, size in zip(group, sizes, strict=True) if size]
+        sample = torch.cat(drawn).numpy()
+        share = (drop - 0.5) / alive
+        centre, margin = share * len(sample), 6 * math.sqrt(len(sample) * share * (1 - share)) + 6
+        if (first := math.floor(centre - margin)) >= 0:
+            low = float(np.partition(sample, first)[first])
+        if (last := math.ceil(centre + margin)) < len(sample):
+            high = float(np.partition(sample, last)[last])
+    return low, high
+
+
+def _split(group: list[_Scored], low: float, high: float, dtype: torch.dtype) -> tuple[int, int, np.ndarray, int]:
+    """Of a group's alive weights: how many score below `low`; at it; the scores between; how many score `high`.
+
+    Scores at the two ends are counted and not collected, so that a model of equal scores is not collected whole.
+    """
+    above = at_low = at_high = 0
+    between = [np.empty(0, np.float32)]
+    for part in group:
+        for values, bits in part.blocks(dtype):
+            chosen = values >= low
+            if part.alive < part.total:
+                chosen &= _unpacked(bits, len(values))
+            above += int(np.count_nonzero(chosen))
+            chosen &= values <= high
+            near = values[chosen]
+            inner = near[(near > low) & (near < high)]
+            ends = int(np.count_nonzero(near == low))
+            at_low, at_high = at_low + ends, at_high + len(near) - len(inner) - ends
+            between.append(inner)
+    return sum(part.alive for part in group) - above, at_low, np.concatenate(between), at_high
+
+
+def _erk_counts(keep: int, group: list[_Scored]) -> dict[str, int]:
     """How many weights each layer keeps, `keep` in all, none more than it has alive."""
-    limit = {name: len(alive[name]) for name in shapes}
+    shapes = {part.name: part.shape for part in group}
+    limit = {part.name: part.alive for part in group}
     # A layer of n weights asks for a count proportional to density * n = sum of the sides of its weight.
     asked = {name: float(sum(shape)) or 1.0 for name, shape in shapes.items()}  # a scalar has no sides
     share: dict[str, float] = {}

@@ -10,7 +10,7 @@ statistics of the batch in batch norm, as in the originals.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -94,12 +94,18 @@ def grasp(
 
     g is the gradient of the scored weights, summed over the losses that train them and over all batches; H is the
     Hessian of each loss within the weights that it trains, also summed. The temperature of the paper's classifiers
-    is left out. Arguments and errors as in `snip`; the batches are gone through twice.
+    is left out. Arguments and errors as in `snip`. The batches are gone through twice, first for g; one batch is gone
+    through once where no two of its losses train the same weight, so that each loss has all of its g in itself.
     """
     batches = batches if isinstance(batches, Tensor) else list(batches)
     chosen = prunable_weights(model, components, include, exclude)
-    gradient = _over_losses(_gradient, model, objective, batches, chosen, seed)
-    product = _over_losses(partial(_hessian_times, gradient), model, objective, batches, chosen, seed)
+    product: Mapping[str, Tensor] | None = None
+    if isinstance(batches, list) and len(batches) == 1:
+        with suppress(_SharedWeight):
+            product = _over_losses(_OwnHessianTimesGradient(), model, objective, batches, chosen, seed)
+    if product is None:
+        gradient = _over_losses(_gradient, model, objective, batches, chosen, seed)
+        product = _over_losses(partial(_hessian_times, gradient), model, objective, batches, chosen, seed)
     return Scores({name: weight.detach() * product[name] for name, weight in chosen.items()}, model)
 
 
@@ -107,11 +113,29 @@ def _gradient(loss: Tensor, own: Mapping[str, Tensor]) -> Sequence[Tensor]:
     return torch.autograd.grad(loss, list(own.values()), materialize_grads=True)
 
 
-def _hessian_times(vector: Mapping[str, Tensor], loss: Tensor, own: Mapping[str, Tensor]) -> Sequence[Tensor]:
-    """H v, the Hessian taken within `own`."""
+class _SharedWeight(Exception):
+    """Two losses train one weight: its gradient is a sum over losses, to be had by a pass of its own."""
+
+
+class _OwnHessianTimesGradient:
+    """H g of losses that share no weight. Raises `_SharedWeight` at the first that does."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+
+    def __call__(self, loss: Tensor, own: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        if not self.seen.isdisjoint(own):
+            raise _SharedWeight
+        self.seen.update(own)
+        return _hessian_times(None, loss, own)
+
+
+def _hessian_times(vector: Mapping[str, Tensor] | None, loss: Tensor, own: Mapping[str, Tensor]) -> Sequence[Tensor]:
+    """H v, the Hessian taken within `own`; v is the gradient of this loss where none is given."""
     weights = list(own.values())
     slopes = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
-    along = torch.stack([(slope * vector[name]).sum() for name, slope in zip(own, slopes, strict=True)]).sum()
+    vectors = [slope.detach() for slope in slopes] if vector is None else [vector[name] for name in own]
+    along = torch.stack([(slope * other).sum() for slope, other in zip(slopes, vectors, strict=True)]).sum()
     if not along.requires_grad:  # a loss that is linear in all of them
         return [torch.zeros_like(weight) for weight in weights]
     return torch.autograd.grad(along, weights, materialize_grads=True)
@@ -274,8 +298,9 @@ def prune_gradually(
         raise PruneError(f"iterations={iterations}: 1 or more")
     masks = Masks.dense(model) if within is None else within
     start: float | None = None
+    copy = clone(model)  # one for all steps: what is dead stays dead
     for step in range(1, iterations + 1):
-        scores = score(masks.apply_(clone(model)), masks)
+        scores = score(masks.apply_(copy), masks)
         start = _sparsest(masks, scores, scope) if start is None else start
         amount = to_sparsity
         if step < iterations and start < to_sparsity < 1:
@@ -310,16 +335,18 @@ def _flow_through(
             raise PruneError(
                 f"the synaptic flow of component {component!r} is {flow.item()}: its weights are too large"
             )
-        slopes = [torch.zeros_like(leaf) for leaf in leaves]
         if flow.requires_grad:
-            slopes = list(torch.autograd.grad(flow, leaves, materialize_grads=True))
+            slopes = torch.autograd.grad(flow, leaves, materialize_grads=True)
+        else:
+            slopes = tuple(torch.zeros_like(leaf) for leaf in leaves)
     if flow != 0 and not any(slope.any() for slope in slopes):
         raise PruneError(
             f"component {component!r} saturates for an input of ones, so that synflow cannot score it: "
             f"make its activations modules (nn.Tanh), which are then taken out"
         )
     unit = float(flow.detach()) if relative and flow != 0 else 1.0
-    return {name: leaf.detach() * slope / unit for name, leaf, slope in zip(names, leaves, slopes, strict=True)}
+    # In place: the weights of the copy have no other use any more.
+    return {name: leaf.detach().mul_(slope).div_(unit) for name, leaf, slope in zip(names, leaves, slopes, strict=True)}
 
 
 # Element-wise functions. The other two of this module of torch's mix or halve what they get.

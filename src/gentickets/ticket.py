@@ -55,14 +55,9 @@ class Ticket:
         origin: Mapping[str, Any] | None = None,
     ):
         state = named_state(weights) if isinstance(weights, nn.Module) else dict(weights or {})
-        for name, shape in masks.shapes.items() if state else ():
-            if name not in state:
-                raise TicketError(f"the weights lack {name!r}, which the masks cover")
-            found = tuple(state[name].shape)
-            if found != shape:
-                raise TicketError(f"{name!r} is {found} in the weights and {shape} in the masks")
+        _check_covered(masks, state)
         self.masks = masks
-        self.weights = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+        self.weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
         self.origin: dict[str, Any] = dict(origin or {})
         self._origin_json()
 
@@ -150,16 +145,41 @@ class Ticket:
 
     def to_bytes(self) -> bytes:
         """The file as bytes: equal tickets give equal bytes."""
-        tensors = {f"mask/{name}": torch.from_numpy(bits.copy()) for name, bits in self.masks.packed.items()}
-        tensors |= {f"weight/{name}": tensor.contiguous() for name, tensor in self.weights.items()}
+        return b"".join(self._pieces())
+
+    def _pieces(self) -> list[bytes | memoryview]:
+        """The file in pieces, header first. The weights are those of the ticket itself and not copies."""
+        tensors = {f"mask/{name}": bits.data for name, bits in self.masks.packed.items()}
+        tensors |= {f"weight/{name}": _bytes_of(tensor) for name, tensor in self.weights.items()}
+        blank = self._blank_header(tensors)
+        digest = hashlib.sha256(blank)
+        for key in (ordered := [key for key in json.loads(blank[8:]) if key != "__metadata__"]):
+            digest.update(tensors[key])
+        return [blank.replace(_field(_BLANK), _field(digest.hexdigest()), 1), *(tensors[key] for key in ordered)]
+
+    def _blank_header(self, tensors: Mapping[str, memoryview]) -> bytes:
+        """The header of a file of these bytes, its digest still to come.
+
+        The library decides on the order and names the types, from tensors without elements: it would copy whole ones.
+        """
         meta = {
-            "format": FORMAT,
-            "shapes": json.dumps(dict(self.masks.shapes)),
-            "origin": self._origin_json(),
             "digest": _BLANK,
+            "format": FORMAT,
+            "origin": self._origin_json(),
+            "shapes": json.dumps(dict(self.masks.shapes)),
         }
-        blank = _ordered(to_safetensors(tensors, metadata=meta))
-        return blank.replace(_field(_BLANK), _field(hashlib.sha256(blank).hexdigest()), 1)
+        shapes: dict[str, list[int]] = {f"mask/{name}": [len(bits)] for name, bits in self.masks.packed.items()}
+        shapes |= {f"weight/{name}": list(tensor.shape) for name, tensor in self.weights.items()}
+        empty = {key: torch.empty(0, dtype=torch.uint8) for key in tensors}
+        empty |= {f"weight/{name}": tensor.new_empty(0) for name, tensor in self.weights.items()}
+        header: dict[str, Any] = {"__metadata__": meta}
+        start = 0
+        for key, entry in json.loads(to_safetensors(empty)[8:]).items():
+            end = start + tensors[key].nbytes
+            header[key], start = {"dtype": entry["dtype"], "shape": shapes[key], "data_offsets": [start, end]}, end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
 
     def _origin_json(self) -> str:
         try:
@@ -170,10 +190,11 @@ class Ticket:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the file, whole or not at all. Raises `TicketError` where that fails."""
         path = Path(path)
-        raw = self.to_bytes()
+        pieces = self._pieces()
         try:
             with writing(path) as file:
-                file.write(raw)
+                for piece in pieces:
+                    file.write(piece)
         except OSError as error:
             raise TicketError(f"cannot write ticket {path}: {error.strerror or error}") from error
 
@@ -197,8 +218,9 @@ class Ticket:
         if len(digests) != 1:
             raise TicketError(f"{path} has no digest: it was changed, or written by another tool")
         digest = digests[0].decode()
-        blank = header.replace(_field(digest), _field(_BLANK)) + raw[len(header) :]
-        if hashlib.sha256(blank).hexdigest() != digest:
+        found_digest = hashlib.sha256(header.replace(_field(digest), _field(_BLANK)))
+        found_digest.update(memoryview(raw)[len(header) :])
+        if found_digest.hexdigest() != digest:
             raise TicketError(f"{path} is damaged or was changed: its digest does not fit its content")
         # From here on the file is what somebody wrote, who need not have been this class.
         try:
@@ -207,7 +229,10 @@ class Ticket:
             weights = {key[7:]: tensor for key, tensor in tensors.items() if key.startswith("weight/")}
             shapes = dict(json.loads(meta["shapes"]))
             masks = Masks.from_packed({name: bits[name] for name in shapes}, shapes)
-            return cls(masks, weights, json.loads(meta["origin"]))
+            ticket = cls(masks, None, json.loads(meta["origin"]))
+            _check_covered(masks, weights)
+            ticket.weights = weights  # nobody else's: no need for copies
+            return ticket
         except (
             TicketError,
             SafetensorError,
@@ -218,6 +243,21 @@ class Ticket:
             RuntimeError,
         ) as error:
             raise TicketError(f"{path} is no ticket: {' '.join(str(error).split())}") from None
+
+
+def _check_covered(masks: Masks, weights: Mapping[str, Tensor]) -> None:
+    """Raises `TicketError` where there are weights, and not of all shapes that the masks have."""
+    for name, shape in masks.shapes.items() if weights else ():
+        if name not in weights:
+            raise TicketError(f"the weights lack {name!r}, which the masks cover")
+        found = tuple(weights[name].shape)
+        if found != shape:
+            raise TicketError(f"{name!r} is {found} in the weights and {shape} in the masks")
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """A tensor's memory, in C order; not copied where it is in that order."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _metadata(raw: bytes) -> dict[str, str]:
@@ -239,13 +279,3 @@ def _check_component(name: str, named: Iterable[str], whose: str) -> None:
 def _field(digest: str) -> bytes:
     """The digest's place in the header, as JSON writes it."""
     return f'"digest":"{digest}"'.encode()
-
-
-def _ordered(raw: bytes) -> bytes:
-    """The file with its metadata sorted: the library writes them in an order that changes from run to run."""
-    length = int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + raw[8 + length :]
