@@ -151,6 +151,44 @@ def test_carried_adam_state_moves_nothing_that_is_pruned(autoencoder: nn.Module,
             assert all(not optimizer.state[weights[n]]["exp_avg"][~masks[n]].any() for n in masks)
 
 
+def pruned_momentum(optimizer: torch.optim.Optimizer, model: nn.Module, masks: Masks) -> Tensor:
+    """What Adam remembers of the pruned weights, in one row."""
+    weights = named_weights(model)
+    moments = [(optimizer.state[weights[n]][key], masks[n]) for n in masks for key in ("exp_avg", "exp_avg_sq")]
+    return torch.cat([moment[~mask] for moment, mask in moments])
+
+
+def test_adam_state_loaded_under_a_hold_moves_nothing_that_is_pruned(autoencoder: nn.Module, half) -> None:
+    optimizer = torch.optim.Adam(autoencoder.parameters(), 0.1)
+    train(autoencoder, optimizer, 20)
+    saved, masks = copy.deepcopy(optimizer.state_dict()), half(autoencoder)
+    with masks.hold(autoencoder, optimizer), watched(autoencoder, masks):
+        optimizer.load_state_dict(copy.deepcopy(saved))  # torch keeps the tensors that it is given
+        assert not pruned_momentum(optimizer, autoencoder, masks).any()
+        assert optimizer.state[autoencoder.encoder[0].weight]["exp_avg"].any()
+    optimizer.load_state_dict(saved)  # not held any more
+    assert pruned_momentum(optimizer, autoencoder, masks).any()
+
+
+def test_momentum_of_pruned_weights_never_decays_into_denormal_numbers(half) -> None:
+    """With them Adam's step takes twice as long; here nothing has a gradient any more from the second step on."""
+    model = nn.Linear(40, 40)
+    masks = half(model)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    tiny = torch.finfo(torch.float32).tiny
+    with masks.hold(model, optimizer) as hold:
+        for step in range(1200):
+            optimizer.zero_grad()
+            (model(torch.ones(1, 40)).sum() * float(step == 0)).backward()
+            optimizer.step()
+            if step % 100 == 99:  # as `train` does at its reports
+                hold.drop_momentum()
+        moments = torch.cat([optimizer.state[model.weight][key].abs() for key in ("exp_avg", "exp_avg_sq")])
+        live = torch.cat([masks["weight"], masks["weight"]])
+        assert not pruned_momentum(optimizer, model, masks).any()
+        assert ((moments > 0) & (moments < tiny))[live].any()  # as they would be
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_gradients_that_overflow_leave_pruned_weights_at_zero(dtype: torch.dtype) -> None:
     model = nn.Linear(4, 2, bias=False).to(dtype)
@@ -445,6 +483,10 @@ def test_converting_the_model_while_it_is_held(autoencoder: nn.Module, half) -> 
             optimizer.step()
         hold.audit()
         autoencoder.to(torch.bfloat16)
+        autoencoder(torch.ones(1, 10, dtype=torch.bfloat16)).sum().backward()
+        optimizer.step()
+        moved = autoencoder.decoder[0].weight
+        moved.data = moved.data.clone()  # of the same type, in other memory
         autoencoder(torch.ones(1, 10, dtype=torch.bfloat16)).sum().backward()
         optimizer.step()
 

@@ -1,6 +1,7 @@
 """The training loop: what it holds to, what it catches, and that a resumed run is the uninterrupted one."""
 
 import contextlib
+import copy
 import errno
 import io
 import json
@@ -13,6 +14,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from gentickets import models, progress
+from gentickets import sparse as sparse_module
 from gentickets.errors import Diverged, MaskError
 from gentickets.masks import Masks
 from gentickets.naming import clone, named_state
@@ -20,7 +22,8 @@ from gentickets.objectives import ELBO, Adversarial, Autoencoding
 from gentickets.progress import Checkpoint, Curve
 from gentickets.pruning import prune
 from gentickets.scores import magnitude
-from gentickets.training import Settings, derived_seed, threads_for, train, with_averages
+from gentickets.sparse_kernels import missing
+from gentickets.training import Settings, _FusedAdamW, derived_seed, threads_for, train, with_averages
 
 IMAGES = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(5)) * 2 - 1
 
@@ -277,10 +280,36 @@ def test_the_curve_forgets_what_a_resumption_repeats(tmp_path):
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [20, 40]
 
 
-def test_small_models_get_one_thread():
-    assert threads_for(10_000, 64, cores=8) == 1
-    assert threads_for(3_000_000, 64, cores=8) == 8
+def test_short_steps_get_one_thread():
+    assert threads_for(70e6, cores=8) == 1
+    assert threads_for(440e6, cores=8) == 8
+    assert threads_for(440e6, cores=0) == 1  # more trainings side by side than cores
     assert derived_seed(1, 2) != derived_seed(2, 1)
+
+
+def test_the_optimiser_steps_as_torchs_fused_adamw_does_to_the_bit():
+    ours = [nn.Parameter(torch.randn(shape)) for shape in ((5, 3), (7,), (4, 2, 3, 3), ())]
+    ours[2].data = ours[2].data.contiguous(memory_format=torch.channels_last)
+    theirs = [nn.Parameter(weight.detach().clone()) for weight in ours]
+    options = {"lr": 0.1, "betas": (0.5, 0.9), "weight_decay": 0.1, "fused": True}
+    one, other = _FusedAdamW(ours, **options), torch.optim.AdamW(theirs, **options)
+    stepped = []
+    one.register_step_post_hook(lambda *_: stepped.append(True))
+    for step in range(6):
+        if step == 3:
+            one.load_state_dict(copy.deepcopy(other.state_dict()))
+        for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            a.grad = None if index == step % 4 else torch.randn_like(a)
+            b.grad = None if a.grad is None else a.grad.clone()
+        one.step()
+        other.step()
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    for a, b in zip(ours, theirs, strict=True):
+        assert one.state[a].keys() == other.state[b].keys()
+        assert all(torch.equal(one.state[a][key], other.state[b][key]) for key in one.state[a])
+        a.grad = None
+    one.step()
+    assert len(stepped) == 7
 
 
 def test_masks_of_another_model_are_refused():
@@ -352,3 +381,82 @@ def test_a_training_handed_on_with_its_optimisers_is_the_uninterrupted_one():
     train(parts, objective, Source(), plain, start_step=9, prepare=carry)
     for key, tensor in named_state(whole).items():
         assert torch.equal(tensor, named_state(parts)[key]), key
+
+
+@pytest.fixture
+def every_layer_on_live_weights(monkeypatch):
+    if missing() is not None:
+        pytest.skip("no kernels were compiled")
+    monkeypatch.setattr(sparse_module, "_SPARSE_CALL", 0.0)
+
+
+@pytest.mark.parametrize("name", ["ae", "vae", "gan"])
+def test_live_weights_alone_train_as_the_masked_model_does(name, every_layer_on_live_weights):
+    model, objective = family(name)
+    masks = prune(magnitude(model), to_sparsity=0.8, scope="layer")
+    dense, fast = clone(model), clone(model)
+    wanted = train(dense, objective, Source(), replace(SETTINGS, execution="dense"), masks=masks)
+    found = train(fast, objective, Source(), SETTINGS, masks=masks)
+    assert not wanted.choices
+    assert all(choice.sparse for choice in found.choices)
+    masks.audit(fast)
+    for one, other in ((fast, dense), (found.averaged, wanted.averaged)):
+        assert list(named_state(one)) == list(named_state(other))
+        for key, tensor in named_state(other).items():
+            torch.testing.assert_close(named_state(one)[key], tensor, rtol=1e-2, atol=3e-3, msg=key)
+
+
+@pytest.mark.parametrize("name", ["ae", "vae", "gan"])
+def test_live_weights_alone_are_resumed_bit_for_bit(name, every_layer_on_live_weights, tmp_path):
+    model, objective = family(name)
+    masks = prune(magnitude(model), to_sparsity=0.8, scope="layer")
+    whole, cut = clone(model), clone(model)
+    expected = train(whole, objective, Source(), SETTINGS, masks=masks).averaged
+    checkpoint = Checkpoint(tmp_path / "c.pt", "key", every=1e9)
+    asked = iter([False] * 10 + [True])
+    with pytest.raises(KeyboardInterrupt):
+        train(cut, objective, Source(), SETTINGS, masks=masks, checkpoint=checkpoint, stop=lambda: next(asked))
+    assert list(named_state(cut)) == list(named_state(model))  # dense again, whatever happened
+    masks.audit(cut)
+    again = clone(model)
+    found = train(again, objective, Source(), SETTINGS, masks=masks, checkpoint=checkpoint).averaged
+    for one, other in ((whole, again), (expected, found)):
+        for key, tensor in named_state(one).items():
+            assert torch.equal(tensor, named_state(other)[key]), key
+    # Where layers run in another form, the checkpoint does not fit: this training begins anew.
+    fresh, plain = clone(model), replace(SETTINGS, execution="dense")
+    train(fresh, objective, Source(), plain, masks=masks, checkpoint=checkpoint)
+    straight = clone(model)
+    train(straight, objective, Source(), plain, masks=masks)
+    for key, tensor in named_state(straight).items():
+        assert torch.equal(tensor, named_state(fresh)[key]), key
+
+
+def test_a_divergence_leaves_a_dense_model(every_layer_on_live_weights):
+    model, objective = family("ae")
+    masks = prune(magnitude(model), to_sparsity=0.8, scope="layer")
+    names = list(named_state(model))
+    with pytest.raises(Diverged):
+        train(model, objective, Source(), replace(SETTINGS, lr=1e30, clip_norm=None), masks=masks)
+    assert list(named_state(model)) == names
+
+
+def test_watches_see_the_models_own_weights(every_layer_on_live_weights):
+    model, objective = family("ae")
+    masks = prune(magnitude(model), to_sparsity=0.8, scope="layer")
+    seen = []
+
+    class Look:
+        def __call__(self, step, model, averaged):
+            seen.append(list(named_state(model)))
+            return False
+
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            pass
+
+    names = list(named_state(model))
+    assert not train(model, objective, Source(), replace(SETTINGS, steps=2), masks=masks, watches=[Look()]).choices
+    assert seen == [names, names]

@@ -10,6 +10,12 @@
  *
  * Offsets and positions count batches: element = (offset + position) * batch.
  */
+#ifdef __has_include
+#if __has_include(<Python.h>)
+#include <Python.h>
+#define AS_MODULE 1
+#endif
+#endif
 #include <stdint.h>
 #include <stddef.h>
 
@@ -86,3 +92,9 @@ typedef struct {
 #define LANES 8
 #define NAME(x) x##_f64
 #include "_sparse_body.h"
+
+#if AS_MODULE /* called by way of ctypes; as a module it is empty, for who imports all that lies in the package */
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_sparse", NULL, -1, NULL, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__sparse(void) { return PyModule_Create(&module); }
+#endif

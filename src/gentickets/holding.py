@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,9 +32,7 @@ class Hold:
                 raise MaskError("LBFGS evaluates the model inside its step, between two maskings: use another")
         for net in (model, *copies):
             masks.check_fits(net)
-        # The parameters themselves are kept too, so that no other tensor can come to have the id of one.
-        self._held: dict[int, tuple[str, nn.Parameter]] = {}
-        self._keep: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+        self._held: dict[int, _HeldWeight] = {}
         self._handles: list[Any] = []
 
     def __enter__(self) -> Hold:
@@ -51,6 +49,7 @@ class Hold:
                 self._handles.append(layer.register_load_state_dict_post_hook(hook))
         for optimizer in self.optimizers:
             self._drop_momentum(optimizer)
+            self._handles.append(optimizer.register_load_state_dict_post_hook(self._drop_momentum))
             self._handles.append(optimizer.register_step_post_hook(self._after_step))
         return self
 
@@ -59,7 +58,6 @@ class Hold:
             handle.remove()
         self._handles.clear()
         self._held.clear()
-        self._keep.clear()
         if kind is None:
             self.audit()
 
@@ -76,46 +74,82 @@ class Hold:
         Not needed for sparsity. Call it between `backward` and gradient clipping, so that the norm is that of
         the sparse network and not of weights that do not exist.
         """
-        weights = named_weights(self.model)
-        self._zero_dead([(name, grad) for name in self.masks if (grad := weights[name].grad) is not None])
+        _zero_dead([(grad, held) for held in self._held.values() if (grad := held.parameter.grad) is not None])
+
+    @torch.no_grad()
+    def drop_momentum(self) -> None:
+        """Sets what the optimisers remember of pruned weights to 0.0.
+
+        No weight depends on it. Where a gradient has become exactly zero, as below a unit that never fires, a moment
+        shrinks from step to step, into denormal numbers, with which Adam's step takes twice as long.
+        """
+        for optimizer in self.optimizers:
+            self._drop_momentum(optimizer)
 
     @torch.no_grad()
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        self._zero_dead([
-            (self._held[id(p)][0], p) for group in optimizer.param_groups for p in group["params"]
-            if p.grad is not None and id(p) in self._held
-        ])  # fmt: skip
+        stepped = [
+            held for group in optimizer.param_groups for parameter in group["params"]
+            if (held := self._held.get(id(parameter))) is not None and parameter.grad is not None
+        ]  # fmt: skip
+        if stepped:
+            bits, keep = zip(*[held.bits_and_keep() for held in stepped], strict=True)
+            torch._foreach_mul_(bits, keep)
 
     def _find_weights(self) -> None:
-        weights = named_weights(self.model)
-        self._held = {id(weights[name]): (name, weights[name]) for name in self.masks}
-
-    def _zero_dead(self, tensors: list[tuple[str, Tensor]]) -> None:
-        """Sets the pruned places of these tensors to 0.0.
-
-        By a product of the bits, read as integers, with 0 or 1: unlike a product of floats it turns NaN,
-        infinity and negative numbers into +0.0 too, and unlike `masked_fill_` it costs 0.1 % of a step.
-        """
-        if tensors:
-            bits = [tensor.detach().view(_BITS_OF[tensor.element_size()]) for _, tensor in tensors]
-            torch._foreach_mul_(bits, [self._multiplier(name, b) for (name, _), b in zip(tensors, bits, strict=True)])
-
-    def _multiplier(self, name: str, bits: Tensor) -> Tensor:
-        key = (name, bits.dtype, bits.device)
-        if key not in self._keep:
-            # In the tensor's own strides, so that the product is one flat loop (channels_last included).
-            self._keep[key] = torch.empty_like(bits).copy_(self.masks[name])
-        return self._keep[key]
+        weights, known = named_weights(self.model), self._held
+        self._held = {
+            id(weights[name]): known.get(id(weights[name])) or _HeldWeight(self.masks, name, weights[name])
+            for name in self.masks
+        }
 
     @torch.no_grad()
     def _drop_momentum(self, optimizer: torch.optim.Optimizer) -> None:
-        for parameter, state in optimizer.state.items():
-            if id(parameter) not in self._held:
-                continue
-            dead = ~self.masks[self._held[id(parameter)][0]]
-            for value in state.values():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    value.masked_fill_(dead.to(value.device), 0.0)
+        _zero_dead([
+            (value, held) for parameter, state in optimizer.state.items() if (held := self._held.get(id(parameter)))
+            for value in state.values() if isinstance(value, Tensor) and value.shape == parameter.shape
+        ])  # fmt: skip
+
+
+class _HeldWeight:
+    """A parameter under its mask. It is kept, so that no other tensor can come to have its id."""
+
+    def __init__(self, masks: Masks, name: str, parameter: nn.Parameter):
+        self.parameter, self._masks, self._name = parameter, masks, name
+        self._keep: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self._known: tuple[int, torch.dtype, Tensor, Tensor] | None = None
+
+    def keep(self, bits: Tensor) -> Tensor:
+        """What to multiply `bits` by: 0 where a weight is pruned, 1 elsewhere."""
+        key = (bits.dtype, bits.device)
+        if key not in self._keep:
+            # In the tensor's own strides, so that the product is one flat loop (channels_last included).
+            self._keep[key] = torch.empty_like(bits).copy_(self._masks[self._name])
+        return self._keep[key]
+
+    def bits_and_keep(self) -> tuple[Tensor, Tensor]:
+        """The parameter's bits and what to multiply them by, found anew where it was moved or converted."""
+        where, dtype = self.parameter.data_ptr(), self.parameter.dtype
+        if self._known is None or self._known[0] != where or self._known[1] != dtype:
+            bits = _bits(self.parameter)
+            self._known = (where, dtype, bits, self.keep(bits))
+        return self._known[2], self._known[3]
+
+
+def _zero_dead(tensors: Sequence[tuple[Tensor, _HeldWeight]]) -> None:
+    """Sets the pruned places of these tensors to 0.0.
+
+    By a product of the bits, read as integers, with 0 or 1: unlike a product of floats it turns NaN, infinity and
+    negative numbers into +0.0 too, and unlike `masked_fill_` it costs 0.1 % of a step.
+    """
+    if tensors:
+        bits = [_bits(tensor) for tensor, _ in tensors]
+        torch._foreach_mul_(bits, [held.keep(b) for (_, held), b in zip(tensors, bits, strict=True)])
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The same memory read as integers, in view of autograd."""
+    return tensor.detach().view(_BITS_OF[tensor.element_size()])
 
 
 _BITS_OF = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gentickets.errors import MaskError
+from gentickets.evaluating import evaluating
 from gentickets.masks import Masks
 from gentickets.naming import check_components, components_of, named_layers, unwrap
 from gentickets.sparse_chain import SparseSequential
@@ -47,7 +48,6 @@ class Accelerated:
         self.masks = Masks({name: mask for name, mask in masks.items() if name not in sparse})
         layers = dict(named_layers(model))
         with torch.no_grad():
-            masks.apply_(model)
             _swap(model, {
                 id(layer): SPARSE[type(layer)](layer, masks[f"{choice.layer}.weight"])
                 for choice in choices if choice.sparse for layer in [layers[choice.layer]]
@@ -90,6 +90,7 @@ def accelerate(model: nn.Module, masks: Masks, example_inputs: Mapping[str, Tens
     check_components(example_inputs, components_of(model))
     if any(isinstance(layer, SparseLayer) for layer in model.modules()):
         raise MaskError("the model is accelerated already: restore(model) first")
+    masks.apply_(model)  # before anything passes through it
     counts = masks.counts()
     work = _multiply_adds(model, example_inputs)
     shared = _shared(model)
@@ -158,7 +159,6 @@ def _shared(model: nn.Module) -> set[int]:
     return twice
 
 
-@torch.no_grad()
 def _multiply_adds(model: nn.Module, example_inputs: Mapping[str, Tensor]) -> dict[int, float]:
     """Layer (by id) → multiply-adds of one forward pass of the example through its dense form."""
     work: dict[int, float] = {}
@@ -171,19 +171,12 @@ def _multiply_adds(model: nn.Module, example_inputs: Mapping[str, Tensor]) -> di
             places = len(side) * side.shape[2:].numel()
         work[id(layer)] = work.get(id(layer), 0.0) + places * layer.weight.numel()
 
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with evaluating(model), ExitStack() as stack:
+        for layer in model.modules():
+            if type(layer) in SPARSE:
+                stack.callback(layer.register_forward_hook(count).remove)
         for component, example in example_inputs.items():
-            part = getattr(unwrap(model), component)
-            with ExitStack() as stack:
-                for layer in part.modules():
-                    if type(layer) in SPARSE:
-                        stack.callback(layer.register_forward_hook(count).remove)
-                part(example)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+            getattr(unwrap(model), component)(example)
     return work
 
 

@@ -66,6 +66,7 @@ def write_level(
             "reason": outcome.reason,
             "primary": judge.primary,
             "metrics": metrics_json(measured),
+            "sparse_layers": list(outcome.sparse_layers),
             "cost": {**_cost_json(price), **_flops("find", outcome.find), **_flops("train", outcome.train)},
             "start_step": made.span[0],
             "end_step": made.span[1],

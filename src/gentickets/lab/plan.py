@@ -17,6 +17,7 @@ from gentickets.lab.evaluation import Judge
 from gentickets.lab.recipe import Recipe, make_recipe
 from gentickets.lab.seedrun import build_model, steps_of_seed
 from gentickets.lab.trainer import make_fabric
+from gentickets.lab.words import count
 from gentickets.masks import Masks
 from gentickets.naming import named_state
 from gentickets.training import train, with_averages
@@ -27,7 +28,7 @@ _WARM, _MEASURED = 3, 1.0
 
 @dataclass(frozen=True)
 class Plan:
-    """What a whole run is expected to take. `seconds` of wall clock, bytes of memory and disk."""
+    """What a whole run is expected to take. `seconds` of wall clock, bytes of memory and disk; `threads` a training."""
 
     step_seconds: float
     evaluate_seconds: float
@@ -36,11 +37,13 @@ class Plan:
     seconds: float
     memory_bytes: int
     disk_bytes: int
+    threads: int = 1
 
     def words(self) -> str:
         return (
             f"{self.trainings} trainings, {self.steps:,} steps: about {duration(self.seconds)}, "
-            f"{size(self.memory_bytes)} of memory, {size(self.disk_bytes)} of disk"
+            f"{size(self.memory_bytes)} of memory, {size(self.disk_bytes)} of disk; "
+            f"{count(self.threads, 'thread')} a training"
         )
 
 
@@ -57,7 +60,7 @@ def measure(recipe: Recipe, images: ImageSet, judge: Judge, threads: int, worker
     # A level keeps the weights twice (where it starts, where it ends), averages once, and one bit a weight.
     averaged = 1 if recipe.training.ema is not None else 0
     per_level = int(weights * (2 + averaged + 1 / 32)) + 200_000
-    return replace(trained, memory_bytes=held, disk_bytes=per_level * trained.trainings)
+    return replace(trained, memory_bytes=held, disk_bytes=per_level * trained.trainings, threads=threads)
 
 
 def _measure(recipe: Recipe, images: ImageSet, judge: Judge) -> tuple[float, float, int]:
@@ -124,7 +127,8 @@ def fit(recipe: Recipe, plan: Plan, budget: float, workers: int) -> tuple[Recipe
                 new = _plan(tried, plan.step_seconds, plan.evaluate_seconds, workers)
                 if new.seconds <= budget:
                     per_level = plan.disk_bytes / plan.trainings
-                    new = replace(new, memory_bytes=plan.memory_bytes, disk_bytes=int(per_level * new.trainings))
+                    disk = int(per_level * new.trainings)
+                    new = replace(new, memory_bytes=plan.memory_bytes, disk_bytes=disk, threads=plan.threads)
                     return tried, new, _given_up(recipe, tried)
     raise RecipeError(
         f"--time {duration(budget)} is too short: the dense model and one round of "

@@ -21,7 +21,7 @@ from gentickets.errors import RecipeError
 from gentickets.objectives import OBJECTIVES, Objective
 from gentickets.pruning import Granularity, Scope
 from gentickets.search.levels import Others, Retrain
-from gentickets.training import Schedule, Settings
+from gentickets.training import Execution, Schedule, Settings
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -119,6 +119,7 @@ class TrainingPart(_Part):
     ema: Share | None = None
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    execution: Execution = "auto"
     accelerator: Literal["cpu", "cuda", "auto"] = "auto"
     threads: Count | Literal["auto"] = "auto"
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 20.0

@@ -31,6 +31,7 @@ from gentickets.lab.recipe import DataPart, Recipe, make_recipe
 from gentickets.lab.results import read_run, write_csv
 from gentickets.lab.seedrun import SeedRun, build_model
 from gentickets.lab.trainer import Event, make_fabric
+from gentickets.metrics.cost import training_flops
 from gentickets.naming import components_of
 from gentickets.training import threads_for
 
@@ -146,11 +147,14 @@ def make_judge(recipe: Recipe, train: ImageSet, held_out: ImageSet) -> Judge:
 
 
 def threads_of(recipe: Recipe, images: ImageSet, workers: int) -> int:
-    """Intra-op threads of each of `workers` trainings side by side."""
+    """Intra-op threads of each of `workers` trainings side by side, which share the cores."""
     if recipe.training.threads != "auto":
         return recipe.training.threads
-    parameters = sum(p.numel() for p in build_model(recipe, images, 0).parameters())
-    return threads_for(parameters, recipe.training.batch_size, (os.cpu_count() or 1) // workers)
+    objective = recipe.build_objective()
+    few = torch.zeros(2 * objective.batches_per_step, *images.shape)
+    each = training_flops(build_model(recipe, images, 0), objective, few).dense
+    step = each * recipe.training.batch_size * objective.batches_per_step
+    return threads_for(step, (os.cpu_count() or 1) // workers)
 
 
 def _origin(

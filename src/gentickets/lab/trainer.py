@@ -49,7 +49,10 @@ class Price:
 
 @dataclass
 class Outcome:
-    """How the trainings of a level went: `find` is what its masks cost, `train` what training from them did."""
+    """How the trainings of a level went: `find` is what its masks cost, `train` what training from them did.
+
+    `sparse_layers`: those that were trained on their live weights alone.
+    """
 
     status: str = "complete"
     reason: str | None = None
@@ -57,6 +60,7 @@ class Outcome:
     images: int = 0
     find: Price = Price()
     train: Price = Price()
+    sparse_layers: tuple[str, ...] = ()
 
 
 class Trainer:
@@ -164,6 +168,7 @@ class Trainer:
     def _account(self, model: nn.Module, masks: Masks, trained: Trained, finding: bool) -> None:
         outcome = self.outcome
         outcome.averaged = trained.averaged
+        outcome.sparse_layers = tuple(choice.layer for choice in trained.choices if choice.sparse)
         outcome.images += trained.images
         few = self.batches.at(0)[: 2 * self.objective.batches_per_step]
         each = training_flops(model, self.objective, few, masks)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from gentickets.evaluating import evaluating
 from gentickets.masks import Masks
 from gentickets.naming import (
     CONVOLUTIONS,
@@ -138,7 +139,7 @@ def _flops(component: nn.Module, name: str, example: Tensor | tuple[Tensor, ...]
         for _, layer in named_layers(component, name):
             if isinstance(layer, CONVOLUTIONS + TRANSPOSED + NORMS + (nn.Linear,)):
                 stack.callback(layer.register_forward_hook(count).remove)
-        stack.enter_context(_as_evaluated(component))
+        stack.enter_context(evaluating(component))
         component(*(tensor.to(where) for tensor in inputs))
     batch = len(inputs[0])
     return round(totals[0] / batch), round(totals[1] / batch)
@@ -157,19 +158,6 @@ def _of_call(layer: nn.Module, given: tuple[Any, ...], output: Any, alive: _Aliv
         places = output.numel() // layer.out_channels
     weights, live = alive.of_layer(layer)
     return 2 * places * weights, 2 * places * live
-
-
-@contextmanager
-def _as_evaluated(component: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients; random generator and modes are as before on leaving."""
-    modes = [(module, module.training) for module in component.modules()]
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            component.eval()
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @dataclass(frozen=True)
