@@ -41,8 +41,7 @@ def sparse_training(net: str, sparsity: float) -> Contest:
     holding = Step(held)
     closing.enter_context(masks.hold(held.model, *holding.optimizers.values()))
     contenders["masked dense"] = Contender(holding)
-    fast = _accelerated(build(net), masks, closing)
-    step = Step(fast)
+    step = _fast_step(build(net), masks, closing)
     step()
     dense()
     contenders["gentickets accelerate"] = Contender(
@@ -91,10 +90,22 @@ def _memory_goal(net: str, sparsity: float) -> dict[str, float]:
     return _goal("memory", MEMORY, sparsity) if net in ("linear-ae", "deep-ae") else {}
 
 
+def _fast_step(net: Net, masks: gt.Masks, closing: ExitStack) -> Step:
+    """A step on live weights; what stays dense is held to its masks."""
+    fast = closing.enter_context(gt.accelerate(net.model, masks, _examples(net)))
+    step = Step(replace(net, batch=gt.lanes(net.batch)))
+    closing.enter_context(fast.masks.hold(net.model, *step.optimizers.values()))
+    return step
+
+
 def _accelerated(net: Net, masks: gt.Masks, closing: ExitStack) -> Net:
-    """The net on its live weights. What stays dense is masked once: its own steps are not those of these benchmarks."""
-    closing.enter_context(gt.accelerate(net.model, masks, net.objective.example_inputs(net.model, net.batch)))
-    return replace(net, batch=gt.lanes(net.batch))
+    """The net on its live weights, to be run and not trained."""
+    closing.enter_context(gt.accelerate(net.model, masks, _examples(net)))
+    return net
+
+
+def _examples(net: Net) -> dict[str, Tensor]:
+    return net.objective.example_inputs(net.model, net.batch)
 
 
 def _shrunk(net: Net, masks: gt.Masks) -> Net:
@@ -158,10 +169,8 @@ def _strays(name: str, masks: gt.Masks, steps: int = 20) -> float:
     losses: list[list[float]] = []
     for sparse in (False, True):
         with ExitStack() as closing:
-            net = build(name)
-            if sparse:
-                net = _accelerated(net, masks, closing)
-            step = Step(net)
+            step = _fast_step(build(name), masks, closing) if sparse else Step(build(name))
+            net = step.net
             if not sparse:
                 closing.enter_context(masks.hold(net.model, *step.optimizers.values()))
             losses.append([])
