@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 import gentickets as gt
 from benchmarks.contest import Contender, Contest, benchmark
-from benchmarks.steps import Net, Step, build
+from benchmarks.steps import BATCH, Net, Step, build
 from gentickets.export import export
+from gentickets.models.paper import PAPER
 
 CASES = {"net": ("linear-ae", "deep-ae", "vae", "dcgan"), "sparsity": (0.9, 0.95, 0.98, 0.99)}
 QUICK = {"net": ("tiny-ae",), "sparsity": (0.9,)}
@@ -53,6 +54,29 @@ def sparse_training(net: str, sparsity: float) -> Contest:
         contenders["torch.sparse, sampled gradients"] = Contender(Step(_torch_sparse(build(net), masks)))
         contenders["dead units removed"] = Contender(Step(_shrunk(build(net), masks)))
     return Contest("dense", contenders, closing)
+
+
+@benchmark({"model": tuple(PAPER), "sparsity": (0.7, 0.9)}, {"model": ("paper-linear-ae",), "sparsity": (0.9,)})
+def sparse_catalogue(model: str, sparsity: float) -> Contest:
+    """Every network of the paper, of width 32, trained as `train` does by itself: never slower than masked dense."""
+    closing = ExitStack()
+    held = _preset(model)
+    masks = _masks(held, sparsity)
+    dense = Step(held)
+    closing.enter_context(masks.hold(held.model, *dense.optimizers.values()))
+    fast = Contender(_fast_step(_preset(model), masks, closing), at_most={"ratio": 1.0})
+    return Contest("masked dense", {"masked dense": Contender(dense), "gentickets accelerate": fast}, closing)
+
+
+def _preset(name: str) -> Net:
+    torch.manual_seed(0)
+    images = torch.rand(BATCH, 3, 32, 32) * 2 - 1
+    model = PAPER[name](32, 3, width=32)
+    if hasattr(model, "generator"):
+        loss: gt.Objective = gt.Adversarial(128, loss="hinge")
+    else:
+        loss = gt.ELBO(32) if "vae" in name else gt.Autoencoding()
+    return Net(model, loss, images)
 
 
 @benchmark(CASES, QUICK)

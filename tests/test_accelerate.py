@@ -206,3 +206,120 @@ def test_lanes_change_no_number():
         laid = module.lanes(images)
         assert torch.equal(laid, images)
         assert laid.stride(0) == 1
+
+
+class Peculiar(nn.Module):
+    """Components whose code asks more of a layer than to be called."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.part = way()
+
+
+class AsksForItsWeight(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, inputs):
+        return self.layer(inputs.to(self.layer.weight.dtype))
+
+
+class JoinsTheBatch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(2, 3, 2)
+
+    def forward(self, images):
+        return self.layer(images).view(-1)
+
+
+class CallsByKeyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.ConvTranspose2d(2, 3, 2, stride=2)
+
+    def forward(self, images):
+        return self.layer(images, output_size=(7, 7))
+
+
+@pytest.mark.parametrize(
+    ("way", "shape"), [(AsksForItsWeight, (5, 6)), (JoinsTheBatch, (5, 2, 4, 4)), (CallsByKeyword, (5, 2, 3, 3))]
+)
+def test_a_model_whose_code_cannot_run_with_sparse_layers_stays_dense(way, shape):
+    model = Peculiar(way)
+    masks = gt.prune(gt.magnitude(model), to_sparsity=0.8)
+    layers, weights = dict(model.named_modules()), {name: p.clone() for name, p in model.named_parameters()}
+    masks.apply_(model)
+    fast = gt.accelerate(model, masks, {"part": torch.randn(shape)})
+    assert not fast
+    assert all("does not run with sparse layers" in choice.why for choice in fast.choices)
+    assert fast.masks == masks
+    assert dict(model.named_modules()) == layers
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(weight, weights[name] * masks[name] if name in masks else weights[name])
+
+
+def test_an_optimiser_from_before_is_refused():
+    model, objective, images = family("ae")
+    masks = gt.prune(gt.magnitude(model), to_sparsity=0.9, scope="layer")
+    optimizer = torch.optim.Adam(model.parameters())
+    with (
+        gt.accelerate(model, masks, objective.example_inputs(model, images)) as fast,
+        pytest.raises(MaskError, match="make it after"),
+    ):
+        fast.masks.hold(model, optimizer)
+
+
+def test_what_is_loaded_or_frozen_within_stays_so():
+    model, objective, images = family("ae")
+    masks = gt.prune(gt.magnitude(model), to_sparsity=0.9, scope="layer")
+    with gt.accelerate(model, masks, objective.example_inputs(model, images)):
+        state = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+        model.load_state_dict(state, assign=True)
+        model.requires_grad_(False)
+    assert not any(p.requires_grad for p in model.parameters())
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            assert torch.equal(parameter, state[name]), name
+    masks.audit(model)
+
+
+def test_an_interruption_while_swapping_loses_nothing(monkeypatch):
+    model, objective, images = family("ae")
+    masks = gt.prune(gt.magnitude(model), to_sparsity=0.9, scope="layer")
+    masks.apply_(model)
+    before = {name: tensor.clone() for name, tensor in named_state(model).items()}
+    release = SparseLayer.release
+    calls = []
+
+    def interrupted(layer):
+        release(layer)
+        calls.append(layer)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(SparseLayer, "release", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        gt.accelerate(model, masks, objective.example_inputs(model, images))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in named_state(model).items())
+
+
+def test_a_copied_component_that_is_one_layer_is_restored():
+    model = Peculiar(lambda: nn.Linear(6, 4))
+    masks = gt.prune(gt.magnitude(model), to_sparsity=0.8)
+    with gt.accelerate(model, masks, {"part": torch.randn(5, 6)}):
+        copied = module.restore(copy.deepcopy(model.part))
+        assert type(copied) is nn.Linear
+        torch.testing.assert_close(copied(torch.ones(2, 6)), model.part(torch.ones(2, 6)))
+
+
+def test_a_layer_without_a_live_weight_is_trained_like_the_others():
+    model, objective, images = family("ae")
+    masks = gt.Masks({**gt.Masks.dense(model), "encoder.3.weight": torch.zeros(32, 64, dtype=torch.bool)})
+    dense = clone(model)
+    expected = trained(dense, masks, objective, images, 5)
+    with gt.accelerate(model, masks, objective.example_inputs(model, images)) as fast:
+        assert "encoder.3" in [choice.layer for choice in fast.choices if choice.sparse]
+        found = trained(model, fast.masks, objective, images, 5)
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected))

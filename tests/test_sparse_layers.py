@@ -150,6 +150,7 @@ def test_the_dense_layer_comes_back_with_what_was_learned():
     dense = nn.Conv2d(3, 4, 3)
     weight, mask = dense.weight, torch.rand(dense.weight.shape) < 0.3
     sparse = SPARSE[nn.Conv2d](dense, mask)
+    sparse.release()
     assert weight.numel() == 0  # its memory is free
     with torch.no_grad():
         sparse.values += 1
@@ -264,3 +265,61 @@ def test_stepping_one_part_through_a_chain_leaves_the_weights_of_the_other_alone
     chain(before.expand(8, 6) * 2).sum().backward(inputs=[before])
     assert before.grad is not None
     assert sparse.values.grad is None
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_an_input_that_the_dense_layer_refuses_is_refused(kind):
+    make, shape = SMALL[kind]
+    _, _, sparse = masked(make(), 0.5)
+    wrong = torch.randn(shape[0], shape[1] - 1, *shape[2:])
+    with pytest.raises(ValueError, match="channels along axis"):
+        sparse(wrong)
+    if kind == "linear":
+        with pytest.raises(ValueError, match="channels along axis"):
+            SparseSequential(nn.Sequential(sparse))(wrong)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_an_empty_batch(kind):
+    make, shape = SMALL[kind]
+    layer, _, sparse = masked(make(), 0.5)
+    out = sparse(torch.randn(0, *shape[1:]))
+    assert out.shape == layer(torch.randn(0, *shape[1:])).shape
+    out.sum().backward()
+    assert not sparse.values.grad.any()
+
+
+def test_what_follows_a_chain_may_change_its_output_in_place():
+    layer, mask, sparse = masked(nn.Linear(6, 4), 0.5)
+    plain = nn.Sequential(layer, nn.Hardtanh(inplace=True))
+    chain = SparseSequential(nn.Sequential(sparse, nn.Hardtanh(inplace=True)))
+    inputs = torch.randn(5, 6)
+    plain(inputs).sum().backward()
+    chain(inputs).sum().backward()
+    torch.testing.assert_close(sparse.values.grad, layer.weight.grad[mask])
+
+
+def test_second_derivatives_of_a_chain_with_parameters_of_another_call():
+    _, _, sparse = masked(nn.Linear(6, 4).double(), 0.5)
+    chain = SparseSequential(nn.Sequential(sparse, nn.LeakyReLU(0.2)))
+    values, bias = (torch.randn_like(p, requires_grad=True) for p in (sparse.values, sparse.bias))
+    inputs = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+
+    def run(*given):
+        return torch.func.functional_call(chain, {"0.values": given[0], "0.bias": given[1]}, (given[2],))
+
+    assert torch.autograd.gradgradcheck(run, (values, bias, inputs))
+
+
+def test_a_part_of_a_chain_is_a_plain_sequence():
+    _, _, sparse = masked(nn.Linear(6, 4), 0.5)
+    chain = SparseSequential(nn.Sequential(sparse, nn.ReLU(), nn.Tanh()))
+    assert chain[0] is sparse
+    inputs = torch.randn(3, 6)
+    torch.testing.assert_close(torch.tanh(chain[:-1](inputs)), chain(inputs))
+
+
+def test_a_fresh_norm_without_momentum_is_evaluated():
+    norm = nn.BatchNorm2d(4, momentum=None).eval()
+    images = torch.randn(8, 4, 3, 5)
+    torch.testing.assert_close(LanesNorm(norm)(lanes(images)), norm(images))

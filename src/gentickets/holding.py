@@ -30,6 +30,8 @@ class Hold:
         for optimizer in self.optimizers:
             if isinstance(optimizer, torch.optim.LBFGS):
                 raise MaskError("LBFGS evaluates the model inside its step, between two maskings: use another")
+            if any(getattr(p, "is_emptied", False) for group in optimizer.param_groups for p in group["params"]):
+                raise MaskError("an optimiser has a weight that `accelerate` emptied: make it after accelerate(...)")
         for net in (model, *copies):
             masks.check_fits(net)
         self._held: dict[int, _HeldWeight] = {}

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from gentickets.errors import MaskError
 from gentickets.evaluating import evaluating
 from gentickets.masks import Masks
 from gentickets.naming import check_components, components_of, named_layers, unwrap
 from gentickets.sparse_chain import SparseSequential
-from gentickets.sparse_kernels import missing
+from gentickets.sparse_kernels import missing, threads
 from gentickets.sparse_layers import SPARSE, LanesNorm, SparseLayer, SparseLinear
 
 # Multiply-adds a microsecond and microseconds a call, forward and backward together, of one thread: what
@@ -46,13 +47,6 @@ class Accelerated:
         self.model, self.choices = model, choices
         sparse = {f"{choice.layer}.weight" for choice in choices if choice.sparse}
         self.masks = Masks({name: mask for name, mask in masks.items() if name not in sparse})
-        layers = dict(named_layers(model))
-        with torch.no_grad():
-            _swap(model, {
-                id(layer): SPARSE[type(layer)](layer, masks[f"{choice.layer}.weight"])
-                for choice in choices if choice.sparse for layer in [layers[choice.layer]]
-            })  # fmt: skip
-        _swap(model, {id(one): twin for one in model.modules() if (twin := _twin(one)) is not None})
 
     def __enter__(self) -> Accelerated:
         return self
@@ -82,7 +76,9 @@ def accelerate(model: nn.Module, masks: Masks, example_inputs: Mapping[str, Tens
     `example_inputs`: component → a batch of the size that is trained on, or run. By their shapes the work of each layer
     is known, and by a table of measured rates which form is faster; so the choice is the same on every machine. A
     layer stays dense where its weights are shared, parametrised or hooked, on a GPU, in half precision, with a
-    padding other than zeros, or where the package was installed without a C compiler; `choices` says why.
+    padding other than zeros, or where the package was installed without a C compiler; all do where the model's code
+    cannot run the examples with them, or gives something else. `choices` says why. What sparse layers give is
+    strided batch innermost: `reshape` it, where `view` would have joined the batch with another axis.
 
     Raises `MaskError` where the masks do not fit, or for a component that does not exist.
     """
@@ -91,24 +87,30 @@ def accelerate(model: nn.Module, masks: Masks, example_inputs: Mapping[str, Tens
     if any(isinstance(layer, SparseLayer) for layer in model.modules()):
         raise MaskError("the model is accelerated already: restore(model) first")
     masks.apply_(model)  # before anything passes through it
-    counts = masks.counts()
-    work = _multiply_adds(model, example_inputs)
-    shared = _shared(model)
-    choices = []
-    for name, layer in named_layers(model):
-        weight = f"{name}.weight" if name else "weight"
-        if weight in counts:
-            alive = counts[weight] / max(1, layer.weight.numel())  # type: ignore[operator]
-            why = _cannot(layer, shared) or _slower(work.get(id(layer)), alive)
-            choices.append(Choice(name, alive, why is None, why or "fewer multiplications"))
-    return Accelerated(model, masks, tuple(choices))
+    work: dict[int, float] = {}
+    with _counted(model, work):
+        expected = _outputs(model, example_inputs)
+    choices = _choose(model, masks, work)
+    try:
+        _swap_in(model, masks, choices)
+        reason = _differs(model, example_inputs, expected) if any(choice.sparse for choice in choices) else None
+    except BaseException:
+        restore(model)
+        raise
+    if reason is not None:
+        restore(model)
+        choices = tuple(replace(choice, sparse=False, why=reason) if choice.sparse else choice for choice in choices)
+    return Accelerated(model, masks, choices)
 
 
 def restore(model: nn.Module) -> nn.Module:
-    """Puts dense layers back in the place of all sparse ones, in place; for copies and averages of a model too."""
+    """Puts dense layers back in the place of all sparse ones, in place; for copies and averages of a model too.
+
+    Returns the model: another module only where `model` is itself a layer or a sequence that was swapped.
+    """
     for kind in (SparseSequential, SparseLayer, LanesNorm):  # first what holds the others
         _swap(model, {id(one): one.dense() for one in model.modules() if isinstance(one, kind)})
-    return model
+    return model.dense() if isinstance(model, SparseSequential | SparseLayer | LanesNorm) else model
 
 
 def lanes(images: Tensor) -> Tensor:
@@ -118,6 +120,19 @@ def lanes(images: Tensor) -> Tensor:
 
 
 # -- choosing ----------------------------------------------------------------------------------------------------------
+
+
+def _choose(model: nn.Module, masks: Masks, work: Mapping[int, float]) -> tuple[Choice, ...]:
+    """How each masked layer is best run; `work`: the multiply-adds of a pass through each, by its id."""
+    counts, shared = masks.counts(), _shared(model)
+    choices = []
+    for name, layer in named_layers(model):
+        weight = f"{name}.weight" if name else "weight"
+        if weight in counts:
+            alive = counts[weight] / max(1, layer.weight.numel())  # type: ignore[operator]
+            why = _cannot(layer, shared) or _slower(work.get(id(layer)), alive)
+            choices.append(Choice(name, alive, why is None, why or "fewer multiplications"))
+    return tuple(choices)
 
 
 def _cannot(layer: nn.Module, shared: set[int]) -> str | None:
@@ -133,8 +148,11 @@ def _cannot(layer: nn.Module, shared: set[int]) -> str | None:
         return f"in {str(weight.dtype).removeprefix('torch.')}"
     if id(weight) in shared:
         return "its weight is shared with another layer"
-    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or weight._backward_hooks:
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    if any(hooks) or weight._backward_hooks or weight._post_accumulate_grad_hooks:
         return "it has hooks"
+    if weight.numel() >= 2**31:
+        return "it has too many weights"
     if getattr(layer, "padding_mode", "zeros") != "zeros" or isinstance(getattr(layer, "padding", 0), str):
         return "its padding is not by numbers of zeros"
     return None
@@ -145,7 +163,7 @@ def _slower(work: float | None, density: float) -> str | None:
     if work is None:
         return "not called as a layer on the example inputs"
     dense = 3 * work / _DENSE_RATE + _DENSE_CALL
-    sparse = 3 * work * density / _SPARSE_RATE + _SPARSE_CALL
+    sparse = 3 * work * density / _SPARSE_RATE * (torch.get_num_threads() / threads()) + _SPARSE_CALL
     return None if sparse < dense else f"dense is faster at density {density:.2f} and this size"
 
 
@@ -159,28 +177,73 @@ def _shared(model: nn.Module) -> set[int]:
     return twice
 
 
-def _multiply_adds(model: nn.Module, example_inputs: Mapping[str, Tensor]) -> dict[int, float]:
-    """Layer (by id) → multiply-adds of one forward pass of the example through its dense form."""
-    work: dict[int, float] = {}
+@contextmanager
+def _counted(model: nn.Module, work: dict[int, float]) -> Iterator[None]:
+    """Adds to `work`, by layer id, the multiply-adds of what passes through the layers meanwhile."""
 
-    def count(layer: Any, given: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(layer, nn.Linear):
-            places = output.numel() / layer.out_features
-        else:
-            side = given[0] if isinstance(layer, nn.ConvTranspose2d) else output
-            places = len(side) * side.shape[2:].numel()
+    def count(layer: Any, given: tuple[Any, ...], output: Tensor) -> None:
+        side = given[0] if isinstance(layer, nn.ConvTranspose2d) and given else output
+        places = output.numel() / layer.out_features if isinstance(layer, nn.Linear) else len(side) * _area(side)
         work[id(layer)] = work.get(id(layer), 0.0) + places * layer.weight.numel()
 
-    with evaluating(model), ExitStack() as stack:
+    with ExitStack() as stack:
         for layer in model.modules():
             if type(layer) in SPARSE:
                 stack.callback(layer.register_forward_hook(count).remove)
+        yield
+
+
+def _area(images: Tensor) -> int:
+    return images.shape[2:].numel()
+
+
+# -- trying ------------------------------------------------------------------------------------------------------------
+
+
+def _outputs(model: nn.Module, example_inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    """All tensors that the components give for their examples, in evaluation mode, with chance as it always falls."""
+    found: list[Tensor] = []
+    with evaluating(model), torch.enable_grad():
+        torch.manual_seed(0)
         for component, example in example_inputs.items():
-            getattr(unwrap(model), component)(example)
-    return work
+            leaves = tree_leaves(getattr(unwrap(model), component)(example))
+            found += [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return found
+
+
+def _differs(model: nn.Module, example_inputs: Mapping[str, Tensor], expected: list[Tensor]) -> str | None:
+    """Why the model with its sparse layers is not what it was, in words: it fails, or gives something else."""
+    try:
+        found = _outputs(model, example_inputs)
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        total = sum(leaf.float().sum() for leaf in found if leaf.requires_grad)
+        if weights and isinstance(total, Tensor):
+            torch.autograd.grad(total, weights, allow_unused=True)
+    except Exception as error:  # whatever the model's own code makes of layers that are not what it thinks
+        first = next(iter(str(error).splitlines()), "")
+        return f"the model does not run with sparse layers: {type(error).__name__}: {first}"
+    for one, other in zip(found, expected, strict=True):
+        scale = float(other.detach().abs().max()) if other.numel() else 0.0
+        if one.shape != other.shape or float((one - other).detach().abs().max() if one.numel() else 0.0) > 1e-3 * scale:
+            return "the model gives something else with sparse layers"
+    return None
 
 
 # -- swapping ----------------------------------------------------------------------------------------------------------
+
+
+def _swap_in(model: nn.Module, masks: Masks, choices: tuple[Choice, ...]) -> None:
+    """Puts sparse layers in the place of the chosen ones, and beside them what works better there."""
+    layers = dict(named_layers(model))
+    chosen = {choice.layer: layers[choice.layer] for choice in choices if choice.sparse}
+    if not chosen:
+        return
+    with torch.no_grad():
+        _swap(model, {id(layer): SPARSE[type(layer)](layer, masks[f"{name}.weight"]) for name, layer in chosen.items()})
+    for one in model.modules():
+        if isinstance(one, SparseLayer):
+            one.release()
+    _swap(model, {id(one): twin for one in model.modules() if (twin := _twin(one)) is not None})
 
 
 def _twin(module: nn.Module) -> nn.Module | None:

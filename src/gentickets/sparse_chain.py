@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gentickets.sparse_layers import SparseLinear, will_run
+from gentickets.sparse_layers import SparseLinear, linear_down, will_run
 
 Link = tuple[SparseLinear, float | None]
 """A layer and the slope of the rectifier behind it for negative numbers (0: ReLU); None: no rectifier."""
@@ -32,6 +32,9 @@ class SparseSequential(nn.Sequential):
 
     def dense(self) -> nn.Sequential:
         return self._sequential[0]
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.dense().__getitem__(index)  # a part of it is a plain sequence
 
     def forward(self, inputs: Any) -> Any:
         for part in _parts(list(self._modules.values())):
@@ -74,13 +77,14 @@ def _slope(module: nn.Module) -> float | None:
 
 
 def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
 def _chained(links: list[Link], inputs: Tensor) -> Tensor:
     tensors = [tensor for layer, _ in links for tensor in (layer.values, layer.bias)]
     chain = [(layer.pattern.layout((1, 1), (1, 1)), slope) for layer, slope in links]
-    return _Chain.apply(inputs.to(links[0][0].values.dtype).t(), chain, links, *tensors).t()
+    links[0][0].check(inputs, 2, -1, links[0][0].pattern.big)
+    return _Chain.apply(inputs.to(links[0][0].values.dtype).t(), chain, *tensors).t()
 
 
 def _plain(outputs: Tensor, slope: float | None) -> Tensor:
@@ -93,7 +97,7 @@ class _Chain(torch.autograd.Function):
     """(channels, batch) → (channels, batch) through all links."""
 
     @staticmethod
-    def forward(ctx: Any, side: Tensor, chain: list[Any], links: list[Link], *tensors: Tensor | None) -> Tensor:
+    def forward(ctx: Any, side: Tensor, chain: list[Any], *tensors: Tensor | None) -> Tensor:
         sides = [side.contiguous()]
         for (layout, slope), values, bias in zip(chain, tensors[::2], tensors[1::2], strict=True):
             assert values is not None
@@ -101,8 +105,9 @@ class _Chain(torch.autograd.Function):
             if slope is not None:
                 torch.relu_(out) if slope == 0 else F.leaky_relu_(out, slope)
             sides.append(out)
-        ctx.save_for_backward(side, *sides, *tensors)
-        ctx.chain, ctx.links = chain, links
+        # Without a rectifier the last side is not needed again, and whoever comes next may change it in place.
+        ctx.save_for_backward(side, *sides[:-1], sides[-1] if chain[-1][1] is not None else None, *tensors)
+        ctx.chain = chain
         return sides[-1]
 
     @staticmethod
@@ -124,9 +129,9 @@ class _Chain(torch.autograd.Function):
             if wanted[2 * k + 2]:
                 grads[2 * k + 1] = grad.sum(1)
             if first > 2 * k:
-                return None, None, None, *grads
+                return None, None, *grads
             grad = layout.up(tensors[2 * k], None, grad)
-        return grad, None, None, *grads
+        return grad, None, *grads
 
 
 def _wanted(ctx: Any, tensors: tuple[Tensor | None, ...]) -> list[bool]:
@@ -138,10 +143,10 @@ def _wanted(ctx: Any, tensors: tuple[Tensor | None, ...]) -> list[bool]:
 def _differentiable(ctx: Any, side: Tensor, tensors: tuple[Tensor | None, ...], grad: Tensor) -> tuple[Any, ...]:
     """The same gradients by a second pass, layer by layer, that autograd can follow."""
     with torch.enable_grad():
-        out = side.t()
-        for layer, slope in ctx.links:
-            out = _plain(layer(out), slope)
+        out = side
+        for (layout, slope), values, bias in zip(ctx.chain, tensors[::2], tensors[1::2], strict=True):
+            out = _plain(linear_down(values, bias, out, layout), slope)
         given = [tensor for tensor in (side, *tensors) if tensor is not None and tensor.requires_grad]
-        found = iter(torch.autograd.grad(out, given, grad.t(), create_graph=True))
+        found = iter(torch.autograd.grad(out, given, grad, create_graph=True))
     first, *rest = (next(found) if tensor is not None and tensor.requires_grad else None for tensor in (side, *tensors))
-    return first, None, None, *rest
+    return first, None, *rest

@@ -7,6 +7,7 @@ They are built when the package is installed with a C compiler at hand. Without 
 from __future__ import annotations
 
 import ctypes
+import sysconfig
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -61,6 +62,8 @@ def gather(rows: Rows, values: Tensor, bias: Tensor | None, source: Tensor, out:
     `source` and `out` are contiguous: (channels, positions …, batch).
     """
     batch = out.shape[-1]
+    if not batch:
+        return out
     library()[values.dtype][0](
         rows.count, rows.structures, values.data_ptr(), None if bias is None else bias.data_ptr(), source.data_ptr(),
         out.data_ptr(), out.stride(0) // batch, batch, torch.get_num_threads(),
@@ -71,6 +74,8 @@ def gather(rows: Rows, values: Tensor, bias: Tensor | None, source: Tensor, out:
 def sample(rows: Rows, small: Tensor, big: Tensor, grad: Tensor) -> Tensor:
     """grad[k] = Σ over positions and batch of small[row of k] * big[offset of k]: of the live weights only."""
     batch = small.shape[-1]
+    if not batch:
+        return grad.zero_()
     library()[grad.dtype][1](
         rows.structures, small.data_ptr(), big.data_ptr(), grad.data_ptr(), small.stride(0) // batch, batch,
         torch.get_num_threads(),
@@ -83,13 +88,18 @@ def missing() -> str | None:
     return None if library() else "the kernels were not compiled: install with a C compiler at hand"
 
 
+def threads() -> int:
+    """How many threads the kernels work on: torch's, or one where torch has another OpenMP than GNU's."""
+    return torch.get_num_threads() if _torch_parallel() is not None else 1
+
+
 @cache
 def library() -> Mapping[torch.dtype, tuple[Any, Any]]:
     """Dtype → (gather, sample) of the compiled library, on the threads of torch's own OpenMP; empty if not built."""
-    built = sorted(Path(__file__).parent.glob("_sparse*.so"))
-    if not built:
+    try:
+        lib = ctypes.CDLL(str(Path(__file__).with_name(f"_sparse{sysconfig.get_config_var('EXT_SUFFIX')}")))
+    except OSError:
         return {}
-    lib = ctypes.CDLL(str(built[0]))
     lib.gt_set_parallel.argtypes = (ctypes.c_void_p,)
     lib.gt_set_parallel(_torch_parallel())
     pointer, number = ctypes.c_void_p, ctypes.c_int64
@@ -103,6 +113,7 @@ def library() -> Mapping[torch.dtype, tuple[Any, Any]]:
     return found
 
 
+@cache
 def _torch_parallel() -> Any:
     """The address of GOMP_parallel in the OpenMP that torch runs on, None where it has another.
 

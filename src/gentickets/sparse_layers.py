@@ -205,13 +205,13 @@ class _Down(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, bias: Tensor | None, big: Tensor, layout: Layout) -> Tensor:
         padded = layout.padded_big(big)
-        ctx.save_for_backward(values, big)
-        ctx.padded, ctx.layout, ctx.has_bias = padded, layout, bias is not None
+        ctx.save_for_backward(values, big, padded)
+        ctx.layout, ctx.has_bias = layout, bias is not None
         return layout.down(values, bias, padded)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        values, big = ctx.saved_tensors
+        values, big, kept = ctx.saved_tensors
         layout: Layout = ctx.layout
         of_values, of_bias, of_big = _wanted(ctx)
         if torch.is_grad_enabled():  # asked for derivatives of these derivatives
@@ -223,7 +223,7 @@ class _Down(torch.autograd.Function):
             )
         padded = layout.padded_small(grad) if of_values or of_big else grad
         return (
-            layout.sample(padded, ctx.padded) if of_values else None,
+            layout.sample(padded, kept) if of_values else None,
             grad.sum(layout.axes) if of_bias else None,
             layout.up(values, None, padded) if of_big else None,
             None,
@@ -236,13 +236,13 @@ class _Up(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, bias: Tensor | None, small: Tensor, layout: Layout) -> Tensor:
         padded = layout.padded_small(small)
-        ctx.save_for_backward(values, small)
-        ctx.padded, ctx.layout, ctx.has_bias = padded, layout, bias is not None
+        ctx.save_for_backward(values, small, padded)
+        ctx.layout, ctx.has_bias = layout, bias is not None
         return layout.up(values, bias, padded)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        values, small = ctx.saved_tensors
+        values, small, kept = ctx.saved_tensors
         layout: Layout = ctx.layout
         of_values, of_bias, of_small = _wanted(ctx)
         if torch.is_grad_enabled():
@@ -254,7 +254,7 @@ class _Up(torch.autograd.Function):
             )
         padded = layout.padded_big(grad) if of_values or of_small else grad
         return (
-            layout.sample(ctx.padded, padded) if of_values else None,
+            layout.sample(kept, padded) if of_values else None,
             grad.sum(layout.axes) if of_bias else None,
             layout.down(values, None, padded) if of_small else None,
             None,
@@ -307,8 +307,8 @@ def will_run(node: Any) -> bool:
 class SparseLayer(nn.Module):
     """A layer with `values`, its live weights, (weights,), in the order of the dense weight, and `bias`.
 
-    Takes the place of a dense layer, whose bias it shares and whose weight it empties, so that the memory is free;
-    `dense()` gives that layer back.
+    Takes the place of a dense layer, whose bias it shares and whose weight `release` empties, so that the memory is
+    free; `dense()` gives that layer back.
     """
 
     def __init__(self, layer: Any, mask: Tensor, geometry: Geometry = Geometry()):
@@ -317,8 +317,13 @@ class SparseLayer(nn.Module):
         self.pattern = Pattern(tuple(mask.shape), places.int().numpy(), geometry, getattr(layer, "groups", 1))
         self.values = nn.Parameter(layer.weight.detach().reshape(-1)[places], layer.weight.requires_grad)
         self.register_parameter("bias", layer.bias)
-        layer.weight.data, layer.weight.grad = layer.weight.data.new_empty(0), None
         self._layer, self._shape = (layer,), mask.shape  # in a tuple: it is no child of this one
+
+    def release(self) -> None:
+        """Empties the weight of the dense layer, once this one stands in its place."""
+        (layer,) = self._layer
+        layer.weight.data, layer.weight.grad = layer.weight.data.new_empty(0), None
+        layer.weight.is_emptied = True  # by which `hold` knows an optimiser that was made too early
 
     @torch.no_grad()
     def dense(self) -> nn.Module:
@@ -326,20 +331,37 @@ class SparseLayer(nn.Module):
         (layer,) = self._layer
         weight = self.values.new_zeros(self._shape)
         weight.view(-1)[torch.from_numpy(self.pattern.places)] = self.values
-        layer.weight.data = weight
+        layer.weight.data, layer.weight.is_emptied = weight, False
+        layer.weight.requires_grad_(self.values.requires_grad)
+        layer.bias = self.bias  # another one, where one was loaded in its place
         return layer
+
+    def check(self, given: Tensor, dims: int, axis: int, channels: int) -> None:
+        """Raises `ValueError` for an input that the dense layer would not take either."""
+        if given.dim() < dims or given.shape[axis] != channels:
+            raise ValueError(
+                f"{type(self).__name__} takes {channels} channels along axis {axis}, not {tuple(given.shape)}"
+            )
+        if self.values.device.type != "cpu" or given.device.type != "cpu":
+            raise ValueError(f"{type(self).__name__} works on the CPU: restore(model) before moving it")
 
     def extra_repr(self) -> str:
         return f"{'x'.join(map(str, self._shape))}, {len(self.values):,} live weights"
+
+
+def linear_down(values: Any, bias: Any, side: Tensor, layout: Layout) -> Tensor:
+    """A linear layer of live weights, differentiable: (inputs, batch) → (outputs, batch)."""
+    return _Down.apply(values, bias, side, layout)
 
 
 class SparseLinear(SparseLayer):
     """`nn.Linear` with live weights alone: (..., inputs) → (..., outputs)."""
 
     def forward(self, inputs: Tensor) -> Tensor:
+        self.check(inputs, 1, -1, self.pattern.big)
         flat = inputs if inputs.dim() == 2 else inputs.reshape(-1, inputs.shape[-1])
         layout = self.pattern.layout((1, 1), (1, 1))
-        out = _Down.apply(self.values, self.bias, flat.to(self.values.dtype).t(), layout).t()
+        out = linear_down(self.values, self.bias, flat.to(self.values.dtype).t(), layout).t()
         return out if inputs.dim() == 2 else out.reshape(*inputs.shape[:-1], self._shape[0])
 
 
@@ -350,6 +372,7 @@ class SparseConv2d(SparseLayer):
         super().__init__(layer, mask, _geometry(layer))
 
     def forward(self, images: Tensor) -> Tensor:
+        self.check(images, 4, 1, self.pattern.big)
         g, big = self.pattern.geometry, tuple(images.shape[2:])
         small = tuple(
             (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
@@ -369,6 +392,7 @@ class SparseConvTranspose2d(SparseLayer):
         self.output_padding = layer.output_padding
 
     def forward(self, images: Tensor) -> Tensor:
+        self.check(images, 4, 1, self.pattern.small)
         g, small = self.pattern.geometry, tuple(images.shape[2:])
         big = tuple(
             (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + extra + 1
@@ -420,7 +444,8 @@ class LanesNorm(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)
         momentum = self.momentum
         if momentum is None:
-            momentum = 1 / float(self.num_batches_tracked) if self.num_batches_tracked is not None else 0.0
+            count = self.num_batches_tracked if self.training else None
+            momentum = 0.0 if count is None else 1 / float(count)
         out = F.batch_norm(
             lanes.reshape(1, len(lanes), -1),
             self.running_mean if not self.training or self.track_running_stats else None,

@@ -43,7 +43,7 @@ class Settings:
     `steps` is the length of a whole training, on which schedules are laid; a step is one pass through all losses
     of the objective. `ema` is the decay of the moving average, None for no average. `clip_norm` bounds the
     gradient norm of each component, live weights counted. `precision` as Lightning Fabric names it; in "16-mixed"
-    losses are scaled up, so that small gradients do not vanish, and a step whose gradients overflow is left out.
+    losses are scaled up, so that small gradients do not vanish; a component whose gradients overflow is not stepped.
     `execution`: "auto" trains masked layers on their live weights alone where that is faster (see `accelerate`; in
     single precision on a CPU, without watches), "dense" never does.
     """
