@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from gentickets import models, progress
 from gentickets import sparse as sparse_module
+from gentickets.adam import FusedAdamW
 from gentickets.errors import Diverged, MaskError
 from gentickets.masks import Masks
 from gentickets.naming import clone, named_state
@@ -23,7 +24,7 @@ from gentickets.progress import Checkpoint, Curve
 from gentickets.pruning import prune
 from gentickets.scores import magnitude
 from gentickets.sparse_kernels import missing
-from gentickets.training import Settings, _FusedAdamW, derived_seed, threads_for, train, with_averages
+from gentickets.training import Settings, derived_seed, threads_for, train, with_averages
 
 IMAGES = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(5)) * 2 - 1
 
@@ -292,7 +293,7 @@ def test_the_optimiser_steps_as_torchs_fused_adamw_does_to_the_bit():
     ours[2].data = ours[2].data.contiguous(memory_format=torch.channels_last)
     theirs = [nn.Parameter(weight.detach().clone()) for weight in ours]
     options = {"lr": 0.1, "betas": (0.5, 0.9), "weight_decay": 0.1, "fused": True}
-    one, other = _FusedAdamW(ours, **options), torch.optim.AdamW(theirs, **options)
+    one, other = FusedAdamW(ours, **options), torch.optim.AdamW(theirs, **options)
     stepped = []
     one.register_step_post_hook(lambda *_: stepped.append(True))
     for step in range(6):

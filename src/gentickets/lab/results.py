@@ -112,7 +112,10 @@ class Evaluations:
 
 @dataclass(frozen=True)
 class LevelResult:
-    """One level folder: the ticket, or a control, of one seed. `metrics` may be empty where it failed."""
+    """One level folder: the ticket, or a control, of one seed. `metrics` may be empty where it failed.
+
+    `sparse_layers`: those that were trained on their live weights alone.
+    """
 
     seed: int
     level: Annotated[int, Field(ge=0)]
@@ -128,6 +131,7 @@ class LevelResult:
     components: dict[str, Count] = field(default_factory=dict)
     layers: dict[str, Layer] = field(default_factory=dict)
     metrics: dict[str, Metric] = field(default_factory=dict)
+    sparse_layers: list[str] = field(default_factory=list)
     cost: Cost | None = None
     validation: Evaluations | None = None
     timing: Timing | None = None

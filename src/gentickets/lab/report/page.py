@@ -259,6 +259,7 @@ def _timings(run: Run) -> list[dict[str, Any]]:
         }
         row: dict[str, Any] = {clock: mean_known(values) for clock, values in clocks.items()}
         row["sparsity"] = mean_known(result.sparsity for result in run.of("ticket", level))
+        row["sparse_layers"] = mean_known(len(result.sparse_layers) for result in run.of("ticket", level))
         rows.append(row)
     return rows if any(row["train"] is not None for row in rows) else []
 

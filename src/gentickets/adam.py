@@ -1,0 +1,47 @@
+"""Adam for small networks on a CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class FusedAdamW(torch.optim.AdamW):
+    """torch's fused AdamW on a CPU, to the bit, without the groupings and checks that torch makes in each step.
+
+    For eight small tensors they take three times as long as the arithmetic.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not parameters:
+                continue
+            states = [self.state[parameter] or self._begin(parameter) for parameter in parameters]
+            counts = [state["step"] for state in states]
+            torch._foreach_add_(counts, 1)
+            torch._fused_adamw_(
+                parameters,
+                [parameter.grad for parameter in parameters],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                counts,
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+            )
+
+    def _begin(self, parameter: Tensor) -> dict[str, Tensor]:
+        state = {
+            "step": torch.zeros(()),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+        self.state[parameter] = state
+        return state
