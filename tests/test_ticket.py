@@ -540,3 +540,11 @@ def test_refusals(gan: nn.Module, half) -> None:
             Ticket(masks, None, origin)  # type: ignore[arg-type]
     assert issubclass(TicketError, GenticketsError)
     assert "1" in json.dumps(repr(Ticket(masks, gan)))
+
+
+def test_a_loaded_ticket_has_its_weights_in_one_order(autoencoder, tmp_path):
+    """The library gives tensors in an order that changes from run to run; an error names the first that differs."""
+    Ticket(Masks.dense(autoencoder), autoencoder).save(tmp_path / "a.ticket")
+    for _ in range(5):
+        loaded = Ticket.load(tmp_path / "a.ticket")
+        assert list(loaded.weights) == sorted(loaded.weights)

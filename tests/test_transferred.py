@@ -104,7 +104,10 @@ def test_a_vae_decoder_becomes_a_generator_and_the_discriminator_stays_dense():
     [
         ({"source": "nowhere"}, "search.source='nowhere' is no run"),
         ({"rounds": 3}, "has no complete level-03.*search.rounds=2"),
-        ({"source": "wide"}, r"is \(8,\) in the ticket.*is \(4,\) in the model"),
+        (
+            {"source": "wide"},
+            r"'decoder.layers.0.weight' is \(4, 8, 4, 4\) in the ticket.*is \(4, 4, 4, 4\) in the model",
+        ),
     ],
 )
 def test_a_source_that_will_not_do_is_said_in_one_line(search, complaint, runs):

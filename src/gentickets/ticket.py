@@ -224,7 +224,7 @@ class Ticket:
             raise TicketError(f"{path} is damaged or was changed: its digest does not fit its content")
         # From here on the file is what somebody wrote, who need not have been this class.
         try:
-            tensors = from_safetensors(raw)
+            tensors = dict(sorted(from_safetensors(raw).items()))  # the library's order changes from run to run
             bits = {key[5:]: tensor.numpy() for key, tensor in tensors.items() if key.startswith("mask/")}
             weights = {key[7:]: tensor for key, tensor in tensors.items() if key.startswith("weight/")}
             shapes = dict(json.loads(meta["shapes"]))
