@@ -16,7 +16,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from torch import Tensor
 
 import gentickets as gt
 from benchmarks import report
@@ -188,13 +187,7 @@ def _timed(points: Sequence[Point], pace: Pace, per_image: bool = False) -> Rows
 
 def _memory(point: Point) -> dict[str, int]:
     """Bytes of weights, gradients and Adam's state, and of what says where live weights are."""
-    own = [weight for weights in point.step.parameters.values() for weight in weights]
-    states = [state for optimizer in point.step.optimizers.values() for state in optimizer.state.values()]
-    adam = sum(value.nbytes for state in states for value in state.values() if isinstance(value, Tensor))
-    return {
-        "bytes": adam + sum(2 * weight.nbytes for weight in own),
-        "index_bytes": point.fast.index_bytes if point.fast else 0,
-    }
+    return {"bytes": point.step.nbytes, "index_bytes": point.fast.index_bytes if point.fast else 0}
 
 
 # -- the figure --------------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def sparse_training(net: str, sparsity: float) -> Contest:
     dense()
     contenders["gentickets accelerate"] = Contender(
         step,
-        figures={"memory": round(_bytes(step) / _bytes(dense), 4), "loss, relative": _strays(net, masks)},
+        figures={"memory": round(step.nbytes / dense.nbytes, 4), "loss, relative": _strays(net, masks)},
         at_most={**_goal("ratio", TRAINING.get(net, {}), sparsity), **_memory_goal(net, sparsity)},
     )
     if isinstance(held.objective, gt.Autoencoding):  # linear layers alone
@@ -172,20 +172,6 @@ def _width(part: nn.Module, codes: Tensor) -> int:
     """How many numbers a component that starts with a linear layer takes."""
     first = next((layer for layer in part.modules() if isinstance(layer, nn.Linear)), None)
     return codes.shape[1] if first is None else first.in_features
-
-
-def _bytes(step: Step) -> int:
-    """Bytes of weights, their gradients and the optimisers' state."""
-    total = 0
-    for name, own in step.parameters.items():
-        total += sum(2 * weight.nbytes for weight in own)
-        total += sum(
-            value.nbytes
-            for state in step.optimizers[name].state.values()
-            for value in state.values()
-            if isinstance(value, Tensor)
-        )
-    return total
 
 
 def _strays(name: str, masks: gt.Masks, steps: int = 20) -> float:

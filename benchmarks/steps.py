@@ -97,6 +97,14 @@ class Step:
             loss.backward(inputs=[weight for name in names for weight in self.parameters[name]])
             self._update(names)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights, their gradients and the optimisers' state, once a step was taken."""
+        own = [weight for weights in self.parameters.values() for weight in weights]
+        states = [state for optimizer in self.optimizers.values() for state in optimizer.state.values()]
+        kept = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+        return sum(2 * weight.nbytes for weight in own) + sum(value.nbytes for value in kept)
+
     def update(self) -> None:
         """All that comes after the backward passes, with the gradients of the last ones."""
         self._update(self.parameters)

@@ -50,6 +50,21 @@ def sparse(model):
     return prune(magnitude(model), fraction=0.5)
 
 
+def interrupted_after(steps, folder, model, objective, settings, **options):
+    """The checkpoint of a training that was stopped after so many steps."""
+    checkpoint = Checkpoint(folder / "c.pt", "key", every=1e9)
+    asked = iter([False] * (steps - 1) + [True])
+    with pytest.raises(KeyboardInterrupt):
+        train(model, objective, Source(), settings, checkpoint=checkpoint, stop=lambda: next(asked), **options)
+    return checkpoint
+
+
+def assert_same_bits(found, expected):
+    """All tensors of two models are equal to the bit."""
+    for key, tensor in named_state(expected).items():
+        assert torch.equal(named_state(found)[key], tensor), key
+
+
 SETTINGS = Settings(
     steps=24, batch_size=8, ema=0.9, schedule="cosine", warmup_steps=3, clip_norm=1.0, weight_decay=0.01
 )
@@ -62,17 +77,13 @@ def test_a_resumed_training_is_bit_for_bit_the_uninterrupted_one(name, tmp_path)
     whole, cut = clone(model), clone(model)
     expected = train(whole, objective, Source(), SETTINGS, masks=masks).averaged
 
-    checkpoint = Checkpoint(tmp_path / "c.pt", "key", every=1e9)
-    asked = iter([False] * 10 + [True])
-    with pytest.raises(KeyboardInterrupt):
-        train(cut, objective, Source(), SETTINGS, masks=masks, checkpoint=checkpoint, stop=lambda: next(asked))
+    checkpoint = interrupted_after(11, tmp_path, cut, objective, SETTINGS, masks=masks)
     assert checkpoint.load()["step"] == 11
     torch.manual_seed(999)  # whatever happened in between
     again = clone(model)
     found = train(again, objective, Source(), SETTINGS, masks=masks, checkpoint=checkpoint).averaged
-    for one, other in ((whole, again), (expected, found)):
-        for key, tensor in named_state(one).items():
-            assert torch.equal(tensor, named_state(other)[key]), key
+    assert_same_bits(again, whole)
+    assert_same_bits(found, expected)
 
 
 @pytest.mark.parametrize("name", ["ae", "gan"])
@@ -87,14 +98,10 @@ def test_half_precision_trains_as_single_does_and_resumes_exactly(name, tmp_path
         torch.testing.assert_close(named_state(whole)[name], weight, atol=0.05, rtol=0.05)
     assert not all(torch.equal(named_state(whole)[name], weight) for name, weight in named_state(single).items())
 
-    checkpoint = Checkpoint(tmp_path / "c.pt", "key", every=1e9)
-    asked = iter([False] * 6 + [True])
-    with pytest.raises(KeyboardInterrupt):
-        train(cut, objective, Source(), half, masks=masks, checkpoint=checkpoint, stop=lambda: next(asked))
+    checkpoint = interrupted_after(7, tmp_path, cut, objective, half, masks=masks)
     assert checkpoint.load()["scaler"]["scale"] == 2.0**16
     train(cut, objective, Source(), half, masks=masks, checkpoint=checkpoint)
-    for name, weight in named_state(whole).items():
-        assert torch.equal(named_state(cut)[name], weight), name
+    assert_same_bits(cut, whole)
 
 
 def test_a_step_whose_gradients_overflow_in_half_precision_is_left_out_for_every_component(monkeypatch):
@@ -103,8 +110,7 @@ def test_a_step_whose_gradients_overflow_in_half_precision_is_left_out_for_every
     half = replace(SETTINGS, precision="16-mixed", clip_norm=None)
     monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=1e38))
     train(model, objective, Source(), half, end_step=1)
-    for name, weight in named_state(before).items():
-        assert torch.equal(named_state(model)[name], weight), name
+    assert_same_bits(model, before)
 
 
 def test_dropout_is_resumed_too(tmp_path):
@@ -117,10 +123,7 @@ def test_dropout_is_resumed_too(tmp_path):
     settings = Settings(steps=10, batch_size=8)
     whole, again = build(), build()
     train(whole, Autoencoding(), Source(), settings)
-    checkpoint = Checkpoint(tmp_path / "c.pt", "key", every=1e9)
-    asked = iter([False] * 4 + [True])
-    with pytest.raises(KeyboardInterrupt):
-        train(build(), Autoencoding(), Source(), settings, checkpoint=checkpoint, stop=lambda: next(asked))
+    checkpoint = interrupted_after(5, tmp_path, build(), Autoencoding(), settings)
     train(again, Autoencoding(), Source(), settings, checkpoint=checkpoint)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
 
@@ -129,10 +132,7 @@ def test_a_stop_after_the_last_step_loses_nothing(tmp_path):
     model, objective = family("ae")
     whole = clone(model)
     expected = train(whole, objective, Source(), SETTINGS).averaged
-    checkpoint = Checkpoint(tmp_path / "c.pt", "key", every=1e9)
-    asked = iter([False] * 23 + [True])
-    with pytest.raises(KeyboardInterrupt):
-        train(clone(model), objective, Source(), SETTINGS, checkpoint=checkpoint, stop=lambda: next(asked))
+    checkpoint = interrupted_after(24, tmp_path, clone(model), objective, SETTINGS)
     assert checkpoint.load()["step"] == 24
 
     class Nothing(Source):
@@ -141,9 +141,8 @@ def test_a_stop_after_the_last_step_loses_nothing(tmp_path):
 
     again = clone(model)
     found = train(again, objective, Nothing(), SETTINGS, checkpoint=checkpoint).averaged
-    for one, other in ((whole, again), (expected, found)):
-        for key, tensor in named_state(one).items():
-            assert torch.equal(tensor, named_state(other)[key]), key
+    assert_same_bits(again, whole)
+    assert_same_bits(found, expected)
 
 
 def test_a_full_disk_under_a_checkpoint_is_told_as_such(tmp_path, monkeypatch):
@@ -356,16 +355,12 @@ def test_a_watch_goes_on_where_its_checkpoint_was(interrupted, tmp_path):
     model, objective = family("ae")
     whole, cut = clone(model), clone(model)
     train(whole, objective, Source(), SETTINGS, watches=[EndAt(10)])
-    checkpoint = Checkpoint(tmp_path / "c.pt", "key", every=1e9)
-    asked = iter([False] * (interrupted - 1) + [True])
-    with pytest.raises(KeyboardInterrupt):
-        train(cut, objective, Source(), SETTINGS, watches=[EndAt(10)], checkpoint=checkpoint, stop=lambda: next(asked))
+    checkpoint = interrupted_after(interrupted, tmp_path, cut, objective, SETTINGS, watches=[EndAt(10)])
     again, watch = clone(model), EndAt(10)
     done = train(again, objective, Source(), SETTINGS, watches=[watch], checkpoint=checkpoint)
     assert done.step == 10
     assert watch.seen == list(range(1, 11))
-    for key, tensor in named_state(whole).items():
-        assert torch.equal(tensor, named_state(again)[key]), key
+    assert_same_bits(again, whole)
 
 
 def test_a_training_handed_on_with_its_optimisers_is_the_uninterrupted_one():
@@ -380,8 +375,7 @@ def test_a_training_handed_on_with_its_optimisers_is_the_uninterrupted_one():
             optimizer.load_state_dict(first.optimizers[name].state_dict())
 
     train(parts, objective, Source(), plain, start_step=9, prepare=carry)
-    for key, tensor in named_state(whole).items():
-        assert torch.equal(tensor, named_state(parts)[key]), key
+    assert_same_bits(parts, whole)
 
 
 @pytest.fixture
@@ -413,24 +407,19 @@ def test_live_weights_alone_are_resumed_bit_for_bit(name, every_layer_on_live_we
     masks = prune(magnitude(model), to_sparsity=0.8, scope="layer")
     whole, cut = clone(model), clone(model)
     expected = train(whole, objective, Source(), SETTINGS, masks=masks).averaged
-    checkpoint = Checkpoint(tmp_path / "c.pt", "key", every=1e9)
-    asked = iter([False] * 10 + [True])
-    with pytest.raises(KeyboardInterrupt):
-        train(cut, objective, Source(), SETTINGS, masks=masks, checkpoint=checkpoint, stop=lambda: next(asked))
+    checkpoint = interrupted_after(11, tmp_path, cut, objective, SETTINGS, masks=masks)
     assert list(named_state(cut)) == list(named_state(model))  # dense again, whatever happened
     masks.audit(cut)
     again = clone(model)
     found = train(again, objective, Source(), SETTINGS, masks=masks, checkpoint=checkpoint).averaged
-    for one, other in ((whole, again), (expected, found)):
-        for key, tensor in named_state(one).items():
-            assert torch.equal(tensor, named_state(other)[key]), key
+    assert_same_bits(again, whole)
+    assert_same_bits(found, expected)
     # Where layers run in another form, the checkpoint does not fit: this training begins anew.
     fresh, plain = clone(model), replace(SETTINGS, execution="dense")
     train(fresh, objective, Source(), plain, masks=masks, checkpoint=checkpoint)
     straight = clone(model)
     train(straight, objective, Source(), plain, masks=masks)
-    for key, tensor in named_state(straight).items():
-        assert torch.equal(tensor, named_state(fresh)[key]), key
+    assert_same_bits(fresh, straight)
 
 
 def test_a_divergence_leaves_a_dense_model(every_layer_on_live_weights):

@@ -133,7 +133,7 @@ class _HeldWeight:
         """The parameter's bits and what to multiply them by, found anew where it was moved or converted."""
         where, dtype = self.parameter.data_ptr(), self.parameter.dtype
         if self._known is None or self._known[0] != where or self._known[1] != dtype:
-            bits = _bits(self.parameter)
+            bits = as_bits(self.parameter)
             self._known = (where, dtype, bits, self.keep(bits))
         return self._known[2], self._known[3]
 
@@ -145,12 +145,12 @@ def _zero_dead(tensors: Sequence[tuple[Tensor, _HeldWeight]]) -> None:
     negative numbers into +0.0 too, and unlike `masked_fill_` it costs 0.1 % of a step.
     """
     if tensors:
-        bits = [_bits(tensor) for tensor, _ in tensors]
+        bits = [as_bits(tensor) for tensor, _ in tensors]
         torch._foreach_mul_(bits, [held.keep(b) for (_, held), b in zip(tensors, bits, strict=True)])
 
 
-def _bits(tensor: Tensor) -> Tensor:
-    """The same memory read as integers, in view of autograd."""
+def as_bits(tensor: Tensor) -> Tensor:
+    """The same memory read as whole numbers, out of autograd's sight."""
     return tensor.detach().view(_BITS_OF[tensor.element_size()])
 
 

@@ -18,7 +18,7 @@ from gentickets.masks import Masks
 from gentickets.naming import check_components, components_of, named_layers, unwrap
 from gentickets.sparse_chain import SparseSequential
 from gentickets.sparse_kernels import missing, threads
-from gentickets.sparse_layers import SPARSE, LanesNorm, SparseLayer, SparseLinear
+from gentickets.sparse_layers import SPARSE, LanesNorm, SparseLayer, SparseLinear, StandIn, is_hooked
 
 # Multiply-adds a microsecond and microseconds a call, forward and backward together, of one thread: rounded from what
 # `python -m benchmarks sparse-training` measured (docs/performance.md). Only their ratios matter.
@@ -109,9 +109,9 @@ def restore(model: nn.Module) -> nn.Module:
 
     Returns the model: another module only where `model` is itself a layer or a sequence that was swapped.
     """
-    for kind in (SparseSequential, SparseLayer, LanesNorm):  # first what holds the others
+    for kind in (StandIn, SparseLayer):  # first what holds the others
         _swap(model, {id(one): one.dense() for one in model.modules() if isinstance(one, kind)})
-    return model.dense() if isinstance(model, SparseSequential | SparseLayer | LanesNorm) else model
+    return model.dense() if isinstance(model, StandIn | SparseLayer) else model
 
 
 def lanes(images: Tensor) -> Tensor:
@@ -149,8 +149,7 @@ def _cannot(layer: nn.Module, shared: set[int]) -> str | None:
         return f"in {str(weight.dtype).removeprefix('torch.')}"
     if id(weight) in shared:
         return "its weight is shared with another layer"
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    if any(hooks) or weight._backward_hooks or weight._post_accumulate_grad_hooks:
+    if is_hooked(layer) or weight._backward_hooks or weight._post_accumulate_grad_hooks:
         return "it has hooks"
     if weight.numel() >= 2**31:
         return "it has too many weights"

@@ -13,28 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gentickets.sparse_layers import SparseLinear, linear_down, will_run
+from gentickets.sparse_layers import SparseLinear, StandIn, is_hooked, linear_down, wanted
 
 Link = tuple[SparseLinear, float | None]
 """A layer and the slope of the rectifier behind it for negative numbers (0: ReLU); None: no rectifier."""
 
 
-class SparseSequential(nn.Sequential):
-    """`nn.Sequential` that takes each run of sparse linear layers and rectifiers in one.
-
-    Stands in the place of `sequential` and shares all it has; `dense()` gives that one back.
-    """
-
-    _sequential: tuple[nn.Sequential]  # in a tuple, where it is no child of this one
-
-    def __init__(self, sequential: nn.Sequential):
-        self.__dict__ = {**vars(sequential), "_sequential": (sequential,)}
-
-    def dense(self) -> nn.Sequential:
-        return self._sequential[0]
+class SparseSequential(StandIn, nn.Sequential):
+    """`nn.Sequential` that takes each run of sparse linear layers and rectifiers in one."""
 
     def __getitem__(self, index: Any) -> Any:
-        return self.dense().__getitem__(index)  # a part of it is a plain sequence
+        return self._original[0][index]  # a part of it is a plain sequence
 
     def forward(self, inputs: Any) -> Any:
         for part in _parts(list(self._modules.values())):
@@ -53,7 +42,7 @@ def _parts(modules: list[Any]) -> Iterator[Any]:
     run: list[Link] = []
     while modules:
         module = modules.pop(0)
-        if isinstance(module, SparseLinear) and not _hooked(module):
+        if isinstance(module, SparseLinear) and not is_hooked(module):
             slope = _slope(modules[0]) if modules else None
             if slope is not None:
                 modules.pop(0)
@@ -69,15 +58,11 @@ def _parts(modules: list[Any]) -> Iterator[Any]:
 
 def _slope(module: nn.Module) -> float | None:
     """Of a rectifier; None for what is none."""
-    if type(module) is nn.ReLU and not _hooked(module):
+    if type(module) is nn.ReLU and not is_hooked(module):
         return 0.0
-    if type(module) is nn.LeakyReLU and module.negative_slope > 0 and not _hooked(module):
+    if type(module) is nn.LeakyReLU and module.negative_slope > 0 and not is_hooked(module):
         return module.negative_slope
     return None
-
-
-def _hooked(module: nn.Module) -> bool:
-    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
 def _chained(links: list[Link], inputs: Tensor) -> Tensor:
@@ -116,28 +101,22 @@ class _Chain(torch.autograd.Function):
         given, sides, tensors = ctx.saved_tensors[0], ctx.saved_tensors[1 : count + 2], ctx.saved_tensors[count + 2 :]
         if torch.is_grad_enabled():  # asked for derivatives of these derivatives
             return _differentiable(ctx, given, tensors, grad)
-        wanted = _wanted(ctx, tensors)
+        used = wanted(ctx, (given, *tensors))
         grads: list[Tensor | None] = [None] * len(tensors)
-        first = next(k for k, want in enumerate(wanted) if want)
+        first = next(k for k, want in enumerate(used) if want)
         for k in reversed(range(count)):
             layout, slope = ctx.chain[k]
             grad = grad.contiguous()
             if slope is not None:
                 grad = torch.ops.aten.leaky_relu_backward(grad, sides[k + 1], slope, True)
-            if wanted[2 * k + 1]:
+            if used[2 * k + 1]:
                 grads[2 * k] = layout.sample(grad, sides[k])
-            if wanted[2 * k + 2]:
+            if used[2 * k + 2]:
                 grads[2 * k + 1] = grad.sum(1)
             if first > 2 * k:
                 return None, None, *grads
             grad = layout.up(tensors[2 * k], None, grad)
         return grad, None, *grads
-
-
-def _wanted(ctx: Any, tensors: tuple[Tensor | None, ...]) -> list[bool]:
-    """Whether this backward pass will use the gradient of the input, and of each of `tensors`."""
-    nodes = iter(ctx.next_functions)  # of tensors alone: a bias of None has no place here
-    return [tensor is not None and will_run(next(nodes)[0]) for tensor in (True, *tensors)]
 
 
 def _differentiable(ctx: Any, side: Tensor, tensors: tuple[Tensor | None, ...], grad: Tensor) -> tuple[Any, ...]:

@@ -14,13 +14,12 @@ layers never transposes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gentickets.sparse_kernels import Rows, gather, sample
@@ -205,15 +204,15 @@ class _Down(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, bias: Tensor | None, big: Tensor, layout: Layout) -> Tensor:
         padded = layout.padded_big(big)
-        ctx.save_for_backward(values, big, padded)
-        ctx.layout, ctx.has_bias = layout, bias is not None
+        ctx.save_for_backward(values, bias, big, padded)
+        ctx.layout = layout
         return layout.down(values, bias, padded)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        values, big, kept = ctx.saved_tensors
+        values, bias, big, kept = ctx.saved_tensors
         layout: Layout = ctx.layout
-        of_values, of_bias, of_big = _wanted(ctx)
+        of_values, of_bias, of_big = wanted(ctx, (values, bias, big))
         if torch.is_grad_enabled():  # asked for derivatives of these derivatives
             return (
                 _Sample.apply(grad, big, layout) if of_values else None,
@@ -236,15 +235,15 @@ class _Up(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, bias: Tensor | None, small: Tensor, layout: Layout) -> Tensor:
         padded = layout.padded_small(small)
-        ctx.save_for_backward(values, small, padded)
-        ctx.layout, ctx.has_bias = layout, bias is not None
+        ctx.save_for_backward(values, bias, small, padded)
+        ctx.layout = layout
         return layout.up(values, bias, padded)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        values, small, kept = ctx.saved_tensors
+        values, bias, small, kept = ctx.saved_tensors
         layout: Layout = ctx.layout
-        of_values, of_bias, of_small = _wanted(ctx)
+        of_values, of_bias, of_small = wanted(ctx, (values, bias, small))
         if torch.is_grad_enabled():
             return (
                 _Sample.apply(small, grad, layout) if of_values else None,
@@ -281,17 +280,17 @@ class _Sample(torch.autograd.Function):
         )
 
 
-def _wanted(ctx: Any) -> list[bool]:
-    """Which of the first three inputs' gradients this backward pass will use.
+def wanted(ctx: Any, tensors: Iterable[object]) -> list[bool]:
+    """Which gradients of a function's first arguments, tensors or None, this backward pass will use.
 
     `needs_input_grad` says which exist; `backward(inputs=...)` may want fewer, as when a GAN's generator is stepped
     through its discriminator.
     """
     nodes = iter(ctx.next_functions)  # of tensors alone: a bias of None has no place here
-    return [is_tensor and will_run(next(nodes)[0]) for is_tensor in (True, ctx.has_bias, True)]
+    return [tensor is not None and _will_run(next(nodes)[0]) for tensor in tensors]
 
 
-def will_run(node: Any) -> bool:
+def _will_run(node: Any) -> bool:
     """Whether this backward pass goes on to `node`; None: a tensor that needs no gradient."""
     if node is None:
         return False
@@ -317,7 +316,7 @@ class SparseLayer(nn.Module):
         self.pattern = Pattern(tuple(mask.shape), places.int().numpy(), geometry, getattr(layer, "groups", 1))
         self.values = nn.Parameter(layer.weight.detach().reshape(-1)[places], layer.weight.requires_grad)
         self.register_parameter("bias", layer.bias)
-        self._layer, self._shape = (layer,), mask.shape  # in a tuple: it is no child of this one
+        self._layer = (layer,)  # in a tuple: it is no child of this one
 
     def release(self) -> None:
         """Empties the weight of the dense layer, once this one stands in its place."""
@@ -329,7 +328,7 @@ class SparseLayer(nn.Module):
     def dense(self) -> nn.Module:
         """The dense layer in whose place this one is, with its weights as they are now, and 0.0 where pruned."""
         (layer,) = self._layer
-        weight = self.values.new_zeros(self._shape)
+        weight = self.values.new_zeros(self.pattern.shape)
         weight.view(-1)[torch.from_numpy(self.pattern.places)] = self.values
         layer.weight.data, layer.weight.is_emptied = weight, False
         layer.weight.requires_grad_(self.values.requires_grad)
@@ -346,7 +345,7 @@ class SparseLayer(nn.Module):
             raise ValueError(f"{type(self).__name__} works on the CPU: restore(model) before moving it")
 
     def extra_repr(self) -> str:
-        return f"{'x'.join(map(str, self._shape))}, {len(self.values):,} live weights"
+        return f"{'x'.join(map(str, self.pattern.shape))}, {len(self.values):,} live weights"
 
 
 def linear_down(values: Any, bias: Any, side: Tensor, layout: Layout) -> Tensor:
@@ -362,7 +361,7 @@ class SparseLinear(SparseLayer):
         flat = inputs if inputs.dim() == 2 else inputs.reshape(-1, inputs.shape[-1])
         layout = self.pattern.layout((1, 1), (1, 1))
         out = linear_down(self.values, self.bias, flat.to(self.values.dtype).t(), layout).t()
-        return out if inputs.dim() == 2 else out.reshape(*inputs.shape[:-1], self._shape[0])
+        return out if inputs.dim() == 2 else out.reshape(*inputs.shape[:-1], self.pattern.shape[0])
 
 
 class SparseConv2d(SparseLayer):
@@ -377,7 +376,7 @@ class SparseConv2d(SparseLayer):
         small = tuple(
             (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
             for size, padding, dilation, kernel, stride in zip(
-                big, g.padding, g.dilation, self._shape[2:], g.stride, strict=True
+                big, g.padding, g.dilation, self.pattern.shape[2:], g.stride, strict=True
             )
         )
         layout = self.pattern.layout(small, big)  # type: ignore[arg-type]
@@ -397,11 +396,16 @@ class SparseConvTranspose2d(SparseLayer):
         big = tuple(
             (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + extra + 1
             for size, stride, padding, dilation, kernel, extra in zip(
-                small, g.stride, g.padding, g.dilation, self._shape[2:], self.output_padding, strict=True
+                small, g.stride, g.padding, g.dilation, self.pattern.shape[2:], self.output_padding, strict=True
             )
         )
         layout = self.pattern.layout(small, big)  # type: ignore[arg-type]
         return _Up.apply(self.values, self.bias, _lanes(images, self.values), layout).permute(3, 0, 1, 2)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its forward and backward pass."""
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
 def _lanes(images: Tensor, like: Tensor) -> Tensor:
@@ -421,39 +425,24 @@ SPARSE: dict[type[nn.Module], Callable[[Any, Tensor], SparseLayer]] = {
 """The layers that there is a sparse form of."""
 
 
-class LanesNorm(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` that takes images batch innermost as they are: one row of numbers for each channel.
+class StandIn:
+    """A module in the place of `original`, with all that that one has; `dense()` gives it back."""
 
-    Stands in the place of `norm` and shares all it has; `dense()` gives that one back.
-    """
+    _original: tuple[Any]  # in a tuple: it is no child of this one
 
-    _norm: tuple[nn.BatchNorm2d]  # in a tuple, where it is no child of this one
+    def __init__(self, original: nn.Module):
+        self.__dict__ = {**vars(original), "_original": (original,)}
 
-    def __init__(self, norm: nn.BatchNorm2d):
-        self.__dict__ = {**vars(norm), "_norm": (norm,)}
+    def dense(self) -> nn.Module:
+        return self._original[0]
 
-    def dense(self) -> nn.BatchNorm2d:
-        return self._norm[0]
+
+class LanesNorm(StandIn, nn.BatchNorm2d):
+    """`nn.BatchNorm2d` that takes images batch innermost as they are: one row of numbers for each channel."""
 
     def forward(self, images: Tensor) -> Tensor:
         lanes = images.permute(1, 2, 3, 0)
         if images.is_contiguous() or not lanes.is_contiguous():
             return super().forward(images)
-        self._check_input_dim(images)
-        if self.training and self.num_batches_tracked is not None and self.track_running_stats:
-            self.num_batches_tracked.add_(1)
-        momentum = self.momentum
-        if momentum is None:
-            count = self.num_batches_tracked if self.training else None
-            momentum = 0.0 if count is None else 1 / float(count)
-        out = F.batch_norm(
-            lanes.reshape(1, len(lanes), -1),
-            self.running_mean if not self.training or self.track_running_stats else None,
-            self.running_var if not self.training or self.track_running_stats else None,
-            self.weight,
-            self.bias,
-            self.training or (self.running_mean is None and self.running_var is None),
-            momentum,
-            self.eps,
-        )
-        return out.view(lanes.shape).permute(3, 0, 1, 2)
+        rows = lanes.reshape(1, len(lanes), -1, 1)  # one image of the same numbers: its statistics are the same
+        return super().forward(rows).view(lanes.shape).permute(3, 0, 1, 2)

@@ -155,7 +155,7 @@ def train(
     may_be_sparse &= not watches and prepare is None  # these know the model's own parameters
     if masks is not None:
         masks.apply_(model)  # before anything passes through it, and before averages are made of it
-    with _on_live_weights(model, objective, batches, start_step, masks, fabric, may_be_sparse) as fast:
+    with _on_live_weights(model, objective, batches, start_step, masks if may_be_sparse else None, fabric) as fast:
         loop = _Loop(model, objective, settings, masks if fast is None else fast.masks, fabric, watches)
         step = loop.resume(checkpoint, start_step, prepare)
         if curve is not None:
@@ -196,12 +196,11 @@ def _on_live_weights(
     step: int,
     masks: Masks | None,
     fabric: Fabric,
-    allowed: bool,
 ) -> Iterator[Accelerated | None]:
     """The model accelerated while this lasts; None where it stays as it is."""
     wrapped = any(unwrap(module) is not module for module in model.modules())
     plain = fabric.device.type == "cpu" and isinstance(fabric.autocast(), nullcontext)
-    examples = _examples(model, objective, batches.at(step)) if allowed and plain and not wrapped and masks else None
+    examples = _examples(model, objective, batches.at(step)) if masks and plain and not wrapped else None
     if masks is None or examples is None:
         yield None
         return
