@@ -24,6 +24,7 @@ pytestmark = pytest.mark.skipif(missing() is not None, reason="no kernels were c
 def every_layer_is_worth_it(monkeypatch):
     """Test models are small; what is too small to be worth it has a test of its own."""
     monkeypatch.setattr(module, "_SPARSE_CALL", 0.0)
+    monkeypatch.setattr(module, "_LINK_CALL", 0.0)
 
 
 def family(name):
@@ -323,3 +324,23 @@ def test_a_layer_without_a_live_weight_is_trained_like_the_others():
         assert "encoder.3" in [choice.layer for choice in fast.choices if choice.sparse]
         found = trained(model, fast.masks, objective, images, 5)
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected))
+
+
+class ChainAndOne(nn.Module):
+    def __init__(self):
+        super().__init__()
+        small = nn.Linear(96, 64)
+        self.chain = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 96), nn.ReLU(), small)
+        self.alone = nn.Sequential(copy.deepcopy(small))
+
+
+def test_small_linear_layers_are_sparse_where_they_are_links_of_a_chain(monkeypatch):
+    """Alone a layer of this size costs more than it saves; in a run of others it shares their call."""
+    monkeypatch.undo()
+    torch.manual_seed(0)
+    model = ChainAndOne()
+    masks = gt.prune(gt.magnitude(model), to_sparsity=0.95, scope="layer")
+    with gt.accelerate(model, masks, {"chain": torch.randn(64, 784), "alone": torch.randn(64, 96)}) as fast:
+        assert {choice.layer: choice.sparse for choice in fast.choices} == {
+            "chain.0": True, "chain.2": True, "chain.4": True, "alone.0": False,
+        }  # fmt: skip

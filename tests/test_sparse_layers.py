@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gentickets.sparse_chain import SparseSequential
-from gentickets.sparse_kernels import missing
-from gentickets.sparse_layers import SPARSE, LanesNorm
+from gentickets.sparse_kernels import mask_, missing
+from gentickets.sparse_layers import SPARSE, LanesNorm, SparseLinear
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason="no kernels were compiled")
 
@@ -213,7 +214,10 @@ def test_a_chain_is_its_layers_one_by_one(sequence, data):
         if isinstance(layer, nn.Linear) and data.draw(st.booleans()):
             _, masks[place], chain[place] = masked(layer, 0.5, seed=place)
     chain = SparseSequential(chain)
-    batch = torch.randn(5, sequence[0].in_features, dtype=torch.float64)
+    size = data.draw(
+        st.sampled_from([1, 5, 8, 32, 41, 64])
+    )  # by whole vectors of the kernels, by tiles of them, or not
+    batch = torch.randn(size, sequence[0].in_features, dtype=torch.float64)
     given_grad = data.draw(st.booleans())
     one, other = batch.clone().requires_grad_(given_grad), batch.clone().requires_grad_(given_grad)
     expected, found = sequence(one), chain(other)
@@ -241,6 +245,47 @@ def test_a_chain_is_its_layers_one_by_one(sequence, data):
             assert got is None
         else:
             torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("module", [nn.ReLU(), nn.LeakyReLU(0.2)])
+@pytest.mark.parametrize("batch", [3, 16, 64])
+def test_a_rectifier_in_a_chain_is_that_one_for_infinite_numbers_too(module, batch):
+    layer = nn.Linear(1, 4, bias=False)
+    layer.weight.data = torch.tensor([[1.0], [-1.0], [0.5], [-2.0]])
+    chain = SparseSequential(nn.Sequential(SparseLinear(layer, torch.ones(4, 1, dtype=torch.bool)), module))
+    inputs = torch.tensor([torch.inf, -torch.inf, 1.0, torch.nan, -1.0])[torch.arange(batch) % 5, None]
+    torch.testing.assert_close(chain(inputs), module(layer(inputs)), equal_nan=True)
+
+
+def test_only_the_last_layers_of_a_sequence_give_their_outputs_batch_first():
+    _, _, first = masked(nn.Linear(6, 8), 0.5)
+    inputs = torch.randn(5, 6)
+    assert SparseSequential(nn.Sequential(first, nn.ReLU(), nn.Tanh()))(inputs).is_contiguous()
+    before_images = nn.Sequential(first, nn.Unflatten(1, (8, 1, 1)), nn.Conv2d(8, 2, 1))
+    seen = []
+    before_images[2].register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    SparseSequential(before_images)(inputs)
+    assert seen[0].stride()[0] == 1  # batch innermost, as a sparse convolution wants it
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 300), st.integers(0, 2**32 - 1), st.sampled_from([torch.float32, torch.float64]))
+def test_masking_by_packed_bits_zeroes_what_is_dead_and_nothing_else(count, seed, dtype):
+    rng = np.random.default_rng(seed)
+    alive = rng.random(count) < rng.random()
+    numbers = rng.choice([np.inf, -np.inf, np.nan, -0.0, 1.5, -2.5, 1e-310], size=count)
+    weights = torch.from_numpy(numbers).to(dtype)
+    expected = torch.where(torch.from_numpy(alive), weights, 0.0)
+    mask_(weights, np.packbits(alive))
+    assert weights.numpy().tobytes() == expected.numpy().tobytes()
+
+
+def test_masking_many_weights_with_threads():
+    torch.manual_seed(0)
+    weights, alive = torch.randn(1_500_003), torch.rand(1_500_003) < 0.3
+    expected = torch.where(alive, weights, 0.0)
+    mask_(weights, np.packbits(alive.numpy()))
+    assert torch.equal(weights, expected)
 
 
 def test_a_chain_keeps_hooks_and_takes_more_dimensions():

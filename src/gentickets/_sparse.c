@@ -5,8 +5,11 @@
  * (a few positions times a segment of the batch) stays in registers while all live weights of its row pass by.
  *
  * Two operations serve all layers; sparse_layers.py says how:
- *   gather   out[row, position] = bias[row] + sum over k of value[k] * in[offset[k] + position]
+ *   gather   out[row, position] = bias[row] + sum over k of value[k] * in[offset[k] + position], rectified if asked
  *   sample   grad[k] = sum over positions of small[row of k, position] . big[offset[k] + position]
+ *            sums[row] = sum over positions of small[row, position], the gradient of the bias, if asked
+ *
+ * A third, mask, holds a dense layer to its mask: it reads one bit a weight, where a product reads four bytes.
  *
  * Offsets and positions count batches: element = (offset + position) * batch.
  */
@@ -84,13 +87,16 @@ typedef struct {
 
 #define REAL float
 #define LANES 16
+#define WHOLE int32_t
 #define NAME(x) x##_f32
 #include "_sparse_body.h"
 #undef REAL
 #undef LANES
+#undef WHOLE
 #undef NAME
 #define REAL double
 #define LANES 8
+#define WHOLE int64_t
 #define NAME(x) x##_f64
 #include "_sparse_body.h"
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gentickets.errors import MaskError
 from gentickets.naming import named_layers, named_weights
+from gentickets.sparse_kernels import can_mask, mask_
 
 if TYPE_CHECKING:
     from gentickets.masks import Masks  # a type only: masks are made without this module, and call it
@@ -94,9 +95,7 @@ class Hold:
             held for group in optimizer.param_groups for parameter in group["params"]
             if (held := self._held.get(id(parameter))) is not None and parameter.grad is not None
         ]  # fmt: skip
-        if stepped:
-            bits, keep = zip(*[held.bits_and_keep() for held in stepped], strict=True)
-            torch._foreach_mul_(bits, keep)
+        _zero_dead([(held.parameter, held) for held in stepped])
 
     def _find_weights(self) -> None:
         weights, known = named_weights(self.model), self._held
@@ -117,9 +116,9 @@ class _HeldWeight:
     """A parameter under its mask. It is kept, so that no other tensor can come to have its id."""
 
     def __init__(self, masks: Masks, name: str, parameter: nn.Parameter):
-        self.parameter, self._masks, self._name = parameter, masks, name
+        self.parameter, self.packed = parameter, masks.packed[name]
+        self._masks, self._name = masks, name
         self._keep: dict[tuple[torch.dtype, torch.device], Tensor] = {}
-        self._known: tuple[int, torch.dtype, Tensor, Tensor] | None = None
 
     def keep(self, bits: Tensor) -> Tensor:
         """What to multiply `bits` by: 0 where a weight is pruned, 1 elsewhere."""
@@ -129,24 +128,22 @@ class _HeldWeight:
             self._keep[key] = torch.empty_like(bits).copy_(self._masks[self._name])
         return self._keep[key]
 
-    def bits_and_keep(self) -> tuple[Tensor, Tensor]:
-        """The parameter's bits and what to multiply them by, found anew where it was moved or converted."""
-        where, dtype = self.parameter.data_ptr(), self.parameter.dtype
-        if self._known is None or self._known[0] != where or self._known[1] != dtype:
-            bits = as_bits(self.parameter)
-            self._known = (where, dtype, bits, self.keep(bits))
-        return self._known[2], self._known[3]
-
 
 def _zero_dead(tensors: Sequence[tuple[Tensor, _HeldWeight]]) -> None:
-    """Sets the pruned places of these tensors to 0.0.
+    """Sets the pruned places of these tensors to 0.0, be they NaN or infinite.
 
-    By a product of the bits, read as integers, with 0 or 1: unlike a product of floats it turns NaN, infinity and
-    negative numbers into +0.0 too, and unlike `masked_fill_` it costs 0.1 % of a step.
+    By their bits: in one pass of a compiled kernel over the packed mask, which costs 1 % of a small net's step, or,
+    where it cannot be had, by a product of whole numbers with 0 or 1, which reads four times as much.
     """
-    if tensors:
-        bits = [as_bits(tensor) for tensor, _ in tensors]
-        torch._foreach_mul_(bits, [held.keep(b) for (_, held), b in zip(tensors, bits, strict=True)])
+    others = []
+    for tensor, held in tensors:
+        if can_mask(tensor):
+            mask_(tensor, held.packed)
+            torch.autograd.graph.increment_version(tensor)  # so that a graph that needs the old weights is refused
+        else:
+            others.append((as_bits(tensor), held))
+    if others:
+        torch._foreach_mul_([bits for bits, _ in others], [held.keep(bits) for bits, held in others])
 
 
 def as_bits(tensor: Tensor) -> Tensor:

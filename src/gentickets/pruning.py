@@ -271,12 +271,10 @@ class _Scored:
         for at in range(0, self.total, _BLOCK):
             yield flat[at : at + _BLOCK].to(dtype).numpy(), self.bits[at // 8 : (at + _BLOCK + 7) // 8]
 
-    def has_nan(self) -> bool:
-        """Whether the score of an alive weight is NaN. The largest of some numbers is NaN where one of them is."""
-        for values, bits in self.blocks(self.dtype):
-            if np.isnan(values.max()) and np.isnan(values[_unpacked(bits, len(values))]).any():
-                return True
-        return False
+    def check(self, values: np.ndarray, bits: np.ndarray) -> None:
+        """Refuses a block with NaN for an alive weight. The largest of some numbers is NaN where one of them is."""
+        if np.isnan(values.max()) and np.isnan(values[_unpacked(bits, len(values))]).any():
+            raise PruneError(f"scores of {self.name!r} hold NaN: the model has diverged, or the criterion has")
 
     def drawn(self, count: int, rng: np.random.Generator) -> Tensor:
         """The scores of those of `count` weights drawn with replacement that are alive."""
@@ -300,8 +298,6 @@ def _scored(scores: Mapping[str, Tensor], start: Masks) -> list[_Scored]:
         if tuple(score.shape) != shape:
             raise PruneError(f"scores of {name!r} have shape {tuple(score.shape)}, its mask {shape}")
         found.append(_Scored(name, shape, score.cpu(), start.packed[name], counts[name]))
-        if found[-1].has_nan():
-            raise PruneError(f"scores of {name!r} hold NaN: the model has diverged, or the criterion has")
     if not found:
         raise PruneError("no score belongs to a weight that the masks cover: nothing to prune")
     return found
@@ -360,16 +356,19 @@ _FEW = 1 << 14
 def _keep_best(group: list[_Scored], keep: int) -> dict[str, np.ndarray]:
     """Name → packed bits, with exactly `keep` of the group's alive weights left; ties as the module says."""
     drop = sum(part.alive for part in group) - keep
-    if not drop:
-        return {part.name: part.bits for part in group}
     dtype = max((part.dtype for part in group), key=lambda dtype: dtype.itemsize)
-    threshold, ties = _threshold(group, drop, dtype)
+    if not drop:
+        for part in group:
+            for values, bits in part.blocks(dtype):
+                part.check(values, bits)
+        return {part.name: part.bits for part in group}
+    threshold, ties, all_go = _threshold(group, drop, dtype)
     kept = {}
     for part in group:
         packed = []
         for values, bits in part.blocks(dtype):
-            stays = values >= threshold
-            if ties:  # the first ones go
+            stays = values > threshold if all_go else values >= threshold
+            if ties and not all_go:  # the first ones go
                 tied = np.flatnonzero(values == threshold)
                 tied = tied[_is_alive(bits, tied)][:ties]
                 stays[tied] = False
@@ -379,8 +378,8 @@ def _keep_best(group: list[_Scored], keep: int) -> dict[str, np.ndarray]:
     return kept
 
 
-def _threshold(group: list[_Scored], drop: int, dtype: torch.dtype) -> tuple[float, int]:
-    """The `drop`-th lowest score of a group, and how many of the weights with just this score are to go.
+def _threshold(group: list[_Scored], drop: int, dtype: torch.dtype) -> tuple[float, int, bool]:
+    """The `drop`-th lowest score of a group, how many of the weights with just this score go, and whether all do.
 
     A sample says between which two scores it must lie but for one time in 10**8; one pass counts what is below and
     collects what is between, some 2 %, where it is then found exactly (Floyd and Rivest 1975, "Expected time bounds
@@ -393,13 +392,14 @@ def _threshold(group: list[_Scored], drop: int, dtype: torch.dtype) -> tuple[flo
         if rank <= 0:
             low, high = -math.inf, low
         elif rank <= at_low:
-            return low, rank
+            return low, rank, rank == at_low
         elif (rank := rank - at_low) <= len(between):
             between.partition(rank - 1)
             threshold = float(between[rank - 1])
-            return threshold, rank - int(np.count_nonzero(between[:rank] < threshold))
+            ties = rank - int(np.count_nonzero(between[:rank] < threshold))
+            return threshold, ties, ties == int(np.count_nonzero(between == threshold))
         elif (rank := rank - len(between)) <= at_high:
-            return high, rank
+            return high, rank, rank == at_high
         else:
             low, high = high, math.inf
 
@@ -426,17 +426,19 @@ def _split(group: list[_Scored], low: float, high: float, dtype: torch.dtype) ->
     """Of a group's alive weights: how many score below `low`; at it; the scores between; how many score `high`.
 
     Scores at the two ends are counted and not collected, so that a model of equal scores is not collected whole.
+    Raises `PruneError` for NaN.
     """
     above = at_low = at_high = 0
     between = [np.empty(0, np.float32)]
     for part in group:
         for values, bits in part.blocks(dtype):
+            part.check(values, bits)
             chosen = values >= low
             if part.alive < part.total:
                 chosen &= _unpacked(bits, len(values))
             above += int(np.count_nonzero(chosen))
             chosen &= values <= high
-            near = values[chosen]
+            near = values.take(np.flatnonzero(chosen))
             inner = near[(near > low) & (near < high)]
             ends = int(np.count_nonzero(near == low))
             at_low, at_high = at_low + ends, at_high + len(near) - len(inner) - ends

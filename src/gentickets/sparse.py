@@ -16,14 +16,14 @@ from gentickets.errors import MaskError
 from gentickets.evaluating import evaluating
 from gentickets.masks import Masks
 from gentickets.naming import check_components, components_of, named_layers, unwrap
-from gentickets.sparse_chain import SparseSequential
+from gentickets.sparse_chain import SparseSequential, runs
 from gentickets.sparse_kernels import missing, threads
 from gentickets.sparse_layers import SPARSE, LanesNorm, SparseLayer, SparseLinear, StandIn, is_hooked
 
 # Multiply-adds a microsecond and microseconds a call, forward and backward together, of one thread: rounded from what
 # `python -m benchmarks sparse-training` measured (docs/performance.md). Only their ratios matter.
 _DENSE_RATE, _DENSE_CALL = 45_000.0, 40.0
-_SPARSE_RATE, _SPARSE_CALL = 20_000.0, 60.0
+_SPARSE_RATE, _SPARSE_CALL, _LINK_CALL = 20_000.0, 60.0, 20.0  # a link: of a chain of linear layers
 _WORTH = 0.72  # of the dense time: what lies around a sparse layer (pooling, sums, dense layers) has its layout changed
 
 
@@ -126,14 +126,60 @@ def lanes(images: Tensor) -> Tensor:
 def _choose(model: nn.Module, masks: Masks, work: Mapping[int, float]) -> tuple[Choice, ...]:
     """How each masked layer is best run; `work`: the multiply-adds of a pass through each, by its id."""
     counts, shared = masks.counts(), _shared(model)
-    choices = []
+    alive, why = {}, {}
     for name, layer in named_layers(model):
         weight = f"{name}.weight" if name else "weight"
         if weight in counts:
-            alive = counts[weight] / max(1, layer.weight.numel())  # type: ignore[operator]
-            why = _cannot(layer, shared) or _slower(work.get(id(layer)), alive)
-            choices.append(Choice(name, alive, why is None, why or "fewer multiplications"))
-    return tuple(choices)
+            alive[name, id(layer)] = counts[weight] / max(1, layer.weight.numel())  # type: ignore[operator]
+            why[id(layer)] = _cannot(layer, shared)
+            if why[id(layer)] is None and id(layer) not in work:
+                why[id(layer)] = "not called as a layer on the example inputs"
+    able = {number: _Cost(work[number], density) for (_, number), density in alive.items() if why[number] is None}
+    faster = _faster(able, _chains(model, able))
+    return tuple(
+        Choice(
+            name,
+            density,
+            number in faster,
+            "fewer multiplications"
+            if number in faster
+            else why[number] or f"dense is faster at density {density:.2f} and this size",
+        )
+        for (name, number), density in alive.items()
+    )
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """Of a pass through a layer of so many multiply-adds, forward and backward, in microseconds of some machine."""
+
+    work: float
+    density: float
+
+    @property
+    def dense(self) -> float:
+        return 3 * self.work / _DENSE_RATE + _DENSE_CALL
+
+    def sparse(self, call: float) -> float:
+        return call + 3 * self.work * self.density / _SPARSE_RATE * (torch.get_num_threads() / threads())
+
+
+def _chains(model: nn.Module, able: Mapping[int, _Cost]) -> list[list[int]]:
+    """The linear layers that would be one step of autograd together, by id."""
+    sequences = [module for module in model.modules() if type(module) is nn.Sequential]
+    linear = {id(layer) for layer in model.modules() if type(layer) is nn.Linear and id(layer) in able}
+    return [[id(layer) for layer in run] for sequence in sequences for run in runs(sequence, linear)]
+
+
+def _faster(able: Mapping[int, _Cost], chains: list[list[int]]) -> set[int]:
+    """The layers that are run faster on their live weights: one by one, but for chains, whose links share a call."""
+    faster = {number for number, cost in able.items() if cost.sparse(_SPARSE_CALL) < _WORTH * cost.dense}
+    for chain in chains:
+        links = [number for number in chain if able[number].sparse(_LINK_CALL) < able[number].dense]
+        dense = sum(able[number].dense for number in links)
+        sparse = _SPARSE_CALL + sum(able[number].sparse(_LINK_CALL) for number in links)
+        faster = faster.difference(chain).union(links if sparse < _WORTH * dense else ())
+    return faster
 
 
 def _cannot(layer: nn.Module, shared: set[int]) -> str | None:
@@ -156,15 +202,6 @@ def _cannot(layer: nn.Module, shared: set[int]) -> str | None:
     if getattr(layer, "padding_mode", "zeros") != "zeros" or isinstance(getattr(layer, "padding", 0), str):
         return "its padding is not by numbers of zeros"
     return None
-
-
-def _slower(work: float | None, density: float) -> str | None:
-    """Why the sparse form of a layer with so many multiply-adds would be no faster, None where it is."""
-    if work is None:
-        return "not called as a layer on the example inputs"
-    dense = 3 * work / _DENSE_RATE + _DENSE_CALL
-    sparse = 3 * work * density / _SPARSE_RATE * (torch.get_num_threads() / threads()) + _SPARSE_CALL
-    return None if sparse < _WORTH * dense else f"dense is faster at density {density:.2f} and this size"
 
 
 def _shared(model: nn.Module) -> set[int]:

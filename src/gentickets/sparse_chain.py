@@ -6,43 +6,60 @@ layers; a run of them in one function has that once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gentickets.sparse_layers import SparseLinear, StandIn, is_hooked, linear_down, wanted
+from gentickets.sparse_layers import SparseLinear, StandIn, is_hooked, linear_down, wanted, weight_gradients
 
 Link = tuple[SparseLinear, float | None]
 """A layer and the slope of the rectifier behind it for negative numbers (0: ReLU); None: no rectifier."""
 
 
 class SparseSequential(StandIn, nn.Sequential):
-    """`nn.Sequential` that takes each run of sparse linear layers and rectifiers in one."""
+    """`nn.Sequential` that takes each run of sparse linear layers and rectifiers in one.
+
+    The last run, if no layer with weights follows it, gives its outputs batch first: what compares them with images
+    would take many times as long on two layouts at once. Any other stays batch innermost, for layers to come.
+    """
 
     def __getitem__(self, index: Any) -> Any:
         return self._original[0][index]  # a part of it is a plain sequence
 
     def forward(self, inputs: Any) -> Any:
-        for part in _parts(list(self._modules.values())):
+        parts = list(_parts(list(self._modules.values())))
+        last = _last_weighted(parts)
+        for number, part in enumerate(parts):
             if isinstance(part, nn.Module):
                 inputs = part(inputs)
             elif isinstance(inputs, Tensor) and inputs.dim() == 2:
-                inputs = _chained(part, inputs)
+                inputs = _chained(part, inputs, batch_first=number == last)
             else:
                 for layer, slope in part:
                     inputs = _plain(layer(inputs), slope)
         return inputs
 
 
-def _parts(modules: list[Any]) -> Iterator[Any]:
+def runs(sequence: nn.Sequential, layers: Container[int]) -> Iterator[list[nn.Module]]:
+    """Those of the `layers`, by id, that would be one step of autograd if they were sparse."""
+    for part in _parts(list(sequence), lambda module: id(module) in layers):
+        if isinstance(part, list):
+            yield [layer for layer, _ in part]
+
+
+def _is_link(module: nn.Module) -> bool:
+    return isinstance(module, SparseLinear) and not is_hooked(module)
+
+
+def _parts(modules: list[Any], is_link: Callable[[nn.Module], bool] = _is_link) -> Iterator[Any]:
     """Modules as they are, and runs of links."""
     run: list[Link] = []
     while modules:
         module = modules.pop(0)
-        if isinstance(module, SparseLinear) and not is_hooked(module):
+        if is_link(module):
             slope = _slope(modules[0]) if modules else None
             if slope is not None:
                 modules.pop(0)
@@ -56,6 +73,14 @@ def _parts(modules: list[Any]) -> Iterator[Any]:
         yield run
 
 
+def _last_weighted(parts: list[Any]) -> int:
+    """The number of the last part that has weights: of one that is no module, a run of links."""
+    weighted = [
+        k for k, part in enumerate(parts) if isinstance(part, list) or next(part.parameters(), None) is not None
+    ]
+    return max(weighted, default=-1)
+
+
 def _slope(module: nn.Module) -> float | None:
     """Of a rectifier; None for what is none."""
     if type(module) is nn.ReLU and not is_hooked(module):
@@ -65,11 +90,13 @@ def _slope(module: nn.Module) -> float | None:
     return None
 
 
-def _chained(links: list[Link], inputs: Tensor) -> Tensor:
+def _chained(links: list[Link], inputs: Tensor, batch_first: bool) -> Tensor:
+    """(batch, inputs) → (batch, outputs), in memory batch first or batch innermost."""
     tensors = [tensor for layer, _ in links for tensor in (layer.values, layer.bias)]
     chain = [(layer.pattern.layout((1, 1), (1, 1)), slope) for layer, slope in links]
     links[0][0].check(inputs, 2, -1, links[0][0].pattern.big)
-    return _Chain.apply(inputs.to(links[0][0].values.dtype).t(), chain, *tensors).t()
+    out = _Chain.apply(inputs.to(links[0][0].values.dtype).t(), chain, *tensors).t()
+    return out.contiguous() if batch_first else out
 
 
 def _plain(outputs: Tensor, slope: float | None) -> Tensor:
@@ -86,10 +113,7 @@ class _Chain(torch.autograd.Function):
         sides = [side.contiguous()]
         for (layout, slope), values, bias in zip(chain, tensors[::2], tensors[1::2], strict=True):
             assert values is not None
-            out = layout.down(values, bias, sides[-1])
-            if slope is not None:
-                torch.relu_(out) if slope == 0 else F.leaky_relu_(out, slope)
-            sides.append(out)
+            sides.append(layout.down(values, bias, sides[-1], 1.0 if slope is None else slope))
         # Without a rectifier the last side is not needed again, and whoever comes next may change it in place.
         ctx.save_for_backward(side, *sides[:-1], sides[-1] if chain[-1][1] is not None else None, *tensors)
         ctx.chain = chain
@@ -104,18 +128,17 @@ class _Chain(torch.autograd.Function):
         used = wanted(ctx, (given, *tensors))
         grads: list[Tensor | None] = [None] * len(tensors)
         first = next(k for k, want in enumerate(used) if want)
+        grad = grad.contiguous()
+        if ctx.chain[-1][1] is not None:
+            grad = torch.ops.aten.leaky_relu_backward(grad, sides[-1], ctx.chain[-1][1], True)
         for k in reversed(range(count)):
-            layout, slope = ctx.chain[k]
-            grad = grad.contiguous()
-            if slope is not None:
-                grad = torch.ops.aten.leaky_relu_backward(grad, sides[k + 1], slope, True)
-            if used[2 * k + 1]:
-                grads[2 * k] = layout.sample(grad, sides[k])
-            if used[2 * k + 2]:
-                grads[2 * k + 1] = grad.sum(1)
+            layout = ctx.chain[k][0]
+            grads[2 * k : 2 * k + 2] = weight_gradients(layout, grad, grad, sides[k], used[2 * k + 1], used[2 * k + 2])
             if first > 2 * k:
                 return None, None, *grads
-            grad = layout.up(tensors[2 * k], None, grad)
+            slope = ctx.chain[k - 1][1] if k else None  # of the rectifier before this layer
+            gate, slope = (None, 1.0) if slope is None else (sides[k], slope)
+            grad = layout.up(tensors[2 * k], None, grad, slope, gate)
         return grad, None, *grads
 
 

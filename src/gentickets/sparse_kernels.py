@@ -1,7 +1,7 @@
-"""The compiled kernels of sparse layers (`_sparse.c`), called on tensors.
+"""The compiled kernels of sparse layers and of masking (`_sparse.c`), called on tensors.
 
-They are built when the package is installed with a C compiler at hand. Without one everything else works, and
-`accelerate` leaves every layer dense and says why.
+They are built when the package is installed with a C compiler at hand. Without one everything else works:
+`accelerate` leaves every layer dense and says why, and `hold` multiplies.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,31 +57,57 @@ class Rows:
         return sum(array.nbytes for array in self._arrays if array is not None)
 
 
-def gather(rows: Rows, values: Tensor, bias: Tensor | None, source: Tensor, out: Tensor) -> Tensor:
+def gather(
+    rows: Rows,
+    values: Tensor,
+    bias: Tensor | None,
+    source: Tensor,
+    out: Tensor,
+    slope: float = 1.0,
+    gate: Tensor | None = None,
+) -> Tensor:
     """out[channel, target] = bias[channel] + Σ value * source[offset + source position], for every row; returns out.
 
-    `source` and `out` are contiguous: (channels, positions …, batch).
+    With a `slope` negative outputs are multiplied by it: a rectifier. With a `gate`, laid out as `out`, it is outputs
+    where the gate is not positive: a rectifier's derivative. `source` and `out` are contiguous: (channels,
+    positions …, batch).
     """
     batch = out.shape[-1]
     if not batch:
         return out
     library()[values.dtype][0](
         rows.count, rows.structures, values.data_ptr(), None if bias is None else bias.data_ptr(), source.data_ptr(),
-        out.data_ptr(), out.stride(0) // batch, batch, torch.get_num_threads(),
+        out.data_ptr(), slope, None if gate is None else gate.data_ptr(), out.stride(0) // batch, batch,
+        torch.get_num_threads(),
     )  # fmt: skip
     return out
 
 
-def sample(rows: Rows, small: Tensor, big: Tensor, grad: Tensor) -> Tensor:
-    """grad[k] = Σ over positions and batch of small[row of k] * big[offset of k]: of the live weights only."""
+def sample(rows: Rows, small: Tensor, big: Tensor, grad: Tensor, sums: Tensor | None = None) -> None:
+    """grad[k] = Σ over positions and batch of small[row of k] * big[offset of k]: of the live weights only.
+
+    `sums`, if given, gets Σ small[row] for each row, the gradient of a bias.
+    """
     batch = small.shape[-1]
     if not batch:
-        return grad.zero_()
+        grad.zero_()
+        if sums is not None:
+            sums.zero_()
+        return
     library()[grad.dtype][1](
-        rows.structures, small.data_ptr(), big.data_ptr(), grad.data_ptr(), small.stride(0) // batch, batch,
-        torch.get_num_threads(),
+        rows.structures, small.data_ptr(), big.data_ptr(), grad.data_ptr(), None if sums is None else sums.data_ptr(),
+        small.stride(0) // batch, batch, torch.get_num_threads(),
     )  # fmt: skip
-    return grad
+
+
+def can_mask(weights: Tensor) -> bool:
+    """Whether `mask_` can be called on these weights: floats on the CPU, contiguous."""
+    return weights.device.type == "cpu" and weights.dtype in library() and weights.is_contiguous()
+
+
+def mask_(weights: Tensor, bits: np.ndarray) -> None:
+    """Sets to 0.0, in place, each weight whose bit is 0; `bits` as `numpy.packbits` gives them."""
+    library()[weights.dtype][2](weights.data_ptr(), bits.ctypes.data, weights.numel(), torch.get_num_threads())
 
 
 def missing() -> str | None:
@@ -94,23 +121,26 @@ def threads() -> int:
 
 
 @cache
-def library() -> Mapping[torch.dtype, tuple[Any, Any]]:
-    """Dtype → (gather, sample) of the compiled library, on the threads of torch's own OpenMP; empty if not built."""
+def library() -> Mapping[torch.dtype, tuple[Any, Any, Any]]:
+    """Dtype → (gather, sample, mask) of the compiled library, on the threads of torch's OpenMP; empty if not built."""
     try:
         lib = ctypes.CDLL(str(Path(__file__).with_name(f"_sparse{sysconfig.get_config_var('EXT_SUFFIX')}")))
-    except OSError:
+        found = {dtype: _functions(lib, suffix) for dtype, suffix in _SUFFIX.items()}
+    except (OSError, AttributeError):  # not built, or by another version
         return {}
     lib.gt_set_parallel.argtypes = (ctypes.c_void_p,)
     lib.gt_set_parallel(_torch_parallel())
-    pointer, number = ctypes.c_void_p, ctypes.c_int64
-    found = {}
-    for dtype, suffix in _SUFFIX.items():
-        both = getattr(lib, f"gt_gather_{suffix}"), getattr(lib, f"gt_sample_{suffix}")
-        both[0].argtypes = (number, pointer, pointer, pointer, pointer, pointer, number, number, number)
-        both[1].argtypes = (pointer, pointer, pointer, pointer, number, number, number)
-        both[0].restype = both[1].restype = None
-        found[dtype] = both
     return found
+
+
+def _functions(lib: Any, suffix: str) -> tuple[Any, Any, Any]:
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    gather, sample, mask = (getattr(lib, f"gt_{name}_{suffix}") for name in ("gather", "sample", "mask"))
+    gather.argtypes = (number, *(pointer,) * 5, ctypes.c_double, pointer, number, number, number)
+    sample.argtypes = (*(pointer,) * 5, number, number, number)
+    mask.argtypes = (pointer, pointer, number, number)
+    gather.restype = sample.restype = mask.restype = None
+    return gather, sample, mask
 
 
 @cache

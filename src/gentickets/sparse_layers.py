@@ -114,19 +114,29 @@ class Layout:
         after = max(0, int(found.max(initial=0) + last) - (small[axis] - 1))
         return (before, after), steps
 
-    def down(self, values: Tensor, bias: Tensor | None, big: Tensor) -> Tensor:
-        """`big`, padded → small, unpadded."""
+    def down(self, values: Tensor, bias: Tensor | None, big: Tensor, slope: float = 1.0) -> Tensor:
+        """`big`, padded → small, unpadded, and rectified where there is a slope for negative numbers."""
         out = big.new_empty(*self.small, big.shape[-1])
-        return gather(self._down, values, bias, big, out)
+        return gather(self._down, values, bias, big, out, slope)
 
-    def up(self, values: Tensor, bias: Tensor | None, small: Tensor) -> Tensor:
-        """`small`, padded → big, unpadded."""
+    def up(
+        self, values: Tensor, bias: Tensor | None, small: Tensor, slope: float = 1.0, gate: Tensor | None = None
+    ) -> Tensor:
+        """`small`, padded → big, unpadded; times `slope` where `gate`, of the big side, is not positive."""
         out = small.new_empty(*self.big, small.shape[-1])
-        return gather(self._up, values, bias, small, out)
+        return gather(self._up, values, bias, small, out, slope, gate)
 
     def sample(self, small: Tensor, big: Tensor) -> Tensor:
         """The gradient of the live weights, (weights,), from both sides, padded."""
-        return sample(self._sample, small, big, small.new_empty(self.weights))
+        grad = small.new_empty(self.weights)
+        sample(self._sample, small, big, grad)
+        return grad
+
+    def sample_with_bias(self, small: Tensor, big: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, and the gradient of a bias of the small side, (small channels,)."""
+        grad, sums = small.new_empty(self.weights), small.new_empty(self.small[0])
+        sample(self._sample, small, big, grad, sums)
+        return grad, sums
 
     def padded_big(self, big: Tensor) -> Tensor:
         return _padded(big, self.pad_big)
@@ -221,12 +231,17 @@ class _Down(torch.autograd.Function):
                 None,
             )
         padded = layout.padded_small(grad) if of_values or of_big else grad
-        return (
-            layout.sample(padded, kept) if of_values else None,
-            grad.sum(layout.axes) if of_bias else None,
-            layout.up(values, None, padded) if of_big else None,
-            None,
-        )
+        grads = weight_gradients(layout, grad, padded, kept, of_values, of_bias)
+        return *grads, layout.up(values, None, padded) if of_big else None, None
+
+
+def weight_gradients(
+    layout: Layout, grad: Tensor, padded: Tensor, big: Tensor, of_values: bool, of_bias: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Those of values and bias that are asked for, of going down, from the small side's (`padded` or as it is)."""
+    if of_values and of_bias:
+        return layout.sample_with_bias(padded, big)
+    return layout.sample(padded, big) if of_values else None, grad.sum(layout.axes) if of_bias else None
 
 
 class _Up(torch.autograd.Function):
