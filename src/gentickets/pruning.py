@@ -279,7 +279,9 @@ class _Scored:
     def drawn(self, count: int, rng: np.random.Generator) -> Tensor:
         """The scores of those of `count` weights drawn with replacement that are alive."""
         places = rng.integers(self.total, size=count)
-        return self.scores.reshape(-1)[torch.from_numpy(places[_is_alive(self.bits, places)])]
+        if self.alive < self.total:
+            places = places[_is_alive(self.bits, places)]
+        return self.scores.reshape(-1).index_select(0, torch.from_numpy(places))
 
 
 def _unpacked(bits: np.ndarray, count: int) -> np.ndarray:
@@ -346,7 +348,7 @@ def _floor_of(amount: float, count: int, key: str) -> int:
     return math.floor(Decimal(repr(amount)) * count)
 
 
-_BLOCK = 1 << 17
+_BLOCK = 1 << 18
 """Weights looked at together: a multiple of 8, few enough that their scores stay in the processor's cache."""
 
 _FEW = 1 << 14

@@ -20,11 +20,14 @@ from gentickets.sparse_chain import SparseSequential, runs
 from gentickets.sparse_kernels import missing, threads
 from gentickets.sparse_layers import SPARSE, LanesNorm, SparseLayer, SparseLinear, StandIn, is_hooked
 
-# Multiply-adds a microsecond and microseconds a call, forward and backward together, of one thread: rounded from what
-# `python -m benchmarks sparse-training` measured (docs/performance.md). Only their ratios matter.
+# Multiply-adds a microsecond, microseconds a call, and microseconds to update a weight, of one thread, forward and
+# backward together: rounded from what `python -m benchmarks sparse-training` measured (docs/performance.md). Only their
+# ratios matter.
 _DENSE_RATE, _DENSE_CALL = 45_000.0, 40.0
 _SPARSE_RATE, _SPARSE_CALL, _LINK_CALL = 20_000.0, 60.0, 20.0  # a link: of a chain of linear layers
+_UPDATE = 0.0012  # gradient, Adam and mask
 _WORTH = 0.72  # of the dense time: what lies around a sparse layer (pooling, sums, dense layers) has its layout changed
+_WORTH_CHAIN = 0.9  # around a chain of linear layers that is its input and its output
 
 
 @dataclass(frozen=True)
@@ -126,42 +129,43 @@ def lanes(images: Tensor) -> Tensor:
 def _choose(model: nn.Module, masks: Masks, work: Mapping[int, float]) -> tuple[Choice, ...]:
     """How each masked layer is best run; `work`: the multiply-adds of a pass through each, by its id."""
     counts, shared = masks.counts(), _shared(model)
-    alive, why = {}, {}
+    able: dict[int, _Cost] = {}
+    found: list[tuple[int, Choice]] = []
     for name, layer in named_layers(model):
         weight = f"{name}.weight" if name else "weight"
-        if weight in counts:
-            alive[name, id(layer)] = counts[weight] / max(1, layer.weight.numel())  # type: ignore[operator]
-            why[id(layer)] = _cannot(layer, shared)
-            if why[id(layer)] is None and id(layer) not in work:
-                why[id(layer)] = "not called as a layer on the example inputs"
-    able = {number: _Cost(work[number], density) for (_, number), density in alive.items() if why[number] is None}
+        if weight not in counts:
+            continue
+        size = layer.weight.numel()  # type: ignore[operator]
+        density = counts[weight] / max(1, size)
+        why = _cannot(layer, shared)
+        if why is None and id(layer) not in work:
+            why = "not called as a layer on the example inputs"
+        if why is None:
+            able[id(layer)] = _Cost(work[id(layer)], size, density)
+            why = f"dense is faster at density {density:.2f} and this size"
+        found.append((id(layer), Choice(name, density, False, why)))
     faster = _faster(able, _chains(model, able))
     return tuple(
-        Choice(
-            name,
-            density,
-            number in faster,
-            "fewer multiplications"
-            if number in faster
-            else why[number] or f"dense is faster at density {density:.2f} and this size",
-        )
-        for (name, number), density in alive.items()
+        replace(choice, sparse=True, why="fewer multiplications") if layer in faster else choice
+        for layer, choice in found
     )
 
 
 @dataclass(frozen=True)
 class _Cost:
-    """Of a pass through a layer of so many multiply-adds, forward and backward, in microseconds of some machine."""
+    """A step of training a layer of so many weights, and multiply-adds forward, in microseconds of some machine."""
 
     work: float
+    weights: int
     density: float
 
     @property
     def dense(self) -> float:
-        return 3 * self.work / _DENSE_RATE + _DENSE_CALL
+        return _DENSE_CALL + 3 * self.work / _DENSE_RATE + self.weights * _UPDATE
 
     def sparse(self, call: float) -> float:
-        return call + 3 * self.work * self.density / _SPARSE_RATE * (torch.get_num_threads() / threads())
+        rate = _SPARSE_RATE * threads() / torch.get_num_threads()
+        return call + self.density * (3 * self.work / rate + self.weights * _UPDATE)
 
 
 def _chains(model: nn.Module, able: Mapping[int, _Cost]) -> list[list[int]]:
@@ -178,7 +182,7 @@ def _faster(able: Mapping[int, _Cost], chains: list[list[int]]) -> set[int]:
         links = [number for number in chain if able[number].sparse(_LINK_CALL) < able[number].dense]
         dense = sum(able[number].dense for number in links)
         sparse = _SPARSE_CALL + sum(able[number].sparse(_LINK_CALL) for number in links)
-        faster = faster.difference(chain).union(links if sparse < _WORTH * dense else ())
+        faster = faster.difference(chain).union(links if sparse < _WORTH_CHAIN * dense else ())
     return faster
 
 
