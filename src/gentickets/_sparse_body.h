@@ -35,7 +35,7 @@ INLINE void NAME(rectify)(NAME(vec) *x, const NAME(vec) *gate, REAL slope) {
         const int64_t plane = (int64_t)c->channel[r] * g->out_plane * g->batch;                                        \
         for (int t = 0; t < T; t++) {                                                                                  \
             NAME(vec) *y = (NAME(vec) *)(out[(at) + t] + plane);                                                       \
-            if (g->slope != 1) {                                                                                       \
+            if (rectified) {                                                                                           \
                 const NAME(vec) *gate = g->gate ? (const NAME(vec) *)(g->gate + ((REAL *)y - g->out)) : acc[t];        \
                 for (int v = 0; v < NV; v++) NAME(rectify)(acc[t] + v, gate + v, g->slope);                            \
             }                                                                                                          \
@@ -61,7 +61,8 @@ INLINE void NAME(gather_rest)(const NAME(gather_args) *g, const REAL *in, REAL *
     }
 }
 
-INLINE void NAME(gather_tile)(const NAME(gather_args) *g, int64_t tile, int64_t from, int64_t to, const int ordered) {
+INLINE void NAME(gather_tile)(const NAME(gather_args) *g, int64_t tile, int64_t from, int64_t to, const int ordered,
+                              const int rectified) {
     const rows_of_class *c = g->c;
     const REAL *in[4];
     REAL *out[4];
@@ -98,10 +99,14 @@ CLONES static void NAME(gather_item)(const void *args, int64_t item) {
     const NAME(gather_args) *g = args;
     const int64_t tile = item / g->chunks, chunk = item % g->chunks;
     const int64_t from = g->c->rows * chunk / g->chunks, to = g->c->rows * (chunk + 1) / g->chunks;
-    if (g->c->order)
-        NAME(gather_tile)(g, tile, from, to, 1);
+    if (g->c->order && g->slope == 1)
+        NAME(gather_tile)(g, tile, from, to, 1, 0);
+    else if (g->slope == 1)
+        NAME(gather_tile)(g, tile, from, to, 0, 0);
+    else if (g->c->order)
+        NAME(gather_tile)(g, tile, from, to, 1, 1);
     else
-        NAME(gather_tile)(g, tile, from, to, 0);
+        NAME(gather_tile)(g, tile, from, to, 0, 1);
 }
 
 void NAME(gt_gather)(int64_t classes, const rows_of_class *c, const REAL *values, const REAL *bias, const REAL *in,
