@@ -24,7 +24,7 @@ from gentickets.sparse_layers import SPARSE, LanesNorm, SparseLayer, SparseLinea
 # backward together: rounded from what `python -m benchmarks sparse-training` measured (docs/performance.md). Only their
 # ratios matter.
 _DENSE_RATE, _DENSE_CALL = 45_000.0, 40.0
-_SPARSE_RATE, _SPARSE_CALL, _LINK_CALL = 20_000.0, 60.0, 20.0  # a link: of a chain of linear layers
+_SPARSE_RATE, _SPARSE_CALL, _LINK_CALL = 20_000.0, 60.0, 30.0  # a link: of a chain of linear layers
 _UPDATE = 0.0012  # gradient, Adam and mask
 _WORTH = 0.72  # of the dense time: what lies around a sparse layer (pooling, sums, dense layers) has its layout changed
 _WORTH_CHAIN = 0.9  # around a chain of linear layers that is its input and its output
