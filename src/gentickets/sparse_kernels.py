@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 
@@ -101,8 +101,9 @@ def sample(rows: Rows, small: Tensor, big: Tensor, grad: Tensor, sums: Tensor | 
 
 
 def can_mask(weights: Tensor) -> bool:
-    """Whether `mask_` can be called on these weights: floats on the CPU, contiguous."""
-    return weights.device.type == "cpu" and weights.dtype in library() and weights.is_contiguous()
+    """Whether `mask_` can be called on these weights: floats on the CPU, contiguous, in a tensor of torch's own."""
+    plain = type(weights) is nn.Parameter or type(weights) is Tensor
+    return plain and weights.device.type == "cpu" and weights.dtype in library() and weights.is_contiguous()
 
 
 def mask_(weights: Tensor, bits: np.ndarray) -> None:
