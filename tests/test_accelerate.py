@@ -344,3 +344,41 @@ def test_small_linear_layers_are_sparse_where_they_are_links_of_a_chain(monkeypa
         assert {choice.layer: choice.sparse for choice in fast.choices} == {
             "chain.0": True, "chain.2": True, "chain.4": True, "alone.0": False,
         }  # fmt: skip
+
+
+def choices_of(layers, densities, inputs):
+    """Which linear layers of a sequence are chosen, at these densities."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"part": nn.Sequential(*layers)})
+    model.__class__ = OnePart
+    linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    masks = gt.Masks({
+        f"{name}.weight": torch.rand(model.get_submodule(name).weight.shape) < density
+        for name, density in zip(linear, densities, strict=True)
+    })  # fmt: skip
+    with gt.accelerate(model, masks, {"part": inputs}) as fast:
+        return [choice.sparse for choice in fast.choices]
+
+
+class OnePart(nn.ModuleDict):
+    part = property(lambda self: self["part"])
+
+
+def test_what_a_dense_layer_cuts_in_two_is_weighed_as_two_chains(monkeypatch):
+    monkeypatch.undo()
+    layers = [nn.Linear(32, 512), nn.ReLU(), nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 32)]
+    assert choices_of(layers, [0.05, 0.7, 0.1], torch.randn(32, 32)) == [True, False, False]
+    assert choices_of(layers, [0.05, 0.1, 0.1], torch.randn(32, 32)) == [True, True, True]
+
+
+def test_a_layer_that_is_worth_it_alone_needs_no_chain(monkeypatch):
+    monkeypatch.undo()
+    layers = [nn.Linear(32, 64), nn.Linear(64, 512), nn.Linear(512, 32)]
+    assert choices_of(layers, [1.0, 0.01, 1.0], torch.randn(64, 32)) == [False, True, False]
+
+
+def test_layers_over_more_than_two_dimensions_are_no_chain(monkeypatch):
+    monkeypatch.undo()
+    layers = [nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 128)]
+    assert choices_of(layers, [0.33, 0.33], torch.randn(512, 128)) == [True, True]
+    assert choices_of(layers, [0.33, 0.33], torch.randn(8, 64, 128)) == [False, False]

@@ -6,7 +6,7 @@ import copy
 import io
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import torch
@@ -373,6 +373,16 @@ def test_the_hold_masks_in_view_of_autograd(autoencoder: nn.Module, half) -> Non
         before = weight._version
         hold._after_step(optimizer)
         assert weight._version > before
+
+
+def test_a_weight_that_was_given_another_shape_is_refused_and_not_masked_by_what_lies_beyond(half) -> None:
+    model = nn.ModuleDict({"encoder": nn.Linear(8, 4)})
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with suppress(MaskError), half(model).hold(model, optimizer):  # which finds it on leaving
+        weight = model["encoder"].weight
+        weight.data, weight.grad = torch.ones(40, 80), torch.ones(40, 80)
+        with pytest.raises(RuntimeError, match="size"):
+            optimizer.step()
 
 
 def test_param_groups_added_later(gan: nn.Module, half) -> None:

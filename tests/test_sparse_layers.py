@@ -257,6 +257,19 @@ def test_a_rectifier_in_a_chain_is_that_one_for_infinite_numbers_too(module, bat
     torch.testing.assert_close(chain(inputs), module(layer(inputs)), equal_nan=True)
 
 
+def test_an_infinite_gradient_ends_at_a_shut_rectifier():
+    for behind in ([], [nn.Linear(4, 2)]):  # the rectifier is the chain's last, or lies within it
+        layer, mask, sparse = masked(nn.Linear(3, 4), 0.5)
+        for bias in (layer.bias, sparse.bias):
+            bias.data.fill_(-9.0)
+        plain = nn.Sequential(layer, nn.ReLU(), *behind)
+        chain = SparseSequential(nn.Sequential(sparse, nn.ReLU(), *[masked(last, 1.0)[2] for last in behind]))
+        for net in (plain, chain):
+            out = net(torch.ones(5, 3))
+            out.backward(torch.full_like(out, torch.inf))
+        torch.testing.assert_close(sparse.values.grad, layer.weight.grad[mask])
+
+
 def test_only_the_last_layers_of_a_sequence_give_their_outputs_batch_first():
     _, _, first = masked(nn.Linear(6, 8), 0.5)
     inputs = torch.randn(5, 6)

@@ -116,7 +116,7 @@ class _HeldWeight:
     """A parameter under its mask. It is kept, so that no other tensor can come to have its id."""
 
     def __init__(self, masks: Masks, name: str, parameter: nn.Parameter):
-        self.parameter, self.packed = parameter, masks.packed[name]
+        self.parameter, self.packed, self.shape = parameter, masks.packed[name], masks.shapes[name]
         self._masks, self._name = masks, name
         self._keep: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
@@ -137,7 +137,7 @@ def _zero_dead(tensors: Sequence[tuple[Tensor, _HeldWeight]]) -> None:
     """
     others = []
     for tensor, held in tensors:
-        if can_mask(tensor):
+        if tensor.shape == held.shape and can_mask(tensor):  # another shape: the product refuses it
             mask_(tensor, held.packed)
             torch.autograd.graph.increment_version(tensor)  # so that a graph that needs the old weights is refused
         else:

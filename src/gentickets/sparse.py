@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -92,9 +92,10 @@ def accelerate(model: nn.Module, masks: Masks, example_inputs: Mapping[str, Tens
         raise MaskError("the model is accelerated already: restore(model) first")
     masks.apply_(model)  # before anything passes through it
     work: dict[int, float] = {}
-    with _counted(model, work):
+    flat: set[int] = set()
+    with _counted(model, work, flat):
         expected = _outputs(model, example_inputs)
-    choices = _choose(model, masks, work)
+    choices = _choose(model, masks, work, flat)
     try:
         _swap_in(model, masks, choices)
         reason = _differs(model, example_inputs, expected) if any(choice.sparse for choice in choices) else None
@@ -126,8 +127,8 @@ def lanes(images: Tensor) -> Tensor:
 # -- choosing ----------------------------------------------------------------------------------------------------------
 
 
-def _choose(model: nn.Module, masks: Masks, work: Mapping[int, float]) -> tuple[Choice, ...]:
-    """How each masked layer is best run; `work`: the multiply-adds of a pass through each, by its id."""
+def _choose(model: nn.Module, masks: Masks, work: Mapping[int, float], flat: set[int]) -> tuple[Choice, ...]:
+    """How each masked layer is best run; `work` and `flat` as `_counted` found them."""
     counts, shared = masks.counts(), _shared(model)
     able: dict[int, _Cost] = {}
     found: list[tuple[int, Choice]] = []
@@ -144,7 +145,7 @@ def _choose(model: nn.Module, masks: Masks, work: Mapping[int, float]) -> tuple[
             able[id(layer)] = _Cost(work[id(layer)], size, density)
             why = f"dense is faster at density {density:.2f} and this size"
         found.append((id(layer), Choice(name, density, False, why)))
-    faster = _faster(able, _chains(model, able))
+    faster = _faster(able, _chains(model, able, flat))
     return tuple(
         replace(choice, sparse=True, why="fewer multiplications") if layer in faster else choice
         for layer, choice in found
@@ -168,21 +169,23 @@ class _Cost:
         return call + self.density * (3 * self.work / rate + self.weights * _UPDATE)
 
 
-def _chains(model: nn.Module, able: Mapping[int, _Cost]) -> list[list[int]]:
-    """The linear layers that would be one step of autograd together, by id."""
-    sequences = [module for module in model.modules() if type(module) is nn.Sequential]
-    linear = {id(layer) for layer in model.modules() if type(layer) is nn.Linear and id(layer) in able}
-    return [[id(layer) for layer in run] for sequence in sequences for run in runs(sequence, linear)]
+def _chains(model: nn.Module, able: Mapping[int, _Cost], flat: set[int]) -> Iterator[list[int]]:
+    """The linear layers, by id, that would be one step of autograd together: each worth it as a link of a chain."""
+    links = {number for number in flat if number in able and able[number].sparse(_LINK_CALL) < able[number].dense}
+    for module in model.modules():
+        if type(module) is nn.Sequential:
+            for run in runs(module, links):
+                yield [id(layer) for layer in run]
 
 
-def _faster(able: Mapping[int, _Cost], chains: list[list[int]]) -> set[int]:
-    """The layers that are run faster on their live weights: one by one, but for chains, whose links share a call."""
+def _faster(able: Mapping[int, _Cost], chains: Iterable[list[int]]) -> set[int]:
+    """The layers that are run faster on their live weights, one by one or as a chain, whose links share a call."""
     faster = {number for number, cost in able.items() if cost.sparse(_SPARSE_CALL) < _WORTH * cost.dense}
     for chain in chains:
-        links = [number for number in chain if able[number].sparse(_LINK_CALL) < able[number].dense]
-        dense = sum(able[number].dense for number in links)
-        sparse = _SPARSE_CALL + sum(able[number].sparse(_LINK_CALL) for number in links)
-        faster = faster.difference(chain).union(links if sparse < _WORTH_CHAIN * dense else ())
+        dense = sum(able[number].dense for number in chain)
+        sparse = _SPARSE_CALL + sum(able[number].sparse(_LINK_CALL) for number in chain)
+        if sparse < _WORTH_CHAIN * dense:
+            faster.update(chain)
     return faster
 
 
@@ -219,13 +222,18 @@ def _shared(model: nn.Module) -> set[int]:
 
 
 @contextmanager
-def _counted(model: nn.Module, work: dict[int, float]) -> Iterator[None]:
-    """Adds to `work`, by layer id, the multiply-adds of what passes through the layers meanwhile."""
+def _counted(model: nn.Module, work: dict[int, float], flat: set[int]) -> Iterator[None]:
+    """Adds to `work`, by layer id, the multiply-adds of what passes through the layers meanwhile.
+
+    Into `flat` come the linear layers, by id, whose outputs were (batch, outputs): those that can be links.
+    """
 
     def count(layer: Any, given: tuple[Any, ...], output: Tensor) -> None:
         side = given[0] if isinstance(layer, nn.ConvTranspose2d) and given else output
         places = output.numel() / layer.out_features if isinstance(layer, nn.Linear) else len(side) * _area(side)
         work[id(layer)] = work.get(id(layer), 0.0) + places * layer.weight.numel()
+        if isinstance(layer, nn.Linear) and output.dim() == 2:
+            flat.add(id(layer))
 
     with ExitStack() as stack:
         for layer in model.modules():

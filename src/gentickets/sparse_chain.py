@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gentickets.sparse_layers import SparseLinear, StandIn, is_hooked, linear_down, wanted, weight_gradients
+from gentickets.sparse_layers import SparseLinear, StandIn, is_hooked, linear_down, wanted
 
 Link = tuple[SparseLinear, float | None]
 """A layer and the slope of the rectifier behind it for negative numbers (0: ReLU); None: no rectifier."""
@@ -129,11 +129,19 @@ class _Chain(torch.autograd.Function):
         grads: list[Tensor | None] = [None] * len(tensors)
         first = next(k for k, want in enumerate(used) if want)
         grad = grad.contiguous()
-        if ctx.chain[-1][1] is not None:
-            grad = torch.ops.aten.leaky_relu_backward(grad, sides[-1], ctx.chain[-1][1], True)
+        if (slope := ctx.chain[-1][1]) is not None:
+            if slope == 0:  # by another rule: 0 for an infinite gradient too
+                grad = torch.ops.aten.threshold_backward(grad, sides[-1], 0)
+            else:
+                grad = torch.ops.aten.leaky_relu_backward(grad, sides[-1], slope, True)
         for k in reversed(range(count)):
             layout = ctx.chain[k][0]
-            grads[2 * k : 2 * k + 2] = weight_gradients(layout, grad, grad, sides[k], used[2 * k + 1], used[2 * k + 2])
+            if used[2 * k + 1] and used[2 * k + 2]:
+                grads[2 * k : 2 * k + 2] = layout.sample_with_bias(grad, sides[k])
+            elif used[2 * k + 1]:
+                grads[2 * k] = layout.sample(grad, sides[k])
+            elif used[2 * k + 2]:
+                grads[2 * k + 1] = grad.sum(1)
             if first > 2 * k:
                 return None, None, *grads
             slope = ctx.chain[k - 1][1] if k else None  # of the rectifier before this layer

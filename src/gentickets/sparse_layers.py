@@ -133,7 +133,10 @@ class Layout:
         return grad
 
     def sample_with_bias(self, small: Tensor, big: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, and the gradient of a bias of the small side, (small channels,)."""
+        """The same of sides without positions, and the gradient of a bias of the small one, (small channels,).
+
+        Over the positions of large images its plain sums would lose digits.
+        """
         grad, sums = small.new_empty(self.weights), small.new_empty(self.small[0])
         sample(self._sample, small, big, grad, sums)
         return grad, sums
@@ -231,17 +234,12 @@ class _Down(torch.autograd.Function):
                 None,
             )
         padded = layout.padded_small(grad) if of_values or of_big else grad
-        grads = weight_gradients(layout, grad, padded, kept, of_values, of_bias)
-        return *grads, layout.up(values, None, padded) if of_big else None, None
-
-
-def weight_gradients(
-    layout: Layout, grad: Tensor, padded: Tensor, big: Tensor, of_values: bool, of_bias: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """Those of values and bias that are asked for, of going down, from the small side's (`padded` or as it is)."""
-    if of_values and of_bias:
-        return layout.sample_with_bias(padded, big)
-    return layout.sample(padded, big) if of_values else None, grad.sum(layout.axes) if of_bias else None
+        return (
+            layout.sample(padded, kept) if of_values else None,
+            grad.sum(layout.axes) if of_bias else None,
+            layout.up(values, None, padded) if of_big else None,
+            None,
+        )
 
 
 class _Up(torch.autograd.Function):
