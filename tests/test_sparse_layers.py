@@ -214,9 +214,7 @@ def test_a_chain_is_its_layers_one_by_one(sequence, data):
         if isinstance(layer, nn.Linear) and data.draw(st.booleans()):
             _, masks[place], chain[place] = masked(layer, 0.5, seed=place)
     chain = SparseSequential(chain)
-    size = data.draw(
-        st.sampled_from([1, 5, 8, 32, 41, 64])
-    )  # by whole vectors of the kernels, by tiles of them, or not
+    size = data.draw(st.sampled_from([1, 5, 8, 32, 41, 64]))  # whole vectors and tiles of the kernels, or not
     batch = torch.randn(size, sequence[0].in_features, dtype=torch.float64)
     given_grad = data.draw(st.booleans())
     one, other = batch.clone().requires_grad_(given_grad), batch.clone().requires_grad_(given_grad)

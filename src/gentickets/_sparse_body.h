@@ -206,9 +206,11 @@ CLONES static void NAME(sample_item)(const void *args, int64_t item) {
         for (int u = 0; u < count; u++)
             for (int64_t r = from; r < to; r++) {
                 const REAL *y = small[u] + (int64_t)c->channel[r] * s->small_plane * s->batch;
-                REAL all = 0;
-                for (int64_t j = 0; j < s->batch - b; j++) all += y[j];
-                if (s->sums) s->sums[c->channel[r]] += all;
+                if (s->sums) {
+                    REAL all = 0;
+                    for (int64_t j = 0; j < s->batch - b; j++) all += y[j];
+                    s->sums[c->channel[r]] += all;
+                }
                 for (int64_t k = c->ptr[r]; k < c->ptr[r + 1]; k++) {
                     const REAL *x = big[u] + (int64_t)c->offset[k] * s->batch;
                     REAL total = 0;

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from gentickets.sparse_layers import SparseLinear, StandIn, is_hooked, linear_down, wanted
 
-Link = tuple[SparseLinear, float | None]
-"""A layer and the slope of the rectifier behind it for negative numbers (0: ReLU); None: no rectifier."""
+Link = tuple[SparseLinear, float]
+"""A layer and the slope of the rectifier behind it for negative numbers (0: ReLU); 1: no rectifier."""
 
 
 class SparseSequential(StandIn, nn.Sequential):
@@ -63,7 +63,7 @@ def _parts(modules: list[Any], is_link: Callable[[nn.Module], bool] = _is_link) 
             slope = _slope(modules[0]) if modules else None
             if slope is not None:
                 modules.pop(0)
-            run.append((module, slope))
+            run.append((module, 1.0 if slope is None else slope))
             continue
         if run:
             yield run
@@ -99,8 +99,8 @@ def _chained(links: list[Link], inputs: Tensor, batch_first: bool) -> Tensor:
     return out.contiguous() if batch_first else out
 
 
-def _plain(outputs: Tensor, slope: float | None) -> Tensor:
-    if slope is None:
+def _plain(outputs: Tensor, slope: float) -> Tensor:
+    if slope == 1:
         return outputs
     return F.relu(outputs) if slope == 0 else F.leaky_relu(outputs, slope)
 
@@ -113,9 +113,9 @@ class _Chain(torch.autograd.Function):
         sides = [side.contiguous()]
         for (layout, slope), values, bias in zip(chain, tensors[::2], tensors[1::2], strict=True):
             assert values is not None
-            sides.append(layout.down(values, bias, sides[-1], 1.0 if slope is None else slope))
+            sides.append(layout.down(values, bias, sides[-1], slope))
         # Without a rectifier the last side is not needed again, and whoever comes next may change it in place.
-        ctx.save_for_backward(side, *sides[:-1], sides[-1] if chain[-1][1] is not None else None, *tensors)
+        ctx.save_for_backward(side, *sides[:-1], sides[-1] if chain[-1][1] != 1 else None, *tensors)
         ctx.chain = chain
         return sides[-1]
 
@@ -128,12 +128,11 @@ class _Chain(torch.autograd.Function):
         used = wanted(ctx, (given, *tensors))
         grads: list[Tensor | None] = [None] * len(tensors)
         first = next(k for k, want in enumerate(used) if want)
-        grad = grad.contiguous()
-        if (slope := ctx.chain[-1][1]) is not None:
-            if slope == 0:  # by another rule: 0 for an infinite gradient too
-                grad = torch.ops.aten.threshold_backward(grad, sides[-1], 0)
-            else:
-                grad = torch.ops.aten.leaky_relu_backward(grad, sides[-1], slope, True)
+        grad, slope = grad.contiguous(), ctx.chain[-1][1]
+        if slope == 0:  # by another rule: 0 for an infinite gradient too
+            grad = torch.ops.aten.threshold_backward(grad, sides[-1], 0)
+        elif slope != 1:
+            grad = torch.ops.aten.leaky_relu_backward(grad, sides[-1], slope, True)
         for k in reversed(range(count)):
             layout = ctx.chain[k][0]
             if used[2 * k + 1] and used[2 * k + 2]:
@@ -144,9 +143,8 @@ class _Chain(torch.autograd.Function):
                 grads[2 * k + 1] = grad.sum(1)
             if first > 2 * k:
                 return None, None, *grads
-            slope = ctx.chain[k - 1][1] if k else None  # of the rectifier before this layer
-            gate, slope = (None, 1.0) if slope is None else (sides[k], slope)
-            grad = layout.up(tensors[2 * k], None, grad, slope, gate)
+            slope = ctx.chain[k - 1][1] if k else 1.0  # of the rectifier before this layer
+            grad = layout.up(tensors[2 * k], None, grad, slope, sides[k])
         return grad, None, *grads
 
 
