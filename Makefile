@@ -11,7 +11,7 @@ QUICKSTART := autoencoder vae gan
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: requirements-dev.txt pyproject.toml setup.py src/gentickets/_sparse.c src/gentickets/_sparse_body.h
+$(VENV)/.ready: requirements-dev.txt pyproject.toml setup.py src/gentickets/_kernels.c src/gentickets/_kernels_body.h
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -5,9 +5,9 @@ from setuptools import Extension, setup
 setup(
     ext_modules=[
         Extension(
-            "gentickets._sparse",
-            ["src/gentickets/_sparse.c"],
-            depends=["src/gentickets/_sparse_body.h"],
+            "gentickets._kernels",
+            ["src/gentickets/_kernels.c"],
+            depends=["src/gentickets/_kernels_body.h"],
             extra_compile_args=["-O3", "-std=gnu11"],
             optional=True,
         )

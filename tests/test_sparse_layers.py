@@ -8,10 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import spectral_norm as old_spectral_norm
+from torch.nn.utils.parametrizations import spectral_norm as new_spectral_norm
+from torch.nn.utils.parametrizations import weight_norm
 
-from gentickets.sparse_chain import SparseSequential
-from gentickets.sparse_kernels import mask_, missing
-from gentickets.sparse_layers import SPARSE, LanesNorm, SparseLinear
+from gentickets.kernels import mask_, missing
+from gentickets.naming import clone
+from gentickets.sparse.chain import SparseSequential
+from gentickets.sparse.layers import LanesNorm, SparseLinear, is_hooked, sparse_form
+from gentickets.sparse.spectral import underlying
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason="no kernels were compiled")
 
@@ -21,7 +26,7 @@ def masked(layer, density, seed=0):
     mask = torch.rand(layer.weight.shape, generator=torch.Generator().manual_seed(seed)) < density
     with torch.no_grad():
         layer.weight.mul_(mask)
-    return layer, mask, SPARSE[type(layer)](copy.deepcopy(layer), mask)
+    return layer, mask, sparse_form(layer)(copy.deepcopy(layer), mask)
 
 
 def lanes(images):
@@ -77,6 +82,55 @@ SMALL = {
     "conv": (lambda: nn.Conv2d(2, 3, (3, 2), stride=2, padding=1), (2, 2, 4, 5)),
     "transposed": (lambda: nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1, output_padding=1), (2, 2, 2, 3)),
 }
+
+
+NORMED = {
+    "linear": (lambda: nn.Linear(6, 4), (5, 6)),
+    "conv": (lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2), (5, 4, 4, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", NORMED)
+@pytest.mark.parametrize("norm", [new_spectral_norm, old_spectral_norm])
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_spectral_norm_is_that_of_the_masked_layer_pass_after_pass(kind, norm, iterations):
+    torch.manual_seed(0)
+    make, shape = NORMED[kind]
+    layer = norm(make().double(), n_power_iterations=iterations)
+    _, weight = underlying(layer)
+    mask = torch.rand(weight.shape) < 0.4
+    weight.data *= mask
+    sparse = sparse_form(layer)(clone(layer), mask)
+    sparse.release()
+    for training in (True, True, False, True):
+        layer.train(training)
+        sparse.train(training)
+        images = torch.randn(shape, dtype=torch.float64)
+        one, other = images.clone().requires_grad_(), images.clone().requires_grad_()
+        layer.zero_grad()
+        sparse.zero_grad()
+        expected, found = layer(one), sparse(other)
+        torch.testing.assert_close(found, expected)
+        expected.square().sum().backward()
+        found.square().sum().backward()
+        torch.testing.assert_close(other.grad, one.grad)
+        torch.testing.assert_close(sparse.values.grad, weight.grad[mask])
+        torch.testing.assert_close(sparse.bias.grad, layer.bias.grad)
+    back = sparse.dense()
+    states = [{key: tensor for key, tensor in net.state_dict().items() if key != "weight"} for net in (back, layer)]
+    torch.testing.assert_close(*states)  # the singular vectors among them
+    torch.testing.assert_close(back(images), layer(images))
+
+
+def test_only_a_spectral_norm_along_the_first_axis_has_a_sparse_form():
+    plain = nn.Conv2d(3, 4, 3)
+    assert sparse_form(plain) is not None
+    assert sparse_form(new_spectral_norm(copy.deepcopy(plain), dim=1)) is None
+    assert sparse_form(new_spectral_norm(nn.ConvTranspose2d(3, 4, 3))) is None
+    assert sparse_form(weight_norm(copy.deepcopy(plain))) is None
+    assert sparse_form(new_spectral_norm(new_spectral_norm(copy.deepcopy(plain)))) is None
+    assert is_hooked(old_spectral_norm(nn.ConvTranspose2d(3, 4, 3)))
+    assert not is_hooked(old_spectral_norm(copy.deepcopy(plain)))
 
 
 @pytest.mark.parametrize("kind", SMALL)
@@ -150,7 +204,7 @@ def test_the_dense_layer_comes_back_with_what_was_learned():
     torch.manual_seed(0)
     dense = nn.Conv2d(3, 4, 3)
     weight, mask = dense.weight, torch.rand(dense.weight.shape) < 0.3
-    sparse = SPARSE[nn.Conv2d](dense, mask)
+    sparse = sparse_form(dense)(dense, mask)
     sparse.release()
     assert weight.numel() == 0  # its memory is free
     with torch.no_grad():

@@ -14,16 +14,16 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from gentickets import models, progress
-from gentickets import sparse as sparse_module
 from gentickets.adam import FusedAdamW
 from gentickets.errors import Diverged, MaskError
+from gentickets.kernels import missing
 from gentickets.masks import Masks
 from gentickets.naming import clone, named_state
 from gentickets.objectives import ELBO, Adversarial, Autoencoding
 from gentickets.progress import Checkpoint, Curve
 from gentickets.pruning import prune
 from gentickets.scores import magnitude
-from gentickets.sparse_kernels import missing
+from gentickets.sparse import costs
 from gentickets.training import Settings, derived_seed, threads_for, train, with_averages
 
 IMAGES = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(5)) * 2 - 1
@@ -382,7 +382,7 @@ def test_a_training_handed_on_with_its_optimisers_is_the_uninterrupted_one():
 def every_layer_on_live_weights(monkeypatch):
     if missing() is not None:
         pytest.skip("no kernels were compiled")
-    monkeypatch.setattr(sparse_module, "_SPARSE_CALL", 0.0)
+    monkeypatch.setattr(costs, "_SPARSE_CALL", 0.0)
 
 
 @pytest.mark.parametrize("name", ["ae", "vae", "gan"])

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gentickets.errors import MaskError
+from gentickets.kernels import can_mask, mask_
 from gentickets.naming import named_layers, named_weights
-from gentickets.sparse_kernels import can_mask, mask_
 
 if TYPE_CHECKING:
     from gentickets.masks import Masks  # a type only: masks are made without this module, and call it

@@ -1,4 +1,4 @@
-/* The kernels of _sparse.c for one type of number: REAL, of which LANES fill 64 bytes; WHOLE has as many bits. */
+/* The kernels of _kernels.c for one type of number: REAL, of which LANES fill 64 bytes; WHOLE has as many bits. */
 
 typedef REAL NAME(vec) __attribute__((vector_size(64), aligned(sizeof(REAL))));
 typedef WHOLE NAME(bits) __attribute__((vector_size(64), aligned(sizeof(REAL))));

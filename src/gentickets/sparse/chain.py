@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gentickets.sparse_layers import SparseLinear, StandIn, is_hooked, linear_down, wanted
+from gentickets.sparse.layers import SparseLinear, StandIn, is_hooked
+from gentickets.sparse.operations import down, wanted
 
 Link = tuple[SparseLinear, float]
 """A layer and the slope of the rectifier behind it for negative numbers (0: ReLU); 1: no rectifier."""
@@ -92,7 +93,7 @@ def _slope(module: nn.Module) -> float | None:
 
 def _chained(links: list[Link], inputs: Tensor, batch_first: bool) -> Tensor:
     """(batch, inputs) → (batch, outputs), in memory batch first or batch innermost."""
-    tensors = [tensor for layer, _ in links for tensor in (layer.values, layer.bias)]
+    tensors = [tensor for layer, _ in links for tensor in (layer.weights(), layer.bias)]
     chain = [(layer.pattern.layout((1, 1), (1, 1)), slope) for layer, slope in links]
     links[0][0].check(inputs, 2, -1, links[0][0].pattern.big)
     out = _Chain.apply(inputs.to(links[0][0].values.dtype).t(), chain, *tensors).t()
@@ -153,7 +154,7 @@ def _differentiable(ctx: Any, side: Tensor, tensors: tuple[Tensor | None, ...], 
     with torch.enable_grad():
         out = side
         for (layout, slope), values, bias in zip(ctx.chain, tensors[::2], tensors[1::2], strict=True):
-            out = _plain(linear_down(values, bias, out, layout), slope)
+            out = _plain(down(values, bias, out, layout), slope)
         given = [tensor for tensor in (side, *tensors) if tensor is not None and tensor.requires_grad]
         found = iter(torch.autograd.grad(out, given, grad, create_graph=True))
     first, *rest = (next(found) if tensor is not None and tensor.requires_grad else None for tensor in (side, *tensors))

@@ -4,7 +4,7 @@
  * vectors: no gather, no index per multiplication, nothing computed for weights that are not there. A tile of outputs
  * (a few positions times a segment of the batch) stays in registers while all live weights of its row pass by.
  *
- * Two operations serve all layers; sparse_layers.py says how:
+ * Two operations serve all layers; sparse/layout.py says how:
  *   gather   out[row, position] = bias[row] + sum over k of value[k] * in[offset[k] + position], rectified if asked
  *   sample   grad[k] = sum over positions of small[row of k, position] . big[offset[k] + position]
  *            sums[row] = sum over positions of small[row, position], the gradient of the bias, if asked
@@ -89,7 +89,7 @@ typedef struct {
 #define LANES 16
 #define WHOLE int32_t
 #define NAME(x) x##_f32
-#include "_sparse_body.h"
+#include "_kernels_body.h"
 #undef REAL
 #undef LANES
 #undef WHOLE
@@ -98,10 +98,10 @@ typedef struct {
 #define LANES 8
 #define WHOLE int64_t
 #define NAME(x) x##_f64
-#include "_sparse_body.h"
+#include "_kernels_body.h"
 
 #if AS_MODULE /* called by way of ctypes; as a module it is empty, for who imports all that lies in the package */
-static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_sparse", NULL, -1, NULL, NULL, NULL, NULL, NULL};
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernels", NULL, -1, NULL, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__sparse(void) { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit__kernels(void) { return PyModule_Create(&module); }
 #endif

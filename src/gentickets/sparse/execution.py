@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -14,27 +15,30 @@ from torch.utils._pytree import tree_leaves
 
 from gentickets.errors import MaskError
 from gentickets.evaluating import evaluating
+from gentickets.kernels import missing
 from gentickets.masks import Masks
-from gentickets.naming import check_components, components_of, named_layers, unwrap
-from gentickets.sparse_chain import SparseSequential, runs
-from gentickets.sparse_kernels import missing, threads
-from gentickets.sparse_layers import SPARSE, LanesNorm, SparseLayer, SparseLinear, StandIn, is_hooked
-
-# Multiply-adds a microsecond, microseconds a call, and microseconds to update a weight, of one thread, forward and
-# backward together: rounded from what `python -m benchmarks sparse-training` measured (docs/performance.md). Only their
-# ratios matter.
-_DENSE_RATE, _DENSE_CALL = 45_000.0, 40.0
-_SPARSE_RATE, _SPARSE_CALL, _LINK_CALL = 20_000.0, 60.0, 30.0  # a link: of a chain of linear layers
-_UPDATE = 0.0012  # gradient, Adam and mask
-_WORTH = 0.72  # of the dense time: what lies around a sparse layer (pooling, sums, dense layers) has its layout changed
-_WORTH_CHAIN = 0.9  # around a chain of linear layers that is its input and its output
+from gentickets.naming import (
+    WEIGHT_PLACES,
+    check_components,
+    components_of,
+    named_layers,
+    named_weights,
+    unwrap,
+)
+from gentickets.sparse.chain import SparseSequential
+from gentickets.sparse.costs import Cost, Work, faster
+from gentickets.sparse.layers import LanesNorm, SparseLayer, SparseLinear, StandIn, is_hooked, sparse_form
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How one masked layer is run: `sparse` or not, and `why`. `density`: the share of its weights that is alive."""
+    """How one masked layer is run: `sparse` or not, and `why`.
+
+    `weight`: the name of its mask; `density`: the share of its weights that is alive.
+    """
 
     layer: str
+    weight: str
     density: float
     sparse: bool
     why: str
@@ -49,7 +53,7 @@ class Accelerated:
 
     def __init__(self, model: nn.Module, masks: Masks, choices: tuple[Choice, ...]):
         self.model, self.choices = model, choices
-        sparse = {f"{choice.layer}.weight" for choice in choices if choice.sparse}
+        sparse = {choice.weight for choice in choices if choice.sparse}
         self.masks = Masks({name: mask for name, mask in masks.items() if name not in sparse})
 
     def __enter__(self) -> Accelerated:
@@ -67,7 +71,7 @@ class Accelerated:
     @property
     def index_bytes(self) -> int:
         """Bytes that say where the live weights are, in all sparse layers."""
-        return sum(layer.pattern.nbytes for layer in self.model.modules() if isinstance(layer, SparseLayer))
+        return sum(layer.nbytes for layer in self.model.modules() if isinstance(layer, SparseLayer))
 
 
 def accelerate(model: nn.Module, masks: Masks, example_inputs: Mapping[str, Tensor]) -> Accelerated:
@@ -79,10 +83,10 @@ def accelerate(model: nn.Module, masks: Masks, example_inputs: Mapping[str, Tens
 
     `example_inputs`: component → a batch of the size that is trained on, or run. By their shapes the work of each layer
     is known, and by a table of measured rates which form is faster; so the choice is the same on every machine. A
-    layer stays dense where its weights are shared, parametrised or hooked, on a GPU, in half precision, with a
-    padding other than zeros, or where the package was installed without a C compiler; all do where the model's code
-    cannot run the examples with them, or gives something else. `choices` says why. What sparse layers give is
-    strided batch innermost: `reshape` it, where `view` would have joined the batch with another axis.
+    layer stays dense where its weights are shared, hooked, or derived by other than a spectral norm, on a GPU, in half
+    precision, with a padding other than zeros, or where the package was installed without a C compiler; all do where
+    the model's code cannot run the examples with them, or gives something else. `choices` says why. What sparse layers
+    give is strided batch innermost: `reshape` it, where `view` would have joined the batch with another axis.
 
     Raises `MaskError` where the masks do not fit, or for a component that does not exist.
     """
@@ -91,11 +95,9 @@ def accelerate(model: nn.Module, masks: Masks, example_inputs: Mapping[str, Tens
     if any(isinstance(layer, SparseLayer) for layer in model.modules()):
         raise MaskError("the model is accelerated already: restore(model) first")
     masks.apply_(model)  # before anything passes through it
-    work: dict[int, float] = {}
-    flat: set[int] = set()
-    with _counted(model, work, flat):
+    with _counted(model) as work:
         expected = _outputs(model, example_inputs)
-    choices = _choose(model, masks, work, flat)
+    choices = _choose(model, masks, work)
     try:
         _swap_in(model, masks, choices)
         reason = _differs(model, example_inputs, expected) if any(choice.sparse for choice in choices) else None
@@ -127,72 +129,39 @@ def lanes(images: Tensor) -> Tensor:
 # -- choosing ----------------------------------------------------------------------------------------------------------
 
 
-def _choose(model: nn.Module, masks: Masks, work: Mapping[int, float], flat: set[int]) -> tuple[Choice, ...]:
-    """How each masked layer is best run; `work` and `flat` as `_counted` found them."""
+def _choose(model: nn.Module, masks: Masks, work: Mapping[int, Work]) -> tuple[Choice, ...]:
+    """How each masked layer is best run; `work`: what each was seen to do, by id."""
     counts, shared = masks.counts(), _shared(model)
-    able: dict[int, _Cost] = {}
+    costs: dict[int, Cost] = {}
     found: list[tuple[int, Choice]] = []
-    for name, layer in named_layers(model):
-        weight = f"{name}.weight" if name else "weight"
-        if weight not in counts:
-            continue
-        size = layer.weight.numel()  # type: ignore[operator]
-        density = counts[weight] / max(1, size)
-        why = _cannot(layer, shared)
+    for name, layer, weight, parameter in _masked_layers(model, masks):
+        density = counts[weight] / max(1, parameter.numel())
+        why = _cannot(layer, parameter, shared)
         if why is None and id(layer) not in work:
             why = "not called as a layer on the example inputs"
         if why is None:
-            able[id(layer)] = _Cost(work[id(layer)], size, density)
+            costs[id(layer)] = Cost(work[id(layer)], parameter.numel(), density)
             why = f"dense is faster at density {density:.2f} and this size"
-        found.append((id(layer), Choice(name, density, False, why)))
-    faster = _faster(able, _chains(model, able, flat))
+        found.append((id(layer), Choice(name, weight, density, False, why)))
+    chosen = faster(model, costs)
     return tuple(
-        replace(choice, sparse=True, why="fewer multiplications") if layer in faster else choice
+        replace(choice, sparse=True, why="fewer multiplications") if layer in chosen else choice
         for layer, choice in found
     )
 
 
-@dataclass(frozen=True)
-class _Cost:
-    """A step of training a layer of so many weights, and multiply-adds forward, in microseconds of some machine."""
-
-    work: float
-    weights: int
-    density: float
-
-    @property
-    def dense(self) -> float:
-        return _DENSE_CALL + 3 * self.work / _DENSE_RATE + self.weights * _UPDATE
-
-    def sparse(self, call: float) -> float:
-        rate = _SPARSE_RATE * threads() / torch.get_num_threads()
-        return call + self.density * (3 * self.work / rate + self.weights * _UPDATE)
+def _masked_layers(model: nn.Module, masks: Masks) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+    """Each layer whose weight, as it is or under a norm, has a mask: both names, and what they name."""
+    weights = named_weights(model)
+    for name, layer in named_layers(model):
+        for place in WEIGHT_PLACES:
+            if (weight := f"{name}.{place}" if name else place) in masks:
+                yield name, layer, weight, weights[weight]
 
 
-def _chains(model: nn.Module, able: Mapping[int, _Cost], flat: set[int]) -> Iterator[list[int]]:
-    """The linear layers, by id, that would be one step of autograd together: each worth it as a link of a chain."""
-    links = {number for number in flat if number in able and able[number].sparse(_LINK_CALL) < able[number].dense}
-    for module in model.modules():
-        if type(module) is nn.Sequential:
-            for run in runs(module, links):
-                yield [id(layer) for layer in run]
-
-
-def _faster(able: Mapping[int, _Cost], chains: Iterable[list[int]]) -> set[int]:
-    """The layers that are run faster on their live weights, one by one or as a chain, whose links share a call."""
-    faster = {number for number, cost in able.items() if cost.sparse(_SPARSE_CALL) < _WORTH * cost.dense}
-    for chain in chains:
-        dense = sum(able[number].dense for number in chain)
-        sparse = _SPARSE_CALL + sum(able[number].sparse(_LINK_CALL) for number in chain)
-        if sparse < _WORTH_CHAIN * dense:
-            faster.update(chain)
-    return faster
-
-
-def _cannot(layer: nn.Module, shared: set[int]) -> str | None:
+def _cannot(layer: nn.Module, weight: Any, shared: set[int]) -> str | None:
     """Why a layer has no sparse form, None where it has one."""
-    weight: Any = getattr(layer, "weight", None)
-    if type(layer) not in SPARSE:
+    if sparse_form(layer) is None:
         return f"{type(layer).__name__} has no sparse form"
     if (reason := missing()) is not None:
         return reason
@@ -222,24 +191,21 @@ def _shared(model: nn.Module) -> set[int]:
 
 
 @contextmanager
-def _counted(model: nn.Module, work: dict[int, float], flat: set[int]) -> Iterator[None]:
-    """Adds to `work`, by layer id, the multiply-adds of what passes through the layers meanwhile.
-
-    Into `flat` come the linear layers, by id, whose outputs were (batch, outputs): those that can be links.
-    """
+def _counted(model: nn.Module) -> Iterator[dict[int, Work]]:
+    """The work of each layer, by id, as batches pass through them meanwhile."""
+    found: dict[int, Work] = defaultdict(Work)
 
     def count(layer: Any, given: tuple[Any, ...], output: Tensor) -> None:
         side = given[0] if isinstance(layer, nn.ConvTranspose2d) and given else output
         places = output.numel() / layer.out_features if isinstance(layer, nn.Linear) else len(side) * _area(side)
-        work[id(layer)] = work.get(id(layer), 0.0) + places * layer.weight.numel()
-        if isinstance(layer, nn.Linear) and output.dim() == 2:
-            flat.add(id(layer))
+        found[id(layer)].multiply_adds += places * layer.weight.numel()
+        found[id(layer)].flat &= isinstance(layer, nn.Linear) and output.dim() == 2
 
     with ExitStack() as stack:
         for layer in model.modules():
-            if type(layer) in SPARSE:
+            if sparse_form(layer) is not None:
                 stack.callback(layer.register_forward_hook(count).remove)
-        yield
+        yield found
 
 
 def _area(images: Tensor) -> int:
@@ -283,12 +249,14 @@ def _differs(model: nn.Module, example_inputs: Mapping[str, Tensor], expected: l
 
 def _swap_in(model: nn.Module, masks: Masks, choices: tuple[Choice, ...]) -> None:
     """Puts sparse layers in the place of the chosen ones, and beside them what works better there."""
-    layers = dict(named_layers(model))
-    chosen = {choice.layer: layers[choice.layer] for choice in choices if choice.sparse}
+    chosen = {choice.weight for choice in choices if choice.sparse}
     if not chosen:
         return
     with torch.no_grad():
-        _swap(model, {id(layer): SPARSE[type(layer)](layer, masks[f"{name}.weight"]) for name, layer in chosen.items()})
+        _swap(model, {
+            id(layer): form(layer, masks[weight]) for _, layer, weight, _ in _masked_layers(model, masks)
+            if weight in chosen and (form := sparse_form(layer)) is not None
+        })  # fmt: skip
     for one in model.modules():
         if isinstance(one, SparseLayer):
             one.release()

@@ -1,4 +1,4 @@
-"""The compiled kernels of sparse layers and of masking (`_sparse.c`), called on tensors.
+"""The compiled kernels of sparse layers and of masking (`_kernels.c`), called on tensors.
 
 They are built when the package is installed with a C compiler at hand. Without one everything else works:
 `accelerate` leaves every layer dense and says why, and `hold` multiplies.
@@ -21,7 +21,7 @@ _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 
 
 class RowsOfClass(ctypes.Structure):
-    """Rows of live weights that share their positions; as in `_sparse.c`. Keep with the arrays it points into."""
+    """Rows of live weights that share their positions; as in `_kernels.c`. Keep with the arrays it points into."""
 
     _fields_ = (
         ("rows", ctypes.c_int64),
@@ -125,7 +125,7 @@ def threads() -> int:
 def library() -> Mapping[torch.dtype, tuple[Any, Any, Any]]:
     """Dtype → (gather, sample, mask) of the compiled library, on the threads of torch's OpenMP; empty if not built."""
     try:
-        lib = ctypes.CDLL(str(Path(__file__).with_name(f"_sparse{sysconfig.get_config_var('EXT_SUFFIX')}")))
+        lib = ctypes.CDLL(str(Path(__file__).with_name(f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}")))
         found = {dtype: _functions(lib, suffix) for dtype, suffix in _SUFFIX.items()}
     except (OSError, AttributeError):  # not built, or by another version
         return {}

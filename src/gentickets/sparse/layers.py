@@ -1,0 +1,185 @@
+"""Linear and convolutional layers that hold, compute and learn their live weights alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
+
+from gentickets.sparse.layout import ONE_POSITION, Geometry, Pattern
+from gentickets.sparse.operations import down, up
+from gentickets.sparse.spectral import LiveSpectralNorm, find, underlying
+
+
+class SparseLayer(nn.Module):
+    """A layer with `values`, its live weights, (weights,), in the order of the dense weight, and `bias`.
+
+    Takes the place of a dense layer, whose bias it shares and whose weight `release` empties, so that the memory is
+    free; `dense()` gives that layer back. `norm`: the layer's spectral norm, if it has one.
+    """
+
+    def __init__(self, layer: Any, mask: Tensor, geometry: Geometry = ONE_POSITION):
+        super().__init__()
+        _, weight = underlying(layer)
+        places = mask.reshape(-1).nonzero().reshape(-1)
+        self.pattern = Pattern(tuple(mask.shape), places.int().numpy(), geometry, getattr(layer, "groups", 1))
+        self.values = nn.Parameter(weight.detach().reshape(-1)[places], weight.requires_grad)
+        self.register_parameter("bias", layer.bias)
+        found = find(layer)
+        self.norm = None if found is None else LiveSpectralNorm(found, self.pattern)
+        self._layer = (layer,)  # in a tuple: it is no child of this one
+
+    def weights(self) -> Tensor:
+        """The live weights that the layer multiplies with: `values`, under the norm."""
+        return self.values if self.norm is None else self.norm(self.values)
+
+    def release(self) -> None:
+        """Empties the weight of the dense layer, once this one stands in its place."""
+        _, weight = underlying(self._layer[0])
+        weight.data, weight.grad = weight.data.new_empty(0), None
+        weight.is_emptied = True  # type: ignore[attr-defined]  # by which `hold` knows an optimiser made too early
+        self._forget_derived(weight)
+
+    @torch.no_grad()
+    def dense(self) -> nn.Module:
+        """The dense layer in whose place this one is, with its weights as they are now, and 0.0 where pruned."""
+        (layer,) = self._layer
+        _, weight = underlying(layer)
+        data = self.values.new_zeros(self.pattern.shape)
+        data.view(-1)[torch.from_numpy(self.pattern.places)] = self.values
+        weight.data, weight.is_emptied = data, False  # type: ignore[attr-defined]
+        weight.requires_grad_(self.values.requires_grad)
+        layer.bias = self.bias  # another one, where one was loaded in its place
+        if self.norm is not None:
+            self.norm.give_back()
+        self._forget_derived(weight)
+        return layer
+
+    def _forget_derived(self, weight: Tensor) -> None:
+        """Under the old spectral norm a layer keeps the weight of its last pass, until the next one."""
+        (layer,) = self._layer
+        if isinstance(vars(layer).get("weight"), Tensor):
+            layer.weight = weight.data
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that says where the live weights are."""
+        return self.pattern.nbytes + (0 if self.norm is None else self.norm.nbytes)
+
+    def check(self, given: Tensor, dims: int, axis: int, channels: int) -> None:
+        """Raises `ValueError` for an input that the dense layer would not take either."""
+        if given.dim() < dims or given.shape[axis] != channels:
+            raise ValueError(
+                f"{type(self).__name__} takes {channels} channels along axis {axis}, not {tuple(given.shape)}"
+            )
+        if self.values.device.type != "cpu" or given.device.type != "cpu":
+            raise ValueError(f"{type(self).__name__} works on the CPU: restore(model) before moving it")
+
+    def extra_repr(self) -> str:
+        return f"{'x'.join(map(str, self.pattern.shape))}, {len(self.values):,} live weights"
+
+
+class SparseLinear(SparseLayer):
+    """`nn.Linear` with live weights alone: (..., inputs) → (..., outputs)."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.check(inputs, 1, -1, self.pattern.big)
+        flat = inputs if inputs.dim() == 2 else inputs.reshape(-1, inputs.shape[-1])
+        layout = self.pattern.layout((1, 1), (1, 1))
+        out = down(self.weights(), self.bias, flat.to(self.values.dtype).t(), layout).t()
+        return out if inputs.dim() == 2 else out.reshape(*inputs.shape[:-1], self.pattern.shape[0])
+
+
+class SparseConv2d(SparseLayer):
+    """`nn.Conv2d` with live weights alone; zero padding only."""
+
+    def __init__(self, layer: nn.Conv2d, mask: Tensor):
+        super().__init__(layer, mask, _geometry(layer))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.check(images, 4, 1, self.pattern.big)
+        g, big = self.pattern.geometry, tuple(images.shape[2:])
+        small = tuple(
+            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            for size, padding, dilation, kernel, stride in zip(
+                big, g.padding, g.dilation, self.pattern.shape[2:], g.stride, strict=True
+            )
+        )
+        layout = self.pattern.layout(small, big)  # type: ignore[arg-type]
+        return down(self.weights(), self.bias, _lanes(images, self.values), layout).permute(3, 0, 1, 2)
+
+
+class SparseConvTranspose2d(SparseLayer):
+    """`nn.ConvTranspose2d` with live weights alone."""
+
+    def __init__(self, layer: nn.ConvTranspose2d, mask: Tensor):
+        super().__init__(layer, mask, _geometry(layer))
+        self.output_padding = layer.output_padding
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.check(images, 4, 1, self.pattern.small)
+        g, small = self.pattern.geometry, tuple(images.shape[2:])
+        big = tuple(
+            (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + extra + 1
+            for size, stride, padding, dilation, kernel, extra in zip(
+                small, g.stride, g.padding, g.dilation, self.pattern.shape[2:], self.output_padding, strict=True
+            )
+        )
+        layout = self.pattern.layout(small, big)  # type: ignore[arg-type]
+        return up(self.weights(), self.bias, _lanes(images, self.values), layout).permute(3, 0, 1, 2)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a call of the module does more than its forward and backward pass, a spectral norm of it included."""
+    before = len(module._forward_pre_hooks) - (find(module) is not None and not is_parametrized(module))
+    return bool(before or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks)
+
+
+def _lanes(images: Tensor, like: Tensor) -> Tensor:
+    """(channels, height, width, batch), in the dtype of the weights."""
+    return images.to(like.dtype).permute(1, 2, 3, 0)
+
+
+def _geometry(layer: Any) -> Geometry:
+    return Geometry(tuple(layer.stride), tuple(layer.padding), tuple(layer.dilation))
+
+
+_SPARSE: dict[type[nn.Module], Callable[[Any, Tensor], SparseLayer]] = {
+    nn.Linear: SparseLinear,
+    nn.Conv2d: SparseConv2d,
+    nn.ConvTranspose2d: SparseConvTranspose2d,
+}
+
+
+def sparse_form(layer: nn.Module) -> Callable[[Any, Tensor], SparseLayer] | None:
+    """(layer, mask) → the layer on its live weights; None for a layer that has no such form."""
+    plain = type_before_parametrizations(layer)
+    if plain is not type(layer) and find(layer) is None:
+        return None
+    return _SPARSE.get(plain)
+
+
+class StandIn:
+    """A module in the place of `original`, with all that that one has; `dense()` gives it back."""
+
+    _original: tuple[Any]  # in a tuple: it is no child of this one
+
+    def __init__(self, original: nn.Module):
+        self.__dict__ = {**vars(original), "_original": (original,)}
+
+    def dense(self) -> nn.Module:
+        return self._original[0]
+
+
+class LanesNorm(StandIn, nn.BatchNorm2d):
+    """`nn.BatchNorm2d` that takes images batch innermost as they are: one row of numbers for each channel."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        lanes = images.permute(1, 2, 3, 0)
+        if images.is_contiguous() or not lanes.is_contiguous():
+            return super().forward(images)
+        rows = lanes.reshape(1, len(lanes), -1, 1)  # one image of the same numbers: its statistics are the same
+        return super().forward(rows).view(lanes.shape).permute(3, 0, 1, 2)
