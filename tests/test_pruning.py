@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gentickets import Masks, PruneError, prune, pruning, random_like
+from gentickets import Masks, PruneError, prune, random_like, selection
 
 NAMES = ("g.0.weight", "g.1.weight", "d.0.weight", "d.1.weight")
 SHAPES = st.lists(st.lists(st.integers(0, 5), max_size=3).map(tuple), min_size=1, max_size=4)
@@ -354,8 +354,8 @@ def test_the_threshold_is_found_as_by_sorting(
         scores[name] = score if seed % 2 else score.t().contiguous().t()
     within = Masks(alive)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pruning, "_BLOCK", block)
-        patch.setattr(pruning, "_FEW", few)
+        patch.setattr(selection, "_BLOCK", block)
+        patch.setattr(selection, "_FEW", few)
         masks = prune(scores, fraction=amount, within=within, scope=scope)  # type: ignore[arg-type]
     found = {name: mask.flatten().tolist() for name, mask in masks.items()}
     if scope == "erk":  # how many each layer keeps is tested above
@@ -392,7 +392,7 @@ def test_a_sample_that_misleads_costs_time_and_nothing_else(monkeypatch: pytest.
     scores, within = make([(50, 3), (40, 5), (7,), (300,)], 0)
     expected = [prune(scores, fraction=share / 10, within=within) for share in range(11)]
     for wrong in [(-2.0, -1.0), (2.0, 3.0), (0.5, 0.5), (float("inf"), float("inf")), (-float("inf"), -float("inf"))]:
-        monkeypatch.setattr(pruning, "_bracket", lambda *_, wrong=wrong: wrong)
+        monkeypatch.setattr(selection, "_bracket", lambda *_, wrong=wrong: wrong)
         assert [prune(scores, fraction=share / 10, within=within) for share in range(11)] == expected
 
 

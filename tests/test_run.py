@@ -17,6 +17,7 @@ import yaml
 
 import gentickets as gt
 from gentickets.lab import folder as disk
+from gentickets.lab import run as run_module
 from gentickets.lab.plan import Plan, fit, parse_time
 from gentickets.lab.recipe import make_recipe
 
@@ -381,11 +382,14 @@ def test_a_plan_and_a_refused_fresh_start_leave_the_folder_as_it_was(gentickets,
     assert (other / "thesis.txt").exists()
 
 
-def test_a_run_that_was_fitted_says_so_when_it_goes_on(gentickets):
-    arguments = ["find", "recipe.yaml", "training.steps=40000", "search.rounds=0", "training.checkpoint_seconds=9"]
-    gentickets(*arguments, "--time", "9s")
-    done = gentickets(*arguments)
-    assert "given up to fit into the time: training.steps 40,000" in done.stdout
+def test_a_run_that_was_fitted_says_so_when_it_goes_on(gentickets, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "measure", lambda *_: Plan(0.001, 0.01, 1, 200, 0.21, 1000, 1000))
+    asked = make_recipe({**TINY, "training": {**TINY["training"], "steps": 200}, "search": {"rounds": 0}})
+    with run_module.prepared(asked, tmp_path / "runs" / "tiny", seconds=0.155) as ready:
+        assert ready.recipe.training.steps == 140
+    done = gentickets("find", "recipe.yaml", "training.steps=200", "search={rounds: 0}")
+    assert "given up to fit into the time: training.steps 200 → 140" in done.stdout
+    assert gt.Ticket.load(next((tmp_path / "runs" / "tiny").rglob("ticket.safetensors"))) is not None
 
 
 def test_seeds_end_with_a_parent_that_is_killed(gentickets, tmp_path):

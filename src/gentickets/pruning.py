@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Literal, get_args
 
@@ -25,6 +24,7 @@ from gentickets.errors import PruneError
 from gentickets.groups import ChannelGroups
 from gentickets.masks import Masks
 from gentickets.naming import component_of
+from gentickets.selection import Scored, keep_best
 
 Scope = Literal["global", "component", "layer", "erk"]
 Granularity = Literal["weight", "channel"]
@@ -89,9 +89,9 @@ def prune(
         if scope == "erk":
             shares = _erk_counts(keep, group)
             for part in group:
-                kept |= _keep_best([part], shares[part.name])
+                kept |= keep_best([part], shares[part.name])
         else:
-            kept |= _keep_best(group, keep)
+            kept |= keep_best(group, keep)
     masks = Masks.from_packed(kept, {name: start.shapes[name] for name in kept})
     return start.merge(_with_directions(masks, scores, start))
 
@@ -243,79 +243,30 @@ def random_like(masks: Masks, seed: int) -> Masks:
     return shuffled
 
 
-@dataclass(frozen=True)
-class _Scored:
-    """The scores of one tensor and which of its weights are alive, read block by block.
-
-    Nothing here is as large as the scores: they are neither copied, nor sorted, nor compressed to what is alive.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    scores: Tensor  # on the CPU
-    bits: np.ndarray  # of the mask, packed
-    alive: int
-
-    @property
-    def total(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """In which scores compare exactly: half precisions in float32, whole numbers up to 2**53 in float64 only."""
-        return torch.float32 if self.scores.is_floating_point() and self.scores.itemsize <= 4 else torch.float64
-
-    def blocks(self, dtype: torch.dtype) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Scores, and packed bits of the mask, of up to `_BLOCK` weights at a time, in order of place."""
-        flat = self.scores.reshape(-1)
-        for at in range(0, self.total, _BLOCK):
-            yield flat[at : at + _BLOCK].to(dtype).numpy(), self.bits[at // 8 : (at + _BLOCK + 7) // 8]
-
-    def check(self, values: np.ndarray, bits: np.ndarray) -> None:
-        """Refuses a block with NaN for an alive weight. The largest of some numbers is NaN where one of them is."""
-        if np.isnan(values.max()) and np.isnan(values[_unpacked(bits, len(values))]).any():
-            raise PruneError(f"scores of {self.name!r} hold NaN: the model has diverged, or the criterion has")
-
-    def drawn(self, count: int, rng: np.random.Generator) -> Tensor:
-        """The scores of those of `count` weights drawn with replacement that are alive."""
-        places = rng.integers(self.total, size=count)
-        if self.alive < self.total:
-            places = places[_is_alive(self.bits, places)]
-        return self.scores.reshape(-1).index_select(0, torch.from_numpy(places))
-
-
-def _unpacked(bits: np.ndarray, count: int) -> np.ndarray:
-    return np.unpackbits(bits, count=count).view(np.bool_)
-
-
-def _is_alive(bits: np.ndarray, places: np.ndarray) -> np.ndarray:
-    return (bits[places >> 3] << (places & 7).astype(np.uint8)) & 0x80 != 0
-
-
-def _scored(scores: Mapping[str, Tensor], start: Masks) -> list[_Scored]:
+def _scored(scores: Mapping[str, Tensor], start: Masks) -> list[Scored]:
     """What has both a score and a mask, in the alphabetical order of names."""
     counts, found = start.counts(), []
     for name in sorted(name for name in start if name in scores):
         score, shape = scores[name].detach(), start.shapes[name]
         if tuple(score.shape) != shape:
             raise PruneError(f"scores of {name!r} have shape {tuple(score.shape)}, its mask {shape}")
-        found.append(_Scored(name, shape, score.cpu(), start.packed[name], counts[name]))
+        found.append(Scored(name, shape, score.cpu(), start.packed[name], counts[name]))
     if not found:
         raise PruneError("no score belongs to a weight that the masks cover: nothing to prune")
     return found
 
 
-def _groups(scored: list[_Scored], scope: Scope) -> list[list[_Scored]]:
+def _groups(scored: list[Scored], scope: Scope) -> list[list[Scored]]:
     if scope in ("global", "erk"):
         return [scored]
-    groups: dict[str, list[_Scored]] = {}
+    groups: dict[str, list[Scored]] = {}
     for part in scored:
         groups.setdefault(part.name if scope == "layer" else component_of(part.name), []).append(part)
     return list(groups.values())
 
 
 def _how_many(
-    group: list[_Scored],
+    group: list[Scored],
     fraction: float | None,
     to_sparsity: float | None,
 ) -> int:
@@ -348,107 +299,7 @@ def _floor_of(amount: float, count: int, key: str) -> int:
     return math.floor(Decimal(repr(amount)) * count)
 
 
-_BLOCK = 1 << 18
-"""Weights looked at together: a multiple of 8, few enough that their scores stay in the processor's cache."""
-
-_FEW = 1 << 14
-"""So many weights, or fewer, are compared without first guessing a threshold."""
-
-
-def _keep_best(group: list[_Scored], keep: int) -> dict[str, np.ndarray]:
-    """Name → packed bits, with exactly `keep` of the group's alive weights left; ties as the module says."""
-    drop = sum(part.alive for part in group) - keep
-    dtype = max((part.dtype for part in group), key=lambda dtype: dtype.itemsize)
-    if not drop:
-        for part in group:
-            for values, bits in part.blocks(dtype):
-                part.check(values, bits)
-        return {part.name: part.bits for part in group}
-    threshold, ties, all_go = _threshold(group, drop, dtype)
-    kept = {}
-    for part in group:
-        packed = []
-        for values, bits in part.blocks(dtype):
-            stays = values > threshold if all_go else values >= threshold
-            if ties and not all_go:  # the first ones go
-                tied = np.flatnonzero(values == threshold)
-                tied = tied[_is_alive(bits, tied)][:ties]
-                stays[tied] = False
-                ties -= len(tied)
-            packed.append(np.packbits(stays) & bits)
-        kept[part.name] = np.concatenate(packed) if packed else part.bits
-    return kept
-
-
-def _threshold(group: list[_Scored], drop: int, dtype: torch.dtype) -> tuple[float, int, bool]:
-    """The `drop`-th lowest score of a group, how many of the weights with just this score go, and whether all do.
-
-    A sample says between which two scores it must lie but for one time in 10**8; one pass counts what is below and
-    collects what is between, some 2 %, where it is then found exactly (Floyd and Rivest 1975, "Expected time bounds
-    for selection"). Where the sample was wrong, another pass takes what is beyond.
-    """
-    low, high = _bracket(group, drop, dtype)
-    while True:
-        below, at_low, between, at_high = _split(group, low, high, dtype)
-        rank = drop - below
-        if rank <= 0:
-            low, high = -math.inf, low
-        elif rank <= at_low:
-            return low, rank, rank == at_low
-        elif (rank := rank - at_low) <= len(between):
-            between.partition(rank - 1)
-            threshold = float(between[rank - 1])
-            ties = rank - int(np.count_nonzero(between[:rank] < threshold))
-            return threshold, ties, ties == int(np.count_nonzero(between == threshold))
-        elif (rank := rank - len(between)) <= at_high:
-            return high, rank, rank == at_high
-        else:
-            low, high = high, math.inf
-
-
-def _bracket(group: list[_Scored], drop: int, dtype: torch.dtype) -> tuple[float, float]:
-    """Two scores between which the `drop`-th lowest of a group lies, most likely: six standard errors to each side."""
-    alive, total = sum(part.alive for part in group), sum(part.total for part in group)
-    low, high = -math.inf, math.inf
-    if alive > _FEW:
-        rng, rate = np.random.default_rng(0), total ** (-1 / 3)
-        sizes = [int(part.total * rate + rng.random()) for part in group]  # a small tensor by chance: in proportion
-        drawn = [part.drawn(size, rng).to(dtype) for part, size in zip(group, sizes, strict=True) if size]
-        sample = torch.cat(drawn).numpy()
-        share = (drop - 0.5) / alive
-        centre, margin = share * len(sample), 6 * math.sqrt(len(sample) * share * (1 - share)) + 6
-        if (first := math.floor(centre - margin)) >= 0:
-            low = float(np.partition(sample, first)[first])
-        if (last := math.ceil(centre + margin)) < len(sample):
-            high = float(np.partition(sample, last)[last])
-    return low, high
-
-
-def _split(group: list[_Scored], low: float, high: float, dtype: torch.dtype) -> tuple[int, int, np.ndarray, int]:
-    """Of a group's alive weights: how many score below `low`; at it; the scores between; how many score `high`.
-
-    Scores at the two ends are counted and not collected, so that a model of equal scores is not collected whole.
-    Raises `PruneError` for NaN.
-    """
-    above = at_low = at_high = 0
-    between = [np.empty(0, np.float32)]
-    for part in group:
-        for values, bits in part.blocks(dtype):
-            part.check(values, bits)
-            chosen = values >= low
-            if part.alive < part.total:
-                chosen &= _unpacked(bits, len(values))
-            above += int(np.count_nonzero(chosen))
-            chosen &= values <= high
-            near = values.take(np.flatnonzero(chosen))
-            inner = near[(near > low) & (near < high)]
-            ends = int(np.count_nonzero(near == low))
-            at_low, at_high = at_low + ends, at_high + len(near) - len(inner) - ends
-            between.append(inner)
-    return sum(part.alive for part in group) - above, at_low, np.concatenate(between), at_high
-
-
-def _erk_counts(keep: int, group: list[_Scored]) -> dict[str, int]:
+def _erk_counts(keep: int, group: list[Scored]) -> dict[str, int]:
     """How many weights each layer keeps, `keep` in all, none more than it has alive."""
     shapes = {part.name: part.shape for part in group}
     limit = {part.name: part.alive for part in group}

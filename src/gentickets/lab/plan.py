@@ -6,6 +6,7 @@ import re
 import resource
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -65,34 +66,40 @@ def measure(recipe: Recipe, images: ImageSet, judge: Judge, threads: int, worker
 
 def _measure(recipe: Recipe, images: ImageSet, judge: Judge) -> tuple[float, float, int]:
     """Seconds a step, seconds an evaluation, bytes of weights."""
-    fabric = make_fabric(recipe)
-    objective = recipe.build_objective()
-    model = build_model(recipe, images, seed=0)
-    masks = Masks.dense(model)
-    batches = Batches(
-        images,
-        recipe.training.batch_size * objective.batches_per_step,
-        seed=0,
-        flip=recipe.data.flip,
-        device=fabric.device,
-    )
-    # At rate 0, so that a recipe that diverges does so in its run, where that is recorded.
-    endless = replace(recipe.training.settings(0), steps=10**9, lr=0.0)
-
-    def steps(start: int, end: int) -> nn.Module:
-        done = train(model, objective, batches, endless, masks=masks, start_step=start, end_step=end, fabric=fabric)
-        return done.averaged
-
-    steps(0, _WARM)
+    model, steps = rehearsal(recipe, images)
+    steps(_WARM)
     taken, begun = 0, time.perf_counter()
     while time.perf_counter() - begun < _MEASURED:
-        averaged = steps(_WARM + taken, _WARM + taken + 10)
+        averaged = steps(10)
         taken += 10
     step_seconds = (time.perf_counter() - begun) / taken
     begun = time.perf_counter()
     judge.measure(with_averages(model, averaged))
     weights = sum(tensor.numel() * tensor.element_size() for tensor in named_state(model).values())
     return step_seconds, time.perf_counter() - begun, weights
+
+
+def rehearsal(recipe: Recipe, images: ImageSet) -> tuple[nn.Module, Callable[[int], nn.Module]]:
+    """The recipe's model, and a function that takes so many more steps of its dense training and gives the averages.
+
+    At rate 0, so that a recipe that diverges does so in its run, where that is recorded.
+    """
+    fabric = make_fabric(recipe)
+    objective = recipe.build_objective()
+    model = build_model(recipe, images, seed=0)
+    masks = Masks.dense(model)
+    count = recipe.training.batch_size * objective.batches_per_step
+    batches = Batches(images, count, seed=0, flip=recipe.data.flip, device=fabric.device)
+    endless = replace(recipe.training.settings(0), steps=10**9, lr=0.0)
+    taken = 0
+
+    def steps(more: int) -> nn.Module:
+        nonlocal taken
+        start, taken = taken, taken + more
+        done = train(model, objective, batches, endless, masks=masks, start_step=start, end_step=taken, fabric=fabric)
+        return done.averaged
+
+    return model, steps
 
 
 def _plan(recipe: Recipe, step_seconds: float, evaluate_seconds: float, workers: int) -> Plan:

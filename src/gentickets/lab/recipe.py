@@ -107,7 +107,11 @@ class ObjectivePart(_Part):
 
 
 class TrainingPart(_Part):
-    """See `gentickets.training.Settings`. `threads`: intra-op threads of one training, "auto" by the model's size."""
+    """See `gentickets.training.Settings`.
+
+    `threads`: intra-op threads of one training: "auto" by the work of a step, the same on every machine of so many
+    cores; "measured" by timing some steps when the run begins, on the machine as it is then.
+    """
 
     steps: Annotated[int, Field(ge=2)] = 2000
     batch_size: Annotated[int, Field(ge=2)] = 64
@@ -121,7 +125,7 @@ class TrainingPart(_Part):
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     execution: Execution = "auto"
     accelerator: Literal["cpu", "cuda", "auto"] = "auto"
-    threads: Count | Literal["auto"] = "auto"
+    threads: Count | Literal["auto", "measured"] = "auto"
     checkpoint_seconds: Annotated[float, Field(ge=0)] = 20.0
 
     def settings(self, seed: int) -> Settings:

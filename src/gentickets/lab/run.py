@@ -30,10 +30,9 @@ from gentickets.lab.plan import Plan, fit, measure
 from gentickets.lab.recipe import DataPart, Recipe, make_recipe
 from gentickets.lab.results import read_run, write_csv
 from gentickets.lab.seedrun import SeedRun, build_model
+from gentickets.lab.threads import threads_of
 from gentickets.lab.trainer import Event, make_fabric
-from gentickets.metrics.cost import training_flops
 from gentickets.naming import components_of
-from gentickets.training import threads_for
 
 Tell = Callable[[Event], None]
 
@@ -144,17 +143,6 @@ def make_judge(recipe: Recipe, train: ImageSet, held_out: ImageSet) -> Judge:
         return Judge(recipe.build_objective(), train, held_out, recipe.evaluation, make_fabric(recipe).device)
     finally:
         torch.set_num_threads(before)
-
-
-def threads_of(recipe: Recipe, images: ImageSet, workers: int) -> int:
-    """Intra-op threads of each of `workers` trainings side by side, which share the cores."""
-    if recipe.training.threads != "auto":
-        return recipe.training.threads
-    objective = recipe.build_objective()
-    few = torch.zeros(2 * objective.batches_per_step, *images.shape)
-    each = training_flops(build_model(recipe, images, 0), objective, few).dense
-    step = each * recipe.training.batch_size * objective.batches_per_step
-    return threads_for(step, (os.cpu_count() or 1) // workers)
 
 
 def _origin(

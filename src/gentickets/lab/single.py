@@ -12,8 +12,9 @@ import torch
 from gentickets.errors import RecipeError
 from gentickets.lab import folder as disk
 from gentickets.lab.recipe import Recipe
-from gentickets.lab.run import check_buildable, load_data, make_judge, stopping, threads_of
+from gentickets.lab.run import check_buildable, load_data, make_judge, stopping
 from gentickets.lab.seedrun import SeedRun, build_model
+from gentickets.lab.threads import threads_of
 from gentickets.lab.trainer import Event
 from gentickets.ticket import Ticket
 
@@ -33,10 +34,13 @@ def train_one(
         # The whole ticket: two controls of a level may share its masks.
         digest = hashlib.sha256(ticket.to_bytes()).hexdigest() if ticket is not None else None
         origin = {"asked": recipe.dump(), "ticket": digest, "data": [train.fingerprint, held_out.fingerprint]}
-        if (folder / "origin.json").exists() and disk.read_origin(folder) != origin:
+        there = disk.read_origin(folder) if (folder / "origin.json").exists() else None
+        if there is not None and {key: there.get(key) for key in origin} != origin:
             raise RecipeError(f"{folder} was made by another recipe or ticket, or of other data: take another --name")
-        disk.write_json(folder / "origin.json", origin)
-        torch.set_num_threads(threads_of(recipe, train, workers=1))
+        # Equal bits need an equal number of threads.
+        threads = (there or {}).get("threads") or threads_of(recipe, train, workers=1)
+        disk.write_json(folder / "origin.json", {**origin, "threads": threads})
+        torch.set_num_threads(threads)
         judge = make_judge(recipe, train, held_out)
         with stopping() as stop:
             return SeedRun(recipe, folder, seed, train, judge, tell, stop).run_one(ticket)
