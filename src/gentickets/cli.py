@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -232,8 +230,17 @@ def train(
     folder = runs / (name or f"{asked.name}-train")
     with _progress() as bars:
         metrics = train_one(asked, folder, seed, ticket, _Teller(bars, asked.training.steps))
-    _print_metrics(metrics)
+    _show_metrics(metrics)
     out.print(f"results: {folder}")
+
+
+def _show_metrics(metrics: dict[str, Any]) -> None:
+    table = Table("metric", "value", "images")
+    for entry in metrics["metrics"].values():
+        table.add_row(entry["label"], f"{entry['value']:.5g}", str(entry["samples"]))
+    out.print(table)
+    if metrics["status"] != "complete":
+        out.print(f"{metrics['status']}: {metrics['reason']}")
 
 
 @app.command(
@@ -352,10 +359,10 @@ def inspect(
     what: Annotated[Path, typer.Argument(help="A ticket file, or a run folder.", show_default=False)],
 ) -> None:
     """Show what is in a ticket, or where a run stands; checks a ticket's digest on the way."""
-    if what.is_dir():
-        _inspect_run(what)
-    else:
-        _inspect_ticket(what)
+    from gentickets.lab.listings import run_table, ticket_words
+
+    for shown in [run_table(what)] if what.is_dir() else ticket_words(what):
+        out.print(shown, markup=False)
 
 
 @app.command("list", epilog="Example: gentickets list models")
@@ -364,16 +371,11 @@ def list_(
     runs: RunsFolder = Path("runs"),
 ) -> None:
     """List models, objectives, data sources, recipes or runs."""
-    listings = {
-        "models": _list_models,
-        "objectives": _list_objectives,
-        "data": _list_data,
-        "recipes": _list_recipes,
-        "runs": lambda: _list_runs(runs),
-    }
-    if what not in listings:
-        raise GenticketsError(f"list {what!r}: one of {', '.join(listings)}")
-    out.print(listings[what]())
+    from gentickets.lab.listings import LISTINGS
+
+    if what not in LISTINGS:
+        raise GenticketsError(f"list {what!r}: one of {', '.join(LISTINGS)}")
+    out.print(LISTINGS[what](runs))
 
 
 # -- progress -------------------------------------------------------------------------------------------------
@@ -421,98 +423,3 @@ class _Teller:
         if not err.is_terminal and self._stages.get(event.seed) != event.stage:
             self._stages[event.seed] = event.stage
             err.print(f"{self._prefix}seed {event.seed} {event.stage}: {event.done:,} of {event.total:,} steps done")
-
-
-# -- showing --------------------------------------------------------------------------------------------------
-
-
-def _print_metrics(metrics: dict[str, Any]) -> None:
-    table = Table("metric", "value", "images")
-    for entry in metrics["metrics"].values():
-        table.add_row(entry["label"], f"{entry['value']:.5g}", str(entry["samples"]))
-    out.print(table)
-    if metrics["status"] != "complete":
-        out.print(f"{metrics['status']}: {metrics['reason']}")
-
-
-def _inspect_ticket(path: Path) -> None:
-    from gentickets.ticket import Ticket
-
-    ticket = Ticket.load(path)
-    out.print(f"{path}: {ticket.masks!r}")
-    table = Table("weight", "shape", "alive", "of", "sparsity")
-    for name, alive in ticket.masks.counts().items():
-        shape = ticket.masks.shapes[name]
-        total = ticket.masks[name].numel()
-        table.add_row(name, "x".join(map(str, shape)), f"{alive:,}", f"{total:,}", f"{1 - alive / max(total, 1):.2%}")
-    out.print(table)
-    lineage = ticket.origin.pop("lineage", [])
-    out.print(f"origin: {json.dumps(ticket.origin)}", markup=False)
-    out.print("lineage: " + ", ".join(f"{entry['sparsity']:.1%}" for entry in lineage))
-    out.print("digest: fits; every tensor and all metadata are as they were written")
-
-
-def _inspect_run(folder: Path) -> None:
-    from gentickets.lab.results import read_run
-
-    run = read_run(folder)
-    table = Table("seed", "level", "arm", "sparsity", "status", "metric", title=run.name)
-    for level in run.levels:
-        metric = level.metrics.get(level.primary)
-        shown = f"{metric.value:.5g}" if metric else level.reason or ""
-        table.add_row(str(level.seed), str(level.level), level.arm, f"{level.sparsity:.2%}", level.status, shown)
-    out.print(table)
-
-
-def _list_models() -> Table:
-    from gentickets.models import CATALOGUE, options_of
-
-    table = Table("model", "options", "what")
-    for name, build in CATALOGUE.items():
-        options = ", ".join(f"{key}={value}" for key, value in options_of(name).items())
-        table.add_row(name, options, (build.__doc__ or "").strip().splitlines()[0])
-    return table
-
-
-def _list_objectives() -> Table:
-    from gentickets.objectives import OBJECTIVES
-
-    table = Table("objective", "options", "what")
-    for name, kind in OBJECTIVES.items():
-        options = ", ".join(field.name for field in fields(kind) if field.name != "latent_size")
-        table.add_row(name, options, (kind.__doc__ or "").strip().splitlines()[0])
-    return table
-
-
-def _list_data() -> Table:
-    table = Table("data.source", "what")
-    table.add_row("digits", "1,797 handwritten digits that come with scikit-learn; no network")
-    table.add_row("mnist, fashion-mnist, cifar10, celeba", "from the hub; needs gentickets\\[hub]")
-    table.add_row("owner/name", "any image data set of the hub; needs gentickets\\[hub]")
-    table.add_row("path/to/train.parquet", "a parquet file with an image column; test.parquet beside it is held out")
-    table.add_row("path/to/folder", "a folder of images; train/ and test/ are understood, so is CelebA's layout")
-    return table
-
-
-def _list_recipes() -> Table:
-    from gentickets.lab.recipe import read_recipe
-
-    table = Table("recipe", "model", "data", "rounds", "seeds")
-    for path in sorted(Path("recipes").rglob("*.yaml")):
-        found = read_recipe(path)
-        table.add_row(str(path), found.model.name, found.data.source, str(found.search.rounds), str(len(found.seeds)))
-    return table
-
-
-def _list_runs(runs: Path) -> Table:
-    from gentickets.lab.results import read_run
-
-    table = Table("run", "levels complete", "seeds")
-    for folder in sorted(runs.iterdir()) if runs.is_dir() else []:
-        if (folder / "recipe.yaml").exists():
-            try:
-                levels = read_run(folder).levels
-            except GenticketsError:
-                levels = []
-            table.add_row(str(folder), str(len(levels)), str(len({level.seed for level in levels})))
-    return table
