@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import report
+from benchmarks import report, steps
 from benchmarks.contest import benchmarks, chosen, load
 from benchmarks.pairs import measure
 from gentickets.files import replace_file
@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         selected = chosen(asked.names, asked.quick)
+        steps.use(asked.device)
     except LookupError as error:
         print(f"benchmarks: {error.args[0]}", file=sys.stderr)
         return 2
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=_positive, default=9, help="rounds, 3 at most with --quick (default: 9)")
     parser.add_argument("--seconds", type=float, default=60.0, help="no further round after so many (default: 60)")
     parser.add_argument("--threads", type=_positive, help="threads of torch (default: as many as torch takes)")
+    parser.add_argument("--device", default="cpu", help="where networks are built: cpu (the default) or cuda")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the result there too")
     parser.add_argument("--list", action="store_true", help="list the names and do nothing")
     parser.add_argument("--quick", action="store_true", help="smallest sizes, few rounds: does it run at all?")

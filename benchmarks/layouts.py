@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from benchmarks.contest import Contender, Contest, benchmark
-from benchmarks.steps import Step, build
+from benchmarks.steps import Step, build, device
 
 
 @benchmark({"net": ("dcgan", "vae")}, {"width": (8,), "net": ("vae",)})
@@ -33,7 +33,7 @@ def half_precision(net: str) -> Contest:
     step = Step(build(net))
 
     def autocast() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device().type, torch.bfloat16):
             step()
 
     return _against_plain(net, autocast, "bf16 autocast")

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize, prune
 
 import gentickets as gt
 from benchmarks.contest import Contender, Contest, benchmark
-from benchmarks.steps import Net, Step, build
+from benchmarks.steps import Net, Step, build, device
 
 CASES = {"net": ("linear-ae", "vae", "dcgan"), "sparsity": (0.5, 0.9, 0.99)}
 QUICK = {"net": ("tiny-ae",), "sparsity": (0.9,)}
@@ -65,7 +65,7 @@ def _masks(net: Net, sparsity: float) -> gt.Masks:
 
 def _one_by_one(net: Net, masks: gt.Masks) -> Callable[[str], None]:
     """As open_lth does it: every masked tensor times its float mask, after each step."""
-    kept = {name: mask.float() for name, mask in masks.items()}
+    kept = {name: mask.float().to(device()) for name, mask in masks.items()}
 
     def after(component: str) -> None:
         for name, weight in getattr(net.model, component).named_parameters(prefix=component):
@@ -77,7 +77,7 @@ def _one_by_one(net: Net, masks: gt.Masks) -> Callable[[str], None]:
 
 def reloaded(net: Net, masks: gt.Masks) -> Callable[[str], None]:
     """As many research scripts do it: the state dictionary times the masks, loaded again, after each step."""
-    kept = {name: mask.float() for name, mask in masks.items()}
+    kept = {name: mask.float().to(device()) for name, mask in masks.items()}
 
     def after(component: str) -> None:
         part = getattr(net.model, component)
@@ -94,7 +94,7 @@ def _attached(net: str, sparsity: float, attach: Callable[[nn.Module, Tensor], o
     """A net whose layers mask their own weights at each forward pass."""
     built = build(net)
     for name, mask in _masks(built, sparsity).items():
-        attach(built.model.get_submodule(name.removesuffix(".weight")), mask)
+        attach(built.model.get_submodule(name.removesuffix(".weight")), mask.to(device()))
     return built
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from benchmarks.contest import Contender, Contest
 
@@ -96,7 +97,15 @@ def _repeats(contender: Contender, shortest: float, clock: Clock) -> int:
 
 def _time(contender: Contender, repeats: int, clock: Clock) -> float:
     """Seconds for one unit of the contender's work."""
+    wait_for_gpu()
     start = clock()
     for _ in range(repeats):
         contender.run()
+    wait_for_gpu()
     return (clock() - start) / (repeats * contender.per)
+
+
+def wait_for_gpu() -> None:
+    """What was asked of a GPU goes on after the call that asked for it."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()

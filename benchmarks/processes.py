@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from benchmarks.contest import Contender, Contest, benchmark
-from benchmarks.steps import Step, build
+from benchmarks.pairs import wait_for_gpu
+from benchmarks.steps import Step, build, device, use
 
 SECONDS = 0.4
 """About how long the processes work in one measurement: short ones would time how they are waited for."""
@@ -23,26 +24,26 @@ SECONDS = 0.4
 def processes(net: str) -> Contest:
     """Time for one step's work: two processes with one thread each do twice as many at a time."""
     closing = ExitStack()
-    together = [_Worker(net, 1, closing), _Worker(net, 1, closing)]
-    alone = _Worker(net, 2, closing)
+    together = [Worker(net, 1, closing), Worker(net, 1, closing)]
+    alone = Worker(net, 2, closing)
     steps = max(2, round(SECONDS / alone.seconds_a_step))
     return Contest(
         "one process, two threads",
         {
-            "one process, two threads": Contender(lambda: _work([alone], steps), per=steps),
-            "two processes, one thread each": Contender(lambda: _work(together, steps), per=2 * steps),
+            "one process, two threads": Contender(lambda: work([alone], steps), per=steps),
+            "two processes, one thread each": Contender(lambda: work(together, steps), per=2 * steps),
         },
         closing,
     )
 
 
-class _Worker:
+class Worker:
     """A process of its own that trains a net for as many steps as it is told."""
 
     def __init__(self, net: str, threads: int, closing: ExitStack):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        process = context.Process(target=_train, args=(net, threads, theirs), daemon=True)
+        process = context.Process(target=_train, args=(net, threads, str(device()), theirs), daemon=True)
         process.start()
         theirs.close()
         closing.callback(process.join)
@@ -50,26 +51,30 @@ class _Worker:
         self.seconds_a_step: float = self.pipe.recv()
 
 
-def _work(workers: list[_Worker], steps: int) -> None:
+def work(workers: list[Worker], steps: int) -> None:
     for worker in workers:
         worker.pipe.send(steps)
     for worker in workers:
         worker.pipe.recv()
 
 
-def _train(net: str, threads: int, pipe: Connection) -> None:
+def _train(net: str, threads: int, where: str, pipe: Connection) -> None:
     import time
 
     torch.set_num_threads(threads)
+    use(where)
     step = Step(build(net))
     step()
+    wait_for_gpu()
     start = time.perf_counter()
     step()
+    wait_for_gpu()
     pipe.send(time.perf_counter() - start)
     try:
         while True:
             for _ in range(pipe.recv()):
                 step()
+            wait_for_gpu()
             pipe.send(None)
     except EOFError:
         return
@@ -86,11 +91,11 @@ def stacked(count: int, net: str = "linear-ae") -> Contest:
 
     return Contest(
         "one after the other",
-        {"one after the other": Contender(one_by_one), "torch.func.vmap": Contender(_stacked_step(net, count))},
+        {"one after the other": Contender(one_by_one), "torch.func.vmap": Contender(stacked_step(net, count))},
     )
 
 
-def _stacked_step(name: str, count: int) -> Callable[[], None]:
+def stacked_step(name: str, count: int) -> Callable[[], None]:
     nets = [build(name) for _ in range(count)]
     model, batch = nets[0].model, nets[0].batch
     weights, _ = stack_module_state([net.model for net in nets])

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import steps
 from benchmarks.contest import Benchmark, Contest
 from benchmarks.pairs import Spread, Timing
 
@@ -44,6 +45,7 @@ def machine() -> dict[str, Any]:
     """Where and on what the figures were taken."""
     return {
         "cpu": _cpu(),
+        "gpu": torch.cuda.get_device_name() if steps.device().type == "cuda" else None,
         "cores": os.cpu_count(),
         "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.machine()}",
@@ -80,7 +82,9 @@ def print_table(document: Mapping[str, Any]) -> None:
     facts = document["machine"]
     console = Console()
     console = console if console.is_terminal else Console(width=180)
-    title = f"{facts['cpu']}, {facts['cores']} cores, torch {facts['torch']}, {facts['threads']} threads"
+    title = (
+        f"{facts['gpu'] or facts['cpu']}, {facts['cores']} cores, torch {facts['torch']}, {facts['threads']} threads"
+    )
     table = Table(title=f"{title}, {facts['date'][:10]}", title_justify="left")
     for name, side in {"": "left", "ratio": "right", "quartiles": "right", "ms": "right"}.items():
         table.add_column(name, justify=side, no_wrap=bool(name))  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import gentickets as gt
 from benchmarks.contest import Contender, Contest, benchmark
-from benchmarks.steps import BATCH, Net, Step, build
+from benchmarks.steps import BATCH, Net, Step, build, device
 from gentickets.export import export
 from gentickets.models.paper import PAPER
 
@@ -70,8 +70,8 @@ def sparse_catalogue(model: str, sparsity: float) -> Contest:
 
 def _preset(name: str) -> Net:
     torch.manual_seed(0)
-    images = torch.rand(BATCH, 3, 32, 32) * 2 - 1
-    model = PAPER[name](32, 3, width=32)
+    images = (torch.rand(BATCH, 3, 32, 32) * 2 - 1).to(device())
+    model = PAPER[name](32, 3, width=32).to(device())
     if hasattr(model, "generator"):
         loss: gt.Objective = gt.Adversarial(128, loss="hinge")
     else:
@@ -156,7 +156,7 @@ def _in_onnxruntime(net: Net, closing: ExitStack) -> Callable[[], object]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    given = {session.get_inputs()[0].name: codes.numpy()}
+    given = {session.get_inputs()[0].name: codes.cpu().numpy()}
     return lambda: session.run(None, given)
 
 
@@ -164,7 +164,7 @@ def _decoding(net: Net) -> tuple[nn.Module, Tensor]:
     """The component that makes images, in evaluation mode, and a batch of codes for it."""
     part: nn.Module = getattr(net.model, "generator" if hasattr(net.model, "generator") else "decoder").eval()
     torch.manual_seed(0)
-    codes = torch.randn(len(net.batch), getattr(net.objective, "latent_size", 64))
+    codes = torch.randn(len(net.batch), getattr(net.objective, "latent_size", 64)).to(device())
     return part, codes[:, : _width(part, codes)]
 
 
@@ -191,7 +191,7 @@ def _strays(name: str, masks: gt.Masks, steps: int = 20) -> float:
 
 
 def _rng() -> torch.Generator:
-    return torch.Generator().manual_seed(1)
+    return torch.Generator(device()).manual_seed(1)
 
 
 class _Csr(torch.autograd.Function):
@@ -212,10 +212,12 @@ class _Csr(torch.autograd.Function):
         return sampled.values(), (weight.t() @ grad.t()).t(), None, None, None
 
 
-class _CsrLinear(nn.Module):
+class CsrLinear(nn.Module):
+    """A linear layer in torch's own compressed rows, trained on its live weights."""
+
     def __init__(self, layer: nn.Linear, mask: Tensor):
         super().__init__()
-        sparse = (layer.weight.detach() * mask).to_sparse_csr()
+        sparse = (layer.weight.detach() * mask.to(layer.weight.device)).to_sparse_csr()
         self.ptr, self.columns, self.shape = sparse.crow_indices(), sparse.col_indices(), sparse.shape
         self.values = nn.Parameter(sparse.values().clone())
         self.bias = layer.bias
@@ -229,5 +231,5 @@ def _torch_sparse(net: Net, masks: gt.Masks) -> Net:
     for name, mask in masks.items():
         parent, _, child = name.removesuffix(".weight").rpartition(".")
         owner = net.model.get_submodule(parent)
-        setattr(owner, child, _CsrLinear(owner.get_submodule(child), mask))
+        setattr(owner, child, CsrLinear(owner.get_submodule(child), mask))
     return net

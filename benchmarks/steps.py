@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
@@ -13,6 +13,21 @@ import gentickets as gt
 from gentickets import models
 
 BATCH = 64
+
+_DEVICE = torch.device("cpu")
+
+
+def device() -> torch.device:
+    """Where networks are built."""
+    return _DEVICE
+
+
+def use(name: str) -> None:
+    """Has networks built on another device from here on. Raises `LookupError`, in one line, where there is none."""
+    global _DEVICE
+    if torch.device(name).type == "cuda" and not torch.cuda.is_available():
+        raise LookupError(f"--device {name}: no CUDA device here; leave it out, or take cpu")
+    _DEVICE = torch.device(name)
 
 
 @dataclass(frozen=True)
@@ -64,25 +79,28 @@ NETS: Mapping[str, Callable[..., Net]] = MappingProxyType(
 
 
 def build(name: str, **options: int) -> Net:
-    """The network of that name; equal names and options, equal weights and images."""
+    """The network of that name, on the device in use; equal names and options, equal weights and images."""
     torch.manual_seed(0)
-    return NETS[name](**options)
+    net = NETS[name](**options)
+    return replace(net, model=net.model.to(device()), batch=net.batch.to(device()))
 
 
 class Step:
     """A plain training step: each loss of the objective in turn, backward, Adam on the components that it trains.
 
-    `after(component)` is called after each optimiser step, as loops do that mask there.
+    `after(component)` is called after each optimiser step, as loops do that mask there. `capturable`: as a CUDA graph.
     """
 
-    def __init__(self, net: Net, fused: bool = True, after: Callable[[str], None] | None = None):
+    def __init__(
+        self, net: Net, fused: bool = True, after: Callable[[str], None] | None = None, capturable: bool = False
+    ):
         self.net, self.after = net, after
         self.parameters = {name: net.parameters(name) for name in net.objective.components}
         self.optimizers = {
-            name: torch.optim.Adam(own, lr=net.lr, betas=net.betas, fused=fused or None)
+            name: torch.optim.Adam(own, lr=net.lr, betas=net.betas, fused=fused or None, capturable=capturable)
             for name, own in self.parameters.items()
         }
-        self.rng = torch.Generator().manual_seed(0)
+        self.rng = torch.Generator(net.batch.device).manual_seed(0)
         net.model.train()
 
     def __call__(self) -> None:

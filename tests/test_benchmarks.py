@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT))  # `benchmarks` is no part of what is installed
 from benchmarks import contest, memory, report  # noqa: E402
 from benchmarks.__main__ import main  # noqa: E402
 from benchmarks.contest import Benchmark, Contender, Contest  # noqa: E402
+from benchmarks.gpu import two_of_four  # noqa: E402
 from benchmarks.masked_step import masked_step  # noqa: E402
 from benchmarks.pairs import Spread, compare, measure  # noqa: E402
 
@@ -216,3 +217,28 @@ def test_the_list_says_what_runs_on_request_only(capsys: pytest.CaptureFixture[s
     lines = capsys.readouterr().out.splitlines()
     assert "compiled/dcgan (on request)" in lines
     assert "masked-step/dcgan/0.9" in lines
+
+
+def test_two_of_four_keeps_the_two_largest_of_each_four() -> None:
+    weight = torch.tensor([[1.0, -3.0, 2.0, 0.5, -1.0, -1.0, -1.0, -4.0]])
+    kept = two_of_four(weight)
+    assert torch.equal(kept[0, :4], torch.tensor([0.0, -3.0, 2.0, 0.0]))
+    assert (kept.reshape(-1, 4) != 0).sum(1).tolist() == [2, 2]
+    assert kept[0, 7] == -4.0
+
+
+def test_a_device_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    assert main(["gpu", "--device", "cuda"]) == 2
+    assert "no CUDA device here" in capsys.readouterr().err
+
+
+def test_what_is_asked_of_a_gpu_is_rehearsed_without_one(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    done = run("gpu", "--quick", "--threads", "1", "--rounds", "1", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    document = json.loads(out.read_text())
+    assert document["machine"]["gpu"] is None
+    assert {"eager", "eager, bf16 autocast"} <= set(names(document, "gpu-step/tiny-ae"))
+    assert {"torch.func.vmap", "processes"} <= set(names(document, "gpu-together/tiny-ae/2"))
