@@ -16,7 +16,7 @@ import gentickets as gt
 from benchmarks.contest import Contender, Contest, benchmark
 from benchmarks.processes import Worker, stacked_step, work
 from benchmarks.sparse_execution import CsrLinear
-from benchmarks.steps import Step, build, device
+from benchmarks.steps import Step, build, capturable, device
 
 ON_REQUEST = True
 
@@ -30,14 +30,14 @@ def gpu_step(net: str) -> Contest:
         "eager, bf16 autocast": _in_bfloat16(Step(build(net))),
     }
     if device().type == "cuda":
-        held = Step(build(net), capturable=True)
+        held = Step(build(net), capturable)
         masks = gt.prune(gt.magnitude(held.net.model), to_sparsity=0.9, scope="layer")
         closing.enter_context(masks.hold(held.net.model, *held.optimizers.values()))
         ways |= {
             "eager, TF32": _in_tf32(Step(build(net))),
             "torch.compile": Step(_compiled(net)),
-            "CUDA graph": graphed(Step(build(net), capturable=True)),
-            "CUDA graph, bf16 autocast": graphed(Step(build(net), capturable=True), _in_bfloat16),
+            "CUDA graph": graphed(Step(build(net), capturable)),
+            "CUDA graph, bf16 autocast": graphed(Step(build(net), capturable), _in_bfloat16),
             "CUDA graph, held at 90 %": graphed(held),
         }
     return Contest("eager", {name: Contender(way) for name, way in ways.items()}, closing)
@@ -160,9 +160,9 @@ def gpu_together(net: str, count: int) -> Contest:
     ways["processes"] = Contender(lambda: work(workers, steps), per=steps)
     if device().type == "cuda":
         ways["streams"] = Contender(_in_streams([Step(build(net)) for _ in range(count)]))
-        graphs = [graphed(Step(build(net), capturable=True)) for _ in range(count)]
+        graphs = [graphed(Step(build(net), capturable)) for _ in range(count)]
         ways["CUDA graphs, one after the other"] = Contender(_in_turn(graphs))
-        graphs = [graphed(Step(build(net), capturable=True)) for _ in range(count)]
+        graphs = [graphed(Step(build(net), capturable)) for _ in range(count)]
         ways["CUDA graphs in streams"] = Contender(_in_streams(graphs))
     return Contest("one after the other", ways, closing)
 

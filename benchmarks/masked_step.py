@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize, prune
 
 import gentickets as gt
 from benchmarks.contest import Contender, Contest, benchmark
-from benchmarks.steps import Net, Step, build, device
+from benchmarks.steps import Net, Step, build, default, device
 
 CASES = {"net": ("linear-ae", "vae", "dcgan"), "sparsity": (0.5, 0.9, 0.99)}
 QUICK = {"net": ("tiny-ae",), "sparsity": (0.9,)}
@@ -24,7 +24,7 @@ def masked_step(net: str, sparsity: float) -> Contest:
     steps = _updating(net, sparsity, closing)
     for name, attach in {"torch.nn.utils.prune": _prune_hooks, "parametrization": _parametrization}.items():
         steps[name] = Step(_attached(net, sparsity, attach))
-    steps["torch.nn.utils.prune, default Adam"] = Step(_attached(net, sparsity, _prune_hooks), fused=False)
+    steps["torch.nn.utils.prune, default Adam"] = Step(_attached(net, sparsity, _prune_hooks), default)
     targets = {"gentickets hold": {"ratio": HELD_AT_MOST[net]}} if net in HELD_AT_MOST else {}
     return Contest(
         "dense", {name: Contender(step, at_most=targets.get(name, {})) for name, step in steps.items()}, closing
@@ -46,7 +46,7 @@ def _updating(net: str, sparsity: float, closing: ExitStack) -> dict[str, Step]:
     held, looped, loading = build(net), build(net), build(net)
     steps = {
         "dense": Step(build(net)),
-        "dense, default Adam": Step(build(net), fused=False),
+        "dense, default Adam": Step(build(net), default),
         "gentickets hold": Step(held),
     }
     masks = _masks(held, sparsity)

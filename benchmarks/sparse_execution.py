@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import gentickets as gt
 from benchmarks.contest import Contender, Contest, benchmark
-from benchmarks.steps import BATCH, Net, Step, build, device
+from benchmarks.steps import BATCH, Net, Step, as_in_train, build, device
 from gentickets.export import export
 from gentickets.models.paper import PAPER
 
@@ -33,7 +33,10 @@ MEMORY = {0.9: 0.22, 0.95: 0.12, 0.98: 0.05, 0.99: 0.03}
 
 @benchmark(CASES, QUICK)
 def sparse_training(net: str, sparsity: float) -> Contest:
-    """A whole training step; fused Adam everywhere. `memory`: weights, gradients, Adam's state, against dense."""
+    """A whole training step; fused Adam everywhere, accelerated as `train` runs it.
+
+    `memory`: weights, gradients, Adam's state, against dense.
+    """
     closing = ExitStack()
     dense = Step(build(net))
     held = build(net)
@@ -115,9 +118,9 @@ def _memory_goal(net: str, sparsity: float) -> dict[str, float]:
 
 
 def _fast_step(net: Net, masks: gt.Masks, closing: ExitStack) -> Step:
-    """A step on live weights; what stays dense is held to its masks."""
+    """A step on live weights, as `train` takes it; what stays dense is held to its masks."""
     fast = closing.enter_context(gt.accelerate(net.model, masks, _examples(net)))
-    step = Step(replace(net, batch=gt.lanes(net.batch)))
+    step = Step(replace(net, batch=fast.laid_out(net.batch)), as_in_train)
     closing.enter_context(fast.masks.hold(net.model, *step.optimizers.values()))
     return step
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import gentickets as gt
 from gentickets import models
+from gentickets.adam import FusedAdamW
 
 BATCH = 64
 
@@ -85,21 +86,39 @@ def build(name: str, **options: int) -> Net:
     return replace(net, model=net.model.to(device()), batch=net.batch.to(device()))
 
 
+Adam = Callable[[list[nn.Parameter], Net], torch.optim.Optimizer]
+"""Parameters and the net whose settings to take → an Adam over them."""
+
+
+def fused(parameters: list[nn.Parameter], net: Net) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=net.lr, betas=net.betas, fused=True)
+
+
+def default(parameters: list[nn.Parameter], net: Net) -> torch.optim.Optimizer:
+    """What one gets without asking."""
+    return torch.optim.Adam(parameters, lr=net.lr, betas=net.betas)
+
+
+def capturable(parameters: list[nn.Parameter], net: Net) -> torch.optim.Optimizer:
+    """As a CUDA graph needs it."""
+    return torch.optim.Adam(parameters, lr=net.lr, betas=net.betas, fused=True, capturable=True)
+
+
+def as_in_train(parameters: list[nn.Parameter], net: Net) -> torch.optim.Optimizer:
+    """The one that `gentickets.training.train` takes on a CPU: the fused one to the bit, with less around it."""
+    return FusedAdamW(parameters, lr=net.lr, betas=net.betas, weight_decay=0.0, fused=True)
+
+
 class Step:
     """A plain training step: each loss of the objective in turn, backward, Adam on the components that it trains.
 
-    `after(component)` is called after each optimiser step, as loops do that mask there. `capturable`: as a CUDA graph.
+    `after(component)` is called after each optimiser step, as loops do that mask there.
     """
 
-    def __init__(
-        self, net: Net, fused: bool = True, after: Callable[[str], None] | None = None, capturable: bool = False
-    ):
+    def __init__(self, net: Net, adam: Adam = fused, after: Callable[[str], None] | None = None):
         self.net, self.after = net, after
         self.parameters = {name: net.parameters(name) for name in net.objective.components}
-        self.optimizers = {
-            name: torch.optim.Adam(own, lr=net.lr, betas=net.betas, fused=fused or None, capturable=capturable)
-            for name, own in self.parameters.items()
-        }
+        self.optimizers = {name: adam(own, net) for name, own in self.parameters.items()}
         self.rng = torch.Generator(net.batch.device).manual_seed(0)
         net.model.train()
 
@@ -110,9 +129,10 @@ class Step:
         """The step on a batch of its own."""
         for trained, loss in self.net.objective.losses(self.net.model, batch, self.rng):
             names = (trained,) if isinstance(trained, str) else trained
-            for name in names:
-                self.optimizers[name].zero_grad()
-            loss.backward(inputs=[weight for name in names for weight in self.parameters[name]])
+            weights = [weight for name in names for weight in self.parameters[name]]
+            for weight in weights:
+                weight.grad = None
+            loss.backward(inputs=weights)
             self._update(names)
 
     @property

@@ -12,10 +12,11 @@ from torch.nn.utils import spectral_norm as old_spectral_norm
 from torch.nn.utils.parametrizations import spectral_norm as new_spectral_norm
 from torch.nn.utils.parametrizations import weight_norm
 
-from gentickets.kernels import mask_, missing
+from gentickets.kernels import mask_, missing, tanh, turned
 from gentickets.naming import clone
+from gentickets.sparse.beside import FastTanh, LanesNorm
 from gentickets.sparse.chain import SparseSequential
-from gentickets.sparse.layers import LanesNorm, SparseLinear, is_hooked, sparse_form
+from gentickets.sparse.layers import SparseLinear, is_hooked, sparse_form
 from gentickets.sparse.spectral import underlying
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason="no kernels were compiled")
@@ -240,6 +241,38 @@ def test_a_norm_on_lanes_is_batch_norm(momentum, affine):
     torch.testing.assert_close(twin(lanes(images)), norm(images))
     torch.testing.assert_close(twin(images), norm(images))
     torch.testing.assert_close(twin.dense().running_var, norm.running_var)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 70), st.integers(0, 70), st.sampled_from([torch.float32, torch.float64]))
+def test_a_turned_matrix_is_its_transpose(rows, columns, dtype):
+    matrix = torch.randn(rows, columns, dtype=dtype)
+    found = turned(matrix)
+    assert found.is_contiguous()
+    assert torch.equal(found, matrix.t())
+
+
+def test_tanh_is_exact_to_rounding():
+    inputs = torch.cat([torch.linspace(-12, 12, 1_000_003), torch.logspace(-30, 1, 10_001)])
+    expected = inputs.double().tanh()
+    torch.testing.assert_close(tanh(inputs).double(), expected, rtol=4e-7, atol=0)
+    assert tanh(inputs).abs().max() <= 1
+    special = torch.tensor([torch.nan, 9.1, -10.0, torch.inf, -torch.inf, 0.0, -0.0])
+    torch.testing.assert_close(tanh(special), special.tanh(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_tanh_keeps_the_layout_and_has_both_derivatives():
+    module = FastTanh(nn.Tanh())
+    images = torch.randn(4, 3, 5, 2)
+    for laid in (images, lanes(images), images[:, :2]):  # the last one does not fill its memory
+        torch.testing.assert_close(module(laid), laid.tanh())
+        assert module(laid).stride() == laid.tanh().stride()
+    for wide in (images, images.double()):
+        one, other = wide.clone().requires_grad_(), wide.clone().requires_grad_()
+        for inputs, way in ((one, module), (other, torch.tanh)):
+            (slope,) = torch.autograd.grad(way(inputs).square().sum(), inputs, create_graph=True)
+            slope.square().sum().backward()
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
 
 
 @st.composite

@@ -1,7 +1,6 @@
 """The training loop: what it holds to, what it catches, and that a resumed run is the uninterrupted one."""
 
 import contextlib
-import copy
 import errno
 import io
 import json
@@ -14,7 +13,6 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from gentickets import models, progress
-from gentickets.adam import FusedAdamW
 from gentickets.errors import Diverged, MaskError
 from gentickets.kernels import missing
 from gentickets.masks import Masks
@@ -285,31 +283,6 @@ def test_short_steps_get_one_thread():
     assert threads_for(440e6, cores=8) == 8
     assert threads_for(440e6, cores=0) == 1  # more trainings side by side than cores
     assert derived_seed(1, 2) != derived_seed(2, 1)
-
-
-def test_the_optimiser_steps_as_torchs_fused_adamw_does_to_the_bit():
-    ours = [nn.Parameter(torch.randn(shape)) for shape in ((5, 3), (7,), (4, 2, 3, 3), ())]
-    ours[2].data = ours[2].data.contiguous(memory_format=torch.channels_last)
-    theirs = [nn.Parameter(weight.detach().clone()) for weight in ours]
-    options = {"lr": 0.1, "betas": (0.5, 0.9), "weight_decay": 0.1, "fused": True}
-    one, other = FusedAdamW(ours, **options), torch.optim.AdamW(theirs, **options)
-    stepped = []
-    one.register_step_post_hook(lambda *_: stepped.append(True))
-    for step in range(6):
-        if step == 3:
-            one.load_state_dict(copy.deepcopy(other.state_dict()))
-        for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-            a.grad = None if index == step % 4 else torch.randn_like(a)
-            b.grad = None if a.grad is None else a.grad.clone()
-        one.step()
-        other.step()
-        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    for a, b in zip(ours, theirs, strict=True):
-        assert one.state[a].keys() == other.state[b].keys()
-        assert all(torch.equal(one.state[a][key], other.state[b][key]) for key in one.state[a])
-        a.grad = None
-    one.step()
-    assert len(stepped) == 7
 
 
 def test_masks_of_another_model_are_refused():

@@ -9,7 +9,8 @@
  *   sample   grad[k] = sum over positions of small[row of k, position] . big[offset[k] + position]
  *            sums[row] = sum over positions of small[row, position], the gradient of the bias, if asked
  *
- * A third, mask, holds a dense layer to its mask: it reads one bit a weight, where a product reads four bytes.
+ * Beside them: mask holds a dense layer to its mask (it reads one bit a weight, where a product reads four bytes), turn
+ * transposes what comes in and goes out batch first, and tanh is what most generators end with.
  *
  * Offsets and positions count batches: element = (offset + position) * batch.
  */
@@ -94,6 +95,37 @@ typedef struct {
 #undef LANES
 #undef WHOLE
 #undef NAME
+/* tanh x as x P(x^2) / Q(x^2), P and Q fitted to the smallest relative error on [0, 9]: 2e-8, to which rounding adds up to
+ * 4e-7. From 9 on it is 1. */
+typedef struct {
+    const float *in;
+    float *out;
+    int64_t count, chunks;
+} tanh_args;
+
+INLINE float clamped(float x, float bound) { return x > bound ? bound : x < -bound ? -bound : x; } /* NaN stays NaN */
+
+CLONES static void tanh_item(const void *args, int64_t item) {
+    const tanh_args *t = args;
+    const float *restrict in = t->in;
+    float *restrict out = t->out;
+    for (int64_t i = t->count * item / t->chunks; i < t->count * (item + 1) / t->chunks; i++) {
+        const float x = clamped(in[i], 9), z = x * x;
+        float p = 2.060894162e-05f + z * 1.335447123e-08f, q = 3.285620775e-04f + z * 7.776479267e-07f;
+        p = 3.495579536e-03f + z * p, q = 2.587694956e-02f + z * q;
+        p = 1.338101843e-01f + z * p, q = 4.671433402e-01f + z * q;
+        p = 9.999999795e-01f + z * p, q = 1 + z * q;
+        const float y = clamped(x * (p / q), 1), no_less = x == 9 ? 1 : y;
+        out[i] = x == -9 ? -1 : no_less;
+    }
+}
+
+void gt_tanh_f32(const float *in, float *out, int64_t count, int64_t threads) {
+    const int64_t chunks = threads_worth(threads, 16 * count);
+    const tanh_args t = {in, out, count, chunks};
+    run(tanh_item, &t, chunks, chunks);
+}
+
 #define REAL double
 #define LANES 8
 #define WHOLE int64_t

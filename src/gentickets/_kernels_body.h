@@ -11,10 +11,17 @@ typedef struct {
     int64_t out_plane, batch, chunks;
 } NAME(gather_args);
 
-/* x stays where the gate is positive, or no number; elsewhere it becomes slope * x, 0 for a slope of 0 whatever x is. */
-INLINE void NAME(rectify)(NAME(vec) *x, const NAME(vec) *gate, REAL slope) {
-    const NAME(bits) shut = *gate <= 0, low = slope != 0 ? (NAME(bits))(*x * slope) : (NAME(bits)){0};
-    *x = (NAME(vec))(((NAME(bits))*x & ~shut) | (low & shut));
+/* y stays where the gate is positive, or no number; elsewhere it becomes slope * y, 0 for a slope of 0 whatever y is.
+ * Number by number, which a compiler turns into vectors; comparisons of its own vectors it takes apart. */
+INLINE REAL NAME(rectified)(REAL y, REAL gate, REAL slope) {
+    return !(gate <= 0) ? y : slope != 0 ? slope * y : 0;
+}
+
+INLINE void NAME(rectify)(REAL *restrict y, const REAL *restrict gate, REAL slope, const int count) {
+    if (gate)
+        for (int j = 0; j < count; j++) y[j] = NAME(rectified)(y[j], gate[j], slope);
+    else
+        for (int j = 0; j < count; j++) y[j] = NAME(rectified)(y[j], y[j], slope);
 }
 
 /* T units (position, segment) of NV vectors each, for the rows from..to. */
@@ -35,11 +42,9 @@ INLINE void NAME(rectify)(NAME(vec) *x, const NAME(vec) *gate, REAL slope) {
         const int64_t plane = (int64_t)c->channel[r] * g->out_plane * g->batch;                                        \
         for (int t = 0; t < T; t++) {                                                                                  \
             NAME(vec) *y = (NAME(vec) *)(out[(at) + t] + plane);                                                       \
-            if (rectified) {                                                                                           \
-                const NAME(vec) *gate = g->gate ? (const NAME(vec) *)(g->gate + ((REAL *)y - g->out)) : acc[t];        \
-                for (int v = 0; v < NV; v++) NAME(rectify)(acc[t] + v, gate + v, g->slope);                            \
-            }                                                                                                          \
             for (int v = 0; v < NV; v++) y[v] = acc[t][v];                                                             \
+            if (rectified)                                                                                             \
+                NAME(rectify)((REAL *)y, g->gate ? g->gate + ((REAL *)y - g->out) : NULL, g->slope, NV * LANES);       \
         }                                                                                                              \
     }
 
@@ -54,10 +59,8 @@ INLINE void NAME(gather_rest)(const NAME(gather_args) *g, const REAL *in, REAL *
             for (int j = 0; j < rest; j++) acc[j] += w * x[j];
         }
         REAL *y = out + (int64_t)c->channel[r] * g->out_plane * g->batch;
-        for (int j = 0; j < rest; j++) {
-            const REAL gate = g->gate ? g->gate[y - g->out + j] : acc[j];
-            y[j] = g->slope == 1 || !(gate <= 0) ? acc[j] : g->slope != 0 ? acc[j] * g->slope : 0;
-        }
+        for (int j = 0; j < rest; j++)
+            y[j] = g->slope == 1 ? acc[j] : NAME(rectified)(acc[j], g->gate ? g->gate[y - g->out + j] : acc[j], g->slope);
     }
 }
 
@@ -257,5 +260,73 @@ void NAME(gt_mask)(REAL *weights, const uint8_t *bits, int64_t count, int64_t th
     run(NAME(mask_item), &m, chunks, chunks);
 }
 
+typedef struct {
+    const REAL *in;
+    REAL *out;
+    int64_t rows, columns;
+} NAME(turn_args);
+
+/* A square of LANES rows and columns: squares of half the side change places, then those within them, and so on. */
+#if CAN_TURN
+#if LANES == 16
+#define HALVES(SWAP)                                                                                                   \
+    SWAP(8, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23)                                                    \
+    SWAP(4, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27)                                                  \
+    SWAP(2, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)                                                  \
+    SWAP(1, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30)
+#define SWAP(d, a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, a10, a11, a12, a13, a14, a15)                                  \
+    for (int i = 0; i < LANES; i++)                                                                                    \
+        if (!(i & d)) {                                                                                                \
+            const NAME(vec) a = v[i], b = v[i + d];                                                                    \
+            v[i] = __builtin_shufflevector(a, b, a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, a10, a11, a12, a13, a14, a15); \
+            v[i + d] = __builtin_shufflevector(a, b, a0 + d, a1 + d, a2 + d, a3 + d, a4 + d, a5 + d, a6 + d, a7 + d,   \
+                                               a8 + d, a9 + d, a10 + d, a11 + d, a12 + d, a13 + d, a14 + d, a15 + d);  \
+        }
+#else
+#define HALVES(SWAP)                                                                                                   \
+    SWAP(4, 0, 1, 2, 3, 8, 9, 10, 11)                                                                                  \
+    SWAP(2, 0, 1, 8, 9, 4, 5, 12, 13)                                                                                  \
+    SWAP(1, 0, 8, 2, 10, 4, 12, 6, 14)
+#define SWAP(d, a0, a1, a2, a3, a4, a5, a6, a7)                                                                        \
+    for (int i = 0; i < LANES; i++)                                                                                    \
+        if (!(i & d)) {                                                                                                \
+            const NAME(vec) a = v[i], b = v[i + d];                                                                    \
+            v[i] = __builtin_shufflevector(a, b, a0, a1, a2, a3, a4, a5, a6, a7);                                      \
+            v[i + d] = __builtin_shufflevector(a, b, a0 + d, a1 + d, a2 + d, a3 + d, a4 + d, a5 + d, a6 + d, a7 + d);  \
+        }
+#endif
+#endif
+
+INLINE void NAME(turn_square)(const NAME(turn_args) *t, int64_t row, int64_t column) {
+#if CAN_TURN
+    NAME(vec) v[LANES];
+    for (int i = 0; i < LANES; i++) v[i] = *(const NAME(vec) *)(t->in + (row + i) * t->columns + column);
+    HALVES(SWAP)
+    for (int i = 0; i < LANES; i++) *(NAME(vec) *)(t->out + (column + i) * t->rows + row) = v[i];
+#else
+    for (int64_t i = row; i < row + LANES; i++)
+        for (int64_t j = column; j < column + LANES; j++) t->out[j * t->rows + i] = t->in[i * t->columns + j];
+#endif
+}
+
+/* An item is a stripe of LANES columns, which are rows of the output. */
+CLONES static void NAME(turn_item)(const void *args, int64_t item) {
+    const NAME(turn_args) *t = args;
+    const int64_t from = item * LANES, to = from + LANES < t->columns ? from + LANES : t->columns;
+    int64_t row = 0;
+    if (to - from == LANES)
+        for (; row + LANES <= t->rows; row += LANES) NAME(turn_square)(t, row, from);
+    for (int64_t j = from; j < to; j++)
+        for (int64_t i = row; i < t->rows; i++) t->out[j * t->rows + i] = t->in[i * t->columns + j];
+}
+
+/* (rows, columns) -> (columns, rows) */
+void NAME(gt_turn)(const REAL *in, REAL *out, int64_t rows, int64_t columns, int64_t threads) {
+    const NAME(turn_args) t = {in, out, rows, columns};
+    run(NAME(turn_item), &t, (columns + LANES - 1) / LANES, threads_worth(threads, rows * columns));
+}
+
+#undef HALVES
+#undef SWAP
 #undef GATHER_ROWS
 #undef SAMPLE_ROWS

@@ -11,7 +11,7 @@ import sysconfig
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -75,7 +75,7 @@ def gather(
     batch = out.shape[-1]
     if not batch:
         return out
-    library()[values.dtype][0](
+    library()[values.dtype].gather(
         rows.count, rows.structures, values.data_ptr(), None if bias is None else bias.data_ptr(), source.data_ptr(),
         out.data_ptr(), slope, None if gate is None else gate.data_ptr(), out.stride(0) // batch, batch,
         torch.get_num_threads(),
@@ -94,10 +94,24 @@ def sample(rows: Rows, small: Tensor, big: Tensor, grad: Tensor, sums: Tensor | 
         if sums is not None:
             sums.zero_()
         return
-    library()[grad.dtype][1](
+    library()[grad.dtype].sample(
         rows.structures, small.data_ptr(), big.data_ptr(), grad.data_ptr(), None if sums is None else sums.data_ptr(),
         small.stride(0) // batch, batch, torch.get_num_threads(),
     )  # fmt: skip
+
+
+def turned(matrix: Tensor) -> Tensor:
+    """(rows, columns), contiguous → (columns, rows), contiguous: its transpose, in memory too."""
+    out = matrix.new_empty(matrix.shape[1], matrix.shape[0])
+    library()[matrix.dtype].turn(matrix.data_ptr(), out.data_ptr(), *matrix.shape, torch.get_num_threads())
+    return out
+
+
+def tanh(inputs: Tensor) -> Tensor:
+    """tanh of float32 numbers that fill their memory, in the same strides, to a relative error of 4e-7."""
+    out = torch.empty_like(inputs)
+    library()[inputs.dtype].tanh(inputs.data_ptr(), out.data_ptr(), inputs.numel(), torch.get_num_threads())
+    return out
 
 
 def can_mask(weights: Tensor) -> bool:
@@ -108,7 +122,7 @@ def can_mask(weights: Tensor) -> bool:
 
 def mask_(weights: Tensor, bits: np.ndarray) -> None:
     """Sets to 0.0, in place, each weight whose bit is 0; `bits` as `numpy.packbits` gives them."""
-    library()[weights.dtype][2](weights.data_ptr(), bits.ctypes.data, weights.numel(), torch.get_num_threads())
+    library()[weights.dtype].mask(weights.data_ptr(), bits.ctypes.data, weights.numel(), torch.get_num_threads())
 
 
 def missing() -> str | None:
@@ -121,9 +135,19 @@ def threads() -> int:
     return torch.get_num_threads() if _torch_parallel() is not None else 1
 
 
+class Functions(NamedTuple):
+    """The compiled functions for one dtype; `tanh` of float32 only."""
+
+    gather: Any
+    sample: Any
+    mask: Any
+    turn: Any
+    tanh: Any
+
+
 @cache
-def library() -> Mapping[torch.dtype, tuple[Any, Any, Any]]:
-    """Dtype → (gather, sample, mask) of the compiled library, on the threads of torch's OpenMP; empty if not built."""
+def library() -> Mapping[torch.dtype, Functions]:
+    """Dtype → functions of the compiled library, which work on the threads of torch's OpenMP; empty if not built."""
     try:
         lib = ctypes.CDLL(str(Path(__file__).with_name(f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}")))
         found = {dtype: _functions(lib, suffix) for dtype, suffix in _SUFFIX.items()}
@@ -134,14 +158,22 @@ def library() -> Mapping[torch.dtype, tuple[Any, Any, Any]]:
     return found
 
 
-def _functions(lib: Any, suffix: str) -> tuple[Any, Any, Any]:
+def _functions(lib: Any, suffix: str) -> Functions:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    gather, sample, mask = (getattr(lib, f"gt_{name}_{suffix}") for name in ("gather", "sample", "mask"))
-    gather.argtypes = (number, *(pointer,) * 5, ctypes.c_double, pointer, number, number, number)
-    sample.argtypes = (*(pointer,) * 5, number, number, number)
-    mask.argtypes = (pointer, pointer, number, number)
-    gather.restype = sample.restype = mask.restype = None
-    return gather, sample, mask
+    found = Functions(*(
+        getattr(lib, f"gt_{name}_{suffix}") if name != "tanh" or suffix == "f32" else None
+        for name in Functions._fields
+    ))  # fmt: skip
+    found.gather.argtypes = (number, *(pointer,) * 5, ctypes.c_double, pointer, number, number, number)
+    found.sample.argtypes = (*(pointer,) * 5, number, number, number)
+    found.mask.argtypes = (pointer, pointer, number, number)
+    found.turn.argtypes = (pointer, pointer, number, number, number)
+    if found.tanh is not None:
+        found.tanh.argtypes = (pointer, pointer, number, number)
+    for function in found:
+        if function is not None:
+            function.restype = None
+    return found
 
 
 @cache

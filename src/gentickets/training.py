@@ -28,7 +28,7 @@ from gentickets.masks import Masks
 from gentickets.naming import clone, named_state, unwrap
 from gentickets.objectives import Objective
 from gentickets.progress import Checkpoint, Curve, Meter, Progress
-from gentickets.sparse import Accelerated, Choice, accelerate, lanes, restore
+from gentickets.sparse import Accelerated, Choice, accelerate, restore
 
 _YOUNG = 200
 """Steps before which a model that gives one image for everything is untrained, and not collapsed."""
@@ -163,7 +163,7 @@ def train(
         meter = Meter(loop.images, loop.seconds)
         with loop.holding() as held:
             while step < end_step and not loop.ended:
-                batch = lanes(batches.at(step)) if fast else batches.at(step)
+                batch = fast.laid_out(batches.at(step)) if fast else batches.at(step)
                 losses = loop.step(step, batch, held)
                 step += 1
                 meter.images += len(batch)

@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gentickets.sparse.layers import SparseLinear, StandIn, is_hooked
+from gentickets.kernels import turned
+from gentickets.sparse.beside import StandIn
+from gentickets.sparse.layers import SparseLinear, is_hooked
 from gentickets.sparse.operations import down, wanted
 
 Link = tuple[SparseLinear, float]
@@ -93,11 +95,18 @@ def _slope(module: nn.Module) -> float | None:
 
 def _chained(links: list[Link], inputs: Tensor, batch_first: bool) -> Tensor:
     """(batch, inputs) → (batch, outputs), in memory batch first or batch innermost."""
+    first = links[0][0]
+    first.check(inputs, 2, -1, first.pattern.big)
     tensors = [tensor for layer, _ in links for tensor in (layer.weights(), layer.bias)]
     chain = [(layer.pattern.layout((1, 1), (1, 1)), slope) for layer, slope in links]
-    links[0][0].check(inputs, 2, -1, links[0][0].pattern.big)
-    out = _Chain.apply(inputs.to(links[0][0].values.dtype).t(), chain, *tensors).t()
-    return out.contiguous() if batch_first else out
+    out = _Chain.apply(inputs.to(first.values.dtype), chain, batch_first, *tensors)
+    return out if batch_first else out.t()
+
+
+def _innermost(rows: Tensor) -> Tensor:
+    """(batch, channels), in memory either way → (channels, batch), contiguous."""
+    side = rows.t()
+    return side if side.is_contiguous() else turned(rows.contiguous())
 
 
 def _plain(outputs: Tensor, slope: float) -> Tensor:
@@ -107,18 +116,18 @@ def _plain(outputs: Tensor, slope: float) -> Tensor:
 
 
 class _Chain(torch.autograd.Function):
-    """(channels, batch) → (channels, batch) through all links."""
+    """(batch, channels) → (batch, channels) through all links, or → (channels, batch) where not `batch_first`."""
 
     @staticmethod
-    def forward(ctx: Any, side: Tensor, chain: list[Any], *tensors: Tensor | None) -> Tensor:
-        sides = [side.contiguous()]
+    def forward(ctx: Any, inputs: Tensor, chain: list[Any], batch_first: bool, *tensors: Tensor | None) -> Tensor:
+        sides = [_innermost(inputs)]
         for (layout, slope), values, bias in zip(chain, tensors[::2], tensors[1::2], strict=True):
             assert values is not None
             sides.append(layout.down(values, bias, sides[-1], slope))
         # Without a rectifier the last side is not needed again, and whoever comes next may change it in place.
-        ctx.save_for_backward(side, *sides[:-1], sides[-1] if chain[-1][1] != 1 else None, *tensors)
-        ctx.chain = chain
-        return sides[-1]
+        ctx.save_for_backward(inputs, *sides[:-1], sides[-1] if chain[-1][1] != 1 else None, *tensors)
+        ctx.chain, ctx.batch_first = chain, batch_first
+        return turned(sides[-1]) if batch_first else sides[-1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -129,7 +138,8 @@ class _Chain(torch.autograd.Function):
         used = wanted(ctx, (given, *tensors))
         grads: list[Tensor | None] = [None] * len(tensors)
         first = next(k for k, want in enumerate(used) if want)
-        grad, slope = grad.contiguous(), ctx.chain[-1][1]
+        grad = _innermost(grad) if ctx.batch_first else grad.contiguous()
+        slope = ctx.chain[-1][1]
         if slope == 0:  # by another rule: 0 for an infinite gradient too
             grad = torch.ops.aten.threshold_backward(grad, sides[-1], 0)
         elif slope != 1:
@@ -143,19 +153,22 @@ class _Chain(torch.autograd.Function):
             elif used[2 * k + 2]:
                 grads[2 * k + 1] = grad.sum(1)
             if first > 2 * k:
-                return None, None, *grads
+                return None, None, None, *grads
             slope = ctx.chain[k - 1][1] if k else 1.0  # of the rectifier before this layer
             grad = layout.up(tensors[2 * k], None, grad, slope, sides[k])
-        return grad, None, *grads
+        return grad.t(), None, None, *grads
 
 
-def _differentiable(ctx: Any, side: Tensor, tensors: tuple[Tensor | None, ...], grad: Tensor) -> tuple[Any, ...]:
+def _differentiable(ctx: Any, inputs: Tensor, tensors: tuple[Tensor | None, ...], grad: Tensor) -> tuple[Any, ...]:
     """The same gradients by a second pass, layer by layer, that autograd can follow."""
     with torch.enable_grad():
-        out = side
+        out = inputs.t()
         for (layout, slope), values, bias in zip(ctx.chain, tensors[::2], tensors[1::2], strict=True):
             out = _plain(down(values, bias, out, layout), slope)
-        given = [tensor for tensor in (side, *tensors) if tensor is not None and tensor.requires_grad]
+        out = out.t() if ctx.batch_first else out
+        given = [tensor for tensor in (inputs, *tensors) if tensor is not None and tensor.requires_grad]
         found = iter(torch.autograd.grad(out, given, grad, create_graph=True))
-    first, *rest = (next(found) if tensor is not None and tensor.requires_grad else None for tensor in (side, *tensors))
-    return first, None, *rest
+    first, *rest = (
+        next(found) if tensor is not None and tensor.requires_grad else None for tensor in (inputs, *tensors)
+    )
+    return first, None, None, *rest

@@ -25,9 +25,17 @@ from gentickets.naming import (
     named_weights,
     unwrap,
 )
+from gentickets.sparse.beside import FastTanh, LanesNorm, StandIn
 from gentickets.sparse.chain import SparseSequential
 from gentickets.sparse.costs import Cost, Work, faster
-from gentickets.sparse.layers import LanesNorm, SparseLayer, SparseLinear, StandIn, is_hooked, sparse_form
+from gentickets.sparse.layers import (
+    SparseConv2d,
+    SparseConvTranspose2d,
+    SparseLayer,
+    SparseLinear,
+    is_hooked,
+    sparse_form,
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,11 @@ class Accelerated:
     def __bool__(self) -> bool:
         """Whether any layer is run on its live weights alone."""
         return any(choice.sparse for choice in self.choices)
+
+    def laid_out(self, batch: Tensor) -> Tensor:
+        """The same batch of images, in memory as the sparse layers take it: with convolutions batch innermost."""
+        convolutions = (SparseConv2d, SparseConvTranspose2d)
+        return lanes(batch) if any(isinstance(layer, convolutions) for layer in self.model.modules()) else batch
 
     @property
     def index_bytes(self) -> int:
@@ -267,7 +280,9 @@ def _twin(module: nn.Module) -> nn.Module | None:
     """What works better beside sparse layers, with all that `module` has; None where nothing does."""
     if type(module) is nn.Sequential and any(isinstance(layer, SparseLinear) for layer in module):
         return SparseSequential(module)
-    return LanesNorm(module) if type(module) is nn.BatchNorm2d else None
+    if type(module) is nn.BatchNorm2d:
+        return LanesNorm(module)
+    return FastTanh(module) if type(module) is nn.Tanh else None
 
 
 def _swap(model: nn.Module, by: Mapping[int, nn.Module]) -> None:

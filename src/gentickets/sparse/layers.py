@@ -134,8 +134,10 @@ class SparseConvTranspose2d(SparseLayer):
 
 def is_hooked(module: nn.Module) -> bool:
     """Whether a call of the module does more than its forward and backward pass, a spectral norm of it included."""
-    before = len(module._forward_pre_hooks) - (find(module) is not None and not is_parametrized(module))
-    return bool(before or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks)
+    if module._forward_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return True
+    before = module._forward_pre_hooks
+    return bool(before) and (len(before) > 1 or is_parametrized(module) or find(module) is None)
 
 
 def _lanes(images: Tensor, like: Tensor) -> Tensor:
@@ -160,26 +162,3 @@ def sparse_form(layer: nn.Module) -> Callable[[Any, Tensor], SparseLayer] | None
     if plain is not type(layer) and find(layer) is None:
         return None
     return _SPARSE.get(plain)
-
-
-class StandIn:
-    """A module in the place of `original`, with all that that one has; `dense()` gives it back."""
-
-    _original: tuple[Any]  # in a tuple: it is no child of this one
-
-    def __init__(self, original: nn.Module):
-        self.__dict__ = {**vars(original), "_original": (original,)}
-
-    def dense(self) -> nn.Module:
-        return self._original[0]
-
-
-class LanesNorm(StandIn, nn.BatchNorm2d):
-    """`nn.BatchNorm2d` that takes images batch innermost as they are: one row of numbers for each channel."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        lanes = images.permute(1, 2, 3, 0)
-        if images.is_contiguous() or not lanes.is_contiguous():
-            return super().forward(images)
-        rows = lanes.reshape(1, len(lanes), -1, 1)  # one image of the same numbers: its statistics are the same
-        return super().forward(rows).view(lanes.shape).permute(3, 0, 1, 2)
