@@ -9,8 +9,8 @@
  *   sample   grad[k] = sum over positions of small[row of k, position] . big[offset[k] + position]
  *            sums[row] = sum over positions of small[row, position], the gradient of the bias, if asked
  *
- * Beside them: mask holds a dense layer to its mask (it reads one bit a weight, where a product reads four bytes), turn
- * transposes what comes in and goes out batch first, and tanh is what most generators end with.
+ * Beside them: mask holds a dense layer to its mask (it reads one bit a weight, where a product reads four bytes), pad
+ * puts zeros around images, turn transposes what comes in and goes out batch first, and tanh ends most generators.
  *
  * Offsets and positions count batches: element = (offset + position) * batch.
  */
@@ -22,6 +22,7 @@
 #endif
 #include <stdint.h>
 #include <stddef.h>
+#include <string.h>
 
 /* One version for each kind of x86 machine, chosen when the library is loaded: as GCC can on glibc. */
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
@@ -85,6 +86,36 @@ typedef struct {
     const int32_t *from;    /* per position: in the input */
     const int32_t *to;      /* per position: in the output */
 } rows_of_class;
+
+/* Images with zeros around them; `place` bytes at each position, and how many rows and columns are added on each side. */
+typedef struct {
+    const char *in;
+    char *out;
+    int64_t height, width, place, top, bottom, left, right;
+} pad_args;
+
+/* An item is a channel. */
+static void pad_item(const void *args, int64_t item) {
+    const pad_args *p = args;
+    const size_t row = (size_t)(p->width * p->place), left = (size_t)(p->left * p->place);
+    const size_t right = (size_t)(p->right * p->place), wide = left + row + right;
+    const char *in = p->in + (size_t)item * (size_t)p->height * row;
+    char *out = p->out + (size_t)item * (size_t)(p->top + p->height + p->bottom) * wide;
+    memset(out, 0, (size_t)p->top * wide);
+    out += (size_t)p->top * wide;
+    for (int64_t i = 0; i < p->height; i++, in += row, out += wide) {
+        memset(out, 0, left);
+        memcpy(out + left, in, row);
+        memset(out + left + row, 0, right);
+    }
+    memset(out, 0, (size_t)p->bottom * wide);
+}
+
+void gt_pad(const void *in, void *out, int64_t channels, int64_t height, int64_t width, int64_t place, int64_t top,
+            int64_t bottom, int64_t left, int64_t right, int64_t threads) {
+    const pad_args p = {in, out, height, width, place, top, bottom, left, right};
+    run(pad_item, &p, channels, threads_worth(threads, channels * height * width * place));
+}
 
 #define REAL float
 #define LANES 16

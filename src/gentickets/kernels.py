@@ -100,6 +100,17 @@ def sample(rows: Rows, small: Tensor, big: Tensor, grad: Tensor, sums: Tensor | 
     )  # fmt: skip
 
 
+def padded(images: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+    """(channels, height, width, batch), contiguous → with so many rows and columns of zeros before and after."""
+    channels, height, width, batch = images.shape
+    out = images.new_empty(channels, height + sum(rows), width + sum(columns), batch)
+    library()[images.dtype].pad(
+        images.data_ptr(), out.data_ptr(), channels, height, width, batch * images.element_size(), *rows, *columns,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
 def turned(matrix: Tensor) -> Tensor:
     """(rows, columns), contiguous → (columns, rows), contiguous: its transpose, in memory too."""
     out = matrix.new_empty(matrix.shape[1], matrix.shape[0])
@@ -110,7 +121,7 @@ def turned(matrix: Tensor) -> Tensor:
 def tanh(inputs: Tensor) -> Tensor:
     """tanh of float32 numbers that fill their memory, in the same strides, to a relative error of 4e-7."""
     out = torch.empty_like(inputs)
-    library()[inputs.dtype].tanh(inputs.data_ptr(), out.data_ptr(), inputs.numel(), torch.get_num_threads())
+    library()[torch.float32].tanh(inputs.data_ptr(), out.data_ptr(), inputs.numel(), torch.get_num_threads())
     return out
 
 
@@ -136,12 +147,13 @@ def threads() -> int:
 
 
 class Functions(NamedTuple):
-    """The compiled functions for one dtype; `tanh` of float32 only."""
+    """The compiled functions for one dtype; but `pad` is one for all, and `tanh` is of float32."""
 
     gather: Any
     sample: Any
     mask: Any
     turn: Any
+    pad: Any
     tanh: Any
 
 
@@ -160,20 +172,20 @@ def library() -> Mapping[torch.dtype, Functions]:
 
 def _functions(lib: Any, suffix: str) -> Functions:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    found = Functions(*(
-        getattr(lib, f"gt_{name}_{suffix}") if name != "tanh" or suffix == "f32" else None
-        for name in Functions._fields
-    ))  # fmt: skip
-    found.gather.argtypes = (number, *(pointer,) * 5, ctypes.c_double, pointer, number, number, number)
-    found.sample.argtypes = (*(pointer,) * 5, number, number, number)
-    found.mask.argtypes = (pointer, pointer, number, number)
-    found.turn.argtypes = (pointer, pointer, number, number, number)
-    if found.tanh is not None:
-        found.tanh.argtypes = (pointer, pointer, number, number)
-    for function in found:
-        if function is not None:
-            function.restype = None
-    return found
+
+    def bound(name: str, *types: Any) -> Any:
+        function = getattr(lib, name)
+        function.argtypes, function.restype = types, None
+        return function
+
+    return Functions(
+        gather=bound(f"gt_gather_{suffix}", number, *(pointer,) * 5, ctypes.c_double, pointer, number, number, number),
+        sample=bound(f"gt_sample_{suffix}", *(pointer,) * 5, number, number, number),
+        mask=bound(f"gt_mask_{suffix}", pointer, pointer, number, number),
+        turn=bound(f"gt_turn_{suffix}", pointer, pointer, number, number, number),
+        pad=bound("gt_pad", pointer, pointer, *(number,) * 9),
+        tanh=bound("gt_tanh_f32", pointer, pointer, number, number),
+    )
 
 
 @cache

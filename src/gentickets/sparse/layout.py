@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from gentickets.kernels import Rows, gather, sample
+from gentickets.kernels import Rows, gather, padded, sample
 
 Pair = tuple[int, int]
 
@@ -153,13 +153,8 @@ _NONE = -(2**31)
 
 def _padded(side: Tensor, pads: Any) -> Tensor:
     """(channels, height, width, batch), or (channels, batch), contiguous, with zeros around."""
-    (top, bottom), (left, right) = pads
-    if not (top or bottom or left or right):
-        return side.contiguous()
-    channels, height, width, batch = side.shape
-    wide = side.new_zeros(channels, height + top + bottom, width + left + right, batch)
-    wide[:, top : top + height, left : left + width].copy_(side)
-    return wide
+    rows, columns = pads
+    return padded(side.contiguous(), rows, columns) if any(rows) or any(columns) else side.contiguous()
 
 
 def _positions(count: Pair, step: Pair, width: int, start: Pair = (0, 0)) -> np.ndarray:
