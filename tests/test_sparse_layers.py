@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from gentickets.kernels import mask_, missing, tanh, turned
 from gentickets.naming import clone
-from gentickets.sparse.beside import FastTanh, LanesNorm
+from gentickets.sparse.beside import FastTanh, LanesNorm, LanesPool, LanesUpsample
 from gentickets.sparse.chain import SparseSequential
 from gentickets.sparse.layers import SparseLinear, is_hooked, sparse_form
 from gentickets.sparse.spectral import underlying
@@ -273,6 +273,43 @@ def test_tanh_keeps_the_layout_and_has_both_derivatives():
             (slope,) = torch.autograd.grad(way(inputs).square().sum(), inputs, create_graph=True)
             slope.square().sum().backward()
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+
+@st.composite
+def resized(draw):
+    """A pooling or enlarging module, its stand-in, and images."""
+    number = lambda low, high: draw(st.integers(low, high))  # noqa: E731
+    height, width = number(1, 6), number(1, 6)
+    if draw(st.booleans()):
+        window = (number(1, 3), number(1, 3)) if draw(st.booleans()) else number(1, 3)
+        stride = draw(st.sampled_from([None, 2]))
+        padding, height, width = 0 if window == 1 else number(0, 1), height + 3, width + 3
+        divisor = draw(st.sampled_from([None, None, None, 3]))
+        if isinstance(window, tuple):
+            padding = 0
+        module = nn.AvgPool2d(window, stride, padding, draw(st.booleans()), divisor_override=divisor)
+        stand_in = LanesPool(module)
+    else:
+        wanted = draw(
+            st.sampled_from([{"scale_factor": 2}, {"scale_factor": (3, 2)}, {"scale_factor": 1.5}, {"size": 6}])
+        )
+        module = nn.Upsample(**wanted, mode=draw(st.sampled_from(["nearest", "nearest", "bilinear"])))
+        stand_in = LanesUpsample(module)
+    return module, stand_in, torch.randn(number(1, 4), number(1, 3), height, width, dtype=torch.float64)
+
+
+@settings(max_examples=100, deadline=None)
+@given(resized(), st.booleans())
+def test_resizing_on_lanes_is_resizing(case, on_lanes):
+    module, stand_in, images = case
+    one, other = images.clone().requires_grad_(), (lanes(images) if on_lanes else images).clone().requires_grad_()
+    expected, found = module(one), stand_in(other)
+    torch.testing.assert_close(found, expected)
+    for inputs, out in ((one, expected), (other, found)):  # the gradient of a gradient
+        (slope,) = torch.autograd.grad(out.square().sum(), inputs, create_graph=True)
+        slope.square().sum().backward()
+    torch.testing.assert_close(other.grad, one.grad)
+    assert stand_in.dense() is module
 
 
 @st.composite

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,11 +28,88 @@ class LanesNorm(StandIn, nn.BatchNorm2d):
     """`nn.BatchNorm2d` that takes images batch innermost as they are: one row of numbers for each channel."""
 
     def forward(self, images: Tensor) -> Tensor:
-        lanes = images.permute(1, 2, 3, 0)
-        if images.is_contiguous() or not lanes.is_contiguous():
+        if not _on_lanes(images):
             return super().forward(images)
+        lanes = images.permute(1, 2, 3, 0)
         rows = lanes.reshape(1, len(lanes), -1, 1)  # one image of the same numbers: its statistics are the same
         return super().forward(rows).view(lanes.shape).permute(3, 0, 1, 2)
+
+
+class LanesUpsample(StandIn, nn.Upsample):
+    """`nn.Upsample` that repeats the nearest pixel a whole number of times, batch innermost as the images are."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        times = self._times(images)
+        if times is None or not _on_lanes(images):
+            return super().forward(images)
+        return _Repeated.apply(images.permute(1, 2, 3, 0), times).permute(3, 0, 1, 2)
+
+    def _times(self, images: Tensor) -> tuple[int, int] | None:
+        """How often a row and a column are repeated; None where that is no whole number."""
+        if self.mode != "nearest" or images.dim() != 4:
+            return None
+        times: Any = _pair(self.scale_factor if self.size is None else self.size)
+        if self.size is not None:
+            times = [size / before for size, before in zip(times, images.shape[2:], strict=True)]
+        height, width = times
+        return (int(height), int(width)) if height == int(height) and width == int(width) else None
+
+
+class LanesPool(StandIn, nn.AvgPool2d):
+    """`nn.AvgPool2d` of windows side by side that fill the images, batch innermost as these are."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = _pair(self.kernel_size)
+        side_by_side = _pair(self.stride) == (height, width) and _pair(self.padding) == (0, 0)
+        fill = images.dim() == 4 and not images.shape[2] % height and not images.shape[3] % width
+        if self.divisor_override is not None or not side_by_side or not fill or not _on_lanes(images):
+            return super().forward(images)
+        sums = _Summed.apply(images.permute(1, 2, 3, 0), (height, width))
+        return (sums / (height * width)).permute(3, 0, 1, 2)
+
+
+def _pair(size: Any) -> tuple[Any, Any]:
+    return size if isinstance(size, tuple) else (size, size)
+
+
+def _on_lanes(images: Tensor) -> bool:
+    """Whether the batch is innermost in memory."""
+    return not images.is_contiguous() and images.movedim(0, -1).is_contiguous()
+
+
+class _Repeated(torch.autograd.Function):
+    """(channels, height, width, batch) → each place so many times down and across."""
+
+    @staticmethod
+    def forward(ctx: Any, lanes: Tensor, times: tuple[int, int]) -> Tensor:
+        ctx.times = times
+        channels, height, width, batch = lanes.shape
+        down, across = times
+        repeated = lanes[:, :, None, :, None].expand(channels, height, down, width, across, batch)
+        return repeated.reshape(channels, height * down, width * across, batch)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _Summed.apply(grad, ctx.times), None
+
+
+class _Summed(torch.autograd.Function):
+    """(channels, height, width, batch) → sums over windows side by side: the derivative of `_Repeated`, and the reverse."""
+
+    @staticmethod
+    def forward(ctx: Any, lanes: Tensor, times: tuple[int, int]) -> Tensor:
+        ctx.times = times
+        down, across = times
+        # One window's places in turn: a sum over two axes that are not neighbours takes torch forty times as long.
+        parts = [lanes[:, i::down, j::across] for i in range(down) for j in range(across)]
+        total = parts[0].clone()
+        for part in parts[1:]:
+            total += part
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _Repeated.apply(grad, ctx.times), None
 
 
 class FastTanh(StandIn, nn.Tanh):
@@ -40,7 +119,7 @@ class FastTanh(StandIn, nn.Tanh):
     """
 
     def forward(self, inputs: Tensor) -> Tensor:
-        fills = inputs.is_contiguous() or inputs.movedim(0, -1).is_contiguous()
+        fills = inputs.is_contiguous() or _on_lanes(inputs)
         return _Tanh.apply(inputs) if fills and inputs.dtype == torch.float32 else super().forward(inputs)
 
 
@@ -54,3 +133,9 @@ class _Tanh(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return torch.ops.aten.tanh_backward(grad, *ctx.saved_tensors)
+
+
+STAND_INS: Mapping[type[nn.Module], Callable[[Any], nn.Module]] = MappingProxyType(
+    {nn.BatchNorm2d: LanesNorm, nn.Upsample: LanesUpsample, nn.AvgPool2d: LanesPool, nn.Tanh: FastTanh}
+)
+"""Kind of module → what is put in the place of just that kind beside sparse layers."""

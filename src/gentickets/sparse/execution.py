@@ -25,7 +25,7 @@ from gentickets.naming import (
     named_weights,
     unwrap,
 )
-from gentickets.sparse.beside import FastTanh, LanesNorm, StandIn
+from gentickets.sparse.beside import STAND_INS, StandIn
 from gentickets.sparse.chain import SparseSequential
 from gentickets.sparse.costs import Cost, Work, faster
 from gentickets.sparse.layers import (
@@ -280,9 +280,8 @@ def _twin(module: nn.Module) -> nn.Module | None:
     """What works better beside sparse layers, with all that `module` has; None where nothing does."""
     if type(module) is nn.Sequential and any(isinstance(layer, SparseLinear) for layer in module):
         return SparseSequential(module)
-    if type(module) is nn.BatchNorm2d:
-        return LanesNorm(module)
-    return FastTanh(module) if type(module) is nn.Tanh else None
+    stand_in = STAND_INS.get(type(module))
+    return None if stand_in is None else stand_in(module)
 
 
 def _swap(model: nn.Module, by: Mapping[int, nn.Module]) -> None:
