@@ -14,7 +14,7 @@ from gentickets.errors import MaskError
 from gentickets.kernels import missing
 from gentickets.naming import clone, named_state
 from gentickets.objectives import ELBO, Adversarial, Autoencoding
-from gentickets.sparse import costs, execution
+from gentickets.sparse import execution
 from gentickets.sparse.layers import SparseLayer
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason="no kernels were compiled")
@@ -22,9 +22,8 @@ pytestmark = pytest.mark.skipif(missing() is not None, reason="no kernels were c
 
 @pytest.fixture(autouse=True)
 def every_layer_is_worth_it(monkeypatch):
-    """Test models are small; what is too small to be worth it has a test of its own."""
-    monkeypatch.setattr(costs, "_SPARSE_CALL", 0.0)
-    monkeypatch.setattr(costs, "_LINK_CALL", 0.0)
+    """Test models are small; which layers are worth it has tests of its own."""
+    monkeypatch.setattr(execution, "faster", lambda model, work, costs: set(costs))
 
 
 def family(name):
@@ -166,20 +165,6 @@ def test_without_kernels_all_stays_dense(monkeypatch):
     with gt.accelerate(model, masks, objective.example_inputs(model, images)) as fast:
         assert {choice.why for choice in fast.choices} == {"no compiler"}
         assert fast.masks == masks
-
-
-def test_dense_wins_where_there_is_little_to_leave_out(monkeypatch):
-    monkeypatch.undo()
-    model, objective, images = family("ae")
-    given = objective.example_inputs(model, images)
-    masks = gt.prune(gt.magnitude(model), to_sparsity=0.99, scope="layer")
-    assert not gt.accelerate(model, masks, given)  # a step of so small a net is all overhead
-    wide = models.linear_autoencoder(32, 3, hidden=[1024], latent=64)
-    images = torch.rand(64, 3, 32, 32)
-    for sparsity, wins in ((0.2, False), (0.9, True)):
-        masks = gt.prune(gt.magnitude(wide), to_sparsity=sparsity, scope="layer")
-        with gt.accelerate(wide, masks, {"encoder": images}) as fast:
-            assert [choice.sparse for choice in fast.choices if choice.layer == "encoder.1"] == [wins]
 
 
 def test_half_precision_models_stay_dense():
@@ -326,62 +311,3 @@ def test_a_layer_without_a_live_weight_is_trained_like_the_others():
         assert "encoder.3" in [choice.layer for choice in fast.choices if choice.sparse]
         found = trained(model, fast.masks, objective, images, 5)
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected))
-
-
-class ChainAndOne(nn.Module):
-    def __init__(self):
-        super().__init__()
-        small = nn.Linear(96, 64)
-        self.chain = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 96), nn.ReLU(), small)
-        self.alone = nn.Sequential(copy.deepcopy(small))
-
-
-def test_small_linear_layers_are_sparse_where_they_are_links_of_a_chain(monkeypatch):
-    """Alone a layer of this size costs more than it saves; in a run of others it shares their call."""
-    monkeypatch.undo()
-    torch.manual_seed(0)
-    model = ChainAndOne()
-    masks = gt.prune(gt.magnitude(model), to_sparsity=0.95, scope="layer")
-    with gt.accelerate(model, masks, {"chain": torch.randn(64, 784), "alone": torch.randn(64, 96)}) as fast:
-        assert {choice.layer: choice.sparse for choice in fast.choices} == {
-            "chain.0": True, "chain.2": True, "chain.4": True, "alone.0": False,
-        }  # fmt: skip
-
-
-def choices_of(layers, densities, inputs):
-    """Which linear layers of a sequence are chosen, at these densities."""
-    torch.manual_seed(0)
-    model = OnePart(layers)
-    linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
-    masks = gt.Masks({
-        f"{name}.weight": torch.rand(model.get_submodule(name).weight.shape) < density
-        for name, density in zip(linear, densities, strict=True)
-    })  # fmt: skip
-    with gt.accelerate(model, masks, {"part": inputs}) as fast:
-        return [choice.sparse for choice in fast.choices]
-
-
-class OnePart(nn.Module):
-    def __init__(self, layers):
-        super().__init__()
-        self.part = nn.Sequential(*layers)
-
-
-def test_what_a_dense_layer_cuts_in_two_is_weighed_as_two_chains(monkeypatch):
-    monkeypatch.undo()
-    layers = [nn.Linear(32, 512), nn.ReLU(), nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 32)]
-    assert choices_of(layers, [0.05, 0.7, 0.1], torch.randn(32, 32)) == [True, False, False]
-    assert choices_of(layers, [0.05, 0.1, 0.1], torch.randn(32, 32)) == [True, True, True]
-
-
-def test_a_layer_that_is_worth_it_alone_needs_no_chain(monkeypatch):
-    monkeypatch.undo()
-    layers = [nn.Linear(32, 64), nn.Linear(64, 512), nn.Linear(512, 32)]
-    assert choices_of(layers, [1.0, 0.01, 1.0], torch.randn(64, 32)) == [False, True, False]
-
-
-def test_layers_over_more_than_two_dimensions_are_no_chain(monkeypatch):
-    monkeypatch.undo()
-    layers = [nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 128)]
-    assert choices_of(layers, [0.33, 0.33], torch.randn(512, 128)) == [True, True]
-    assert choices_of(layers, [0.33, 0.33], torch.randn(8, 64, 128)) == [False, False]

@@ -94,7 +94,7 @@ class _Repeated(torch.autograd.Function):
 
 
 class _Summed(torch.autograd.Function):
-    """(channels, height, width, batch) → sums over windows side by side: the derivative of `_Repeated`, and the reverse."""
+    """(channels, height, width, batch) → sums over windows side by side; the derivative of the other one."""
 
     @staticmethod
     def forward(ctx: Any, lanes: Tensor, times: tuple[int, int]) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gentickets.kernels import turned
 from gentickets.sparse.beside import StandIn
 from gentickets.sparse.layers import SparseLinear, is_hooked
+from gentickets.sparse.layout import innermost
 from gentickets.sparse.operations import down, wanted
 
 Link = tuple[SparseLinear, float]
@@ -103,12 +104,6 @@ def _chained(links: list[Link], inputs: Tensor, batch_first: bool) -> Tensor:
     return out if batch_first else out.t()
 
 
-def _innermost(rows: Tensor) -> Tensor:
-    """(batch, channels), in memory either way → (channels, batch), contiguous."""
-    side = rows.t()
-    return side if side.is_contiguous() else turned(rows.contiguous())
-
-
 def _plain(outputs: Tensor, slope: float) -> Tensor:
     if slope == 1:
         return outputs
@@ -120,7 +115,7 @@ class _Chain(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, chain: list[Any], batch_first: bool, *tensors: Tensor | None) -> Tensor:
-        sides = [_innermost(inputs)]
+        sides = [innermost(inputs.t())]
         for (layout, slope), values, bias in zip(chain, tensors[::2], tensors[1::2], strict=True):
             assert values is not None
             sides.append(layout.down(values, bias, sides[-1], slope))
@@ -138,7 +133,7 @@ class _Chain(torch.autograd.Function):
         used = wanted(ctx, (given, *tensors))
         grads: list[Tensor | None] = [None] * len(tensors)
         first = next(k for k, want in enumerate(used) if want)
-        grad = _innermost(grad) if ctx.batch_first else grad.contiguous()
+        grad = innermost(grad.t() if ctx.batch_first else grad)
         slope = ctx.chain[-1][1]
         if slope == 0:  # by another rule: 0 for an infinite gradient too
             grad = torch.ops.aten.threshold_backward(grad, sides[-1], 0)

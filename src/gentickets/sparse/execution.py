@@ -156,7 +156,7 @@ def _choose(model: nn.Module, masks: Masks, work: Mapping[int, Work]) -> tuple[C
             costs[id(layer)] = Cost(work[id(layer)], parameter.numel(), density)
             why = f"dense is faster at density {density:.2f} and this size"
         found.append((id(layer), Choice(name, weight, density, False, why)))
-    chosen = faster(model, costs)
+    chosen = faster(model, work, costs)
     return tuple(
         replace(choice, sparse=True, why="fewer multiplications") if layer in chosen else choice
         for layer, choice in found
@@ -212,6 +212,7 @@ def _counted(model: nn.Module) -> Iterator[dict[int, Work]]:
         side = given[0] if isinstance(layer, nn.ConvTranspose2d) and given else output
         places = output.numel() / layer.out_features if isinstance(layer, nn.Linear) else len(side) * _area(side)
         found[id(layer)].multiply_adds += places * layer.weight.numel()
+        found[id(layer)].inputs += given[0].numel() if given else 0
         found[id(layer)].flat &= isinstance(layer, nn.Linear) and output.dim() == 2
 
     with ExitStack() as stack:

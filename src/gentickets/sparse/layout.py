@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from gentickets.kernels import Rows, gather, padded, sample
+from gentickets.kernels import Rows, gather, padded, sample, turned
 
 Pair = tuple[int, int]
 
@@ -154,7 +154,16 @@ _NONE = -(2**31)
 def _padded(side: Tensor, pads: Any) -> Tensor:
     """(channels, height, width, batch), or (channels, batch), contiguous, with zeros around."""
     rows, columns = pads
-    return padded(side.contiguous(), rows, columns) if any(rows) or any(columns) else side.contiguous()
+    side = innermost(side)
+    return padded(side, rows, columns) if any(rows) or any(columns) else side
+
+
+def innermost(side: Tensor) -> Tensor:
+    """(channels, …, batch), in memory batch innermost, or first as dense layers leave it → the same, contiguous."""
+    if side.is_contiguous():
+        return side
+    first = side.movedim(-1, 0)
+    return turned(first.reshape(len(first), -1)).view(side.shape) if first.is_contiguous() else side.contiguous()
 
 
 def _positions(count: Pair, step: Pair, width: int, start: Pair = (0, 0)) -> np.ndarray:
