@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 import gentickets as gt
 from benchmarks.contest import Contender, Contest, benchmark
 from benchmarks.masked_step import reloaded
-from benchmarks.steps import BATCH, Net, Step, build
+from benchmarks.steps import BATCH, Net, Step, build, default
 from gentickets import models
 from gentickets.data import Batches, ImageSet
 from gentickets.training import Settings, train
@@ -78,7 +78,7 @@ def epoch(images: int = 10_000, workers: int = 4) -> Contest:
     usual, ours = _small_linear_ae(), _small_linear_ae()
     masks = gt.prune(gt.magnitude(ours.model), to_sparsity=0.9, scope="layer")
     masks.apply_(usual.model)
-    step = Step(usual, fused=False, after=reloaded(usual, masks))
+    step = Step(usual, default, reloaded(usual, masks))
     loader = DataLoader(EncodedImages(encoded), BATCH, shuffle=True, num_workers=workers)
     batches = Batches(_decoded(encoded), BATCH, 0)
     settings = Settings(steps=len(loader), batch_size=BATCH, lr=ours.lr)

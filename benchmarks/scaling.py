@@ -21,7 +21,7 @@ import gentickets as gt
 from benchmarks import report
 from benchmarks.contest import Contender, Contest
 from benchmarks.pairs import Timing, measure
-from benchmarks.steps import BATCH, Net, Step, build
+from benchmarks.steps import BATCH, Net, Step, as_in_train, build
 from gentickets import models
 from gentickets.files import replace_file
 from gentickets.lab.report.drawing import INK, PALETTE, Drawing, finish, set_log_y, style
@@ -75,7 +75,7 @@ def by_size(extent: Extent, pace: Pace) -> Rows:
             masks = _masks(_autoencoder(weights), SPARSITY)
             at = {"weights": masks.total}
             points = [
-                Point(DENSE, at, Step(_autoencoder(weights))),
+                Point(DENSE, at, Step(_autoencoder(weights), as_in_train)),
                 _masked(_autoencoder(weights), masks, at, closing),
                 _accelerated(_autoencoder(weights), masks, at, closing),
             ]
@@ -89,7 +89,7 @@ def by_sparsity(extent: Extent, pace: Pace) -> Rows:
     rows: Rows = []
     for net in extent.nets:
         with ExitStack() as closing:
-            points = [Point(DENSE, {"net": net, "sparsity": 0.0}, Step(build(net)))]
+            points = [Point(DENSE, {"net": net, "sparsity": 0.0}, Step(build(net), as_in_train))]
             for sparsity in extent.sparsities:
                 masks = _masks(build(net), sparsity)
                 points.append(_accelerated(build(net), masks, {"net": net, "sparsity": sparsity}, closing))
@@ -104,7 +104,7 @@ def by_batch(extent: Extent, pace: Pace) -> Rows:
         points = []
         for size in sorted(extent.batches, key=lambda size: size != BATCH):
             at = {"net": extent.batch_net, "batch": size}
-            points.append(Point(DENSE, at, Step(_of_batch(build(extent.batch_net), size))))
+            points.append(Point(DENSE, at, Step(_of_batch(build(extent.batch_net), size), as_in_train)))
             points.append(_accelerated(_of_batch(build(extent.batch_net), size), masks, at, closing))
         rows = _timed(points, pace, per_image=True)
     return sorted(rows, key=lambda row: row["batch"])
@@ -116,7 +116,13 @@ def by_rounds(extent: Extent, pace: Pace) -> Rows:
     It is computed from the steps: every training has as many, so the ladder takes the mean of their ratios.
     """
     with ExitStack() as closing:
-        points = [Point(DENSE, {"net": extent.ladder_net, "round": 0, "sparsity": 0.0}, Step(build(extent.ladder_net)))]
+        points = [
+            Point(
+                DENSE,
+                {"net": extent.ladder_net, "round": 0, "sparsity": 0.0},
+                Step(build(extent.ladder_net), as_in_train),
+            )
+        ]
         for number in range(extent.rounds + 1):
             sparsity = round(1 - (1 - EACH_ROUND) ** number, 6)
             masks = _masks(build(extent.ladder_net), sparsity)
@@ -161,7 +167,7 @@ def _masks(net: Net, sparsity: float) -> gt.Masks:
 
 
 def _masked(net: Net, masks: gt.Masks, at: Mapping[str, Any], closing: ExitStack) -> Point:
-    step = Step(net)
+    step = Step(net, as_in_train)
     closing.enter_context(masks.hold(net.model, *step.optimizers.values()))
     return Point(MASKED, at, step)
 
@@ -170,7 +176,7 @@ def _accelerated(net: Net, masks: gt.Masks, at: Mapping[str, Any], closing: Exit
     """As `train` does it: layers that are faster dense are held to their masks."""
     fast = gt.accelerate(net.model, masks, net.objective.example_inputs(net.model, net.batch))
     closing.enter_context(fast)
-    step = Step(replace(net, batch=gt.lanes(net.batch)) if fast else net)
+    step = Step(replace(net, batch=fast.laid_out(net.batch)), as_in_train)
     closing.enter_context(fast.masks.hold(net.model, *step.optimizers.values()))
     return Point(ACCELERATED, at, step, fast)
 

@@ -65,7 +65,7 @@ def sparse_catalogue(model: str, sparsity: float) -> Contest:
     closing = ExitStack()
     held = _preset(model)
     masks = _masks(held, sparsity)
-    dense = Step(held)
+    dense = Step(held, as_in_train)
     closing.enter_context(masks.hold(held.model, *dense.optimizers.values()))
     fast = Contender(_fast_step(_preset(model), masks, closing), at_most={"ratio": 1.0})
     return Contest("masked dense", {"masked dense": Contender(dense), "gentickets accelerate": fast}, closing)
