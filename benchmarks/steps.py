@@ -26,8 +26,10 @@ def device() -> torch.device:
 def use(name: str) -> None:
     """Has networks built on another device from here on. Raises `LookupError`, in one line, where there is none."""
     global _DEVICE
-    if torch.device(name).type == "cuda" and not torch.cuda.is_available():
-        raise LookupError(f"--device {name}: no CUDA device here; leave it out, or take cpu")
+    if name not in ("cpu", "cuda"):
+        raise LookupError(f"--device {name}: cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise LookupError("--device cuda: no CUDA device here; leave it out, or take cpu")
     _DEVICE = torch.device(name)
 
 

@@ -6,7 +6,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import gentickets as gt
 from gentickets import models
@@ -311,3 +311,39 @@ def test_a_layer_without_a_live_weight_is_trained_like_the_others():
         assert "encoder.3" in [choice.layer for choice in fast.choices if choice.sparse]
         found = trained(model, fast.masks, objective, images, 5)
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected))
+
+
+def test_a_frozen_norm_stays_frozen():
+    model = Peculiar(lambda: nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8)))
+    model.train().part[1].eval()
+    masks = gt.prune(gt.magnitude(model), to_sparsity=0.5)
+    with gt.accelerate(model, masks, {"part": torch.randn(4, 8)}):
+        assert not model.part[1].training
+        assert model.part[0].training
+    assert not model.part[1].training
+
+
+def test_a_layer_restored_by_itself_keeps_its_mode():
+    model = Peculiar(lambda: nn.Sequential(spectral_norm(nn.Linear(8, 8))))
+    masks = gt.prune(gt.magnitude(model), to_sparsity=0.5)
+    with gt.accelerate(model, masks, {"part": torch.randn(4, 8)}):
+        layer = gt.restore(copy.deepcopy(model.part[0]).eval())
+    assert not layer.training
+    assert not layer.parametrizations.weight[0].training
+
+
+class Judges(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, inputs):
+        scores = self.layer(inputs)
+        return scores, scores > 0
+
+
+def test_outputs_that_are_no_floats_are_not_compared():
+    model = Peculiar(Judges)
+    masks = gt.prune(gt.magnitude(model), to_sparsity=0.5)
+    with gt.accelerate(model, masks, {"part": torch.randn(4, 8)}) as fast:
+        assert fast

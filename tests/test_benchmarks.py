@@ -232,6 +232,8 @@ def test_a_device_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[st
         pytest.skip("there is a CUDA device")
     assert main(["gpu", "--device", "cuda"]) == 2
     assert "no CUDA device here" in capsys.readouterr().err
+    assert main(["gpu", "--device", "foo"]) == 2
+    assert "--device foo: cpu or cuda" in capsys.readouterr().err
 
 
 def test_what_is_asked_of_a_gpu_is_rehearsed_without_one(tmp_path: Path) -> None:

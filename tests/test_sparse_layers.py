@@ -503,3 +503,79 @@ def test_a_fresh_norm_without_momentum_is_evaluated():
     norm = nn.BatchNorm2d(4, momentum=None).eval()
     images = torch.randn(8, 4, 3, 5)
     torch.testing.assert_close(LanesNorm(norm)(lanes(images)), norm(images))
+
+
+def test_second_derivatives_of_a_chain_that_is_passed_twice_or_holds_a_layer_twice():
+    torch.manual_seed(0)
+    _, _, layer = masked(nn.Linear(8, 8).double(), 1.0)
+    for chain, passes in ((nn.Sequential(layer), 2), (nn.Sequential(layer, nn.ReLU(), layer), 1)):
+        out = torch.randn(5, 8, dtype=torch.float64)
+        for _ in range(passes):
+            out = SparseSequential(chain)(out)
+        total = out.square().sum()
+        (once,) = torch.autograd.grad(total, layer.values, retain_graph=True)
+        (again,) = torch.autograd.grad(total, layer.values, create_graph=True)
+        torch.testing.assert_close(again, once)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_norms_gradients_are_right_in_whatever_layout_they_come(size):
+    torch.manual_seed(0)
+    norm, images, weight = nn.BatchNorm2d(8), torch.randn(64, 8, size, size), torch.randn(64, 8, size, size)
+    for given_grad in (weight, lanes(weight), weight.contiguous(memory_format=torch.channels_last)):
+        found = []
+        for module, inputs in ((norm, images.clone()), (LanesNorm(norm), lanes(images))):
+            inputs.requires_grad_()
+            (slope,) = torch.autograd.grad(module(inputs), inputs, given_grad, create_graph=True)
+            found += [slope, torch.autograd.grad(slope.square().sum(), inputs)[0]]
+        torch.testing.assert_close(found[2], found[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[3], found[1], rtol=1e-3, atol=1e-4)
+
+
+def test_what_follows_an_enlargement_may_change_its_output_in_place():
+    for module in (nn.Upsample(scale_factor=1), nn.Upsample(size=(2, 2))):
+        for images in (torch.zeros(4, 3, 2, 2), torch.zeros(4, 3, 1, 1)):
+            laid = lanes(images)
+            with torch.no_grad():
+                LanesUpsample(module)(laid).add_(1)
+            assert not laid.any()
+
+
+def test_options_in_lists_are_those_in_tuples():
+    images = lanes(torch.randn(2, 3, 4, 4))
+    for module, stand_in in ((nn.Upsample(size=[8, 8]), LanesUpsample), (nn.AvgPool2d([2, 2]), LanesPool)):
+        torch.testing.assert_close(stand_in(module)(images), module(images))
+
+
+def test_tanh_of_another_device_is_left_to_torch():
+    assert FastTanh(nn.Tanh())(torch.empty(4, 4, device="meta")).device.type == "meta"
+
+
+def test_what_is_set_on_a_stand_in_is_on_the_original_afterwards():
+    norm = nn.BatchNorm2d(4)
+    stand_in = LanesNorm(norm)
+    stand_in.momentum = 0.5
+    stand_in.eval()
+    assert stand_in.dense() is norm
+    assert norm.momentum == 0.5
+    assert not norm.training
+
+
+def test_layers_that_do_not_fit_each_other_are_refused_in_a_chain_too():
+    _, _, one = masked(nn.Linear(8, 4), 1.0)
+    _, _, other = masked(nn.Linear(50, 3), 1.0)
+    with pytest.raises(ValueError, match="takes 50 numbers"):
+        SparseSequential(nn.Sequential(one, other))(torch.randn(4, 8))
+
+
+def test_weights_with_strides_are_read_as_they_are():
+    layer, _, sparse = masked(nn.Linear(6, 4), 0.5)
+    wide = torch.stack([sparse.values.detach(), torch.full_like(sparse.values, 9.0)], 1)
+    sparse.load_state_dict({"values": wide[:, 0], "bias": layer.bias.detach()}, assign=True)
+    torch.testing.assert_close(sparse(torch.ones(2, 6)), layer(torch.ones(2, 6)))
+
+
+def test_images_smaller_than_the_kernel_are_refused():
+    _, _, sparse = masked(nn.Conv2d(3, 4, 3), 0.5)
+    with pytest.raises(ValueError, match="smaller than the kernel"):
+        sparse(torch.randn(2, 3, 2, 2))

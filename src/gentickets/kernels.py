@@ -75,6 +75,7 @@ def gather(
     batch = out.shape[-1]
     if not batch:
         return out
+    values, bias = values.contiguous(), None if bias is None else bias.contiguous()
     library()[values.dtype].gather(
         rows.count, rows.structures, values.data_ptr(), None if bias is None else bias.data_ptr(), source.data_ptr(),
         out.data_ptr(), slope, None if gate is None else gate.data_ptr(), out.stride(0) // batch, batch,
@@ -104,6 +105,8 @@ def padded(images: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tenso
     """(channels, height, width, batch), contiguous → with so many rows and columns of zeros before and after."""
     channels, height, width, batch = images.shape
     out = images.new_empty(channels, height + sum(rows), width + sum(columns), batch)
+    if not batch:
+        return out
     library()[images.dtype].pad(
         images.data_ptr(), out.data_ptr(), channels, height, width, batch * images.element_size(), *rows, *columns,
         torch.get_num_threads(),

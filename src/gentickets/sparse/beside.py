@@ -21,7 +21,10 @@ class StandIn:
         self.__dict__ = {**vars(original), "_original": (original,)}
 
     def dense(self) -> nn.Module:
-        return self._original[0]
+        """The original, with all that was set on this module meanwhile."""
+        original = self._original[0]
+        vars(original).update({name: value for name, value in vars(self).items() if name != "_original"})
+        return original
 
 
 class LanesNorm(StandIn, nn.BatchNorm2d):
@@ -32,7 +35,10 @@ class LanesNorm(StandIn, nn.BatchNorm2d):
             return super().forward(images)
         lanes = images.permute(1, 2, 3, 0)
         rows = lanes.reshape(1, len(lanes), -1, 1)  # one image of the same numbers: its statistics are the same
-        return super().forward(rows).view(lanes.shape).permute(3, 0, 1, 2)
+        out = super().forward(rows)
+        if out.requires_grad:
+            out.register_hook(torch.Tensor.contiguous)  # torch's backward pass reads it as it lies in memory
+        return out.view(lanes.shape).permute(3, 0, 1, 2)
 
 
 class LanesUpsample(StandIn, nn.Upsample):
@@ -68,8 +74,10 @@ class LanesPool(StandIn, nn.AvgPool2d):
         return (sums / (height * width)).permute(3, 0, 1, 2)
 
 
-def _pair(size: Any) -> tuple[Any, Any]:
-    return size if isinstance(size, tuple) else (size, size)
+def _pair(size: Any) -> tuple[Any, ...]:
+    """One number for both axes, alone or in a list, or one for each."""
+    sizes = tuple(size) if isinstance(size, tuple | list) else (size,)
+    return sizes * 2 if len(sizes) == 1 else sizes
 
 
 def _on_lanes(images: Tensor) -> bool:
@@ -86,7 +94,8 @@ class _Repeated(torch.autograd.Function):
         channels, height, width, batch = lanes.shape
         down, across = times
         repeated = lanes[:, :, None, :, None].expand(channels, height, down, width, across, batch)
-        return repeated.reshape(channels, height * down, width * across, batch)
+        copied = repeated.clone(memory_format=torch.contiguous_format)  # once for all: what comes next may change it
+        return copied.view(channels, height * down, width * across, batch)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -120,7 +129,8 @@ class FastTanh(StandIn, nn.Tanh):
 
     def forward(self, inputs: Tensor) -> Tensor:
         fills = inputs.is_contiguous() or _on_lanes(inputs)
-        return _Tanh.apply(inputs) if fills and inputs.dtype == torch.float32 else super().forward(inputs)
+        able = fills and inputs.dtype == torch.float32 and inputs.device.type == "cpu"
+        return _Tanh.apply(inputs) if able else super().forward(inputs)
 
 
 class _Tanh(torch.autograd.Function):

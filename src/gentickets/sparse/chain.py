@@ -7,6 +7,7 @@ layers; a run of them in one function has that once.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -98,6 +99,11 @@ def _chained(links: list[Link], inputs: Tensor, batch_first: bool) -> Tensor:
     """(batch, inputs) → (batch, outputs), in memory batch first or batch innermost."""
     first = links[0][0]
     first.check(inputs, 2, -1, first.pattern.big)
+    for (one, _), (other, _) in pairwise(links):
+        if one.pattern.small != other.pattern.big:
+            raise ValueError(
+                f"{other} takes {other.pattern.big} numbers, and {one} before it gives {one.pattern.small}"
+            )
     tensors = [tensor for layer, _ in links for tensor in (layer.weights(), layer.bias)]
     chain = [(layer.pattern.layout((1, 1), (1, 1)), slope) for layer, slope in links]
     out = _Chain.apply(inputs.to(first.values.dtype), chain, batch_first, *tensors)
@@ -157,13 +163,14 @@ class _Chain(torch.autograd.Function):
 def _differentiable(ctx: Any, inputs: Tensor, tensors: tuple[Tensor | None, ...], grad: Tensor) -> tuple[Any, ...]:
     """The same gradients by a second pass, layer by layer, that autograd can follow."""
     with torch.enable_grad():
-        out = inputs.t()
-        for (layout, slope), values, bias in zip(ctx.chain, tensors[::2], tensors[1::2], strict=True):
+        # Of aliases: what the inputs, or a weight that comes twice, owe to these tensors elsewhere is not counted here.
+        aliases = [None if tensor is None else tensor.view_as(tensor) for tensor in (inputs, *tensors)]
+        assert aliases[0] is not None
+        out = aliases[0].t()
+        for (layout, slope), values, bias in zip(ctx.chain, aliases[1::2], aliases[2::2], strict=True):
             out = _plain(down(values, bias, out, layout), slope)
         out = out.t() if ctx.batch_first else out
-        given = [tensor for tensor in (inputs, *tensors) if tensor is not None and tensor.requires_grad]
+        given = [tensor for tensor in aliases if tensor is not None and tensor.requires_grad]
         found = iter(torch.autograd.grad(out, given, grad, create_graph=True))
-    first, *rest = (
-        next(found) if tensor is not None and tensor.requires_grad else None for tensor in (inputs, *tensors)
-    )
+    first, *rest = (next(found) if tensor is not None and tensor.requires_grad else None for tensor in aliases)
     return first, None, None, *rest

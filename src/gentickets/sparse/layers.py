@@ -31,6 +31,7 @@ class SparseLayer(nn.Module):
         found = find(layer)
         self.norm = None if found is None else LiveSpectralNorm(found, self.pattern)
         self._layer = (layer,)  # in a tuple: it is no child of this one
+        self.train(layer.training)
 
     def weights(self) -> Tensor:
         """The live weights that the layer multiplies with: `values`, under the norm."""
@@ -53,6 +54,7 @@ class SparseLayer(nn.Module):
         weight.data, weight.is_emptied = data, False  # type: ignore[attr-defined]
         weight.requires_grad_(self.values.requires_grad)
         layer.bias = self.bias  # another one, where one was loaded in its place
+        layer.train(self.training)
         if self.norm is not None:
             self.norm.give_back()
         self._forget_derived(weight)
@@ -108,6 +110,8 @@ class SparseConv2d(SparseLayer):
                 big, g.padding, g.dilation, self.pattern.shape[2:], g.stride, strict=True
             )
         )
+        if min(small) < 1:
+            raise ValueError(f"images of {big[0]}x{big[1]} are smaller than the kernel of {self}")
         layout = self.pattern.layout(small, big)  # type: ignore[arg-type]
         return down(self.weights(), self.bias, _lanes(images, self.values), layout).permute(3, 0, 1, 2)
 
