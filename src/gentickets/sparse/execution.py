@@ -99,7 +99,8 @@ def accelerate(model: nn.Module, masks: Masks, example_inputs: Mapping[str, Tens
     layer stays dense where its weights are shared, hooked, or derived by other than a spectral norm, on a GPU, in half
     precision, with a padding other than zeros, or where the package was installed without a C compiler; all do where
     the model's code cannot run the examples with them, or gives something else. `choices` says why. What sparse layers
-    give is strided batch innermost: `reshape` it, where `view` would have joined the batch with another axis.
+    give is strided batch innermost: `reshape` it, where `view` would have joined the batch with another axis. Images
+    that go in by way of `laid_out` spare the first layer a transposition.
 
     Raises `MaskError` where the masks do not fit, or for a component that does not exist.
     """
