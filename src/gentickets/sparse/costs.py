@@ -18,7 +18,8 @@ from gentickets.sparse.chain import runs
 
 # Of one thread, forward and backward together, in microseconds: rounded from what `python -m benchmarks sparse` found
 # (docs/performance.md). Only their ratios matter.
-_DENSE_RATE, _SPARSE_RATE = 45_000.0, 27_000.0  # multiply-adds a microsecond
+_DENSE_RATE = 45_000.0  # multiply-adds a microsecond
+_CONV_RATE, _LINEAR_RATE = 27_000.0, 21_000.0  # the same of live weights alone; wide linear layers overflow the caches
 _DENSE_CALL, _SPARSE_CALL, _LINK_CALL = 40.0, 80.0, 40.0  # a call of a layer; a link: of a chain of linear layers
 _UPDATE = 0.0012  # a weight's gradient, Adam and mask
 _TURN = 0.0035  # an activation between a dense layer and a sparse one, which lie in memory in other orders
@@ -50,7 +51,7 @@ class Cost:
     @property
     def sparse(self) -> float:
         used = threads() if self.density * self.work.multiply_adds >= _SHARED else 1
-        rate = _SPARSE_RATE * used / torch.get_num_threads()
+        rate = (_LINEAR_RATE if self.work.flat else _CONV_RATE) * used / torch.get_num_threads()
         return self.density * (3 * self.work.multiply_adds / rate + self.weights * _UPDATE)
 
 
