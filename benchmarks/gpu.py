@@ -14,14 +14,13 @@ from torch import Tensor, nn
 
 import gentickets as gt
 from benchmarks.contest import Contender, Contest, benchmark
+from benchmarks.layouts import with_compiled_parts
 from benchmarks.processes import Worker, stacked_step, work
 from benchmarks.sparse_execution import CsrLinear
-from benchmarks.steps import Step, build, capturable, device
-
-ON_REQUEST = True
+from benchmarks.steps import Step, build, capturable, device, magnitude_masks
 
 
-@benchmark({"net": ("linear-ae", "vae", "dcgan")}, {"net": ("tiny-ae",)}, ON_REQUEST)
+@benchmark({"net": ("linear-ae", "vae", "dcgan")}, {"net": ("tiny-ae",)}, on_request=True)
 def gpu_step(net: str) -> Contest:
     """A dense step: op by op, compiled, as one CUDA graph, and each in bfloat16; a held one at 90 % as a graph."""
     closing = ExitStack()
@@ -31,11 +30,11 @@ def gpu_step(net: str) -> Contest:
     }
     if device().type == "cuda":
         held = Step(build(net), capturable)
-        masks = gt.prune(gt.magnitude(held.net.model), to_sparsity=0.9, scope="layer")
+        masks = magnitude_masks(held.net, 0.9)
         closing.enter_context(masks.hold(held.net.model, *held.optimizers.values()))
         ways |= {
             "eager, TF32": _in_tf32(Step(build(net))),
-            "torch.compile": Step(_compiled(net)),
+            "torch.compile": Step(with_compiled_parts(build(net))),
             "CUDA graph": graphed(Step(build(net), capturable)),
             "CUDA graph, bf16 autocast": graphed(Step(build(net), capturable), _in_bfloat16),
             "CUDA graph, held at 90 %": graphed(held),
@@ -76,17 +75,10 @@ def _in_tf32(step: Step) -> Callable[[], object]:
     return run
 
 
-def _compiled(name: str):  # type: ignore[no-untyped-def]
-    net = build(name)
-    for part, component in list(net.model.named_children()):
-        setattr(net.model, part, torch.compile(component, dynamic=False))
-    return net
-
-
 LINEAR = {"outputs": (1024, 4096), "inputs": (4096,), "batch": (128, 4096)}
 
 
-@benchmark(LINEAR, {"outputs": (32,), "inputs": (64,), "batch": (16,)}, ON_REQUEST)
+@benchmark(LINEAR, {"outputs": (32,), "inputs": (64,), "batch": (16,)}, on_request=True)
 def gpu_linear(outputs: int, inputs: int, batch: int) -> Contest:
     """One linear layer forwards, as at inference: half precision, 2:4 sparsity in it, compressed rows."""
     torch.manual_seed(0)
@@ -113,7 +105,7 @@ def two_of_four(weight: Tensor) -> Tensor:
     return (fours * kept).reshape(weight.shape)
 
 
-@benchmark({"sparsity": (0.95, 0.99)}, {"outputs": (32,), "inputs": (64,), "batch": (16,)}, ON_REQUEST)
+@benchmark({"sparsity": (0.95, 0.99)}, {"outputs": (32,), "inputs": (64,), "batch": (16,)}, on_request=True)
 def gpu_sparse_linear(sparsity: float, outputs: int = 4096, inputs: int = 4096, batch: int = 128) -> Contest:
     """Forward and backward through one linear layer: dense, or compressed rows with sampled gradients."""
     torch.manual_seed(0)
@@ -148,7 +140,7 @@ def _without_gradients(way: Callable[[], object]) -> Callable[[], object]:
     return run
 
 
-@benchmark({"net": ("linear-ae", "dcgan"), "count": (4, 8)}, {"net": ("tiny-ae",), "count": (2,)}, ON_REQUEST)
+@benchmark({"net": ("linear-ae", "dcgan"), "count": (4, 8)}, {"net": ("tiny-ae",), "count": (2,)}, on_request=True)
 def gpu_together(net: str, count: int) -> Contest:
     """A step of each of several trainings on one GPU, which one of them leaves idle."""
     closing = ExitStack()

@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 
 from benchmarks.contest import Contender, Contest, benchmark
-from benchmarks.steps import Step, build, device
+from benchmarks.steps import Net, Step, build, device
+from gentickets.training import on_threads
 
 
 @benchmark({"net": ("dcgan", "vae")}, {"width": (8,), "net": ("vae",)})
@@ -42,10 +43,14 @@ def half_precision(net: str) -> Contest:
 @benchmark({"net": ("linear-ae", "vae", "dcgan")}, {"net": ("tiny-ae",)}, on_request=True)
 def compiled(net: str) -> Contest:
     """`torch.compile` of each component; compiling, which takes some 20 s, is not timed."""
-    own = build(net)
-    for name, component in list(own.model.named_children()):
-        setattr(own.model, name, torch.compile(component, dynamic=False))
-    return _against_plain(net, Step(own), "torch.compile(dynamic=False)")
+    return _against_plain(net, Step(with_compiled_parts(build(net))), "torch.compile(dynamic=False)")
+
+
+def with_compiled_parts(net: Net) -> Net:
+    """The net, each of its components by `torch.compile`, in place."""
+    for name, component in list(net.model.named_children()):
+        setattr(net.model, name, torch.compile(component, dynamic=False))
+    return net
 
 
 def _against_plain(net: str, step: Callable[[], None], name: str, **options: int) -> Contest:
@@ -54,9 +59,7 @@ def _against_plain(net: str, step: Callable[[], None], name: str, **options: int
 
 def _with_threads(step: Step, count: int) -> Callable[[], None]:
     def run() -> None:
-        before = torch.get_num_threads()
-        torch.set_num_threads(count)
-        step()
-        torch.set_num_threads(before)
+        with on_threads(count):
+            step()
 
     return run

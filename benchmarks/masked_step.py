@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize, prune
 
 import gentickets as gt
 from benchmarks.contest import Contender, Contest, benchmark
-from benchmarks.steps import Net, Step, build, default, device
+from benchmarks.steps import Net, Step, build, default, device, magnitude_masks
 
 CASES = {"net": ("linear-ae", "vae", "dcgan"), "sparsity": (0.5, 0.9, 0.99)}
 QUICK = {"net": ("tiny-ae",), "sparsity": (0.9,)}
@@ -49,18 +49,13 @@ def _updating(net: str, sparsity: float, closing: ExitStack) -> dict[str, Step]:
         "dense, default Adam": Step(build(net), default),
         "gentickets hold": Step(held),
     }
-    masks = _masks(held, sparsity)
+    masks = magnitude_masks(held, sparsity)
     masks.apply_(looped.model)
     masks.apply_(loading.model)
     closing.enter_context(masks.hold(held.model, *steps["gentickets hold"].optimizers.values()))
     steps["multiplied one by one"] = Step(looped, after=_one_by_one(looped, masks))
     steps["state dict multiplied and reloaded"] = Step(loading, after=reloaded(loading, masks))
     return steps
-
-
-def _masks(net: Net, sparsity: float) -> gt.Masks:
-    """The same sparsity in each layer: a global threshold would cut the VAE in two."""
-    return gt.prune(gt.magnitude(net.model), to_sparsity=sparsity, scope="layer")
 
 
 def _one_by_one(net: Net, masks: gt.Masks) -> Callable[[str], None]:
@@ -93,7 +88,7 @@ def reloaded(net: Net, masks: gt.Masks) -> Callable[[str], None]:
 def _attached(net: str, sparsity: float, attach: Callable[[nn.Module, Tensor], object]) -> Net:
     """A net whose layers mask their own weights at each forward pass."""
     built = build(net)
-    for name, mask in _masks(built, sparsity).items():
+    for name, mask in magnitude_masks(built, sparsity).items():
         attach(built.model.get_submodule(name.removesuffix(".weight")), mask.to(device()))
     return built
 

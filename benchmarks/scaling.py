@@ -21,7 +21,7 @@ import gentickets as gt
 from benchmarks import report
 from benchmarks.contest import Contender, Contest
 from benchmarks.pairs import Timing, measure
-from benchmarks.steps import BATCH, Net, Step, as_in_train, build
+from benchmarks.steps import BATCH, Net, Step, as_in_train, build, magnitude_masks
 from gentickets import models
 from gentickets.files import replace_file
 from gentickets.lab.report.drawing import INK, PALETTE, Drawing, finish, set_log_y, style
@@ -72,7 +72,7 @@ def by_size(extent: Extent, pace: Pace) -> Rows:
     rows: Rows = []
     for weights in extent.weights:
         with ExitStack() as closing:
-            masks = _masks(_autoencoder(weights), SPARSITY)
+            masks = magnitude_masks(_autoencoder(weights), SPARSITY)
             at = {"weights": masks.total}
             points = [
                 Point(DENSE, at, Step(_autoencoder(weights), as_in_train)),
@@ -91,7 +91,7 @@ def by_sparsity(extent: Extent, pace: Pace) -> Rows:
         with ExitStack() as closing:
             points = [Point(DENSE, {"net": net, "sparsity": 0.0}, Step(build(net), as_in_train))]
             for sparsity in extent.sparsities:
-                masks = _masks(build(net), sparsity)
+                masks = magnitude_masks(build(net), sparsity)
                 points.append(_accelerated(build(net), masks, {"net": net, "sparsity": sparsity}, closing))
             rows += _timed(points, pace)
     return rows
@@ -99,7 +99,7 @@ def by_sparsity(extent: Extent, pace: Pace) -> Rows:
 
 def by_batch(extent: Extent, pace: Pace) -> Rows:
     """A step on ever larger batches, `ms` an image; ratios to a dense image in a batch of 64, or of the smallest."""
-    masks = _masks(build(extent.batch_net), SPARSITY)
+    masks = magnitude_masks(build(extent.batch_net), SPARSITY)
     with ExitStack() as closing:
         points = []
         for size in sorted(extent.batches, key=lambda size: size != BATCH):
@@ -125,7 +125,7 @@ def by_rounds(extent: Extent, pace: Pace) -> Rows:
         ]
         for number in range(extent.rounds + 1):
             sparsity = round(1 - (1 - EACH_ROUND) ** number, 6)
-            masks = _masks(build(extent.ladder_net), sparsity)
+            masks = magnitude_masks(build(extent.ladder_net), sparsity)
             at = {"net": extent.ladder_net, "round": number, "sparsity": sparsity}
             points.append(_masked(build(extent.ladder_net), masks, at, closing))
             points.append(_accelerated(build(extent.ladder_net), masks, at, closing))
@@ -160,10 +160,6 @@ def _autoencoder(weights: float) -> Net:
 
 def _of_batch(net: Net, size: int) -> Net:
     return replace(net, batch=torch.rand(size, *net.batch.shape[1:]) * 2 - 1)
-
-
-def _masks(net: Net, sparsity: float) -> gt.Masks:
-    return gt.prune(gt.magnitude(net.model), to_sparsity=sparsity, scope="layer")
 
 
 def _masked(net: Net, masks: gt.Masks, at: Mapping[str, Any], closing: ExitStack) -> Point:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import gentickets as gt
 from benchmarks.contest import Contender, Contest, benchmark
-from benchmarks.steps import BATCH, Net, Step, as_in_train, build, device
+from benchmarks.steps import BATCH, Net, Step, as_in_train, build, device, magnitude_masks
 from gentickets.export import export
 from gentickets.models.paper import PAPER
 
@@ -40,7 +40,7 @@ def sparse_training(net: str, sparsity: float) -> Contest:
     closing = ExitStack()
     dense = Step(build(net))
     held = build(net)
-    masks = _masks(held, sparsity)
+    masks = magnitude_masks(held, sparsity)
     contenders = {"dense": Contender(dense)}
     holding = Step(held)
     closing.enter_context(masks.hold(held.model, *holding.optimizers.values()))
@@ -64,7 +64,7 @@ def sparse_catalogue(model: str, sparsity: float) -> Contest:
     """Every network of the paper, of width 32, trained as `train` does by itself: never slower than masked dense."""
     closing = ExitStack()
     held = _preset(model)
-    masks = _masks(held, sparsity)
+    masks = magnitude_masks(held, sparsity)
     dense = Step(held, as_in_train)
     closing.enter_context(masks.hold(held.model, *dense.optimizers.values()))
     fast = Contender(_fast_step(_preset(model), masks, closing), at_most={"ratio": 1.0})
@@ -87,7 +87,7 @@ def sparse_inference(net: str, sparsity: float) -> Contest:
     """The last component, in evaluation mode: a decoder on codes, a generator on latents."""
     closing = ExitStack()
     plain = build(net)
-    masks = _masks(plain, sparsity)
+    masks = magnitude_masks(plain, sparsity)
     masks.apply_(plain.model)
     goal = {"ratio": 0.334} if net == "dcgan" and sparsity == 0.95 else {}
     ways = {
@@ -103,10 +103,6 @@ def sparse_inference(net: str, sparsity: float) -> Contest:
         for name in ("dense", "dead units removed"):
             contenders[f"{name}, onnxruntime"] = Contender(_in_onnxruntime(ways[name], closing))
     return Contest("dense", contenders, closing)
-
-
-def _masks(net: Net, sparsity: float) -> gt.Masks:
-    return gt.prune(gt.magnitude(net.model), to_sparsity=sparsity, scope="layer")
 
 
 def _goal(kind: str, goals: Mapping[float, float], sparsity: float) -> dict[str, float]:

@@ -88,6 +88,11 @@ def build(name: str, **options: int) -> Net:
     return replace(net, model=net.model.to(device()), batch=net.batch.to(device()))
 
 
+def magnitude_masks(net: Net, sparsity: float) -> gt.Masks:
+    """The same sparsity in each layer: a global threshold would cut the VAE in two."""
+    return gt.prune(gt.magnitude(net.model), to_sparsity=sparsity, scope="layer")
+
+
 Adam = Callable[[list[nn.Parameter], Net], torch.optim.Optimizer]
 """Parameters and the net whose settings to take → an Adam over them."""
 

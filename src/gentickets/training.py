@@ -405,6 +405,17 @@ def derived_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """So many intra-op threads while this lasts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def threads_for(flops: float, cores: int) -> int:
     """Intra-op threads for a training whose step takes so many FLOPs, forward and backward: one, or all cores.
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 
 from gentickets.data import Batches, ImageSet
@@ -21,7 +20,7 @@ from gentickets.lab.trainer import make_fabric
 from gentickets.lab.words import count
 from gentickets.masks import Masks
 from gentickets.naming import named_state
-from gentickets.training import train, with_averages
+from gentickets.training import on_threads, train, with_averages
 
 _WARM, _MEASURED = 3, 1.0
 """Steps that are run before the clock, and seconds that the clock runs."""
@@ -50,12 +49,8 @@ class Plan:
 
 def measure(recipe: Recipe, images: ImageSet, judge: Judge, threads: int, workers: int) -> Plan:
     """Takes a few steps and one evaluation, and multiplies."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with on_threads(threads):
         step_seconds, evaluate_seconds, weights = _measure(recipe, images, judge)
-    finally:
-        torch.set_num_threads(before)
     trained = _plan(recipe, step_seconds, evaluate_seconds, workers)
     held = _resident_bytes() * workers
     # A level keeps the weights twice (where it starts, where it ends), averages once, and one bit a weight.

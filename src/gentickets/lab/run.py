@@ -33,6 +33,7 @@ from gentickets.lab.seedrun import SeedRun, build_model
 from gentickets.lab.threads import threads_of
 from gentickets.lab.trainer import Event, make_fabric
 from gentickets.naming import components_of
+from gentickets.training import on_threads
 
 Tell = Callable[[Event], None]
 
@@ -137,12 +138,8 @@ def make_judge(recipe: Recipe, train: ImageSet, held_out: ImageSet) -> Judge:
     Made on one thread, however many a training takes: what it computes once (classifier, statistics of the real
     images) is cached for all runs.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with on_threads(1):
         return Judge(recipe.build_objective(), train, held_out, recipe.evaluation, make_fabric(recipe).device)
-    finally:
-        torch.set_num_threads(before)
 
 
 def _origin(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from gentickets.lab.plan import rehearsal
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.seedrun import build_model
 from gentickets.metrics.cost import training_flops
-from gentickets.training import threads_for
+from gentickets.training import on_threads, threads_for
 
 _ROUNDS, _BLOCK = 5, 0.2
 """How often each number of threads is timed, and seconds that it is timed each time."""
@@ -63,17 +62,7 @@ def fastest(choices: list[int], seconds: Callable[[int, int], float]) -> int:
 
 
 def _timed(threads: int, run: Callable[[], object]) -> float:
-    with _on(threads):
+    with on_threads(threads):
         begun = time.perf_counter()
         run()
         return time.perf_counter() - begun
-
-
-@contextmanager
-def _on(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

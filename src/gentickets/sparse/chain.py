@@ -105,7 +105,7 @@ def _chained(links: list[Link], inputs: Tensor, batch_first: bool) -> Tensor:
                 f"{other} takes {other.pattern.big} numbers, and {one} before it gives {one.pattern.small}"
             )
     tensors = [tensor for layer, _ in links for tensor in (layer.weights(), layer.bias)]
-    chain = [(layer.pattern.layout((1, 1), (1, 1)), slope) for layer, slope in links]
+    chain = [(layer.pattern.layout(), slope) for layer, slope in links]
     out = _Chain.apply(inputs.to(first.values.dtype), chain, batch_first, *tensors)
     return out if batch_first else out.t()
 

@@ -63,6 +63,8 @@ class Accelerated:
         self.model, self.choices = model, choices
         sparse = {choice.weight for choice in choices if choice.sparse}
         self.masks = Masks({name: mask for name, mask in masks.items() if name not in sparse})
+        convolutions = (SparseConv2d, SparseConvTranspose2d)
+        self._on_lanes = any(isinstance(layer, convolutions) for layer in model.modules())
 
     def __enter__(self) -> Accelerated:
         return self
@@ -78,8 +80,7 @@ class Accelerated:
 
     def laid_out(self, batch: Tensor) -> Tensor:
         """The same batch of images, in memory as the sparse layers take it: with convolutions batch innermost."""
-        convolutions = (SparseConv2d, SparseConvTranspose2d)
-        return lanes(batch) if any(isinstance(layer, convolutions) for layer in self.model.modules()) else batch
+        return lanes(batch) if self._on_lanes else batch
 
     @property
     def index_bytes(self) -> int:

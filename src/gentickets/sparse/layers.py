@@ -23,7 +23,7 @@ class SparseLayer(nn.Module):
 
     def __init__(self, layer: Any, mask: Tensor, geometry: Geometry = ONE_POSITION):
         super().__init__()
-        _, weight = underlying(layer)
+        weight = underlying(layer)
         places = mask.reshape(-1).nonzero().reshape(-1)
         self.pattern = Pattern(tuple(mask.shape), places.int().numpy(), geometry, getattr(layer, "groups", 1))
         self.values = nn.Parameter(weight.detach().reshape(-1)[places], weight.requires_grad)
@@ -39,7 +39,7 @@ class SparseLayer(nn.Module):
 
     def release(self) -> None:
         """Empties the weight of the dense layer, once this one stands in its place."""
-        _, weight = underlying(self._layer[0])
+        weight = underlying(self._layer[0])
         weight.data, weight.grad = weight.data.new_empty(0), None
         weight.is_emptied = True  # type: ignore[attr-defined]  # by which `hold` knows an optimiser made too early
         self._forget_derived(weight)
@@ -48,7 +48,7 @@ class SparseLayer(nn.Module):
     def dense(self) -> nn.Module:
         """The dense layer in whose place this one is, with its weights as they are now, and 0.0 where pruned."""
         (layer,) = self._layer
-        _, weight = underlying(layer)
+        weight = underlying(layer)
         data = self.values.new_zeros(self.pattern.shape)
         data.view(-1)[torch.from_numpy(self.pattern.places)] = self.values
         weight.data, weight.is_emptied = data, False  # type: ignore[attr-defined]
@@ -90,7 +90,7 @@ class SparseLinear(SparseLayer):
     def forward(self, inputs: Tensor) -> Tensor:
         self.check(inputs, 1, -1, self.pattern.big)
         flat = inputs if inputs.dim() == 2 else inputs.reshape(-1, inputs.shape[-1])
-        layout = self.pattern.layout((1, 1), (1, 1))
+        layout = self.pattern.layout()
         out = down(self.weights(), self.bias, flat.to(self.values.dtype).t(), layout).t()
         return out if inputs.dim() == 2 else out.reshape(*inputs.shape[:-1], self.pattern.shape[0])
 

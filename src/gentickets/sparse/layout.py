@@ -51,8 +51,8 @@ class Pattern:
         small, inner, i, j = np.unravel_index(self.places, (*self.shape, 1, 1)[:4])
         return np.stack([small, small // (self.small // self.groups) * self.shape[1] + inner, i, j])
 
-    def layout(self, small: Pair, big: Pair) -> Layout:
-        """The index arrays for images of these sizes; the last few are kept."""
+    def layout(self, small: Pair = (1, 1), big: Pair = (1, 1)) -> Layout:
+        """The index arrays for images of these sizes, or for sides of one position; the last few are kept."""
         sizes = (small, big)
         if sizes not in self._layouts:
             while len(self._layouts) >= 4:

@@ -81,10 +81,10 @@ class LiveSpectralNorm(nn.Module):
             vector.copy_(F.normalize(product(), dim=0, eps=found.eps))
 
     def _times(self, values: Tensor, right: Tensor) -> Tensor:
-        return down(values, None, right.unsqueeze(1), self.matrix.layout((1, 1), (1, 1))).squeeze(1)
+        return down(values, None, right.unsqueeze(1), self.matrix.layout()).squeeze(1)
 
     def _back(self, values: Tensor) -> Tensor:
-        return up(values, None, self.left.unsqueeze(1), self.matrix.layout((1, 1), (1, 1))).squeeze(1)
+        return up(values, None, self.left.unsqueeze(1), self.matrix.layout()).squeeze(1)
 
     def give_back(self) -> None:
         """Puts the singular vectors, as they are now, where the dense layer reads them."""
@@ -98,9 +98,9 @@ class LiveSpectralNorm(nn.Module):
         return self.matrix.nbytes - self.matrix.places.nbytes  # which it shares with the layer's own pattern
 
 
-def underlying(layer: Any) -> tuple[str, nn.Parameter]:
-    """Where the tensor that the optimiser steps lies in a layer that is plain or spectrally normed, and that tensor."""
+def underlying(layer: Any) -> nn.Parameter:
+    """The tensor that the optimiser steps in a layer that is plain or spectrally normed: its weight before the norm."""
     for place in ("weight", "weight_orig"):
         if isinstance(weight := layer._parameters.get(place), nn.Parameter):
-            return place, weight
-    return "parametrizations.weight.original", layer.parametrizations.weight.original
+            return weight
+    return layer.parametrizations.weight.original
