@@ -8,12 +8,16 @@ Names are those of `model.named_parameters()` without the prefixes that wrappers
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import Tensor, nn
 
 from gentickets.errors import MaskError
+
+Model = nn.Module | Mapping[str, nn.Module]
+"""A module whose children are the components, or a mapping from their names to them."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -52,8 +56,27 @@ _WEIGHT_NORMED = (
 )
 
 
-def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside DDP, Fabric, `torch.compile` and weight-averaging wrappers."""
+def as_model(model: Any) -> nn.Module:
+    """A model from what a user has: a module as it is, a mapping of modules as one whose components they are.
+
+    The modules of a mapping are shared, not copied. Raises `MaskError` that says what a model is for anything else.
+    """
+    if isinstance(model, nn.Module):
+        return model
+    if isinstance(model, Mapping) and model and all(isinstance(net, nn.Module) for net in model.values()):
+        try:
+            return nn.ModuleDict(model)
+        except (KeyError, TypeError) as error:
+            raise MaskError(f"no name of a component: {error.args[0] if error.args else error}") from None
+    raise MaskError(
+        f"a model is one nn.Module whose children are its components, or a dict of them such as "
+        f"{{'generator': G, 'discriminator': D}}; not a {type(model).__name__}"
+    )
+
+
+def unwrap(module: Model) -> nn.Module:
+    """The module inside DDP, Fabric, `torch.compile` and weight-averaging wrappers; a mapping of modules as a model."""
+    module = as_model(module)
     while (child := _WRAPPED_IN.get(type(module).__name__)) and isinstance(
         inner := getattr(module, child, None), nn.Module
     ):
@@ -61,7 +84,7 @@ def unwrap(module: nn.Module) -> nn.Module:
     return module
 
 
-def named_layers(model: nn.Module, prefix: str = "", _seen: set[int] | None = None) -> Iterator[tuple[str, nn.Module]]:
+def named_layers(model: Model, prefix: str = "", _seen: set[int] | None = None) -> Iterator[tuple[str, nn.Module]]:
     """Every module under `model` with its dotted name, wrapper prefixes left out, a shared module once."""
     model = unwrap(model)
     seen = set() if _seen is None else _seen
@@ -73,7 +96,7 @@ def named_layers(model: nn.Module, prefix: str = "", _seen: set[int] | None = No
         yield from named_layers(child, f"{prefix}.{name}" if prefix else name, seen)
 
 
-def named_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+def named_weights(model: Model) -> dict[str, nn.Parameter]:
     """`model.named_parameters()` as a dictionary, wrapper prefixes left out, shared tensors named once."""
     found: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
@@ -85,7 +108,7 @@ def named_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
-def named_state(model: nn.Module) -> dict[str, Tensor]:
+def named_state(model: Model) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name, wrapper prefixes left out: the model's own tensors."""
     found: dict[str, Tensor] = dict(named_weights(model))
     for layer_name, layer in named_layers(model):
@@ -95,7 +118,7 @@ def named_state(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def clone(model: nn.Module) -> nn.Module:
+def clone(model: Model) -> nn.Module:
     """A deep copy. Where old-style spectral or weight norm left a derived weight in a layer's attributes,
     which `copy.deepcopy` refuses, the copy gets it detached."""
     derived = {
@@ -104,7 +127,7 @@ def clone(model: nn.Module) -> nn.Module:
         for value in vars(layer).values()
         if isinstance(value, Tensor) and not value.is_leaf
     }
-    return copy.deepcopy(model, derived)
+    return copy.deepcopy(as_model(model), derived)
 
 
 def weight_norm_lengths(layer: nn.Module) -> dict[str, tuple[str, int]]:
@@ -128,7 +151,23 @@ def component_of(name: str) -> str:
     return name.split(".", 1)[0]
 
 
-def components_of(model: nn.Module) -> tuple[str, ...]:
+def component_at(model: Model, name: str) -> nn.Module:
+    """The component of that name; the whole model, unwrapped, for the empty name."""
+    net = unwrap(model)
+    return getattr(net, name) if name else net
+
+
+def is_in(component: str, name: str) -> bool:
+    """Whether a weight is in a component; every weight is in the whole, whose name is empty."""
+    return not component or component_of(name) == component
+
+
+def joined(prefix: str, name: str) -> str:
+    """`prefix.name`, where either may be empty."""
+    return f"{prefix}.{name}" if prefix and name else prefix or name
+
+
+def components_of(model: Model) -> tuple[str, ...]:
     """The names of a model's components: its named children, in order."""
     return tuple(name for name, _ in unwrap(model).named_children())
 
