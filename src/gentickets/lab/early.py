@@ -108,7 +108,7 @@ def find_ticket(
             f"{_newest(bird)}): raise search.tolerance={search.tolerance} or search.settle_by={search.settle_by}, "
             f"or take unsettled=last"
         )
-    masks = everything.merge(bird.masks)
+    masks = everything.replace(bird.masks)
     facts = {
         **origin,
         "rewind_step": done.step,
@@ -202,7 +202,7 @@ def random_ticket(
         groups = channel_groups(model, example_inputs)
         scores = _random_channels(channel_scores(model, search.components, groups), model, seed)
         amount = search.sparsity_at(level)
-        drawn = masks.merge(prune(scores, amount, scope=search.scope, granularity="channel", groups=groups))
+        drawn = masks.replace(prune(scores, amount, scope=search.scope, granularity="channel", groups=groups))
     return Ticket(drawn, settled.ticket.weights, {**settled.ticket.origin, "control": "random_mask"})
 
 

@@ -146,7 +146,8 @@ class SearchPart(_Part):
     and said to be unsettled (`unsettled: last`), or the run stops (`stop`). `gain_penalty` is the L1 penalty on the
     norms' gains while it searches. `transferred` takes the tickets of `source`, a run's folder (or its name, where it
     lies beside this run's), level by level; `carry` says which of its components becomes which of this model's
-    (decoder: generator), and `with_weights` whether its weights come along or its masks alone.
+    (decoder: generator), `with_weights` whether its weights come along or its masks alone, and `exclude` what stays
+    behind ("*.head.*", where a head's outputs mean something else).
     """
 
     method: Literal[
