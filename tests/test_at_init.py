@@ -139,9 +139,9 @@ def test_a_cut_component_is_refused_before_training(make_autoencoder):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"sparsities": [0.5, 1.0]}, r"sparsities: 1\.0"),
+        ({"sparsities": [0.5, 1.0]}, r"sparsities=1\.0"),
         ({"iterations": 0}, "iterations=0"),
-        ({"steps": 0}, "rewind_step=0"),
+        ({"steps": 0}, "steps=0"),
         ({"components": ["head"]}, "no component 'head': the model has encoder, decoder"),
     ],
 )

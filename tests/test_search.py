@@ -144,6 +144,91 @@ def test_controls_keep_what_they_should_and_change_what_they_should(make_autoenc
     assert not torch.equal(redrawn.weights["encoder.0.weight"], level.ticket.weights["encoder.0.weight"])
 
 
+def forgetful(model, masks, start_step, end_step):
+    """Trains, and holds nothing."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(start_step, end_step):
+        optimizer.zero_grad()
+        (model(IMAGES) - IMAGES).square().mean().backward()
+        optimizer.step()
+
+
+def test_every_search_notices_a_training_that_holds_nothing(make_autoencoder):
+    score = lambda model, masks: gt.magnitude(model, include=tuple(masks))  # noqa: E731
+    model = make_autoencoder()
+    found = gt.Ticket(gt.prune(gt.magnitude(model), fraction=0.5), model)
+    for search in (
+        gt.imp(make_autoencoder, forgetful, steps=4, rounds=1, fraction=0.5),
+        gt.one_shot(make_autoencoder, forgetful, steps=4, sparsities=[0.5]),
+        gt.at_init(make_autoencoder, forgetful, steps=4, sparsities=[0.5], score=score, with_dense=False),
+        gt.transferred(make_autoencoder, forgetful, steps=4, tickets=[found], carry={"decoder": "decoder"}),
+    ):
+        with pytest.raises(gt.MaskError, match=r"train\(model, masks, 0, 4\) left .* has [0-9]+ pruned.*masks\.hold"):
+            list(search)
+
+
+def test_a_control_that_draws_the_same_weights_is_refused(make_autoencoder):
+    def make(seed=0):
+        torch.manual_seed(seed)
+        return make_autoencoder()
+
+    for rewind_step in (0, 2):
+        [*_, level] = gt.imp(make, Recorder(), steps=4, rewind_step=rewind_step, rounds=2)
+        with pytest.raises(gt.PruneError, match=r"re-drawn control: make_model\(\) drew the very weights.*seed=1"):
+            gt.redrawn_weights_control(level, make)
+        redrawn = gt.redrawn_weights_control(level, lambda: make(seed=1))
+        assert torch.equal(redrawn.weights["encoder.0.weight"], make(seed=1).encoder[0].weight)
+    alone = gt.Level(level.index, level.masks, level.model, gt.Ticket(level.masks, make()))  # as read from files
+    with pytest.raises(gt.PruneError, match="re-drawn control"):
+        gt.redrawn_weights_control(alone, make)
+
+
+def test_a_part_that_is_not_drawn_anew_is_told(make_autoencoder):
+    pretrained = make_autoencoder().encoder.state_dict()
+
+    def make():
+        model = make_autoencoder()
+        model.encoder.load_state_dict(pretrained)
+        return model
+
+    [*_, level] = gt.imp(make, Recorder(), steps=4, rounds=1)
+    with pytest.warns(UserWarning, match=r"2 of 4 weights are not drawn anew, 'encoder\.0\.weight' first"):
+        gt.redrawn_weights_control(level, make)
+
+
+def test_a_fresh_component_is_fresh(make_autoencoder):
+    def make():
+        torch.manual_seed(0)
+        return make_autoencoder()
+
+    search = gt.imp(make, Recorder(), steps=4, rounds=2, components=["encoder"], others="fresh")
+    with pytest.raises(gt.PruneError, match="others=fresh: make_model"):
+        list(search)
+
+
+def test_a_factory_that_seeds_itself_leaves_the_callers_generator_alone(make_autoencoder):
+    def make():
+        torch.manual_seed(5)
+        return make_autoencoder()
+
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    search = gt.imp(make, Recorder(), steps=4, rounds=1)
+    assert torch.equal(torch.rand(3), expected)
+    [*_, level] = search
+    torch.manual_seed(1)
+    gt.redrawn_weights_control(level, lambda: (torch.manual_seed(6), make_autoencoder())[1])
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_resuming_one_shot_goes_on_with_the_next_sparsity(make_autoencoder):
+    whole = list(gt.one_shot(make_autoencoder, Recorder(), steps=4, sparsities=[0.3, 0.6]))
+    rest = gt.one_shot(make_autoencoder, Recorder(), steps=4, sparsities=[0.3, 0.6], dense=whole[0], done=1)
+    [last] = rest
+    assert (last.index, last.masks) == (2, whole[2].masks)
+
+
 def test_a_cut_component_is_refused_before_training(make_autoencoder):
     train = Recorder()
     inputs = {"encoder": IMAGES[:2], "decoder": torch.zeros(2, 3)}
@@ -162,6 +247,10 @@ def test_without_inputs_an_empty_layer_is_warned_of(make_autoencoder):
     [
         ({"fraction": 0.0}, "fraction=0.0"),
         ({"fraction": 1.5}, "fraction=1.5"),
+        ({"fraction": float("nan")}, "fraction=nan"),
+        ({"fraction": "abc"}, "fraction='abc' is out of range: a number above 0 and below 1"),
+        ({"rounds": 1.5}, "rounds=1.5: a whole number"),
+        ({"steps": "5"}, "steps='5': a whole number"),
         ({"rewind_step": 5}, "rewind_step=5"),
         ({"rounds": -1}, "rounds=-1"),
         ({"others": "old"}, "others='old'"),
@@ -177,14 +266,19 @@ def test_wrong_arguments_are_refused_at_once(make_autoencoder, wrong, message):
 
 def test_the_three_line_use_of_the_readme(make_gan, tmp_path):
     gan = make_gan()
-    early_weights = {name: tensor.detach().clone() for name, tensor in gan.state_dict().items()}
+    early = gt.Ticket(gt.Masks.dense(gan), gan)
+    first = gan.generator[0].weight.detach().clone()
     opt_g = torch.optim.Adam(gan.generator.parameters())
     opt_d = torch.optim.Adam(gan.discriminator.parameters())
-    masks = gt.Masks.dense(gan)
+    for net, optimizer in ((gan.generator, opt_g), (gan.discriminator, opt_d)):
+        net(torch.randn(2, 5, 1, 1) if net is gan.generator else torch.randn(2, 1, 8, 8)).sum().backward()
+        optimizer.step()
 
+    masks = gt.Masks.dense(gan)
     masks = gt.prune(gt.magnitude(gan), fraction=0.2, within=masks)
-    gt.Ticket(masks, weights=early_weights).save(tmp_path / "face.ticket")
+    gt.Ticket(masks, weights=early).save(tmp_path / "face.ticket")
     gan = gt.Ticket.load(tmp_path / "face.ticket").install(gan)
+    assert torch.equal(gan.generator[0].weight, first * masks["generator.0.weight"])
     with masks.hold(gan, opt_g, opt_d):
         for _ in range(3):
             fake = gan.generator(torch.randn(4, 5, 1, 1))

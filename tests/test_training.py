@@ -178,10 +178,10 @@ def test_a_breach_is_caught_in_training():
 
     class Meddler(Source):
         def at(self, step):
-            if step == 19:
-                with torch.no_grad():
-                    for name, mask in masks.items():
-                        dict(model.named_parameters())[name][~mask] = 1.0
+            if step == 19:  # one place of each, through `.data`: nothing but an audit sees it
+                for name, mask in masks.items():
+                    for place in (~mask).nonzero()[3:4]:
+                        dict(model.named_parameters())[name].data[tuple(place)] = 1.0
             return super().at(step)
 
     class DecoderOnly(Autoencoding):

@@ -72,6 +72,7 @@ class Hold:
         self._ours: set[int] = set()
         self._stepping: set[int] = set()
         self.strangers = 0  # steps of optimisers that were not given: after each of them every weight is looked at
+        self.passing: nn.Module | None = None  # what is being passed through: its parts need not look again
         self._handles: list[Any] = []
         self._warned = False
 
@@ -85,7 +86,7 @@ class Hold:
             raise MaskError("this hold is entered already: make another with masks.hold(...)")
         for net in (self.model, *self.copies):
             self.masks.apply_(net)
-        self._warned = False
+        self._warned, self.passing = False, None
         self._find_weights()
         self._watch_loads()
         self._watch_passes()
@@ -180,6 +181,7 @@ class Hold:
 
     def _after_any_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         """What an optimiser of other things did may be copied into held weights next (float32 masters)."""
+        self.passing = None  # a step inside of a pass (a training step as a `forward`): the next part looks again
         if id(optimizer) not in self._ours:
             self.strangers += 1
 
@@ -280,6 +282,11 @@ class Hold:
                     hook = _BeforePass(self, list(found.values()), module)
                     # First of all, so that an old-style spectral norm sees masked weights.
                     self._handles.append(module.register_forward_pre_hook(hook, prepend=True))
+                    if hook.has_parts:
+                        after = module.register_forward_hook(_AfterPass(self), always_call=True)
+                        self._handles.append(after)
+                    if getattr(module, "_compiled_call_impl", None) is not None:
+                        self._handles.append(_BeforeCompiled(module, hook))
             return below[id(module)]
 
         gather(self.model)
@@ -354,7 +361,6 @@ class _HeldWeight:
         self.strangers = 0  # steps of others when it was last known to be clean
         self.steps = 0  # of held optimisers, since the last pass
         self.unlooked = 0  # passes since it was last known to be clean that took its version's word for it
-        self.is_called = False  # whether its layer is passed through by itself
 
     def mask(self) -> Tensor:
         """True where the weight is alive."""
@@ -382,16 +388,22 @@ class _HeldWeight:
         self.steps += 1
         self.unlooked = 0
 
-    def is_suspect(self, strangers: int, sample: bool = True) -> bool:
-        """Whether somebody may have written to it since it was last known to be clean."""
+    def is_written(self) -> bool:
+        """Whether somebody has written to it, or put another in its place, in a way that leaves a trace."""
         weight = self.parameters[0]
         return (
             self.layer._parameters.get(self.key) is not weight
             or weight._version != self.version
-            or self.strangers != strangers
             or weight.data_ptr() != self.address
+        )
+
+    def is_suspect(self, strangers: int) -> bool:
+        """Whether somebody may have written to it since it was last known to be clean."""
+        return (
+            self.is_written()
+            or self.strangers != strangers
             or self.unlooked > _EVERY
-            or (sample and self._memory is not None and self._memory[self._places].tobytes() != self._zeros)
+            or (self._memory is not None and self._memory[self._places].tobytes() != self._zeros)
         )
 
     def written_late(self, strangers: int) -> bool:
@@ -444,7 +456,9 @@ def _masked_rows(grad: Tensor, held: _HeldWeight) -> Tensor:
     grad = grad.coalesce()
     places, values = grad.indices(), grad.values()
     keep = held.mask()[tuple(places.cpu())].to(values.device)
-    return torch.sparse_coo_tensor(places, values.masked_fill(~keep, 0.0), grad.shape, is_coalesced=True)
+    return torch.sparse_coo_tensor(
+        places, values.masked_fill(~keep, 0.0), grad.shape, is_coalesced=True, check_invariants=False
+    )
 
 
 def _zero_dead(tensors: Sequence[tuple[Tensor, _HeldWeight]]) -> None:
@@ -496,42 +510,69 @@ class _BeforePass(_Inert):
     """
 
     def __init__(self, hold: Hold, weights: Sequence[_HeldWeight], module: nn.Module):
-        self.hold, self.training, self.passes = hold, module.training, 0
+        self.hold, self.weights, self.training = hold, weights, module.training
         self.own = [held for held in weights if held.layer is module]
-        self.below = [held for held in weights if held.layer is not module]
+        self.has_parts = len(self.own) < len(weights)
 
     def __call__(self, module: nn.Module, args: object) -> None:
         if torch.compiler.is_compiling():
             return  # no Python runs in a compiled pass
-        hold = self.hold
-        self.passes += 1
-        look = module.training is not self.training or hold.must_look
+        hold, look = self.hold, module.training is not self.training
         self.training = module.training
+        if hold.passing is not None and hold.passing is not module and not look and not hold.must_look:
+            for held in self.own:  # looked at before the pass that this is a part of; unless written since
+                if held.is_written():
+                    hold.look(held)
+            return
+        look |= hold.must_look
         strangers = hold.strangers
-        for held in self.own:
-            if look or held.is_suspect(strangers):
-                hold.look(held)
-            else:
-                held.unlooked += 1
-            held.steps, held.is_called = 0, True
-        for held in self.below:
-            # A layer that is called looks for itself; but some only lend their weights, as `out_proj` of torch's
-            # attention does.
-            if held.is_called and self.passes % _EVERY:
-                continue
-            held.is_called = False
+        for held in self.weights:
             if look or held.is_suspect(strangers):
                 hold.look(held)
             else:
                 held.unlooked += 1
             held.steps = 0
+        if self.has_parts:
+            hold.passing = module
+
+
+class _AfterPass(_Inert):
+    """The end of a pass whose parts need not look again."""
+
+    def __init__(self, hold: Hold):
+        self.hold = hold
+
+    def __call__(self, module: nn.Module, args: object, result: object) -> None:
+        if not torch.compiler.is_compiling() and self.hold.passing is module:
+            self.hold.passing = None
+
+
+class _BeforeCompiled:
+    """A hook before the passes of a module that was compiled in place (`module.compile()`), which runs no hooks."""
+
+    def __init__(self, module: nn.Module, hook: _BeforePass):
+        compiled: Any = module._compiled_call_impl
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            hook(module, args)
+            try:
+                return compiled(*args, **kwargs)
+            finally:
+                hook.hold.passing = None
+
+        self._module, self._compiled, self._call = module, compiled, call
+        module._compiled_call_impl = call
+
+    def remove(self) -> None:
+        if self._module._compiled_call_impl is self._call:
+            self._module._compiled_call_impl = self._compiled
 
 
 def _inert_hook() -> Any:
     return _nothing
 
 
-def _nothing(module: nn.Module, args: object) -> None:
+def _nothing(*_: object) -> None:
     return None
 
 
@@ -597,7 +638,12 @@ def _underlying(optimizers: Iterable[Any]) -> tuple[tuple[torch.optim.Optimizer,
                     inner += 1
                 else:
                     hidden |= not type(one).__name__.startswith(_TRANSPARENT)
-            ahead.extend(part for part in vars(one).values() if isinstance(part, torch.optim.Optimizer))
+            ahead.extend(
+                part for part in getattr(one, "__dict__", {}).values() if isinstance(part, torch.optim.Optimizer)
+            )
         if not inner:
-            raise MaskError(f"cannot hold through {type(given).__name__}: it is no torch.optim.Optimizer")
+            raise MaskError(
+                f"cannot hold through {type(given).__name__}: it is no torch.optim.Optimizer "
+                "(several are given one by one: masks.hold(model, opt_g, opt_d))"
+            )
     return tuple(found.values()), hidden

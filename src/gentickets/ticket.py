@@ -32,7 +32,7 @@ from gentickets.errors import MaskError, TicketError
 from gentickets.files import writing
 from gentickets.masks import M, Masks
 from gentickets.memory import bytes_of
-from gentickets.naming import Model, as_names, component_of, named_by, named_state, unwrap
+from gentickets.naming import A_MODEL_IS, Model, as_names, component_of, named_by, named_state, unwrap
 
 FORMAT = "gentickets.ticket/1"
 _BLANK = "0" * 64
@@ -275,6 +275,8 @@ def _state_of(weights: Model | Ticket | Mapping[str, Tensor] | None) -> dict[str
         return dict(weights.weights)
     if isinstance(weights, nn.Module):
         return named_state(weights)
+    if not isinstance(weights, Mapping | None):
+        raise TicketError(f"weights are a model or its state: {A_MODEL_IS}; not a {type(weights).__name__}")
     state: dict[str, Any] = dict(weights or {})
     if state and all(isinstance(net, nn.Module) for net in state.values()):
         return named_state(state)

@@ -8,12 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from gentickets.errors import PruneError
 from gentickets.masks import Masks
 from gentickets.naming import clone
 from gentickets.pruning import Scope
 from gentickets.saliency import MaskedCriterion, prune_gradually
-from gentickets.search.levels import Level, MakeModel, Rounds, Train, check_sparsities
+from gentickets.search.levels import Level, MakeModel, Rounds, Train, check_count, check_sparsities
 from gentickets.ticket import Ticket
 
 
@@ -53,8 +52,7 @@ def at_init(
     `Disconnected` at a level whose masks cut a component in two, before it is trained.
     """
     check_sparsities(sparsities)
-    if iterations < 1:
-        raise PruneError(f"iterations={iterations}: 1 or more")
+    check_count("iterations", iterations, 1)
     shared = Rounds(make_model, train, steps, 0, example_inputs=example_inputs, origin=origin)
     everything = Masks.dense(shared.initial, components, include, exclude)
     if dense is None and not with_dense:

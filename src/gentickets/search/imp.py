@@ -8,11 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from gentickets.errors import PruneError
 from gentickets.masks import Masks
 from gentickets.pruning import Scope, prune
 from gentickets.scores import Criterion, magnitude
-from gentickets.search.levels import Level, MakeModel, Others, Retrain, Rounds, Train
+from gentickets.search.levels import Level, MakeModel, Others, Retrain, Rounds, Train, check_count, check_share
 
 
 def imp(
@@ -50,10 +49,8 @@ def imp(
     Raises `PruneError` for an argument out of range, `MaskError` for an unknown component (both at once, before
     anything is trained), and `Disconnected` at a round whose masks cut a component in two.
     """
-    if rounds < 0:
-        raise PruneError(f"rounds={rounds}: 0 or more")
-    if not 0 < fraction < 1:
-        raise PruneError(f"fraction={fraction} is out of range: above 0 and below 1")
+    check_count("rounds", rounds)
+    check_share("fraction", fraction)
     shared = Rounds(make_model, train, steps, rewind_step, others, example_inputs, origin, retrain)
     dense = Masks.dense(shared.initial, components, include, exclude)
     score = criterion or (lambda model: magnitude(model, include=tuple(dense)))

@@ -6,6 +6,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 import torch
@@ -72,7 +73,9 @@ class Rounds:
         origin: Mapping[str, Any] | None = None,
         retrain: Retrain = "rewind",
     ):
-        if not 0 <= rewind_step < steps:
+        check_count("steps", steps, 1)
+        check_count("rewind_step", rewind_step)
+        if rewind_step >= steps:
             raise PruneError(f"rewind_step={rewind_step} is out of range: from 0 to steps - 1 = {steps - 1}")
         if others not in get_args(Others):
             raise PruneError(f"others={others!r} is none of {', '.join(get_args(Others))}")
@@ -156,8 +159,19 @@ class Rounds:
 def check_sparsities(sparsities: Iterable[float]) -> None:
     """Raises `PruneError` for the first that is not above 0 and below 1."""
     for sparsity in sparsities:
-        if not 0 < sparsity < 1:
-            raise PruneError(f"sparsities: {sparsity} is out of range: above 0 and below 1")
+        check_share("sparsities", sparsity)
+
+
+def check_share(name: str, share: object) -> None:
+    """Raises `PruneError` for what is no number above 0 and below 1."""
+    if not isinstance(share, Real) or not 0 < float(share) < 1:  # a NaN is neither
+        raise PruneError(f"{name}={share!r} is out of range: a number above 0 and below 1")
+
+
+def check_count(name: str, count: object, least: int = 0) -> None:
+    """Raises `PruneError` for what is no whole number of at least so many."""
+    if not isinstance(count, Integral) or count < least:
+        raise PruneError(f"{name}={count!r}: a whole number, {least} or more")
 
 
 def random_mask_control(level: Level, seed: int) -> Ticket:
