@@ -26,6 +26,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel
 
+import gentickets as gt
 from gentickets import GenticketsError, Masks, Ticket, TicketError
 from gentickets.naming import named_weights
 from gentickets.ticket import FORMAT, _field
@@ -548,3 +549,57 @@ def test_a_loaded_ticket_has_its_weights_in_one_order(autoencoder, tmp_path):
     for _ in range(5):
         loaded = Ticket.load(tmp_path / "a.ticket")
         assert list(loaded.weights) == sorted(loaded.weights)
+
+
+# -- early weights -----------------------------------------------------------------------------------------
+
+
+def _trained(model):
+    adam = torch.optim.Adam(model.parameters(), 0.05)
+    for _ in range(5):
+        adam.zero_grad()
+        (model(torch.ones(2, 10)) - 1).square().mean().backward()
+        adam.step()
+
+
+def test_a_view_of_what_was_trained_since_is_told_from_early_weights(autoencoder):
+    view, kept = autoencoder.state_dict(), copy.deepcopy(autoencoder.state_dict())
+    early = gt.Ticket(gt.Masks.dense(autoencoder), autoencoder)
+    _trained(autoencoder)
+    for scope in ("global", "layer"):
+        masks = gt.prune(gt.magnitude(autoencoder), fraction=0.5, scope=scope)
+        with pytest.warns(UserWarning, match=r"the weights that the masks were made from.*Ticket\(masks, model\)"):
+            gt.Ticket(masks, view)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            one, other = gt.Ticket(masks, kept), gt.Ticket(masks, early)
+        assert all(torch.equal(one.weights[name], tensor) for name, tensor in other.weights.items())
+    assert not torch.equal(other.weights["encoder.0.weight"], autoencoder.encoder[0].weight)
+
+
+def test_what_layers_keep_beside_their_tensors_is_no_weight():
+    class Counting(nn.Linear):
+        def get_extra_state(self):
+            return {"calls": 3}
+
+        def set_extra_state(self, state):
+            self.calls = state["calls"]
+
+    model = nn.ModuleDict({"u": Counting(3, 4)})
+    assert "u._extra_state" in model.state_dict()
+    masks = gt.Masks({"u.weight": torch.rand(4, 3) < 0.5})
+    ticket = gt.Ticket(masks, model.state_dict())
+    assert set(ticket.weights) == {"u.weight", "u.bias"}
+    ticket.install(nn.ModuleDict({"u": Counting(3, 4)}))
+    with pytest.raises(gt.TicketError, match=r"weights\['u.bias'\] is a list and no tensor"):
+        gt.Ticket(masks, {**ticket.weights, "u.bias": [0.0]})
+
+
+def test_a_model_without_values_is_refused_and_said(autoencoder):
+    ticket = gt.Ticket(gt.Masks.dense(autoencoder), autoencoder)
+    with torch.device("meta"):
+        empty = type(autoencoder)()
+    with pytest.raises(gt.TicketError, match=r"'encoder\.0\.weight' is on the meta device.*to_empty"):
+        ticket.install(empty)
+    filled = ticket.install(empty.to_empty(device="cpu"))
+    assert torch.equal(filled.encoder[0].weight, autoencoder.encoder[0].weight)
