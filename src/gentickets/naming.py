@@ -38,6 +38,7 @@ _WRAPPED_IN = {
     "_FabricModule": "_forward_module",
     "OptimizedModule": "_orig_mod",
     "AveragedModel": "module",
+    "Average": "module",
 }
 
 # Where the tensor that the optimiser steps lies, relative to its layer: plain, old-style spectral norm,
