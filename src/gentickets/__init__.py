@@ -15,7 +15,7 @@ from gentickets.liveness import check_connected
 from gentickets.masks import Masks
 from gentickets.metrics.cost import Cost, cost
 from gentickets.objectives import ELBO, Adversarial, Autoencoding, Objective
-from gentickets.pruning import prune, random_like
+from gentickets.pruning import TiesBroken, prune, random_like
 from gentickets.saliency import grasp, snip, synflow, synflow_masks, synflow_score
 from gentickets.scores import batchnorm_scale, magnitude, random_scores
 from gentickets.search import (
@@ -55,6 +55,7 @@ __all__ = [
     "RecipeError",
     "Ticket",
     "TicketError",
+    "TiesBroken",
     "accelerate",
     "at_init",
     "batchnorm_scale",

@@ -3,9 +3,13 @@
 The rounding, everywhere: an amount is read as the decimal number that it prints as, and the number of weights
 pruned is rounded down. `prune(scores, fraction=0.2)` of `n` alive weights leaves exactly `n - floor(0.2 n)`
 of each group that is compared within (all weights, a component's, a layer's). An amount that is the nearest
-float to a ratio k/n prunes k of n: `to_sparsity=other.sparsity` leaves as many as `other` has. Among equal
-scores the weight that comes first (in the alphabet of names, then in the flattened tensor) goes first. The one
-exception is weight norm, where a filter of zeros is 0 / 0: there a filter keeps its best weight, with a warning.
+float to a ratio k/n prunes k of n: `to_sparsity=other.sparsity` leaves as many as `other` has. The one exception
+is weight norm, where a filter of zeros is 0 / 0: there a filter keeps its best weight, with a warning.
+
+Where the cut falls among weights of equal score, as in a critic that is clipped, where most weights are exactly
+at the clip, every tensor of the group loses the same share of its tied weights, at places drawn by a hash: equal
+scores give equal masks, whatever the order of names, the machine or the number of threads. Where many are tied the
+scores decide little, and a `TiesBroken` warning says how many were.
 """
 
 from __future__ import annotations
@@ -24,10 +28,30 @@ from gentickets.errors import PruneError
 from gentickets.groups import ChannelGroups
 from gentickets.masks import Masks
 from gentickets.naming import component_of
-from gentickets.selection import Scored, keep_best
+from gentickets.selection import Scored, Ties, keep_best
 
 Scope = Literal["global", "component", "layer", "erk"]
 Granularity = Literal["weight", "channel"]
+
+_MANY_TIES = 0.01
+"""The share of a group's weights that may be tied where it is cut without a word."""
+
+
+class TiesBroken(UserWarning):
+    """More than 1 % of the scores of a group are the same number, and some of these had to go, and others to stay.
+
+    `groups`: for each such group (a component, a tensor, or `"all"`) its `Ties`: the `score`, how many are `tied` at
+    it of so many `alive`, and how many of these were `pruned`. The message names the group with the largest share.
+    """
+
+    def __init__(self, groups: Mapping[str, Ties]):
+        self.groups = dict(groups)
+        name, worst = max(self.groups.items(), key=lambda item: item[1].tied / item[1].alive)
+        more = f"; groups likewise: {len(groups) - 1} more" if len(groups) > 1 else ""
+        super().__init__(
+            f"{worst.tied:,} of {worst.alive:,} scores {'in all' if name == 'all' else f'of {name!r}'} are exactly "
+            f"{worst.score:.6g}; {worst.pruned:,} of these had to go, spread evenly over places and tensors{more}"
+        )
 
 
 def prune(
@@ -68,7 +92,8 @@ def prune(
     many more of its best as make its number of channels divisible by 8, if it has them. `scope="layer"` compares the
     groups of `ChannelGroups.places`.
 
-    Raises `PruneError` for an amount out of range, a sparsity below the present one, or a score that is NaN.
+    Warns (`TiesBroken`) where more than 1 % of a group's weights score what the last to go scores, and others of them
+    stay. Raises `PruneError` for an amount out of range, a sparsity below the present one, or a score that is NaN.
     """
     if groups is not None and granularity != "channel":
         raise PruneError(f"groups are of channels: say granularity='channel', not {granularity!r}")
@@ -84,14 +109,17 @@ def prune(
     scored = _scored(scores, start)
 
     kept: dict[str, np.ndarray] = {}
-    for group in _groups(scored, scope):
+    broken: dict[str, Ties] = {}
+    for where, group in _groups(scored, scope).items():
         keep = _how_many(group, fraction, to_sparsity)
-        if scope == "erk":
-            shares = _erk_counts(keep, group)
-            for part in group:
-                kept |= keep_best([part], shares[part.name])
-        else:
-            kept |= keep_best(group, keep)
+        shares = _erk_counts(keep, group) if scope == "erk" else {}
+        for name, part, count in [(p.name, [p], shares[p.name]) for p in group] if shares else [(where, group, keep)]:
+            best = keep_best(part, count)
+            kept |= best.kept
+            if best.ties is not None and best.ties.tied > _MANY_TIES * best.ties.alive:
+                broken[name] = best.ties
+    if broken:
+        warnings.warn(TiesBroken(broken), stacklevel=2)
     masks = Masks.from_packed(kept, {name: start.shapes[name] for name in kept})
     return start.merge(_with_directions(masks, scores, start))
 
@@ -256,13 +284,13 @@ def _scored(scores: Mapping[str, Tensor], start: Masks) -> list[Scored]:
     return found
 
 
-def _groups(scored: list[Scored], scope: Scope) -> list[list[Scored]]:
+def _groups(scored: list[Scored], scope: Scope) -> dict[str, list[Scored]]:
     if scope in ("global", "erk"):
-        return [scored]
+        return {"all": scored}
     groups: dict[str, list[Scored]] = {}
     for part in scored:
         groups.setdefault(part.name if scope == "layer" else component_of(part.name), []).append(part)
-    return list(groups.values())
+    return groups
 
 
 def _how_many(
