@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from gentickets.errors import MaskError
 from gentickets.evaluating import evaluating
-from gentickets.examples import WHOLE, Example, ExampleInputs, examples_of
+from gentickets.examples import WHOLE, Example, ExampleInputs, examples_of, named_tensors
 from gentickets.masks import Masks
 from gentickets.metrics.operations import FLOPS_A_NORM, Operations, share_not_counted, uncompiled
 from gentickets.naming import (
@@ -125,7 +125,7 @@ def _forward(model: Model, name: str, example: Example, alive: _Alive) -> _Forwa
         stack.enter_context(evaluating(component))
         stack.enter_context(uncompiled())
         stack.enter_context(counter)
-        counter.given(example.to(where)(component))
+        counter.gave(tensor for _, tensor in named_tensors(example.to(where)(component)))
     dense, sparse, between = (
         round(total / batch) for total in (counter.dense + counter.norms, counter.live + counter.norms, counter.between)
     )

@@ -74,9 +74,9 @@ class Operations(TorchDispatchMode):
         self._without_preparation = without_preparation
         self._memory = _Memory(weights, alive or {})
 
-    def given(self, result: Any) -> None:
+    def gave(self, tensors: Iterable[Tensor]) -> None:
         """Looks at what a component gave: nothing reads it afterwards, by which unseen work would be noticed."""
-        self._note_unseen(tree_leaves(result))
+        self._note_unseen(tensors)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -96,7 +96,7 @@ class Operations(TorchDispatchMode):
         arguments = _arguments(func)
         bound = {**dict(zip(arguments, args, strict=False)), **kwargs}
         if not (func.is_view or name in FROM_SHAPES):
-            written = {id(value) for key, value in bound.items() if arguments.get(key)}
+            written = {id(leaf) for key in arguments if arguments[key] for leaf in tree_leaves(bound.get(key))}
             self._note_unseen(leaf for leaf in tree_leaves((args, kwargs)) if id(leaf) not in written)
         self._count(name, func, bound, out)
         self._memory.follow(name, func, args, kwargs, out)
@@ -133,13 +133,13 @@ class Operations(TorchDispatchMode):
 
     def _add(self, flops: int, alive: int, total: int, is_of_weight: bool) -> None:
         self.dense += flops
-        self.live += flops * alive / total if total else flops
+        self.live += flops * alive / total
         self.between += 0 if is_of_weight else flops
 
 
 @dataclass(frozen=True)
 class _Use:
-    """A tensor that was multiplied with a weight: how it lay there, and of the weight the shape and what is alive.
+    """A tensor that was multiplied with a weight: how it lay there, and of the weight two sides and what is alive.
 
     The gradient of that weight is a product of this tensor, lying so that it is summed over the other axis.
     """
@@ -154,11 +154,13 @@ class _Use:
     def makes_gradient(self, position: int, tensor: Tensor, made: Tensor, axes: slice) -> bool:
         """Whether a product of `tensor`, at `position`, which gives `made`, is the gradient of that weight."""
         sides = tuple(made.shape[axes])
-        if tensor.storage_offset() != self.offset or sides not in (self.sides, self.sides[::-1]):
-            return False
-        # On the other side of the product, or on the same one and turned; of convolutions the gradient turns both.
-        turned = position == self.position or axes == _CHANNELS
-        return _lie(tensor, axes) == (self.lie[::-1] if turned else self.lie)
+        if axes == _CHANNELS:  # turns batch and channels, and is made group by group
+            outputs, inputs = self.sides
+            fits = any(one == inputs and outputs % max(other, 1) == 0 for one, other in (sides, sides[::-1]))
+            return fits and tensor.stride()[axes] == tuple(stride for _, stride in self.lie[::-1])
+        # On the other side of the product, or on the same one and turned.
+        lie = _lie(tensor, axes) if position != self.position else _lie(tensor, axes)[::-1]
+        return tensor.storage_offset() == self.offset and sides in (self.sides, self.sides[::-1]) and lie == self.lie
 
 
 class _Memory:
@@ -188,20 +190,15 @@ class _Memory:
         `axes`: the two along which it is summed or not, of its operands.
         """
         shadows = [self._shadow(tensor) for tensor in operands]
-        is_weight = [
-            shadow is not None or self.is_own(tensor) for shadow, tensor in zip(shadows, operands, strict=True)
-        ]
-        found = [
-            (int(shadow.sum()), shadow.numel()) if shadow is not None else (tensor.numel(), tensor.numel())
-            for shadow, tensor, yes in zip(shadows, operands, is_weight, strict=True)
-            if yes
-        ]
-        if not found:
-            return self._of_gradient(operands, out, axes)
-        alive, total = min(found, key=lambda pair: pair[0] / pair[1] if pair[1] else 1.0)
-        if len(operands) == 2 and is_weight.count(True) == 1 and operands[is_weight.index(True)].requires_grad:
-            self._note_use(operands, is_weight.index(False), alive, total, axes)
-        return alive, total, True
+        masked = [position for position, shadow in enumerate(shadows) if shadow is not None]
+        weights = masked or [position for position, tensor in enumerate(operands) if self.is_own(tensor)]
+        if not masked and (use := self._gradient_of(operands, out, axes)) is not None:
+            return use.alive, use.total, True
+        counts = [(int(shadow.sum()), shadow.numel()) for shadow in shadows if shadow is not None and shadow.numel()]
+        alive, total = min(counts, key=lambda count: count[0] / count[1], default=(1, 1))
+        if len(operands) == 2 and len(weights) == 1 and operands[weights[0]].requires_grad:
+            self._note_use(operands, 1 - weights[0], alive, total, axes)
+        return alive, total, bool(weights)
 
     def _note_use(self, operands: Sequence[Tensor], position: int, alive: int, total: int, axes: slice) -> None:
         used, weight = operands[position], operands[1 - position]
@@ -210,14 +207,15 @@ class _Memory:
             self._uses[used] = uses = []
         uses.append(use)
 
-    def _of_gradient(self, operands: Sequence[Tensor], out: Tensor, axes: slice) -> tuple[int, int, bool]:
+    def _gradient_of(self, operands: Sequence[Tensor], out: Tensor, axes: slice) -> _Use | None:
+        """The use of a weight whose gradient this product makes."""
         for position, tensor in enumerate(operands):
             uses = self._uses.get(tensor) or []
             for place in reversed(range(len(uses))):  # backward passes go from the last to the first
                 if (use := uses[place]).makes_gradient(position, tensor, out, axes):
                     uses.insert(0, uses.pop(place))
-                    return use.alive, use.total, True
-        return 1, 1, False
+                    return use
+        return None
 
     # -- following --------------------------------------------------------------------------------------------
 
@@ -225,19 +223,16 @@ class _Memory:
         """Notes what is known of the results of an operation, from what is known of its arguments."""
         made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        writes = any(_arguments(func).values())
+        for tensor in made + given if writes else []:
+            self._blank.pop(tensor)
         if name in BLANK:
             for tensor in made:
                 self._blank[tensor] = True
+        if not made or func.is_view or name in FROM_SHAPES:
             return
-        for tensor in made:
-            if not func.is_view:
-                self._blank.pop(tensor)
-        if (
-            not made
-            or func.is_view
-            or not any(self._own.get(tensor) or self._shadow(tensor) is not None for tensor in given)
-        ):
-            return
+        if not writes and _address(made[0]) in {_address(tensor) for tensor in given}:
+            return  # a view by another name
         if self.is_own(*given):
             for tensor in made:
                 self._own[tensor] = True
@@ -258,7 +253,7 @@ class _Memory:
             alive = other
         elif name == "aten.mul":
             alive = first & other if first is not None and other is not None else other if first is None else first
-        elif name in ("aten.add", "aten.sub") and first is not None and other is not None:
+        elif name in ("aten.add", "aten.sub", "aten.complex") and first is not None and other is not None:
             alive = first | other
         elif name == "aten.masked_fill" and not isinstance(args[2], Tensor) and args[2] == 0:
             alive = first
@@ -327,10 +322,10 @@ def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata if _has_storage(tensor) else 0
 
 
-def _lie(tensor: Tensor, axes: slice) -> tuple[Any, ...]:
-    """Sides and strides along two axes; where there is but one place, its stride says nothing."""
+def _lie(tensor: Tensor, axes: slice) -> tuple[tuple[int, int | None], ...]:
+    """Sides and strides along two axes. Of matrices, where there is but one place, its stride says nothing."""
     sides = zip(tensor.shape[axes], tensor.stride()[axes], strict=True)
-    return tuple((side, stride if side > 1 else None) for side, stride in sides)
+    return tuple((side, stride if side > 1 or axes == _CHANNELS else None) for side, stride in sides)
 
 
 _MATRIX, _CHANNELS = slice(-2, None), slice(None, 2)
