@@ -14,6 +14,7 @@ from gentickets.groups import ChannelGroups, channel_groups
 from gentickets.liveness import check_connected
 from gentickets.masks import Masks
 from gentickets.metrics.cost import Cost, cost
+from gentickets.naming import left_out
 from gentickets.objectives import ELBO, Adversarial, Autoencoding, Objective
 from gentickets.pruning import TiesBroken, prune, random_like
 from gentickets.saliency import grasp, snip, synflow, synflow_masks, synflow_score
@@ -65,6 +66,7 @@ __all__ = [
     "grasp",
     "imp",
     "lanes",
+    "left_out",
     "load_small",
     "magnitude",
     "one_shot",

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from gentickets.errors import MaskError
 from gentickets.holding import Hold, as_bits
-from gentickets.naming import as_names, check_components, component_of, named_weights, prunable_weights
+from gentickets.naming import (
+    as_names,
+    check_components,
+    component_of,
+    named_weights,
+    prunable_weights,
+    warn_of_left_out,
+)
 
 
 class Masks(Mapping[str, Tensor]):
@@ -60,8 +67,14 @@ class Masks(Mapping[str, Tensor]):
         include: Iterable[str] | None = None,
         exclude: Iterable[str] = (),
     ) -> Masks:
-        """Masks with everything alive, over the prunable weights of `model` (see `prunable_weights`)."""
-        return cls.full({name: w.shape for name, w in prunable_weights(model, components, include, exclude).items()})
+        """Masks with everything alive, over the prunable weights of `model` (see `prunable_weights`).
+
+        Without `include`: warns in one line of weights that compute something and are left dense (see `left_out`).
+        """
+        shapes = {name: w.shape for name, w in prunable_weights(model, components, include, exclude).items()}
+        if include is None:
+            warn_of_left_out(model, components, exclude)
+        return cls.full(shapes)
 
     @classmethod
     def full(cls, shapes: Mapping[str, Iterable[int]]) -> Masks:
