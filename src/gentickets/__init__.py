@@ -1,5 +1,6 @@
 """gentickets finds winning lottery tickets in deep generative models."""
 
+from gentickets.chance import Overlap, overlap
 from gentickets.errors import (
     DataError,
     Disconnected,
@@ -25,6 +26,7 @@ from gentickets.search import (
     at_init,
     imp,
     one_shot,
+    random_channels_control,
     random_mask_control,
     redrawn_weights_control,
     transferred,
@@ -52,6 +54,7 @@ __all__ = [
     "MaskError",
     "Masks",
     "Objective",
+    "Overlap",
     "PruneError",
     "RecipeError",
     "Ticket",
@@ -70,7 +73,9 @@ __all__ = [
     "load_small",
     "magnitude",
     "one_shot",
+    "overlap",
     "prune",
+    "random_channels_control",
     "random_like",
     "random_mask_control",
     "random_scores",

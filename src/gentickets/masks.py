@@ -230,7 +230,10 @@ class Masks(Mapping[str, Tensor]):
         return not any((mine & ~other._bits[name]).any() for name, mine in self._bits.items())
 
     def distance(self, other: Masks) -> float:
-        """The normalised Hamming distance: the share of weights on which the two sets differ, 0 to 1."""
+        """The normalised Hamming distance: the share of weights on which the two sets differ, 0 to 1.
+
+        It says little by itself: `overlap` has it beside that of independent masks.
+        """
         return (self ^ other).alive / self.total if self.total else 0.0
 
     def check_same(self, other: Masks) -> None:
