@@ -32,8 +32,8 @@ TINY = {
 }  # fmt: skip
 
 
-def recipe_with(**search):
-    return make_recipe({**TINY, "search": {**TINY["search"], **search}})
+def recipe_with(controls=None, **search):
+    return make_recipe({**TINY, "controls": controls or TINY["controls"], "search": {**TINY["search"], **search}})
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_a_penalty_on_the_gains_makes_them_smaller(stage, tmp_path):
     gains = []
     for strength in (0.0, 1.0):
         folder = tmp_path / str(strength)
-        seed_run(recipe_with(gain_penalty=strength), folder, stage)._chain()
+        seed_run(recipe_with(controls={"levels": []}, gain_penalty=strength), folder, stage).run()
         weights = gt.Ticket.load(folder / "seed-0" / "level-01" / "ticket.safetensors").weights
         gains.append(sum(float(t.abs().sum()) for n, t in weights.items() if n.endswith("layers.1.weight")))
     assert gains[1] < gains[0]
