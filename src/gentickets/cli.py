@@ -255,6 +255,7 @@ def transfer(
     ],
     output: Annotated[Path, typer.Option("--out", help="The ticket file to write.")] = Path("transferred.ticket"),
     masks_only: Annotated[bool, typer.Option("--masks-only", help="Leave the weights behind.")] = False,
+    exclude: Annotated[list[str] | None, typer.Option(help="What stays behind, such as '*.head.*'.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the weights that do not travel.")] = 0,
 ) -> None:
     """Carry a ticket's components into the model of a recipe: a VAE's decoder into a GAN's generator, say."""
@@ -264,9 +265,11 @@ def transfer(
     pairs = [entry for entry in components if "." not in entry.partition("=")[0]]
     overrides = [entry for entry in components if entry not in pairs]
     asked = read_recipe(recipe, overrides)
-    moved = transferred(ticket, asked, dict(pair.split("=", 1) for pair in pairs if "=" in pair), not masks_only, seed)
+    mapping = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    moved = transferred(ticket, asked, mapping, not masks_only, seed, exclude or ())
     moved.save(output)
-    out.print(f"{moved.masks!r}\nresults: {output}; train it with")
+    left = ", ".join(moved.origin["transfer"]["left"]) or "nothing"
+    out.print(f"{moved.masks!r}\nleft behind: {left}\nresults: {output}; train it with")
     out.print(shlex.join(["gentickets", "train", str(recipe), *overrides, "--ticket", str(output)]))
 
 

@@ -121,7 +121,7 @@ def prune(
     if broken:
         warnings.warn(TiesBroken(broken), stacklevel=2)
     masks = Masks.from_packed(kept, {name: start.shapes[name] for name in kept})
-    return start.merge(_with_directions(masks, scores, start))
+    return start.replace(_with_directions(masks, scores, start))
 
 
 def _with_directions(masks: Masks, scores: Mapping[str, Tensor], start: Masks) -> Masks:
@@ -135,7 +135,7 @@ def _with_directions(masks: Masks, scores: Mapping[str, Tensor], start: Masks) -
             rows = mask.movedim(axis, 0).reshape(mask.shape[axis], -1).clone()
             rows[lost, best[lost]] = True
             shape = mask.movedim(axis, 0).shape
-            masks = masks.merge({name: rows.reshape(shape).movedim(0, axis)})
+            masks = masks.replace({name: rows.reshape(shape).movedim(0, axis)})
             warnings.warn(
                 f"{len(lost)} filters of {name!r} would be 0, which weight norm divides by: each keeps its best weight",
                 stacklevel=3,
@@ -175,7 +175,7 @@ def _prune_groups(
     masks = groups.masks(kept)
     if within is None:
         return masks
-    return within.merge({name: mask & within[name] if name in within else mask for name, mask in masks.items()})
+    return within.replace({name: mask & within[name] if name in within else mask for name, mask in masks.items()})
 
 
 def _keep_one_a_layer(kept: np.ndarray, groups: ChannelGroups, alive: np.ndarray, score: np.ndarray) -> None:
@@ -240,7 +240,7 @@ def _prune_channels(
             whole = torch.ones_like(whole)
         spread[name] = whole & within[name] if within is not None else whole
         spread |= dict.fromkeys(tied.get(name, ()), channels)
-    return within.merge(spread) if within is not None else Masks(spread)
+    return within.replace(spread) if within is not None else Masks(spread)
 
 
 def _along(tensor: Tensor, axis: int) -> Tensor:
@@ -267,7 +267,7 @@ def random_like(masks: Masks, seed: int) -> Masks:
     for name in sorted(masks):  # equal sets, equal outcome, whatever their order
         mask = masks[name].numpy()
         rng.shuffle(mask.reshape(-1))
-        shuffled = shuffled.merge({name: torch.from_numpy(mask)})
+        shuffled = shuffled.replace({name: torch.from_numpy(mask)})
     return shuffled
 
 
