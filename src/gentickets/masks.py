@@ -11,10 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from gentickets.errors import MaskError
 from gentickets.holding import Hold, as_bits
-from gentickets.naming import as_names, check_components, component_of, named_weights, prunable_weights
+from gentickets.naming import (
+    as_names,
+    check_components,
+    check_zeros,
+    component_of,
+    divided_by_zero,
+    named_weights,
+    prunable_weights,
+)
 
 
 class Masks(Mapping[str, Tensor]):
@@ -246,7 +255,10 @@ class Masks(Mapping[str, Tensor]):
     # -- on a model ---------------------------------------------------------------------------------------
 
     def check_fits(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """The model's weights by name. Raises `MaskError` that names the first mask that fits none."""
+        """The model's weights by name. Raises `MaskError` that names the first mask that fits none.
+
+        None fits a weight of which a zero would not be a zero in effect (see `naming.check_zeros`).
+        """
         weights = named_weights(model)
         for name, shape in self._shapes.items():
             if name not in weights:
@@ -254,16 +266,23 @@ class Masks(Mapping[str, Tensor]):
             if tuple(weights[name].shape) != shape:
                 found = tuple(weights[name].shape)
                 raise MaskError(f"{name!r} is {found} in the model and {shape} in the masks")
+        check_zeros(model, self)
         return weights
 
     @torch.no_grad()
     def apply_(self, model: nn.Module) -> nn.Module:
-        """Sets every pruned weight of `model` to exactly 0.0, in place (NaN and infinity too); returns it."""
+        """Sets every pruned weight of `model` to exactly 0.0, in place (NaN and infinity too); returns it.
+
+        Raises `MaskError` where the masks do not fit, or leave nothing of what spectral or weight norm divides by.
+        """
         weights = self.check_fits(model)
+        if (reason := divided_by_zero(model, self)) is not None:
+            raise MaskError(f"{reason}: keep a weight there, as prune does with scores of this model")
         for name, mask in self.items():
             # By a product of the bits, read as integers, with 0 or 1: a tenth of the time of `masked_fill_`.
             bits = as_bits(weights[name])
             bits.mul_(mask.to(bits.device))
+        parametrize._cache.clear()  # inside `parametrize.cached()` derived weights would be those of before
         return model
 
     @torch.no_grad()

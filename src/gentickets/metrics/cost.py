@@ -21,6 +21,7 @@ from gentickets.naming import (
     TRANSPOSED,
     WEIGHT_PLACES,
     check_components,
+    check_not_pruned,
     clone,
     component_of,
     components_of,
@@ -87,6 +88,7 @@ class _Alive:
     """How much of each parameter of a model is alive."""
 
     def __init__(self, model: nn.Module, masks: Masks | None):
+        check_not_pruned(model)
         self.weights = named_weights(model) if masks is None else masks.check_fits(model)
         self.counts = {} if masks is None else masks.counts()
         self._names = {id(weight): name for name, weight in self.weights.items()}
