@@ -26,7 +26,7 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 
 from gentickets.errors import GenticketsError
 from gentickets.files import replace_file
-from gentickets.naming import CONVOLUTIONS, TRANSPOSED, clone, unwrap
+from gentickets.naming import CONVOLUTIONS, TRANSPOSED, check_not_pruned, clone, unwrap
 
 Format = Literal["torch", "onnx"]
 
@@ -96,6 +96,7 @@ def as_format(name: str) -> Format:
 
 def folded(component: nn.Module) -> nn.Module:
     """A copy on the CPU, in evaluation mode, whose spectral, weight and batch norms are folded into plain weights."""
+    check_not_pruned(component)
     plain = clone(unwrap(component)).cpu().eval()  # eval first: under spectral norm, reading a weight would train it
     for layer in list(plain.modules()):
         if is_parametrized(layer):

@@ -26,6 +26,7 @@ from gentickets.naming import (
     check_components,
     clone,
     components_of,
+    divided_by_zero,
     named_layers,
     unwrap,
 )
@@ -38,8 +39,9 @@ def check_connected(model: nn.Module, masks: Masks, example_inputs: Mapping[str,
     """Raises `Disconnected` where a component has no live path from its input to its output.
 
     `example_inputs`: component name → one input tensor of the shape that the component takes (its values do
-    not matter). The message names the component, and the layer that cuts it in two. The model, its statistics
-    and the random state stay as they are. Raises `MaskError` for a component that does not exist.
+    not matter). The message names the component, and the layer that cuts it in two; or a layer of which so little is
+    left that its norm divides by 0. The model, its statistics and the random state stay as they are. Raises
+    `MaskError` for a component that does not exist.
     """
     check_components(example_inputs, components_of(model))
     for component, example in example_inputs.items():
@@ -52,6 +54,8 @@ def check_connected(model: nn.Module, masks: Masks, example_inputs: Mapping[str,
                 f"{layer!r}, which keeps {int(mask.sum()):,} of {mask.numel():,} weights; prune less, "
                 f"or with scope=layer"
             )
+    if (reason := divided_by_zero(model, masks)) is not None:
+        raise Disconnected(f"{reason}: prune less, or keep a weight there")
 
 
 def empty_layers(masks: Masks) -> list[str]:

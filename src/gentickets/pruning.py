@@ -28,6 +28,7 @@ from gentickets.errors import PruneError
 from gentickets.groups import ChannelGroups
 from gentickets.masks import Masks
 from gentickets.naming import component_of
+from gentickets.parametrised import Norm
 from gentickets.selection import Scored, Ties, keep_best
 
 Scope = Literal["global", "component", "layer", "erk"]
@@ -125,21 +126,22 @@ def prune(
 
 
 def _with_directions(masks: Masks, scores: Mapping[str, Tensor], start: Masks) -> Masks:
-    """`masks`, with the best weight back of every slice that weight norm would divide by 0."""
-    lengths: Mapping[str, tuple[str, int]] = getattr(scores, "lengths", {})
-    for name in [name for name in masks if name in lengths]:
-        mask, before, axis = masks[name], start[name], lengths[name][1]
-        lost = (_along(before, axis).any(1) & ~_along(mask, axis).any(1)).nonzero().flatten()
+    """`masks`, with the best weight back wherever a norm would divide by 0; what is dead in `start` stays so.
+
+    In every slice of a weight under weight norm, and in a weight as a whole under spectral norm.
+    """
+    norms: Mapping[str, Norm] = getattr(scores, "norms", {})
+    for name in [name for name in masks if name in norms and name in start]:
+        mask, norm = masks[name], norms[name]
+        before, rows = norm.slices(start[name]), norm.slices(mask).clone()
+        lost = (before.any(1) & ~rows.any(1)).nonzero().flatten()
         if len(lost):
-            best = _along(scores[name].detach().cpu().double().masked_fill(~before, -torch.inf), axis).argmax(1)
-            rows = mask.movedim(axis, 0).reshape(mask.shape[axis], -1).clone()
-            rows[lost, best[lost]] = True
-            shape = mask.movedim(axis, 0).shape
-            masks = masks.replace({name: rows.reshape(shape).movedim(0, axis)})
-            warnings.warn(
-                f"{len(lost)} filters of {name!r} would be 0, which weight norm divides by: each keeps its best weight",
-                stacklevel=3,
-            )
+            score = norm.slices(scores[name].detach().cpu().double()).masked_fill(~before, -torch.inf)
+            rows[lost, score.argmax(1)[lost]] = True
+            masks = masks.replace({name: norm.whole(rows, mask)})
+            what = f"all of {name!r}" if norm.axis is None else f"{len(lost)} filters of {name!r}"
+            kept = "its best weight is kept" if norm.axis is None else "each keeps its best weight"
+            warnings.warn(f"{what} would be 0, which {norm.kind} divides by: {kept}", stacklevel=3)
     return masks
 
 
@@ -240,7 +242,9 @@ def _prune_channels(
             whole = torch.ones_like(whole)
         spread[name] = whole & within[name] if within is not None else whole
         spread |= dict.fromkeys(tied.get(name, ()), channels)
-    return within.replace(spread) if within is not None else Masks(spread)
+    # A channel that stays may have had its live weights in slices of which nothing else stays.
+    start = Masks.full({name: scores[name].shape for name in names}) if within is None else within
+    return _with_directions(within.replace(spread) if within is not None else Masks(spread), scores, start)
 
 
 def _along(tensor: Tensor, axis: int) -> Tensor:

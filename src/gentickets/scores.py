@@ -20,8 +20,8 @@ from gentickets.naming import (
     component_of,
     components_of,
     named_layers,
+    named_norms,
     prunable_weights,
-    weight_norm_lengths,
 )
 
 
@@ -30,7 +30,8 @@ class Scores(dict[str, Tensor]):
 
     For pruning whole channels it also knows along which axis each parameter has its layer's output channels (0
     where nothing is said, as in a plain dictionary), and which other parameters of the layer (`tied`: the bias)
-    go with a channel. `lengths`: for a weight under weight norm the parameter of its lengths and their axis.
+    go with a channel. `norms`: what norms ask of a weight; `lengths`: under weight norm, the parameter of its lengths
+    and their axis.
     """
 
     def __init__(self, scores: Mapping[str, Tensor], model: nn.Module):
@@ -38,15 +39,19 @@ class Scores(dict[str, Tensor]):
         layers = dict(named_layers(model))
         self.channel_axis: dict[str, int] = {}
         self.tied: dict[str, tuple[str, ...]] = {}
-        self.lengths: dict[str, tuple[str, int]] = {}
+        self.norms = {name: norm for name, norm in named_norms(model).items() if name in scores}
+        self.lengths = {
+            name: (norm.length, norm.axis)
+            for name, norm in self.norms.items()
+            if norm.length is not None and norm.axis is not None
+        }
         for name in scores:
-            owner = name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
+            inside = f".{name}".partition(".parametrizations.")
+            owner = inside[0][1:] if inside[1] else name.rpartition(".")[0]
             layer = layers[owner]
             self.channel_axis[name] = 1 if isinstance(layer, TRANSPOSED) else 0
             has_bias = isinstance(layer._parameters.get("bias"), Tensor)
             self.tied[name] = (f"{owner}.bias",) if has_bias and not name.endswith(".bias") else ()
-            if (own := name.removeprefix(f"{owner}.")) in (lengths := weight_norm_lengths(layer)):
-                self.lengths[name] = (f"{owner}.{lengths[own][0]}", lengths[own][1])
 
 
 Criterion = Callable[[nn.Module], Mapping[str, Tensor]]
