@@ -15,6 +15,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -56,7 +57,7 @@ Derivative = Callable[[Tensor, Mapping[str, Tensor]], Sequence[Tensor]]
 
 
 def snip(
-    model: nn.Module,
+    model: Model,
     objective: Objective,
     batches: Iterable[Tensor],
     *,
@@ -78,13 +79,14 @@ def snip(
 
     Raises `PruneError` without a batch, and `MaskError` for a component that the model does not have.
     """
+    model = as_model(model)
     chosen = prunable_weights(model, components, include, exclude)
     total = _over_losses(_gradient, model, objective, batches, chosen, seed)
     return Scores({name: (weight.detach() * total[name]).abs() for name, weight in chosen.items()}, model)
 
 
 def grasp(
-    model: nn.Module,
+    model: Model,
     objective: Objective,
     batches: Iterable[Tensor],
     *,
@@ -103,6 +105,7 @@ def grasp(
     is left out. Arguments and errors as in `snip`. The batches are gone through twice, first for g; one batch is gone
     through once where no two of its losses train the same weight, so that each loss has all of its g in itself.
     """
+    model = as_model(model)
     batches = batches if isinstance(batches, Tensor) else list(batches)
     chosen = prunable_weights(model, components, include, exclude)
     product: Mapping[str, Tensor] | None = None
@@ -162,7 +165,8 @@ def _over_losses(
     total = {name: torch.zeros_like(weight) for name, weight in chosen.items()}
     device = next(iter(chosen.values())).device
     batch: Tensor | None = None
-    with _random_state(device, seed), torch.enable_grad():
+    # Attention written out: the fused kernels have no second derivative.
+    with _random_state(device, seed), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         rng = torch.Generator(device).manual_seed(seed)
         for batch in batches:
             copy = _mended(clone(model).train())
@@ -302,7 +306,7 @@ def _synflow(model: nn.Module, examples: Mapping[str, Example], chosen: Mapping[
 
 
 def prune_gradually(
-    model: nn.Module,
+    model: Model,
     score: MaskedCriterion,
     to_sparsity: float,
     *,
@@ -320,6 +324,7 @@ def prune_gradually(
     """
     if iterations < 1:
         raise PruneError(f"iterations={iterations}: 1 or more")
+    model = as_model(model)
     masks = Masks.dense(model) if within is None else within
     start: float | None = None
     copy = clone(model)  # one for all steps: what is dead stays dead
