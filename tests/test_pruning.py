@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -189,7 +188,13 @@ def test_rounds(scope: str) -> None:
             left = sum(c for name, c in smaller.counts().items() if name.startswith(group))
             assert left == n - n // 5
         masks = smaller
-    assert prune(scores, fraction=0.2, within=masks) == prune(scores, fraction=0.2, within=masks)
+    backwards = {name: scores[name].clone() for name in reversed(NAMES)}
+    assert prune(backwards, fraction=0.2, within=masks, scope=scope) == prune(  # type: ignore[arg-type]
+        scores,
+        fraction=0.2,
+        within=masks,
+        scope=scope,  # type: ignore[arg-type]
+    )
 
 
 def test_amounts_are_read_as_decimals() -> None:
@@ -396,10 +401,8 @@ def test_more_weights_than_torch_quantile_takes() -> None:
     scores = {name: torch.rand(4250, 1000, generator=generator) for name in NAMES}  # 17 million
     with pytest.raises(RuntimeError, match="too large"):
         torch.quantile(torch.cat([s.flatten() for s in scores.values()]), 0.2)
-    start = time.perf_counter()
     masks = prune(scores, fraction=0.2)
     assert masks.alive == 17_000_000 - 3_400_000
-    assert time.perf_counter() - start < 20
     lowest_kept = min(float(scores[n][masks[n]].min()) for n in NAMES)
     assert all(float(scores[n][~masks[n]].max()) <= lowest_kept for n in NAMES)
 

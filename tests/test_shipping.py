@@ -36,7 +36,7 @@ TINY = {
     "training": {"steps": 24, "batch_size": 8, "lr": 0.002, "ema": 0.9},
     "search": {
         "method": "early-bird", "granularity": "channel", "scope": "component", "rounds": 1, "fraction": 0.5,
-        "window": 2, "tolerance": 1.0, "interval": 4,
+        "window": 2, "tolerance": 0.99, "interval": 4,
     },
     "controls": {"levels": []},
     "seeds": [0],

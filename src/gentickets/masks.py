@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from gentickets.errors import MaskError
 from gentickets.holding import Hold, as_bits
-from gentickets.naming import as_names, check_components, component_of, named_weights, prunable_weights
+from gentickets.naming import (
+    as_names,
+    check_components,
+    component_of,
+    named_weights,
+    prunable_weights,
+    warn_of_left_out,
+)
 
 
 class Masks(Mapping[str, Tensor]):
@@ -60,8 +67,14 @@ class Masks(Mapping[str, Tensor]):
         include: Iterable[str] | None = None,
         exclude: Iterable[str] = (),
     ) -> Masks:
-        """Masks with everything alive, over the prunable weights of `model` (see `prunable_weights`)."""
-        return cls.full({name: w.shape for name, w in prunable_weights(model, components, include, exclude).items()})
+        """Masks with everything alive, over the prunable weights of `model` (see `prunable_weights`).
+
+        Without `include`: warns in one line of weights that compute something and are left dense (see `left_out`).
+        """
+        shapes = {name: w.shape for name, w in prunable_weights(model, components, include, exclude).items()}
+        if include is None:
+            warn_of_left_out(model, components, exclude)
+        return cls.full(shapes)
 
     @classmethod
     def full(cls, shapes: Mapping[str, Iterable[int]]) -> Masks:
@@ -217,7 +230,10 @@ class Masks(Mapping[str, Tensor]):
         return not any((mine & ~other._bits[name]).any() for name, mine in self._bits.items())
 
     def distance(self, other: Masks) -> float:
-        """The normalised Hamming distance: the share of weights on which the two sets differ, 0 to 1."""
+        """The normalised Hamming distance: the share of weights on which the two sets differ, 0 to 1.
+
+        It says little by itself: `overlap` has it beside that of independent masks.
+        """
         return (self ^ other).alive / self.total if self.total else 0.0
 
     def check_same(self, other: Masks) -> None:

@@ -8,11 +8,14 @@ Names are those of `model.named_parameters()` without the prefixes that wrappers
 from __future__ import annotations
 
 import copy
+import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from gentickets.errors import MaskError
 
@@ -38,6 +41,7 @@ _WRAPPED_IN = {
     "_FabricModule": "_forward_module",
     "OptimizedModule": "_orig_mod",
     "AveragedModel": "module",
+    "Average": "module",
 }
 
 # Where the tensor that the optimiser steps lies, relative to its layer: plain, old-style spectral norm,
@@ -199,9 +203,11 @@ def prunable_weights(
     dropped = as_names(exclude)
     chosen = [name for name in chosen if not any(fnmatchcase(name, p) for p in dropped)]
     if not chosen:
+        others = _not_prunable(model, components) if include is None and not dropped else {}
+        hint = f"; it has {_listed(others)}: include={_patterns(others)} takes them" if others else ""
         raise MaskError(
             f"no prunable weight in {type(unwrap(model)).__name__} (components={components}, "
-            f"include={include}, exclude={tuple(dropped)}): name others with include="
+            f"include={include}, exclude={tuple(dropped)})" + (hint or ": name others with include=")
         )
     return {name: weights[name] for name in chosen}
 
@@ -227,3 +233,79 @@ def _default_prunable(model: nn.Module) -> list[str]:
 
 def as_names(names: Iterable[str] | str) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
+
+
+# -- what is left dense ----------------------------------------------------------------------------------------------
+
+
+def left_out(model: Model, names: Iterable[str] | None = None) -> dict[str, str]:
+    """The parameters of `model` that pruning does not touch: name → why.
+
+    `names`: those that it touches, as masks; None: the default selection.
+    """
+    layers = dict(named_layers(model))
+    default = set(_default_prunable(unwrap(model)))
+    chosen = default if names is None else set(names)
+    return {
+        name: "not chosen" if name in default else _why_dense(name, weight, layers)
+        for name, weight in named_weights(model).items()
+        if name not in chosen
+    }
+
+
+def warn_of_left_out(model: Model, components: Iterable[str] | None, exclude: Iterable[str]) -> None:
+    """Warns in one line of weights that compute something and that the default selection does not touch."""
+    others = _not_prunable(model, components)
+    dropped = as_names(exclude)
+    others = {n: why for n, why in others.items() if not any(fnmatchcase(n, pattern) for pattern in dropped)}
+    if others:
+        weights = named_weights(model)
+        left = sum(weights[name].numel() for name in others)
+        chosen = sum(weights[name].numel() for name in _default_prunable(unwrap(model)) if name not in others)
+        warnings.warn(
+            f"left dense: {_listed(others)}, {left / (left + chosen):.0%} of the weights; only convolutions and linear "
+            f"layers are pruned by default, include= takes others (gentickets.left_out(model) lists them)",
+            stacklevel=3,
+        )
+
+
+_EMBEDDINGS = {"embed", "embedding", "embeddings", "emb", "pos", "position", "positional", "token", "tokens"}
+_ONE_AXIS, _EMBEDDING, _NORM = "a bias, a gain or a number", "an embedding", "of a norm"
+
+
+def _why_dense(name: str, weight: Tensor, layers: Mapping[str, nn.Module]) -> str:
+    layer_name, _, own = name.rpartition(".")
+    layer = layers[layer_name]
+    if layer_name.endswith(f"parametrizations.{layer_name.rpartition('.')[2]}"):  # by the layer that has them
+        layer = layers[layer_name.rpartition("parametrizations")[0].rstrip(".")]
+    kind = type(layer).__name__
+    if isinstance(layer, NORMS) or "norm" in kind.lower() or own in ("weight_g", "original0"):
+        return _NORM
+    if is_lazy(weight) or sum(side > 1 for side in weight.shape) < 2:
+        return _ONE_AXIS
+    if "embed" in kind.lower() or _EMBEDDINGS.intersection(own.lower().split("_")):
+        return _EMBEDDING
+    return f"{kind}: neither a convolution nor a linear layer"
+
+
+def _not_prunable(model: Model, components: Iterable[str] | None) -> dict[str, str]:
+    """Weights of two or more axes in layers that are not pruned by default, and are no embeddings: name → why."""
+    wanted = None if components is None else as_names(components)
+    return {
+        name: why
+        for name, why in left_out(model).items()
+        if why not in (_ONE_AXIS, _EMBEDDING, _NORM) and (wanted is None or component_of(name) in wanted)
+    }
+
+
+def _listed(others: Mapping[str, str]) -> str:
+    """The first few of these weights, with their layers, and how many more there are."""
+    few = ", ".join(f"{name!r} ({why.partition(':')[0]})" for name, why in list(others.items())[:3])
+    return few if len(others) <= 3 else f"{few} and {len(others) - 3} more"
+
+
+def _patterns(others: Mapping[str, str]) -> tuple[str, ...]:
+    """Patterns that name these weights, by the ends of their names."""
+    parts = (name.split(".") for name in others)
+    ends = (".".join(part[-2:] if part[-1] == "weight" else part[-1:]) for part in parts)
+    return tuple(dict.fromkeys("*" + re.sub(r"l\d+", "l*", end) for end in ends))

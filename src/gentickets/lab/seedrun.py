@@ -274,7 +274,7 @@ class SeedRun:
         inputs = self._example_inputs(model)
         if arm == "random_mask":
             seed = derived_seed(self.seed, 1, index)
-            ticket = early.random_ticket(settled, model, self.search, index, seed, inputs)
+            ticket = early.random_ticket(settled, model, self.search, seed, inputs)
             self._train_settled(index, arm, replace(settled, ticket=ticket))
             return
         origin = {**settled.ticket.origin, "rewind_step": 0, "control": "redrawn_weights"}
