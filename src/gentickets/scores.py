@@ -65,8 +65,9 @@ def magnitude(
 
     `components`, `include` and `exclude` choose the weights as in `prunable_weights`.
     """
+    model = as_model(model)
     chosen = prunable_weights(model, components, include, exclude)
-    return Scores({name: _size(weight.detach()) for name, weight in chosen.items()}, as_model(model))
+    return Scores({name: _size(weight.detach()) for name, weight in chosen.items()}, model)
 
 
 def _size(weight: Tensor) -> Tensor:
@@ -110,10 +111,10 @@ def random_scores(
     Float64, so that two equal scores are as good as impossible; drawn on the CPU, so that the device does
     not change them.
     """
-    generator = torch.Generator().manual_seed(seed)
+    model, generator = as_model(model), torch.Generator().manual_seed(seed)
     chosen = prunable_weights(model, components, include, exclude)
     drawn = {
         name: torch.rand(weight.shape, generator=generator, dtype=torch.float64).to(weight.device)
         for name, weight in chosen.items()
     }
-    return Scores(drawn, as_model(model))
+    return Scores(drawn, model)
