@@ -18,6 +18,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from decimal import Decimal
+from numbers import Real
 from typing import Literal, get_args
 
 import numpy as np
@@ -94,8 +95,13 @@ def prune(
     groups of `ChannelGroups.places`.
 
     Warns (`TiesBroken`) where more than 1 % of a group's weights score what the last to go scores, and others of them
-    stay. Raises `PruneError` for an amount out of range, a sparsity below the present one, or a score that is NaN.
+    stay. Raises `PruneError` for an amount out of range, a sparsity below the present one, or a score that is NaN or
+    no real number.
     """
+    _check_scores(scores)
+    fraction, to_sparsity = _share(fraction, "fraction"), _share(to_sparsity, "to_sparsity")
+    if granularity not in get_args(Granularity):
+        raise PruneError(f"granularity={granularity!r} is none of {', '.join(get_args(Granularity))}")
     if groups is not None and granularity != "channel":
         raise PruneError(f"groups are of channels: say granularity='channel', not {granularity!r}")
     if multiple < 1 or (multiple > 1 and groups is None):
@@ -123,6 +129,31 @@ def prune(
         warnings.warn(TiesBroken(broken), stacklevel=2)
     masks = Masks.from_packed(kept, {name: start.shapes[name] for name in kept})
     return start.replace(_with_directions(masks, scores, start))
+
+
+def _check_scores(scores: object) -> None:
+    """Raises `PruneError` for what is no mapping from names to tensors of real numbers."""
+    if not isinstance(scores, Mapping):
+        raise PruneError(
+            f"scores= is a {type(scores).__name__}: give what a criterion returns, such as gt.magnitude(model)"
+        )
+    for name, score in scores.items():
+        if not isinstance(score, Tensor):
+            raise PruneError(f"scores of {name!r} are a {type(score).__name__}: give a tensor of its weight's shape")
+        if score.is_complex():
+            raise PruneError(f"scores of {name!r} are complex, and these have no order: give their abs()")
+        if score.is_meta or score.layout != torch.strided:
+            kind = "on the meta device, without values" if score.is_meta else "sparse: give their to_dense()"
+            raise PruneError(f"scores of {name!r} are {kind}")
+
+
+def _share(amount: object, key: str) -> float | None:
+    """An amount as the float that it prints as. Raises `PruneError` for what is no number."""
+    if isinstance(amount, Tensor) and amount.numel() == 1:
+        amount = amount.item()
+    if amount is None or (isinstance(amount, Real) and not isinstance(amount, bool)):
+        return float(str(amount)) if isinstance(amount, np.floating) else amount  # type: ignore[return-value]
+    raise PruneError(f"{key}={amount!r} is no number: a share from 0 to 1")
 
 
 def _with_directions(masks: Masks, scores: Mapping[str, Tensor], start: Masks) -> Masks:

@@ -15,6 +15,8 @@ from gentickets.errors import MaskError
 from gentickets.naming import (
     CHANNELWISE_NORMS,
     TRANSPOSED,
+    Model,
+    as_model,
     as_names,
     check_components,
     component_of,
@@ -59,7 +61,7 @@ Criterion = Callable[[nn.Module], Mapping[str, Tensor]]
 
 @torch.no_grad()
 def magnitude(
-    model: nn.Module,
+    model: Model,
     components: Iterable[str] | None = None,
     include: Iterable[str] | None = None,
     exclude: Iterable[str] = (),
@@ -68,12 +70,18 @@ def magnitude(
 
     `components`, `include` and `exclude` choose the weights as in `prunable_weights`.
     """
+    model = as_model(model)
     chosen = prunable_weights(model, components, include, exclude)
-    return Scores({name: weight.detach().abs() for name, weight in chosen.items()}, model)
+    return Scores({name: _size(weight.detach()) for name, weight in chosen.items()}, model)
+
+
+def _size(weight: Tensor) -> Tensor:
+    """The absolute value; of whole numbers in float64, since -128 has none in int8."""
+    return weight.abs() if weight.is_floating_point() or weight.is_complex() else weight.double().abs()
 
 
 @torch.no_grad()
-def batchnorm_scale(model: nn.Module, components: Iterable[str] | None = None) -> Scores:
+def batchnorm_scale(model: Model, components: Iterable[str] | None = None) -> Scores:
     """The absolute gain of each channel of the batch and instance norms (Liu et al. 2017, "Network slimming").
 
     Names are those of the gains, 1-D; prune them with `granularity="channel"`, and the bias goes with the gain.
@@ -92,12 +100,12 @@ def batchnorm_scale(model: nn.Module, components: Iterable[str] | None = None) -
     if not gains:
         where = "the model" if wanted is None else f"component {', '.join(wanted)}"
         raise MaskError(f"{where} has no batch norm with gains: prune its channels by magnitude instead")
-    return Scores(gains, model)
+    return Scores(gains, as_model(model))
 
 
 @torch.no_grad()
 def random_scores(
-    model: nn.Module,
+    model: Model,
     seed: int,
     components: Iterable[str] | None = None,
     include: Iterable[str] | None = None,
@@ -108,7 +116,7 @@ def random_scores(
     Float64, so that two equal scores are as good as impossible; drawn on the CPU, so that the device does
     not change them.
     """
-    generator = torch.Generator().manual_seed(seed)
+    model, generator = as_model(model), torch.Generator().manual_seed(seed)
     chosen = prunable_weights(model, components, include, exclude)
     drawn = {
         name: torch.rand(weight.shape, generator=generator, dtype=torch.float64).to(weight.device)
