@@ -118,7 +118,7 @@ def test_held_out_and_training_images_are_never_mixed(digits) -> None:
 
 
 def test_training_statistics_are_of_a_stated_number_of_images(digits, monkeypatch) -> None:
-    monkeypatch.setattr(evaluation, "_MOST_TRAIN", 100)
+    monkeypatch.setattr(evaluation, "MOST_TRAIN", 100)
     assert judge(Adversarial(latent_size=8), digits).train.count == 100
 
 
@@ -210,7 +210,7 @@ def test_the_discriminators_loss_by_hand(digits, options, by_hand) -> None:
     found = judge(objective, digits, metrics=["frechet", "discriminator_loss"])
     (loss,) = [one for one in found.measure(model) if one.key == "discriminator_loss"]
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    rng = torch.Generator().manual_seed(evaluation._SAMPLING_SEED)
+    rng = torch.Generator().manual_seed(evaluation.SAMPLING_SEED)
     with torch.no_grad():
         on_fake = torch.cat([model.discriminator(objective.sample(model, n, rng)) for n in (256, 103)])
         on_real = model.discriminator(digits[1].images())

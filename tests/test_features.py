@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gentickets import DataError
-from gentickets.data import ImageSet, load
+from gentickets.data import Batches, ImageSet, load
 from gentickets.metrics import (
     SAMPLE_METRICS,
     Classifier,
@@ -70,7 +71,7 @@ def test_the_classifier_is_good_trained_once_and_leaves_the_generator_alone(digi
     assert not extractor.train().training
     assert not any(weight.requires_grad for weight in extractor.parameters())
 
-    monkeypatch.setattr(classifier_module, "_fit", None)  # would fail: it is not trained again
+    monkeypatch.setattr(classifier_module, "Batches", None)  # would fail: it is not trained again
     again = classifier_features(*digits)
     assert (again.weights_hash, again.accuracy) == (extractor.weights_hash, extractor.accuracy)
 
@@ -95,11 +96,26 @@ def test_training_repeats_and_a_damaged_cache_is_mended(digits, tmp_path) -> Non
 
 
 def test_without_a_held_out_set_a_part_is_held_out(digits, monkeypatch, tmp_path) -> None:
-    seen = {}
-    monkeypatch.setattr(classifier_module, "_fit", lambda network, train, *_, **__: seen.update(train=len(train)))
+    trained_on = []
+
+    def batches(images: ImageSet, *arguments, **options) -> Batches:
+        trained_on.append(images)
+        return Batches(images, *arguments, **options)
+
+    monkeypatch.setattr(classifier_module, "Batches", batches)
+    monkeypatch.setattr(classifier_module, "effort", lambda *_: (3, 16))
     extractor = classifier_features(digits[0], cache=tmp_path)
-    assert seen["train"] == len(digits[0]) - len(digits[0]) // 10
-    assert extractor.accuracy is not None
+    (part,) = trained_on
+    held = len(digits[0]) // 10
+    assert len(part) == len(digits[0]) - held
+    rows = Counter(image.tobytes() for image in digits[0].pixels)
+    assert not Counter(image.tobytes() for image in part.pixels) - rows
+    # The accuracy is that on the images which were held out, and on no other.
+    left = rows - Counter(image.tobytes() for image in part.pixels)
+    kept = [row for row, image in enumerate(digits[0].pixels) if image.tobytes() in left]
+    assert len(kept) == held
+    guesses = extractor.labels(digits[0].images(np.array(kept)))
+    assert extractor.accuracy == pytest.approx((guesses == digits[0].labels[kept]).mean())
 
 
 @pytest.mark.parametrize(
@@ -108,7 +124,7 @@ def test_without_a_held_out_set_a_part_is_held_out(digits, monkeypatch, tmp_path
 def test_larger_images_and_the_resnet_have_more_features(monkeypatch, tmp_path, network, name, features) -> None:
     pixels = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (12, 3, 32, 32), dtype=np.uint8)
     images = ImageSet.from_arrays("noise", pixels, np.arange(12) % 3)
-    monkeypatch.setattr(classifier_module, "_fit", lambda network, *_, **__: network.eval())
+    monkeypatch.setattr(classifier_module, "effort", lambda *_: (2, 4))
     extractor = classifier_features(images, images, cache=tmp_path, network=network)
     assert extractor(images.images()).shape == (12, features)
     assert extractor.network == name
@@ -117,10 +133,10 @@ def test_larger_images_and_the_resnet_have_more_features(monkeypatch, tmp_path, 
 
 def test_resnet18_is_the_known_one_and_learns(digits, monkeypatch, tmp_path) -> None:
     """11,173,962 parameters is what ResNet-18 with the CIFAR stem has for RGB images and 10 classes."""
-    built = classifier_module._build("resnet18", (3, 32, 32), 10)
+    built = classifier_module.build("resnet18", (3, 32, 32), 10)
     assert sum(weight.numel() for weight in built.parameters()) == 11_173_962
     few = digits[1].subset(64, seed=0)
-    monkeypatch.setattr(classifier_module, "_effort", lambda *_: (12, 32))
+    monkeypatch.setattr(classifier_module, "effort", lambda *_: (12, 32))
     assert classifier_features(few, few, cache=tmp_path, network="resnet18").accuracy > 0.5
     small = classifier_features(few, few, cache=tmp_path)
     assert small.num_features == 64  # the two have files of their own

@@ -144,10 +144,10 @@ def test_outputs_in_tuples_and_dictionaries() -> None:
     model, inputs = one(Heads()), {"net": torch.zeros(2, 6)}
     dense = Masks.dense(model)
     check_connected(model, dense, inputs)
-    check_connected(model, closed(dense, "net.mu.weight"), inputs)
-    check_connected(model, closed(dense, "net.logvar.weight"), inputs)
-    with pytest.raises(Disconnected):
-        check_connected(model, closed(dense, "net.mu.weight", "net.logvar.weight"), inputs)
+    for name, index in (("mu", 0), ("logvar", 1)):
+        cut = closed(dense, f"net.{name}.weight")
+        with pytest.raises(Disconnected, match=rf"output \"\['stats'\]\[{index}\]\" is cut off.*'net\.{name}'"):
+            check_connected(model, cut, inputs)
     with pytest.raises(Disconnected, match=r"'net\.body'"):
         check_connected(model, closed(dense, "net.body.weight"), inputs)
 

@@ -30,8 +30,8 @@ def named(path):
 @pytest.fixture(autouse=True)
 def _quick(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("GENTICKETS_CACHE", str(tmp_path_factory.getbasetemp() / "paper-cache"))
-    monkeypatch.setattr(plan, "_MEASURED", 0.01)
-    monkeypatch.setattr(plan, "_WARM", 1)
+    monkeypatch.setattr(plan, "CLOCK_SECONDS", 0.01)
+    monkeypatch.setattr(plan, "WARM_STEPS", 1)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-import time
-from collections import defaultdict
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
 
@@ -16,7 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gentickets import Masks, PruneError, prune, random_like, selection
+from gentickets import Masks, PruneError, TiesBroken, prune, random_like, selection
+
+pytestmark = pytest.mark.filterwarnings("ignore::gentickets.TiesBroken")  # most scores here tie
 
 NAMES = ("g.0.weight", "g.1.weight", "d.0.weight", "d.1.weight")
 SHAPES = st.lists(st.lists(st.integers(0, 5), max_size=3).map(tuple), min_size=1, max_size=4)
@@ -29,37 +32,46 @@ def floor_of(amount: float, count: int) -> int:
     return math.floor(Fraction(Decimal(str(amount))) * count)
 
 
-def drop_lowest(entries: list[tuple[float, str, int]], keep: int) -> set[tuple[str, int]]:
-    """Of (score, name, position), the `keep` that are left when the lowest go first."""
-    order = sorted(entries)
-    return {(name, at) for _, name, at in order[len(order) - keep :]}
-
-
-def naive_prune(
+def assert_best(
+    masks: Masks,
     scores: dict[str, Tensor],
     within: Masks,
     scope: str,
     fraction: float | None = None,
     to_sparsity: float | None = None,
-) -> dict[str, list[bool]]:
+) -> None:
+    """Of every group exactly as many are left as shall be, the best; and of those that tie where it was cut, each
+    tensor has lost its share, to less than one weight."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in scores:
         groups[{"global": "", "component": name.split(".")[0], "layer": name}[scope]].append(name)
-    kept: set[tuple[str, int]] = set()
     for names in groups.values():
-        entries = [
-            (scores[name].flatten()[at].item(), name, at)
-            for name in names
-            for at, alive in enumerate(within[name].flatten().tolist())
-            if alive
-        ]
+        alive = sum(within.counts()[name] for name in names)
         if fraction is not None:
-            keep = len(entries) - floor_of(fraction, len(entries))
+            keep = alive - floor_of(fraction, alive)
         else:
+            assert to_sparsity is not None
             total = sum(math.prod(within.shapes[name]) for name in names)
             keep = total - floor_of(to_sparsity, total)
-        kept |= drop_lowest(entries, keep)
-    return {name: [(name, at) in kept for at in range(math.prod(shape))] for name, shape in within.shapes.items()}
+        assert_best_of_group(masks, {name: scores[name] for name in names}, within, keep)
+
+
+def assert_best_of_group(masks: Masks, scores: Mapping[str, Tensor], within: Masks, keep: int) -> None:
+    assert sum(masks.counts()[name] for name in scores) == keep
+    kept, lost = defaultdict(Counter), defaultdict(Counter)  # score → name → how many
+    for name, score in scores.items():
+        for value, before, now in zip(
+            score.flatten().tolist(), within[name].flatten().tolist(), masks[name].flatten().tolist(), strict=True
+        ):
+            assert before or not now
+            if before:
+                (kept if now else lost)[value][name] += 1
+    if kept and lost:
+        assert max(lost) <= min(kept)
+    if kept and lost and (cut := max(lost)) == min(kept):
+        tied = kept[cut] + lost[cut]
+        for name, count in tied.items():
+            assert abs(lost[cut][name] - Fraction(lost[cut].total() * count, tied.total())) < 1
 
 
 def naive_erk(keep: int, shapes: dict[str, tuple[int, ...]], limit: dict[str, int]) -> dict[str, Fraction]:
@@ -101,8 +113,7 @@ AMOUNTS = st.one_of(
 def test_fraction(shapes: list[tuple[int, ...]], seed: int, levels: int, amount: float, scope: str) -> None:
     scores, within = make(shapes, seed, levels)
     masks = prune(scores, fraction=amount, within=within, scope=scope)  # type: ignore[arg-type]
-    expected = naive_prune(scores, within, scope, fraction=amount)
-    assert {n: m.flatten().tolist() for n, m in masks.items()} == expected
+    assert_best(masks, scores, within, scope, fraction=amount)
     assert masks <= within
     assert list(masks) == list(within)
     if scope == "global":
@@ -117,8 +128,7 @@ def test_to_sparsity(shapes: list[tuple[int, ...]], seed: int, levels: int, amou
     scores, _ = make(shapes, seed, levels)
     dense = Masks({n: torch.ones(s.shape, dtype=torch.bool) for n, s in scores.items()})
     masks = prune(scores, to_sparsity=amount, scope=scope)  # type: ignore[arg-type]
-    expected = naive_prune(scores, dense, scope, to_sparsity=amount)
-    assert {n: m.flatten().tolist() for n, m in masks.items()} == expected
+    assert_best(masks, scores, dense, scope, to_sparsity=amount)
 
 
 @given(SHAPES, st.integers(0, 10**6), st.sampled_from([0, 1, 3]), AMOUNTS)
@@ -133,13 +143,7 @@ def test_erk(shapes: list[tuple[int, ...]], seed: int, levels: int, amount: floa
     for name, count in masks.counts().items():
         assert count <= limit[name]
         assert abs(count - share[name]) < 1
-        entries = [
-            (scores[name].flatten()[at].item(), name, at)
-            for at, alive in enumerate(within[name].flatten().tolist())
-            if alive
-        ]
-        best = drop_lowest(entries, count)
-        assert masks[name].flatten().tolist() == [(name, at) in best for at in range(within[name].numel())]
+        assert_best_of_group(masks, {name: scores[name]}, within, count)
 
 
 def test_erk_densities() -> None:
@@ -184,7 +188,13 @@ def test_rounds(scope: str) -> None:
             left = sum(c for name, c in smaller.counts().items() if name.startswith(group))
             assert left == n - n // 5
         masks = smaller
-    assert prune(scores, fraction=0.2, within=masks) == prune(scores, fraction=0.2, within=masks)
+    backwards = {name: scores[name].clone() for name in reversed(NAMES)}
+    assert prune(backwards, fraction=0.2, within=masks, scope=scope) == prune(  # type: ignore[arg-type]
+        scores,
+        fraction=0.2,
+        within=masks,
+        scope=scope,  # type: ignore[arg-type]
+    )
 
 
 def test_amounts_are_read_as_decimals() -> None:
@@ -215,20 +225,6 @@ def test_a_sparsity_that_was_measured_is_met(total: int, data: st.DataObject) ->
     assert prune({"w": torch.rand(total)}, to_sparsity=masks.sparsity, within=masks) == masks
 
 
-def test_ties_go_by_name_and_position() -> None:
-    scores = {"b": torch.zeros(3), "a": torch.zeros(2, 2)}
-    masks = prune(scores, fraction=0.7)  # 4 of 7
-    assert not masks["a"].any()
-    assert masks["b"].all()
-    masks = prune(scores, fraction=0.29)  # 2 of 7
-    assert masks["a"].flatten().tolist() == [False, False, True, True]
-    one = Masks({"a": torch.ones(2, 2, dtype=torch.bool), "b": torch.ones(3, dtype=torch.bool)})
-    two = Masks({"b": one["b"], "a": one["a"]})
-    assert one == two
-    for scope in ("global", "erk"):
-        assert prune(scores, 0.5, within=one, scope=scope) == prune(scores, 0.5, within=two, scope=scope)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize(
     "dtype", [torch.int64, torch.int32, torch.uint8, torch.bfloat16, torch.float16, torch.float64, torch.bool]
 )
@@ -238,7 +234,7 @@ def test_scores_of_any_real_dtype(dtype: torch.dtype) -> None:
     within = Masks({n: torch.rand(6, 5) < 0.8 for n in NAMES})
     for scope in ("global", "component", "layer"):
         masks = prune(scores, fraction=0.37, within=within, scope=scope)  # type: ignore[arg-type]
-        assert {n: m.flatten().tolist() for n, m in masks.items()} == naive_prune(scores, within, scope, 0.37)
+        assert_best(masks, scores, within, scope, 0.37)
 
 
 def test_small_differences_are_seen() -> None:
@@ -254,7 +250,7 @@ def test_infinities() -> None:
     inf = float("inf")
     masks = prune({"w": torch.tensor([inf, -inf, 0.0, inf, -inf])}, fraction=0.6)
     assert masks["w"].tolist() == [True, False, False, True, False]
-    assert prune({"w": torch.full((4,), inf)}, fraction=0.5)["w"].tolist() == [False, False, True, True]
+    assert prune({"w": torch.full((4,), inf)}, fraction=0.5).alive == 2
     assert prune({"w": torch.full((4,), -inf)}, to_sparsity=1.0).alive == 0
 
 
@@ -357,20 +353,13 @@ def test_the_threshold_is_found_as_by_sorting(
         patch.setattr(selection, "_BLOCK", block)
         patch.setattr(selection, "_FEW", few)
         masks = prune(scores, fraction=amount, within=within, scope=scope)  # type: ignore[arg-type]
-    found = {name: mask.flatten().tolist() for name, mask in masks.items()}
+    assert masks == prune(scores, fraction=amount, within=within, scope=scope)  # type: ignore[arg-type]
     if scope == "erk":  # how many each layer keeps is tested above
         for name, count in masks.counts().items():
-            one = Masks({name: within[name]})
-            entries = [
-                (scores[name].flatten()[at].item(), name, at)
-                for at, is_alive in enumerate(one[name].flatten().tolist())
-                if is_alive
-            ]
-            best = drop_lowest(entries, count)
-            assert found[name] == [(name, at) in best for at in range(one.total)]
+            assert_best_of_group(masks, {name: scores[name]}, within, count)
         assert masks.alive == within.alive - floor_of(amount, within.alive)
     else:
-        assert found == naive_prune(scores, within, scope, fraction=amount)
+        assert_best(masks, scores, within, scope, fraction=amount)
 
 
 @pytest.mark.parametrize("amount", [1e-6, 0.2, 0.5, 0.9, 0.999999])
@@ -379,13 +368,7 @@ def test_the_threshold_of_many_weights_is_found_as_by_sorting(amount: float) -> 
     generator = torch.Generator().manual_seed(0)
     scores = {name: torch.rand(300, 250, generator=generator).mul(2**16).round() for name in reversed(NAMES)}
     within = Masks({name: torch.rand(300, 250, generator=generator) < 0.9 for name in scores})
-    masks = prune(scores, fraction=amount, within=within)
-    names = sorted(scores)
-    flat, alive = (torch.cat([part[name].flatten() for name in names]) for part in (scores, within))
-    order = torch.where(alive, flat, torch.inf).sort(stable=True).indices
-    expected = alive.clone()
-    expected[order[: floor_of(amount, within.alive)]] = False
-    assert torch.equal(torch.cat([masks[name].flatten() for name in names]), expected)
+    assert_best(prune(scores, fraction=amount, within=within), scores, within, "global", amount)
 
 
 def test_a_sample_that_misleads_costs_time_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,12 +401,98 @@ def test_more_weights_than_torch_quantile_takes() -> None:
     scores = {name: torch.rand(4250, 1000, generator=generator) for name in NAMES}  # 17 million
     with pytest.raises(RuntimeError, match="too large"):
         torch.quantile(torch.cat([s.flatten() for s in scores.values()]), 0.2)
-    start = time.perf_counter()
     masks = prune(scores, fraction=0.2)
     assert masks.alive == 17_000_000 - 3_400_000
-    assert time.perf_counter() - start < 20
     lowest_kept = min(float(scores[n][masks[n]].min()) for n in NAMES)
     assert all(float(scores[n][~masks[n]].max()) <= lowest_kept for n in NAMES)
+
+
+# -- equal scores -------------------------------------------------------------------------------------------
+
+
+def test_ties_are_spread_evenly_over_tensors() -> None:
+    """A clipped critic: three layers at the clip, of which one used to lose all and one nothing."""
+    scores = {f"critic.{i}.weight": torch.full((10, 10), 0.01) for i in range(3)}
+    assert prune(scores, fraction=0.5).counts() == dict.fromkeys(scores, 50)
+    scores["critic.1.weight"][:5] = 0.005  # half of one below the clip: these go first, then two fifths of each
+    masks = prune(scores, fraction=0.5)
+    assert masks.counts() == {"critic.0.weight": 60, "critic.1.weight": 30, "critic.2.weight": 60}
+    assert not masks["critic.1.weight"][:5].any()
+
+
+def test_ties_do_not_go_by_place() -> None:
+    """No row, column, channel or corner of a tensor loses more than chance would take from it."""
+    for shape in [(64, 64), (16, 16, 4, 4), (4096,), (2, 2048)]:
+        kept = prune({"w": torch.zeros(shape)}, fraction=0.5)["w"]
+        assert int(kept.sum()) == 2048
+        for axis, side in enumerate(shape):
+            each = kept.movedim(axis, 0).reshape(side, -1).sum(1).double()
+            expected = 2048 / side
+            assert float((each - expected).abs().max()) < 4.5 * math.sqrt(expected / 2)
+        assert 0.45 < float((kept.flatten()[1:] == kept.flatten()[:-1]).double().mean()) < 0.55
+
+
+def test_ties_of_two_tensors_are_drawn_apart() -> None:
+    masks = prune({"a": torch.zeros(64, 64), "b": torch.zeros(64, 64)}, fraction=0.5)
+    assert 0.45 < float((masks["a"] == masks["b"]).double().mean()) < 0.55
+
+
+@given(st.integers(1, 4), st.integers(0, 400), st.sampled_from(["global", "component", "layer", "erk"]), st.data())
+def test_equal_scores_give_equal_masks(levels: int, seed: int, scope: str, data: st.DataObject) -> None:
+    """Whatever the order of the names, the layout in memory, and the size of the blocks that are looked at."""
+    scores, within = make([(11, 7), (5,), (40, 3), (2, 2, 2)], seed, levels)
+    masks = prune(scores, fraction=0.4, within=within, scope=scope)  # type: ignore[arg-type]
+    order = data.draw(st.permutations(list(scores)))
+    again = {name: scores[name].t().contiguous().t() if scores[name].dim() == 2 else scores[name] for name in order}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "_BLOCK", data.draw(st.sampled_from([8, 16, 64])))
+        others = prune(again, fraction=0.4, within=Masks({n: within[n] for n in order}), scope=scope)  # type: ignore[arg-type]
+    assert others == masks
+
+
+def test_ties_are_broken_alike_on_every_machine() -> None:
+    """A hash that is written down, not one of numpy's or Python's generators, which may change."""
+    masks = prune({"g.weight": torch.zeros(5, 8), "d.weight": torch.ones(300)}, fraction=0.5)
+    assert masks["g.weight"].sum() == 0
+    assert masks.counts()["d.weight"] == 170
+    found = [at for at, alive in enumerate(prune({"w": torch.zeros(24)}, fraction=0.75)["w"].tolist()) if alive]
+    assert found == [3, 4, 8, 10, 11, 19]
+
+
+def test_the_lowest_lots_go_first() -> None:
+    """Two rounds leave what one of the same size does."""
+    scores = {"w": torch.zeros(1000)}
+    once = prune(scores, to_sparsity=0.75)
+    assert prune(scores, to_sparsity=0.75, within=prune(scores, to_sparsity=0.5)) == once
+
+
+def test_ties_that_decide_are_told() -> None:
+    scores = {"generator.weight": torch.rand(4, 4), "discriminator.weight": torch.full((80, 100), 0.01)}
+    scores["discriminator.weight"][:40] = torch.rand(40, 100) * 0.009
+    with pytest.warns(TiesBroken) as caught:
+        prune(scores, fraction=0.75, scope="component")
+    assert str(caught[0].message) == (
+        "4,000 of 8,000 scores of 'discriminator' are exactly 0.01; 2,000 of these had to go, "
+        "spread evenly over places and tensors"
+    )
+    ties = caught[0].message.groups["discriminator"]  # type: ignore[union-attr]
+    assert (ties.tied, ties.pruned, ties.alive) == (4000, 2000, 8000)
+    assert caught[0].filename == __file__
+    with pytest.warns(TiesBroken, match=r"^4,000 of 8,016 scores in all are exactly 0\.01; .* tensors$"):
+        prune(scores, fraction=0.75)
+    with pytest.warns(TiesBroken, match=r"'discriminator\.weight' .*; groups likewise: 1 more$"):
+        prune(scores | {"generator.weight": torch.tensor([1.0, 1.0, 2.0, 2.0])}, fraction=0.75, scope="layer")
+
+
+def test_ties_that_decide_nothing_are_not_told() -> None:
+    scores = {"w": torch.cat([torch.zeros(500), torch.rand(500) + 1])}
+    scores["w"][500:502] = 1.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert prune(scores, fraction=0.5).counts() == {"w": 500}  # all that tie go
+        assert prune(scores, fraction=0.0).counts() == {"w": 1000}
+        below = int((scores["w"] < 1.5).sum())
+        assert prune(scores, fraction=(below + 1) / 1000).counts() == {"w": 999 - below}  # one of two, of a thousand
 
 
 # -- random masks --------------------------------------------------------------------------------------------

@@ -273,6 +273,47 @@ def test_an_early_bird_is_told_drawn_and_said_to_have_settled_or_not(watched):
     assert len(list((watched / "figures").glob("early-bird-*.svg"))) == 1  # of the first seed alone
 
 
+def test_distances_are_told_beside_those_of_independent_masks(watched):
+    """By the rule of chance as shares of them; by the paper's as they are; and unknown where they were not kept."""
+    assert "independent masks would be was not kept" in Page(write_report([watched]).read_text(encoding="utf-8")).text
+    level = watched / "seed-0" / "level-01"
+    history = write_history(level)
+    chances = [{name: [0.5] * len(found) for name, found in entry.items()} for entry in history["distances"]]
+    matrix = [[0.5 if one != other else 0.48 for other in range(4)] for one in range(4)]
+    for rule, points, apart in (("chance", "0.600 at 200, 0.300 at 300", "apart, of what"), ("hamming", "0.300", ".")):
+        known = {"rule": rule, "chances": chances, "chance_matrix": matrix}
+        (level / "early-bird.json").write_text(json.dumps(history | known))
+        page = Page(write_report([watched]).read_text(encoding="utf-8"))
+        assert f"less than 0.110 {apart}" in page.text.replace("apart.", ".")
+        assert "Independent masks of the same layer densities would differ on 0.500 of it all." in page.text
+        labels = [attributes.get("aria-label") or "" for _, attributes in page.tags]
+        assert any(f"encoder: {points}" in label for label in labels)
+        drawn = (watched / "figures" / "early-bird-level-01.svg").read_text(encoding="utf-8")
+        assert ">independent masks<" in drawn
+        assert (">0.15<" in drawn) is (rule == "chance")  # the farthest cell: 0.075 of 0.5
+
+
+def test_a_control_with_more_work_than_its_ticket_is_told(tmp_path):
+    """Every ticket of a level beside the random control of its seed."""
+    watched = build_run(tmp_path / "controlled", levels=4)
+
+    def said(factor: float) -> str:
+        for path in watched.glob("seed-*/level-02*/metrics.json"):
+            found = json.loads(path.read_text())
+            if found["arm"] in ("ticket", "random_mask") and found["cost"]:
+                more = factor if found["arm"] == "random_mask" else 1
+                found["cost"] |= {"alive_parameters": int(1000 * more), "train_flops": 2e9 * more}
+            path.write_text(json.dumps(found))
+            if found["arm"] == "ticket":
+                write_history(path.parent)
+        return Page(write_report([watched]).read_text(encoding="utf-8")).text
+
+    assert "control of level 2 has 1.31 of the weights and 1.31 of the FLOPs of training of its ticket" in said(1.31)
+    assert "not as much work" in said(1.31)
+    assert "1.00 of the weights and 1.00 of the FLOPs of training of its ticket, on average." in said(1.0)
+    assert "not as much work" not in said(1.0)
+
+
 def test_a_mask_that_never_settled_has_no_line_where_it_did(watched):
     write_history(watched / "seed-0" / "level-01", settled=False, masks=30)
     write_report([watched])

@@ -68,7 +68,7 @@ STUDY = TINY | {
 @pytest.fixture(autouse=True)
 def _cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("GENTICKETS_CACHE", str(tmp_path_factory.getbasetemp() / "study-cache"))
-    monkeypatch.setattr(plan, "_MEASURED", 0.01)
+    monkeypatch.setattr(plan, "CLOCK_SECONDS", 0.01)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -199,7 +199,7 @@ def whole(tmp_path_factory):
     (home / "study.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
     patch = pytest.MonkeyPatch()
     patch.setenv("GENTICKETS_CACHE", str(tmp_path_factory.getbasetemp() / "study-cache"))
-    patch.setattr(plan, "_MEASURED", 0.01)
+    patch.setattr(plan, "CLOCK_SECONDS", 0.01)
     calls, stages = [], []
     original = trainer.train
 

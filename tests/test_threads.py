@@ -60,7 +60,7 @@ def test_what_is_measured(monkeypatch, cores, expected):
 
 def test_real_steps_are_timed_and_the_threads_of_the_process_stay(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(module, "_BLOCK", 0.01)
+    monkeypatch.setattr(module, "BLOCK_SECONDS", 0.01)
     before = torch.get_num_threads()
     recipe = make_recipe(RAW)
     assert threads_of(recipe, load_data(recipe.data)[0], workers=1) in (1, 2)
@@ -70,14 +70,14 @@ def test_real_steps_are_timed_and_the_threads_of_the_process_stay(monkeypatch):
 def test_what_was_measured_is_kept_with_the_run(monkeypatch, tmp_path):
     recipe = make_recipe(RAW)
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(module, "_fastest", lambda *_: 3)
+    monkeypatch.setattr(module, "fastest", lambda *_: 3)
     with prepared(recipe, tmp_path / "run") as ready:
         assert ready.threads == 3
     before = torch.get_num_threads()
     try:
         train_one(recipe, tmp_path / "one", 0, None, lambda event: None)
         assert torch.get_num_threads() == 3
-        monkeypatch.setattr(module, "_fastest", lambda *_: 1)
+        monkeypatch.setattr(module, "fastest", lambda *_: 1)
         torch.set_num_threads(before)
         train_one(recipe, tmp_path / "one", 0, None, lambda event: None)
         assert torch.get_num_threads() == 3

@@ -284,15 +284,16 @@ def test_an_amount_is_a_fraction_and_never_percent() -> None:
         assert bird.ticket.masks.select(name).sparsity == pytest.approx(0.2, abs=1e-3)
 
 
+@pytest.mark.parametrize(("rule", "tolerance"), [("chance", 0.2), ("hamming", 0.1)])
 @pytest.mark.parametrize("granularity", ["weight", "channel"])
-def test_a_mask_that_moves_never_settles_and_one_that_stands_settles_at_the_fifth(granularity: str) -> None:
-    bird = gt.EarlyBird(fraction=0.5, granularity=granularity)  # type: ignore[arg-type]
-    assert (bird.window, bird.tolerance) == (5, 0.1)
+def test_a_mask_that_moves_never_settles_and_one_that_stands_settles_at_the_fifth(granularity, rule, tolerance) -> None:
+    bird = gt.EarlyBird(fraction=0.5, granularity=granularity, rule=rule)
+    assert (bird.window, bird.tolerance) == (5, tolerance)
     for seed in range(10):
         assert not bird.observe(moved(untrained(), 3.0, seed))  # the defect: "found" at distances below 1
     farthest = [max(distances) for entry in bird.distances[1:] for distances in entry.values()]
     assert 0.1 < max(farthest) < 1
-    model, still = moved(untrained(), 1.0, 0), gt.EarlyBird(fraction=0.5, granularity=granularity)  # type: ignore[arg-type]
+    model, still = moved(untrained(), 1.0, 0), gt.EarlyBird(fraction=0.5, granularity=granularity, rule=rule)
     assert [still.observe(model) for _ in range(5)] == [False] * 4 + [True]
     assert still.ticket.origin["early_bird"]["observation"] == 5
 

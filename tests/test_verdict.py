@@ -264,3 +264,82 @@ def test_pairs_and_lists():
     assert join(["a", "b", "c"]) == "a, b and c"
     assert plus_minus(judge(make_run({0: (0.0120, 0.0124)})).dense) == "0.0122 ± 0.0003"
     assert plus_minus(judge(make_run({0: (0.0122,)}, seeds=1)).dense) == "0.0122"
+
+
+# -- metrics below zero, and what is not there ----------------------------------------------------------------
+
+
+def test_the_relaxed_bar_of_a_metric_below_zero_is_above_it():
+    """5 % of -10 is 0.5: -9.6 lies within it, -9.4 does not."""
+    verdict = judge(make_run({0: (-10.0,), 1: (-9.6,), 2: (-9.4,)}, seeds=1))
+    assert verdict.relaxed_up_to == 0.2
+    higher = judge(make_run({0: (-10.0,), 1: (-10.4,), 2: (-10.6,)}, seeds=1, lower_is_better=False))
+    assert higher.relaxed_up_to == 0.2
+
+
+def test_a_noisy_bar_below_zero_is_called_one_too():
+    assert said(judge(make_run({0: (-5.0, -15.0), 1: (-9.0, -10.0)})), "The dense model itself varies by 71%")
+
+
+def test_a_bar_is_noisy_from_over_a_fifth_of_its_mean():
+    # (10 - d, 10 + d) varies by d * sqrt(2): 14 % of 10 for d = 1, 25 % for d = 1.8.
+    assert not said(judge(make_run({0: (9.0, 11.0), 1: (9.0, 10.0)})), "varies by")
+    assert said(judge(make_run({0: (8.2, 11.8), 1: (9.0, 10.0)})), "The dense model itself varies by 25%")
+
+
+def test_a_control_that_lacks_a_seed_is_not_beaten():
+    """Two of three seeds give it a mean and a spread, and still it is not known."""
+    verdict = judge(
+        make_run({0: (9.0, 11.0, 10.0), 1: (9.0, 10.0, 9.5)}, seeds=3, random_mask={1: (30.0, 31.0, "missing")})
+    )
+    assert (verdict.wins[0].won, verdict.won) == (None, None)
+    assert said(verdict, "it cannot be compared with the random mask: not every seed has a result")
+
+
+def test_a_ticket_that_lacks_a_seed_beats_nothing():
+    verdict = judge(make_run({0: DENSE, 1: (1.0, "missing")}, random_mask={1: (30.0, 31.0)}))
+    assert (verdict.wins[0].won, verdict.won) == (None, None)
+
+
+def test_a_first_level_that_failed_on_one_seed_and_misses_another_has_not_won():
+    assert judge(make_run({0: DENSE, 1: ("diverged", "missing")})).won is False
+    assert judge(make_run({0: DENSE, 1: ("disconnected", "missing")})).won is False
+
+
+def test_only_the_ticket_does_is_said_only_where_it_does():
+    run = make_run({0: DENSE, 1: (9.0, 10.0), 2: (90.0, 91.0)}, random_mask={1: (9.0, 10.0), 2: (95.0, 96.0)})
+    assert not said(judge(run), "only the ticket does")
+    assert said(judge(run), "no evidence that this ticket is special")
+
+
+@pytest.mark.parametrize("status", ["diverged", "disconnected", "missing"])
+def test_a_dense_model_that_is_not_whole_matches_nothing_and_beats_nothing(status):
+    """One seed came through and the ticket is next to it: what the other would have given is not known."""
+    verdict = judge(make_run({0: (9.0, status), 1: (9.0, 9.2)}, random_mask={1: (30.0, 31.0)}))
+    assert (verdict.matches_up_to, verdict.relaxed_up_to, verdict.won) == (None, None, None)
+    assert verdict.matching == frozenset()
+    assert verdict.headline.startswith("No verdict: the dense model ")
+    assert not said(verdict, "Within 5% of the dense mean")
+
+
+def test_one_control_that_is_not_beaten_is_enough_to_not_have_won():
+    controls = {"random_mask": {1: (30.0, 31.0)}, "redrawn_weights": {1: (9.0, 10.0)}}
+    verdict = judge(make_run({0: DENSE, 1: (9.0, 10.0)}, **controls))
+    assert ([win.won for win in verdict.wins], verdict.won) == ([True, False], False)
+    unknown = {"random_mask": {1: (30.0, 31.0)}, "redrawn_weights": {1: (30.0, "missing")}}
+    verdict = judge(make_run({0: DENSE, 1: (9.0, 10.0)}, **unknown))
+    assert ([win.won for win in verdict.wins], verdict.won) == ([True, None], None)
+
+
+def test_a_win_at_a_level_that_does_not_match_is_no_verdict():
+    """The controls are judged where the ticket matches: a win deeper than that answers another question."""
+    run = make_run({0: DENSE, 1: (9.0, 10.0), 2: (40.0, 41.0)}, random_mask={2: (90.0, 91.0)})
+    verdict = judge(run)
+    assert (verdict.judged_level, verdict.won) == (None, None)
+    assert said(verdict, "No control was trained at a level where the ticket matches.")
+
+
+def test_the_spread_of_many_seeds_is_no_rough_estimate():
+    three = judge(make_run({0: (9.0, 11.0, 10.0), 1: (9.0, 10.0, 9.5)}, seeds=3))
+    assert not said(three, "rough estimate")
+    assert not said(three, "With one seed")

@@ -1,5 +1,6 @@
 """gentickets finds winning lottery tickets in deep generative models."""
 
+from gentickets.chance import Overlap, overlap
 from gentickets.errors import (
     DataError,
     Disconnected,
@@ -14,8 +15,9 @@ from gentickets.groups import ChannelGroups, channel_groups
 from gentickets.liveness import check_connected
 from gentickets.masks import Masks
 from gentickets.metrics.cost import Cost, cost
+from gentickets.naming import left_out
 from gentickets.objectives import ELBO, Adversarial, Autoencoding, Objective
-from gentickets.pruning import prune, random_like
+from gentickets.pruning import TiesBroken, prune, random_like
 from gentickets.saliency import grasp, snip, synflow, synflow_masks, synflow_score
 from gentickets.scores import batchnorm_scale, magnitude, random_scores
 from gentickets.search import (
@@ -24,6 +26,7 @@ from gentickets.search import (
     at_init,
     imp,
     one_shot,
+    random_channels_control,
     random_mask_control,
     redrawn_weights_control,
     transferred,
@@ -51,10 +54,12 @@ __all__ = [
     "MaskError",
     "Masks",
     "Objective",
+    "Overlap",
     "PruneError",
     "RecipeError",
     "Ticket",
     "TicketError",
+    "TiesBroken",
     "accelerate",
     "at_init",
     "batchnorm_scale",
@@ -64,10 +69,13 @@ __all__ = [
     "grasp",
     "imp",
     "lanes",
+    "left_out",
     "load_small",
     "magnitude",
     "one_shot",
+    "overlap",
     "prune",
+    "random_channels_control",
     "random_like",
     "random_mask_control",
     "random_scores",

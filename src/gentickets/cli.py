@@ -299,20 +299,26 @@ def shrink(
 def export(
     level: Annotated[Path, typer.Argument(help="A level's folder.", show_default=False)],
     component: Annotated[str, typer.Option(help="Which one: generator, decoder, encoder …", show_default=False)],
-    format_: Annotated[str, typer.Option("--format", help="torch (a .pt2 file of torch.export) or onnx.")] = "torch",
+    format_: Annotated[
+        str | None,
+        typer.Option("--format", help="torch (a .pt2 file of torch.export) or onnx; default: what --out ends with."),
+    ] = None,
     shrink: Annotated[bool, typer.Option("--shrink/--no-shrink", help="Take out the channels nothing needs.")] = True,
     output: Annotated[
         Path | None, typer.Option("--out", help="The file to write; default: COMPONENT.pt2 or COMPONENT.onnx.")
     ] = None,
 ) -> None:
     """Write one component of a trained level as a program that runs without gentickets, for batches of any size."""
-    from gentickets.export import SUFFIXES, as_format
+    from gentickets.export import SUFFIXES, as_format, format_of
     from gentickets.lab.shipping import export_component, of_level
 
-    chosen = as_format(format_)
-    file = output or Path(f"{component}{SUFFIXES[chosen]}")
+    file = output or Path(f"{component}{SUFFIXES[as_format(format_ or 'torch')]}")
+    chosen = format_of(file, format_)
     made = export_component(of_level(level), component, file, chosen, smaller=shrink)
-    out.print(f"run on examples and compared: its largest difference is {made.difference:.1e} of the largest output")
+    out.print(
+        f"run on examples and compared: {made.compared:,} numbers, whose largest difference is {made.difference:.1e} "
+        "of the largest output"
+    )
     out.print(f"results: {made.path} ({made.bytes:,} bytes)", markup=False)
 
 

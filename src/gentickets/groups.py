@@ -8,26 +8,19 @@ the channel is left that could be seen: no constant behind a norm, no weight in 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from gentickets.channels import ChannelGraph, is_depthwise, trace_all
+from gentickets.channels import ChannelGraph, is_channelwise_norm, is_depthwise, layers_of, trace_all
 from gentickets.errors import MaskError, PruneError
 from gentickets.masks import Masks
-from gentickets.naming import (
-    CHANNELWISE_NORMS,
-    TRANSPOSED,
-    WEIGHT_PLACES,
-    check_components,
-    components_of,
-    unwrap,
-    weight_norm_lengths,
-)
+from gentickets.naming import CHANNELWISE_NORMS, TRANSPOSED, WEIGHT_PLACES, Model, joined, weight_norm_lengths
 
 Side = Literal["output", "input"]
 
@@ -105,7 +98,13 @@ class ChannelGroups(Sequence[tuple[Slice, ...]]):
         return (self[number] for number in range(len(self)))
 
     def __repr__(self) -> str:
-        return f"ChannelGroups({len(self)} groups made by {len(self.layers)} layers, {len(self.whole)} layers whole)"
+        whole = f", {len(self.whole)} layers whole" + (f" ({self.reasons()})" if self.whole else "")
+        return f"ChannelGroups({len(self)} groups made by {len(self.layers)} layers{whole})"
+
+    def reasons(self) -> str:
+        """What keeps layers whole, the most frequent first: "12 for GroupNorm, 1 for the output"."""
+        kinds = Counter(reason.rpartition("(")[2].rstrip(")") or reason for reason in self.whole.values())
+        return ", ".join(f"{count} for {kind}" for kind, count in kinds.most_common())
 
     # -- scores, masks and back ---------------------------------------------------------------------------
 
@@ -180,26 +179,26 @@ class ChannelGroups(Sequence[tuple[Slice, ...]]):
         return Masks({place: kept[torch.from_numpy(numbers)] for place, numbers in self.places.items()})
 
 
-def channel_groups(model: nn.Module, example_inputs: Mapping[str, Tensor]) -> ChannelGroups:
+def channel_groups(model: Model, example_inputs: Any) -> ChannelGroups:
     """The channel groups of the components that `example_inputs` has an input for (a batch of 2 or more).
 
-    The structure alone counts, not the weights: groups are found once and serve for all of a training. Raises
-    `MaskError` for a component that does not exist and `Untraceable` where a component's code cannot be followed.
+    `example_inputs`: component → its input, a tensor, a tuple of arguments or a dict of keywords; or, of a model that
+    is one network, its bare input. The structure alone counts, not the weights: groups are found once and serve for all
+    of a training. Raises `MaskError` for a component that does not exist and `Untraceable` where a component's code
+    cannot be followed.
     """
-    check_components(example_inputs, components_of(model))
-    root = unwrap(model)
     ties: list[_Tie] = []
     shapes: dict[str, tuple[int, ...]] = {}
     whole: dict[str, str] = {}
     numbers: dict[tuple[str, int], int] = {}
     for component, graph in trace_all(model, example_inputs).items():
-        fixed = graph.fixed
+        fixed, layers = graph.fixed, layers_of(model, graph)
 
         def number(group: int, component: str = component, fixed: Mapping[int, str] = fixed) -> int:
             return -1 if group in fixed else numbers.setdefault((component, group), len(numbers))
 
         for node, name in _layers(graph):
-            layer = root.get_submodule(name)
+            layer = layers[name]
             sides = {"output": graph.groups(graph.labels[node])}
             if node in graph.mixing:
                 sides["input"] = graph.groups(graph.labels[node.all_input_nodes[0]])
@@ -209,12 +208,10 @@ def channel_groups(model: nn.Module, example_inputs: Mapping[str, Tensor]) -> Ch
             parameters, lengths = dict(layer.named_parameters()), weight_norm_lengths(layer)
             for tensor, axes in channel_axes(layer).items():
                 if tensor in parameters:
-                    shapes[f"{name}.{tensor}"] = tuple(parameters[tensor].shape)
+                    full = joined(name, tensor)
+                    shapes[full] = tuple(parameters[tensor].shape)
                     _, normed = lengths.get(tensor, ("", None))
-                    ties += [
-                        _Tie(f"{name}.{tensor}", axis, side, found[side], masked=axis != normed)
-                        for axis, side in axes.items()
-                    ]
+                    ties += [_Tie(full, axis, side, found[side], masked=axis != normed) for axis, side in axes.items()]
     return ChannelGroups(ties, shapes, whole)
 
 
@@ -223,8 +220,8 @@ def _layers(graph: ChannelGraph) -> Iterator[tuple[fx.Node, str]]:
     seen: set[str] = set()
     for node in graph.module.graph.nodes:
         layer = graph.layer_of(node)
-        known = node in graph.mixing or is_depthwise(layer) or isinstance(layer, CHANNELWISE_NORMS)
-        if known and isinstance(graph.labels.get(node), np.ndarray) and str(node.target) not in seen:
+        known = node in graph.mixing or is_depthwise(layer) or is_channelwise_norm(layer)
+        if known and node in graph.labels and str(node.target) not in seen:
             seen.add(str(node.target))
             yield node, graph.name_of(node)
 

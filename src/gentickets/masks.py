@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from gentickets.errors import MaskError
 from gentickets.holding import Hold
@@ -19,9 +20,12 @@ from gentickets.naming import (
     Model,
     as_names,
     check_components,
+    check_zeros,
     component_of,
+    divided_by_zero,
     named_weights,
     prunable_weights,
+    warn_of_left_out,
     with_shape,
 )
 
@@ -77,8 +81,14 @@ class Masks(Mapping[str, Tensor]):
         include: Iterable[str] | None = None,
         exclude: Iterable[str] = (),
     ) -> Masks:
-        """Masks with everything alive, over the prunable weights of `model` (see `prunable_weights`)."""
-        return cls.full({name: w.shape for name, w in prunable_weights(model, components, include, exclude).items()})
+        """Masks with everything alive, over the prunable weights of `model` (see `prunable_weights`).
+
+        Without `include`: warns in one line of weights that compute something and are left dense (see `left_out`).
+        """
+        shapes = {name: w.shape for name, w in prunable_weights(model, components, include, exclude).items()}
+        if include is None:
+            warn_of_left_out(model, components, exclude)
+        return cls.full(shapes)
 
     @classmethod
     def full(cls, shapes: Mapping[str, Iterable[int]]) -> Masks:
@@ -247,7 +257,10 @@ class Masks(Mapping[str, Tensor]):
         return not any((mine & ~other._bits[name]).any() for name, mine in self._bits.items())
 
     def distance(self, other: Masks) -> float:
-        """The normalised Hamming distance: the share of weights on which the two sets differ, 0 to 1."""
+        """The normalised Hamming distance: the share of weights on which the two sets differ, 0 to 1.
+
+        It says little by itself: `overlap` has it beside that of independent masks.
+        """
         return (self ^ other).alive / self.total if self.total else 0.0
 
     def check_same(self, other: Masks) -> None:
@@ -276,7 +289,10 @@ class Masks(Mapping[str, Tensor]):
     # -- on a model ---------------------------------------------------------------------------------------
 
     def check_fits(self, model: Model) -> dict[str, nn.Parameter]:
-        """The model's weights by name. Raises `MaskError` that names the first mask that fits none."""
+        """The model's weights by name. Raises `MaskError` that names the first mask that fits none.
+
+        None fits a weight of which a zero would not be a zero in effect (see `naming.check_zeros`).
+        """
         weights = named_weights(model)
         for name, shape in self._shapes.items():
             if name not in weights:
@@ -284,6 +300,7 @@ class Masks(Mapping[str, Tensor]):
             if tuple(with_shape(name, weights[name]).shape) != shape:
                 found = tuple(weights[name].shape)
                 raise MaskError(f"{name!r} is {found} in the model and {shape} in the masks")
+        check_zeros(model, self)
         return weights
 
     def _values_of(self, model: Model) -> dict[str, nn.Parameter]:
@@ -300,14 +317,18 @@ class Masks(Mapping[str, Tensor]):
     def apply_(self, model: M) -> M:
         """Sets every pruned weight of `model` to exactly 0.0, in place (NaN and infinity too); returns it.
 
-        Raises `MaskError` where the masks do not fit, and for a model on the meta device, which has no values.
+        Raises `MaskError` where the masks do not fit, or leave nothing of what spectral or weight norm divides by, and
+        for a model on the meta device, which has no values.
         """
         weights = self._values_of(model)
+        if (reason := divided_by_zero(model, self)) is not None:
+            raise MaskError(f"{reason}: keep a weight there, as prune does with scores of this model")
         for name, mask in self.items():
             # By a product of the bits, read as integers, with 0 or 1: a tenth of the time of `masked_fill_`.
             bits = as_bits(weights[name])
             keep = mask.to(bits.device)
             bits.mul_(keep if bits.dim() == keep.dim() else keep[..., None])
+        parametrize._cache.clear()  # inside `parametrize.cached()` derived weights would be those of before
         return model
 
     @torch.no_grad()

@@ -8,7 +8,10 @@ Names are those of `model.named_parameters()` without the prefixes that wrappers
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+import re
+import warnings
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
@@ -18,6 +21,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from gentickets.errors import MaskError
+from gentickets.parametrised import Derived, Norm, derived, norms_of, not_zero_in_effect
 
 Model = nn.Module | Mapping[str, nn.Module]
 """A module whose children are the components, or a mapping from their names to them."""
@@ -46,6 +50,7 @@ _WRAPPED_IN = {
     "_FabricModule": "_forward_module",
     "OptimizedModule": "_orig_mod",
     "AveragedModel": "module",
+    "Average": "module",
 }
 
 # Where the tensor that the optimiser steps lies, relative to its layer: plain, old-style spectral norm,
@@ -56,11 +61,6 @@ WEIGHT_PLACES = (
     "weight_v",
     "parametrizations.weight.original",
     "parametrizations.weight.original1",
-)
-
-_WEIGHT_NORMED = (
-    ("weight_v", "weight_g"),
-    ("parametrizations.weight.original1", "parametrizations.weight.original0"),
 )
 
 
@@ -141,14 +141,71 @@ def weight_norm_lengths(layer: nn.Module) -> dict[str, tuple[str, int]]:
     The layer's weight is direction / |direction| * length, with one length for each slice along `axis`. A slice of
     zeros has no direction (0 / 0): such a slice is pruned by its length. One length for the whole weight: nothing.
     """
-    own = dict(layer.named_parameters())
-    found = {}
-    for direction, length in _WEIGHT_NORMED:
-        if direction in own and length in own:
-            axes = [axis for axis, side in enumerate(own[length].shape) if side == own[direction].shape[axis] > 1]
-            if axes:
-                found[direction] = (length, axes[0])
-    return found
+    return {
+        name: (norm.length, norm.axis)
+        for name, norm in norms_of(layer).items()
+        if norm.length is not None and norm.axis is not None
+    }
+
+
+def named_norms(model: Model) -> dict[str, Norm]:
+    """What norms ask of the parameters underneath, by name."""
+    return {
+        joined(layer_name, name): norm if norm.length is None else replace(norm, length=joined(layer_name, norm.length))
+        for layer_name, layer in named_layers(model)
+        for name, norm in norms_of(layer).items()
+    }
+
+
+def divided_by_zero(model: Model, masks: Mapping[str, Tensor]) -> str | None:
+    """Where a norm of `model` would divide by 0 under these masks, in words; None where none does."""
+    for layer_name, layer in named_layers(model):
+        for origin, norm in norms_of(layer).items():
+            if (name := joined(layer_name, origin)) in masks:
+                empty = int((~norm.slices(masks[name]).any(1)).sum())
+                if empty:
+                    what = "no weight" if norm.axis is None else f"no weight in {empty} of its filters"
+                    return f"layer {layer_name!r} keeps {what}, and its {norm.kind} would be 0/0, which is not a number"
+    return None
+
+
+def check_zeros(model: Model, names: Container[str]) -> None:
+    """Raises `MaskError` for a weight among `names` where a zero would not be a zero in effect.
+
+    So it is under parametrisations that mix the entries of a tensor (orthogonal, symmetric, centred), each of which is
+    tried out; and where torch prunes the weight already.
+    """
+    for layer_name, layer in named_layers(model):
+        for one in derived(layer):
+            for origin in one.origins:
+                if (name := joined(layer_name, origin)) in names:
+                    _check_zeros_of(layer_name, one, origin, name)
+
+
+def _check_zeros_of(layer_name: str, one: Derived, origin: str, name: str) -> None:
+    if one.mend is not None:
+        raise MaskError(_pruned_already(layer_name, one))
+    if (reason := not_zero_in_effect(one, origin)) is not None:
+        pattern = f"{layer_name}.*" if layer_name else name
+        raise MaskError(
+            f"{name!r} cannot be pruned: {one.by} makes {one.tensor!r} of it, and {reason}; leave it out with "
+            f"exclude=({pattern!r},) or components="
+        )
+
+
+def check_not_pruned(model: Model) -> None:
+    """Raises `MaskError` for a model that torch prunes already, with what ends that."""
+    for layer_name, layer in named_layers(model):
+        for one in derived(layer):
+            if one.mend is not None:
+                raise MaskError(_pruned_already(layer_name, one))
+
+
+def _pruned_already(layer_name: str, one: Derived) -> str:
+    return (
+        f"{joined(layer_name, one.tensor)!r} is pruned already, by {one.by}, whose mask is not seen here: "
+        f"make that final first with {one.mend}"
+    )
 
 
 def component_of(name: str) -> str:
@@ -192,7 +249,8 @@ def prunable_weights(
     way; `components` keeps the named children only.
 
     Raises `MaskError` for a component that does not exist, for an entry of `include` or `exclude` that fits no
-    parameter, for a parameter that has no shape yet, or where nothing is left to prune.
+    parameter, for a parameter that has no shape yet, where nothing is left to prune, and for a weight of which a zero
+    would not be a zero in effect (see `check_zeros`).
     """
     if isinstance(components, nn.Module):  # as in dense(generator, discriminator)
         raise MaskError(f"{A_MODEL_IS}; not two modules")
@@ -205,11 +263,15 @@ def prunable_weights(
     dropped = set(named_by(exclude, weights, "exclude"))
     chosen = [name for name in chosen if name not in dropped]
     if not chosen:
+        others = _not_prunable(model, components) if include is None and not dropped else {}
+        hint = f"; it has {_listed(others)}: include={_patterns(others)} takes them" if others else ""
         raise MaskError(
             f"no prunable weight in {type(unwrap(model)).__name__} (components={components}, "
-            f"include={include}, exclude={as_names(exclude)}): name others with include="
+            f"include={include}, exclude={as_names(exclude)})" + (hint or ": name others with include=")
         )
-    return {name: with_shape(name, weights[name]) for name in chosen}
+    found = {name: with_shape(name, weights[name]) for name in chosen}
+    check_zeros(model, frozenset(chosen))
+    return found
 
 
 def named_by(entries: Iterable[str] | str, names: Iterable[str], what: str) -> list[str]:
@@ -270,10 +332,89 @@ def _default_prunable(model: Model) -> list[str]:
         for layer_name, layer in layers
         if isinstance(layer, PRUNABLE)
         for place in WEIGHT_PLACES
-        if (full := f"{layer_name}.{place}" if layer_name else place) in names and id(names[full]) not in others
+        if (full := joined(layer_name, place)) in names
+        and id(names[full]) not in others
+        # A `weight_v` without lengths is a stranger's singular vector.
+        and (place != "weight_v" or "weight_g" in layer._parameters)
     ]
 
 
 def as_names(names: Iterable[str] | str) -> tuple[str, ...]:
     """One name or several as several."""
     return (names,) if isinstance(names, str) else tuple(names)
+
+
+# -- what is left dense ----------------------------------------------------------------------------------------------
+
+
+def left_out(model: Model, names: Iterable[str] | None = None) -> dict[str, str]:
+    """The parameters of `model` that pruning does not touch: name → why.
+
+    `names`: those that it touches, as masks; None: the default selection.
+    """
+    layers = dict(named_layers(model))
+    default = set(_default_prunable(unwrap(model)))
+    chosen = default if names is None else set(names)
+    return {
+        name: "not chosen" if name in default else _why_dense(name, weight, layers)
+        for name, weight in named_weights(model).items()
+        if name not in chosen
+    }
+
+
+def warn_of_left_out(model: Model, components: Iterable[str] | None, exclude: Iterable[str]) -> None:
+    """Warns in one line of weights that compute something and that the default selection does not touch."""
+    others = _not_prunable(model, components)
+    dropped = as_names(exclude)
+    others = {n: why for n, why in others.items() if not any(fnmatchcase(n, pattern) for pattern in dropped)}
+    if others:
+        weights = named_weights(model)
+        left = sum(weights[name].numel() for name in others)
+        chosen = sum(weights[name].numel() for name in _default_prunable(unwrap(model)) if name not in others)
+        warnings.warn(
+            f"left dense: {_listed(others)}, {left / (left + chosen):.0%} of the weights; only convolutions and linear "
+            f"layers are pruned by default, include= takes others (gentickets.left_out(model) lists them)",
+            stacklevel=3,
+        )
+
+
+_EMBEDDINGS = {"embed", "embedding", "embeddings", "emb", "pos", "position", "positional", "token", "tokens"}
+_ONE_AXIS, _EMBEDDING, _NORM = "a bias, a gain or a number", "an embedding", "of a norm"
+
+
+def _why_dense(name: str, weight: Tensor, layers: Mapping[str, nn.Module]) -> str:
+    layer_name, _, own = name.rpartition(".")
+    layer = layers[layer_name]
+    if layer_name.endswith(f"parametrizations.{layer_name.rpartition('.')[2]}"):  # by the layer that has them
+        layer = layers[layer_name.rpartition("parametrizations")[0].rstrip(".")]
+    kind = type(layer).__name__
+    if isinstance(layer, NORMS) or "norm" in kind.lower() or own in ("weight_g", "original0"):
+        return _NORM
+    if is_lazy(weight) or sum(side > 1 for side in weight.shape) < 2:
+        return _ONE_AXIS
+    if "embed" in kind.lower() or _EMBEDDINGS.intersection(own.lower().split("_")):
+        return _EMBEDDING
+    return f"{kind}: neither a convolution nor a linear layer"
+
+
+def _not_prunable(model: Model, components: Iterable[str] | None) -> dict[str, str]:
+    """Weights of two or more axes in layers that are not pruned by default, and are no embeddings: name → why."""
+    wanted = None if components is None else as_names(components)
+    return {
+        name: why
+        for name, why in left_out(model).items()
+        if why not in (_ONE_AXIS, _EMBEDDING, _NORM) and (wanted is None or component_of(name) in wanted)
+    }
+
+
+def _listed(others: Mapping[str, str]) -> str:
+    """The first few of these weights, with their layers, and how many more there are."""
+    few = ", ".join(f"{name!r} ({why.partition(':')[0]})" for name, why in list(others.items())[:3])
+    return few if len(others) <= 3 else f"{few} and {len(others) - 3} more"
+
+
+def _patterns(others: Mapping[str, str]) -> tuple[str, ...]:
+    """Patterns that name these weights, by the ends of their names."""
+    parts = (name.split(".") for name in others)
+    ends = (".".join(part[-2:] if part[-1] == "weight" else part[-1:]) for part in parts)
+    return tuple(dict.fromkeys("*" + re.sub(r"l\d+", "l*", end) for end in ends))

@@ -1,10 +1,17 @@
-"""Exactly the best so many of a group of scores, in one or two passes and hardly any memory beside them."""
+"""Exactly the best so many of a group of scores, in one or two passes and hardly any memory beside them.
+
+Where a group is cut through equal scores, each tensor loses the same share of its own that score just that (largest
+remainders, to the exact count), and within a tensor they go by lot: by a hash of the tensor's name and the place. So
+no tensor, channel or corner is emptied for where it stands, and equal scores give equal masks on every machine.
+"""
 
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -69,29 +76,105 @@ def _is_alive(bits: np.ndarray, places: np.ndarray) -> np.ndarray:
     return (bits[places >> 3] << (places & 7).astype(np.uint8)) & 0x80 != 0
 
 
-def keep_best(group: list[Scored], keep: int) -> dict[str, np.ndarray]:
-    """Name → packed bits, with exactly `keep` of the group's alive weights left: of equal scores the first go."""
-    drop = sum(part.alive for part in group) - keep
+@dataclass(frozen=True)
+class Ties:
+    """Where a group was cut through equal scores: of `alive` weights `tied` score just `score`, and `pruned` went."""
+
+    score: float
+    tied: int
+    pruned: int
+    alive: int
+
+
+class Best(NamedTuple):
+    """Name → packed bits of what is kept, and the ties that were broken for it, if any were."""
+
+    kept: dict[str, np.ndarray]
+    ties: Ties | None
+
+
+def keep_best(group: list[Scored], keep: int) -> Best:
+    """Exactly `keep` of the group's alive weights, the best; of equal scores each tensor loses the same share."""
+    alive = sum(part.alive for part in group)
     dtype = max((part.dtype for part in group), key=lambda dtype: dtype.itemsize)
-    if not drop:
+    if keep == alive:
         for part in group:
             for values, bits in part.blocks(dtype):
                 part.check(values, bits)
-        return {part.name: part.bits for part in group}
-    cut = _cut(group, drop, dtype)
-    ties, kept = cut.ties, {}
+        return Best({part.name: part.bits for part in group}, None)
+    cut = _cut(group, alive - keep, dtype)
+    kept, tied = {}, {}
     for part in group:
-        packed = []
+        kept[part.name], tied[part.name] = np.empty_like(part.bits), np.zeros_like(part.bits)
+        at = 0
         for values, bits in part.blocks(dtype):
+            block = slice(at, at := at + len(bits))
             stays = values > cut.threshold if cut.all_ties else values >= cut.threshold
-            if ties and not cut.all_ties:  # the first ones go
-                tied = np.flatnonzero(values == cut.threshold)
-                tied = tied[_is_alive(bits, tied)][:ties]
-                stays[tied] = False
-                ties -= len(tied)
-            packed.append(np.packbits(stays) & bits)
-        kept[part.name] = np.concatenate(packed) if packed else part.bits
-    return kept
+            np.bitwise_and(np.packbits(stays), bits, out=kept[part.name][block])
+            if not cut.all_ties and (equal := values == cut.threshold).any():
+                np.bitwise_and(np.packbits(equal), bits, out=tied[part.name][block])
+    if cut.all_ties:
+        return Best(kept, None)
+    counts = {name: int(np.bitwise_count(bits).sum()) for name, bits in tied.items()}
+    for name, share in in_proportion(cut.ties, counts).items():
+        if share:
+            kept[name] ^= _by_lot(name, tied[name], share)
+    return Best(kept, Ties(cut.threshold + 0.0, sum(counts.values()), cut.ties, alive))
+
+
+def in_proportion(whole: int, sizes: dict[str, int]) -> dict[str, int]:
+    """`whole` in shares in proportion to sizes, by largest remainders; equal remainders go by a hash of the name."""
+    total = sum(sizes.values())
+    exact = {name: Fraction(whole * size, total) for name, size in sizes.items()}
+    shares = {name: math.floor(share) for name, share in exact.items()}
+    by_remainder = sorted(sizes, key=lambda name: (shares[name] - exact[name], zlib.crc32(name.encode()), name))
+    for name in by_remainder[: whole - sum(shares.values())]:
+        shares[name] += 1
+    return shares
+
+
+_LOT_BITS = 53
+"""A lot is a whole number of so many bits: more than a tensor has places."""
+
+
+def _by_lot(name: str, tied: np.ndarray, count: int) -> np.ndarray:
+    """Packed bits of `count` of the places that have theirs set in `tied`: those that draw the lowest lots.
+
+    The lots are drawn again in each of three passes, not kept: how many begin with which 16 bits, which lot is the last
+    to go among those that begin as it does, and who goes.
+    """
+    begins = np.zeros(1 << 16, np.int64)
+    for _, _, lots in _lots(name, tied):
+        begins += np.bincount(lots >> (_LOT_BITS - 16), minlength=len(begins))
+    deciding = int(np.searchsorted(begins.cumsum(), count))
+    rank = count - int(begins[:deciding].sum())
+    among = np.concatenate([lots[lots >> (_LOT_BITS - 16) == deciding] for _, _, lots in _lots(name, tied)])
+    last = np.partition(among, rank - 1)[rank - 1]
+    goes = np.zeros_like(tied)
+    for block, places, lots in _lots(name, tied):
+        chosen = np.zeros(8 * len(tied[block]), np.bool_)
+        chosen[places[lots <= last]] = True
+        goes[block] = np.packbits(chosen)
+    return goes
+
+
+def _lots(name: str, tied: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Block by block of `tied`: which places of the block are set, and the lot that each draws, no two of all the same.
+
+    Every step is one to one modulo 2**53 (an odd factor; the upper half into the lower), after the finaliser of
+    splitmix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators").
+    """
+    all_bits, size = (1 << _LOT_BITS) - 1, _BLOCK // 8
+    start = zlib.crc32(name.encode()) * 0x9E3779B97F4A7C15 & all_bits
+    for at in range(0, len(tied), size):
+        block = slice(at, at + size)
+        if tied[block].any():
+            places = np.flatnonzero(_unpacked(tied[block], 8 * size))
+            lots = places.astype(np.uint64) + np.uint64(8 * at + start)
+            for factor in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB):
+                lots = (lots * np.uint64(factor)) & np.uint64(all_bits)
+                lots ^= lots >> np.uint64(27)
+            yield block, places, lots.view(np.int64)
 
 
 class _Cut(NamedTuple):

@@ -9,6 +9,7 @@ uninterrupted one on the same machine with the same number of threads.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -18,9 +19,9 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gentickets.adam import FusedAdamW
+from gentickets.averaging import Average, weight_of_start
 from gentickets.errors import Diverged, GenticketsError
 from gentickets.evaluating import evaluating
 from gentickets.holding import Hold
@@ -33,6 +34,9 @@ from gentickets.sparse import Accelerated, Choice, accelerate, restore
 _YOUNG = 200
 """Steps before which a model that gives one image for everything is untrained, and not collapsed."""
 
+_START = 0.05
+"""What the weights of the first step may weigh in an average at its end, without a warning."""
+
 Schedule = Literal["constant", "cosine", "linear"]
 Execution = Literal["auto", "dense"]
 
@@ -42,9 +46,10 @@ class Settings:
     """How to train. `lr` is one learning rate, or one a component; Adam everywhere (AdamW's decoupled decay).
 
     `steps` is the length of a whole training, on which schedules are laid; a step is one pass through all losses
-    of the objective. `ema` is the decay of the moving average, None for no average. `clip_norm` bounds the
-    gradient norm of each component, live weights counted. `precision` as Lightning Fabric names it; in "16-mixed"
-    losses are scaled up, so that small gradients do not vanish; a component whose gradients overflow is not stepped.
+    of the objective. `ema` is the decay of the moving average, warmed up (see `averaging.decay_at`), None for no
+    average. `clip_norm` bounds the gradient norm of each component, live weights counted. `precision` as Lightning
+    Fabric names it; in "16-mixed" losses are scaled up, so that small gradients do not vanish; a component whose
+    gradients overflow is not stepped.
     `execution`: "auto" trains masked layers on their live weights alone where that is faster (see `accelerate`; in
     single precision on a CPU, without watches), "dense" never does.
     """
@@ -155,6 +160,8 @@ def train(
     may_be_sparse &= not watches and prepare is None  # these know the model's own parameters
     if masks is not None:
         masks.apply_(model)  # before anything passes through it, and before averages are made of it
+    if settings.ema is not None and objective.averaged and end_step == settings.steps:
+        _warn_of_the_start(settings.ema, end_step - start_step)
     with _on_live_weights(model, objective, batches, start_step, masks if may_be_sparse else None, fabric) as fast:
         loop = _Loop(model, objective, settings, masks if fast is None else fast.masks, fabric, watches)
         step = loop.resume(checkpoint, start_step, prepare)
@@ -183,9 +190,18 @@ def train(
                     checkpoint.save({**loop.state(step), "images": meter.images, "seconds": meter.seconds})
                 if stopping:
                     raise KeyboardInterrupt
-        restore(loop.averaged)
         choices = () if fast is None else fast.choices
-        return Trained(loop.averaged, meter.images, meter.seconds, meter.watched, step, loop.optimizers, choices)
+        return Trained(loop.finish(), meter.images, meter.seconds, meter.watched, step, loop.optimizers, choices)
+
+
+def _warn_of_the_start(decay: float, steps: int) -> None:
+    share = weight_of_start(decay, steps)
+    if share > _START:
+        warnings.warn(
+            f"ema={decay}: after {steps} steps the weights of the first one are still {share:.0%} of the average; "
+            f"train longer, or set ema=None",
+            stacklevel=3,
+        )
 
 
 @contextmanager
@@ -239,10 +255,8 @@ class _Loop:
         self.optimizers = {name: self._optimizer(name) for name in self.parameters}
         self.averaged = nn.Module()
         if settings.ema is not None:
-            average = get_ema_multi_avg_fn(settings.ema)
             for name in objective.averaged:
-                copy = AveragedModel(clone(getattr(unwrap(model), name)), multi_avg_fn=average, use_buffers=True)
-                setattr(self.averaged, name, copy)
+                setattr(self.averaged, name, Average(clone(getattr(unwrap(model), name)), settings.ema))
         self.rng = torch.Generator(device=fabric.device)
         self.images, self.seconds = 0, 0.0
         # A loss is looked at before its step on a CPU; on a GPU that would stall it, so at reports.
@@ -292,9 +306,19 @@ class _Loop:
                     group["lr"] = self.settings.lr_of(name) * factor
                 self.scaler.step(self.optimizers[name])
             self.scaler.update()
-        for name, average in self.averaged.named_children():
-            average.update_parameters(getattr(unwrap(self.model), name))  # type: ignore[operator]
+        for name, average in self._averages():
+            average.update_parameters(getattr(unwrap(self.model), name))
         return seen
+
+    def _averages(self) -> Iterator[tuple[str, Average]]:
+        return self.averaged.named_children()  # type: ignore[return-value]
+
+    def finish(self) -> nn.Module:
+        """The averages, as they are handed out: of dense layers, and with singular vectors of their own."""
+        restore(self.averaged)
+        for _, average in self._averages():
+            average.settle()
+        return self.averaged
 
     def _evaluated(self, losses: Iterator[Any]) -> Iterator[Any]:
         """The losses one by one, each computed in the precision asked for."""
@@ -325,8 +349,9 @@ class _Loop:
         if self.masks is not None and held is not None:
             held.audit()
             held.drop_momentum()
-            names = [name for name, _ in self.averaged.named_children() if name in self.masks.components]
-            self.masks.select(names).audit(self.averaged, "the moving average")
+            masked = {name: net.network for name, net in self._averages() if name in self.masks.components}
+            if masked:
+                self.masks.select(masked).audit(nn.ModuleDict(masked), "the moving average")
         if not all(bool(torch.isfinite(p).all()) for ps in self.parameters.values() for p in ps):
             raise Diverged(f"step {step}: weights are no longer finite; lower the learning rate or clip_norm")
         if step > max(_YOUNG, self.settings.steps // 4):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,9 +19,8 @@ from gentickets.lab.recipe import SearchPart
 from gentickets.lab.trainer import Trainer
 from gentickets.masks import Masks
 from gentickets.objectives import GainPenalty
-from gentickets.pruning import prune, random_like
-from gentickets.scores import Scores
-from gentickets.search.early_bird import EarlyBird, channel_scores
+from gentickets.pruning import random_like
+from gentickets.search.early_bird import EarlyBird, random_channels_control
 from gentickets.shrink import Shrinking
 from gentickets.ticket import Ticket
 
@@ -88,6 +88,7 @@ def find_ticket(
         scope=search.scope,
         components=search.components,
         groups=groups,
+        rule=search.rule,
     )
     steps = trainer.settings.steps
     deadline = max(1, int(search.settle_by * steps))
@@ -104,7 +105,7 @@ def find_ticket(
         )
     if not bird.settled and search.unsettled == "stop":
         raise GenticketsError(
-            f"early-bird: the mask of {trainer.stage} had not settled by step {done.step} (closest distances "
+            f"early-bird: the mask of {trainer.stage} had not settled by step {done.step} (farthest within the window: "
             f"{_newest(bird)}): raise search.tolerance={search.tolerance} or search.settle_by={search.settle_by}, "
             f"or take unsettled=last"
         )
@@ -124,22 +125,37 @@ def find_ticket(
 
 
 def _newest(bird: EarlyBird) -> str:
-    latest = {name: max(found) for name, found in bird.distances[-1].items() if found}
-    return ", ".join(f"{name} {distance:.3f}" for name, distance in latest.items()) or "none: a single mask"
+    """The largest distance of the newest mask to those before it, beside that of independent masks."""
+    pairs = {
+        name: max(zip(found, bird.chances[-1][name], strict=True))
+        for name, found in bird.distances[-1].items()
+        if found
+    }
+    return (
+        ", ".join(f"{name} {distance:.3f}, by chance {chance:.3f}" for name, (distance, chance) in pairs.items())
+        or "none: a single mask"
+    )
 
 
 def _write_history(path: Path, watch: BirdWatch) -> None:
-    """The whole curve and matrix of distances."""
+    """The whole curve and matrix of distances, beside those of independent masks."""
     bird = watch.bird
+
+    def rounded(matrix: np.ndarray) -> list[list[float]]:
+        return [[round(float(value), 6) for value in row] for row in matrix]
+
     disk.write_json(
         path,
         {
             "steps": watch.steps,
             "settled": bird.settled,
+            "rule": bird.rule,
             "tolerance": bird.tolerance,
             "window": bird.window,
             "distances": bird.distances,
-            "matrix": [[round(float(value), 6) for value in row] for row in bird.distance_matrix()],
+            "chances": bird.chances,
+            "matrix": rounded(bird.distance_matrix()),
+            "chance_matrix": rounded(bird.chance_matrix()),
         },
     )
 
@@ -192,27 +208,11 @@ def train_on(
 
 
 def random_ticket(
-    settled: Settled, model: nn.Module, search: SearchPart, level: int, seed: int, example_inputs: Mapping[str, Tensor]
+    settled: Settled, model: nn.Module, search: SearchPart, seed: int, example_inputs: Mapping[str, Tensor]
 ) -> Ticket:
-    """The control of an early bird: as many weights or channels, at random, over the same weights."""
-    masks = settled.ticket.masks
-    if search.granularity == "weight":
-        drawn = random_like(masks, seed)
-    else:
-        groups = channel_groups(model, example_inputs)
-        scores = _random_channels(channel_scores(model, search.components, groups), model, seed)
-        amount = search.sparsity_at(level)
-        drawn = masks.replace(prune(scores, amount, scope=search.scope, granularity="channel", groups=groups))
-    return Ticket(drawn, settled.ticket.weights, {**settled.ticket.origin, "control": "random_mask"})
-
-
-def _random_channels(scores: Scores, model: nn.Module, seed: int) -> Scores:
-    """One uniform score a channel, in place of what the channels score."""
-    rng = torch.Generator().manual_seed(seed)
-    drawn = {}
-    for name, score in scores.items():
-        along = [1] * score.dim()
-        axis = scores.channel_axis[name]
-        along[axis] = -1
-        drawn[name] = torch.rand(score.shape[axis], generator=rng).reshape(along).expand(score.shape)
-    return Scores(drawn, model)
+    """The control of an early bird: as many weights or channels of each layer, at random, over the same weights."""
+    ticket = settled.ticket
+    if search.granularity == "channel":
+        return random_channels_control(ticket, channel_groups(model, example_inputs), seed)
+    origin = {**ticket.origin, "control": "random_mask", "control_seed": seed}
+    return Ticket(random_like(ticket.masks, seed), ticket.weights, origin)

@@ -31,11 +31,11 @@ from gentickets.metrics import (
 )
 from gentickets.objectives import ELBO, Adversarial, Objective, Reconstructs, Samples
 
-_SAMPLING_SEED = 20_210_202  # the same latents for every model, so that levels differ by their weights alone
+SAMPLING_SEED = 20_210_202  # the same latents for every model, so that levels differ by their weights alone
 _BATCH = 256
 _ROWS, _COLUMNS = 6, 6
 _GLANCED = 1_000  # training images, or samples against them, that a glance looks at
-_MOST_TRAIN = 50_000  # so many training images the statistics for `frechet_train` are of, at most
+MOST_TRAIN = 50_000  # so many training images the statistics for `frechet_train` are of, at most
 
 
 class Judge:
@@ -67,7 +67,7 @@ class Judge:
         if self.extractor is not None and self._sampled:
             self.real = FeatureStatistics.of(self.extractor, held_out)
             if "frechet_train" in self.keys or part.every is not None:
-                self.train = FeatureStatistics.of(self.extractor, train, count=_MOST_TRAIN, kept=0)
+                self.train = FeatureStatistics.of(self.extractor, train, count=MOST_TRAIN, kept=0)
 
     # -- what is measured ---------------------------------------------------------------------------------
 
@@ -218,7 +218,7 @@ class Judge:
             yield objective.sample(model, min(_BATCH, self.part.samples - start), rng)
 
     def _rng(self) -> torch.Generator:
-        return torch.Generator(device=self.device).manual_seed(_SAMPLING_SEED)
+        return torch.Generator(device=self.device).manual_seed(SAMPLING_SEED)
 
     @torch.no_grad()
     def picture(self, model: nn.Module, folder: Path) -> None:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.files import replace_file
-from gentickets.lab.recipe import Recipe, differing_keys, make_recipe
+from gentickets.lab.recipe import Recipe, differing_keys, kept_recipe
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -144,7 +144,7 @@ def opened(folder: Path, asked: Recipe) -> tuple[Recipe, dict[str, Any]] | None:
         return None
     origin = read_origin(folder)
     # Read as a recipe: keys that are newer than the folder have their defaults.
-    before, now = _fixed(make_recipe(origin["asked"], str(folder)).dump()), _fixed(asked.dump())
+    before, now = _fixed(kept_recipe(origin["asked"], str(folder)).dump()), _fixed(asked.dump())
     if differing := differing_keys(before, now):
         raise RecipeError(
             f"{folder} was made by another recipe: {'; '.join(differing)}; take name=… for a new run, or --fresh"
@@ -167,7 +167,7 @@ def read_run_recipe(folder: Path) -> Recipe:
         raw = yaml.safe_load((folder / "recipe.yaml").read_text())
     except (OSError, yaml.YAMLError):
         raise RecipeError(f"{folder} is no run: it has no readable recipe.yaml") from None
-    return make_recipe(raw, str(folder / "recipe.yaml"))
+    return kept_recipe(raw, str(folder / "recipe.yaml"))
 
 
 def read_origin(folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gentickets.averaging import settle
 from gentickets.lab import folder as disk
 from gentickets.lab.evaluation import Judge
 from gentickets.lab.trainer import Outcome, Price
@@ -138,7 +139,8 @@ def metrics_json(measured: list[Any]) -> dict[str, Any]:
 def with_stored_averages(model: nn.Module, folder: Path) -> nn.Module:
     """A level's model as it is judged: with its averages where the level has some."""
     path = folder / "averaged.safetensors"
-    return _with_weights(model, path) if path.exists() else clone(model)
+    # Settled, for the sake of folders that older versions wrote: they averaged the vectors of spectral norms too.
+    return settle(_with_weights(model, path)) if path.exists() else clone(model)
 
 
 def _with_weights(model: nn.Module, path: Path) -> nn.Module:

@@ -22,7 +22,7 @@ from gentickets.masks import Masks
 from gentickets.naming import named_state
 from gentickets.training import on_threads, train, with_averages
 
-_WARM, _MEASURED = 3, 1.0
+WARM_STEPS, CLOCK_SECONDS = 3, 1.0
 """Steps that are run before the clock, and seconds that the clock runs."""
 
 
@@ -62,9 +62,9 @@ def measure(recipe: Recipe, images: ImageSet, judge: Judge, threads: int, worker
 def _measure(recipe: Recipe, images: ImageSet, judge: Judge) -> tuple[float, float, int]:
     """Seconds a step, seconds an evaluation, bytes of weights."""
     model, steps = rehearsal(recipe, images)
-    steps(_WARM)
+    steps(WARM_STEPS)
     taken, begun = 0, time.perf_counter()
-    while time.perf_counter() - begun < _MEASURED:
+    while time.perf_counter() - begun < CLOCK_SECONDS:
         averaged = steps(10)
         taken += 10
     step_seconds = (time.perf_counter() - begun) / taken

@@ -17,9 +17,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gentickets import models
-from gentickets.errors import RecipeError
+from gentickets.errors import PruneError, RecipeError
 from gentickets.objectives import OBJECTIVES, Objective
 from gentickets.pruning import Granularity, Scope
+from gentickets.search.early_bird import TOLERANCES, Rule, check_tolerance
 from gentickets.search.levels import Others, Retrain
 from gentickets.training import Execution, Schedule, Settings
 
@@ -143,11 +144,14 @@ class SearchPart(_Part):
     `score_batches`: on how many batches SNIP and GraSP score. For `early-bird`, `granularity` says whether weights or
     whole channels go, and a mask is drawn every `interval` steps (None: an epoch) until it has changed by less than
     `tolerance` over `window` masks; where it has not by `settle_by` (a share of training), the newest mask is taken
-    and said to be unsettled (`unsettled: last`), or the run stops (`stop`). `gain_penalty` is the L1 penalty on the
-    norms' gains while it searches. `transferred` takes the tickets of `source`, a run's folder (or its name, where it
-    lies beside this run's), level by level; `carry` says which of its components becomes which of this model's
-    (decoder: generator), `with_weights` whether its weights come along or its masks alone, and `exclude` what stays
-    behind ("*.head.*", where a head's outputs mean something else).
+    and said to be unsettled (`unsettled: last`), or the run stops (`stop`). `rule` says what a change is: `chance`, a
+    share of the distance that independent masks of the same layer densities have (tolerance 0.2 unless said), or
+    `hamming`, the paper's, the share of weights or channels that differ (0.1 unless said; refused where independent
+    masks differ by no more). `gain_penalty` is the L1 penalty on the norms' gains while it searches. `transferred`
+    takes the tickets of `source`, a run's folder (or its name, where it lies beside this run's), level by level;
+    `carry` says which of its components becomes which of this model's (decoder: generator), `with_weights` whether
+    its weights come along or its masks alone, and `exclude` what stays behind ("*.head.*", where a head's outputs mean
+    something else).
     """
 
     method: Literal[
@@ -173,7 +177,8 @@ class SearchPart(_Part):
     score_batches: Count = 10
     granularity: Granularity = "weight"
     window: Annotated[int, Field(ge=2)] = 5
-    tolerance: Annotated[float, Field(gt=0, le=1)] = 0.1
+    rule: Rule = "chance"
+    tolerance: Annotated[float, Field(gt=0, le=1)] = TOLERANCES["chance"]
     interval: Count | None = None
     settle_by: Annotated[float, Field(gt=0, le=1)] = 0.5
     unsettled: Literal["last", "stop"] = "last"
@@ -181,6 +186,13 @@ class SearchPart(_Part):
     source: str | None = None
     carry: dict[str, str] | None = None
     with_weights: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tolerance_of_the_rule(cls, said: Any) -> Any:
+        if isinstance(said, dict) and "tolerance" not in said and said.get("rule") in TOLERANCES:
+            return {**said, "tolerance": TOLERANCES[said["rule"]]}
+        return said
 
     @model_validator(mode="after")
     def _fits_the_method(self) -> SearchPart:
@@ -199,6 +211,11 @@ class SearchPart(_Part):
             )
         if early and (self.include is not None or self.exclude):
             raise ValueError("search.include and search.exclude: early-bird prunes whole components; name components")
+        for level in range(1, self.rounds + 1) if early else ():
+            try:
+                check_tolerance(self.tolerance, self.rule, self.sparsity_at(level))
+            except PruneError as error:
+                raise ValueError(f"search.{error} (level {level})") from None
         return self
 
     def sparsity_at(self, level: int) -> float:
@@ -354,6 +371,19 @@ def _below(place: dict[str, Any], key: str, where: str) -> dict[str, Any]:
     if not isinstance(below, dict):
         raise RecipeError(f"{where}: {key} is a value, with no keys below it")
     return below
+
+
+def kept_recipe(raw: Any, where: str) -> Recipe:
+    """The recipe that a run folder keeps, with every key that there was when it was made. Raises `RecipeError`.
+
+    Before `search.rule` early birds went by the paper's, and all other methods kept a tolerance that they never used.
+    """
+    search = raw.get("search") if isinstance(raw, dict) else None
+    if isinstance(search, dict) and "rule" not in search and "tolerance" in search:
+        others = {key: value for key, value in search.items() if key != "tolerance"}
+        early = search.get("method") == "early-bird"
+        raw = {**raw, "search": {**search, "rule": "hamming"} if early else others}
+    return make_recipe(raw, where)
 
 
 def make_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:

@@ -16,7 +16,7 @@ from gentickets.lab.seedrun import build_model
 from gentickets.metrics.cost import training_flops
 from gentickets.training import on_threads, threads_for
 
-_ROUNDS, _BLOCK = 5, 0.2
+ROUNDS, BLOCK_SECONDS = 5, 0.2
 """How often each number of threads is timed, and seconds that it is timed each time."""
 
 
@@ -52,9 +52,9 @@ def fastest(choices: list[int], seconds: Callable[[int, int], float]) -> int:
 
     `seconds(threads, steps)`: of that many steps on that many threads.
     """
-    counts = {threads: max(1, int(_BLOCK / max(seconds(threads, 2) / 2, 1e-6))) for threads in choices}
+    counts = {threads: max(1, int(BLOCK_SECONDS / max(seconds(threads, 2) / 2, 1e-6))) for threads in choices}
     taken: dict[int, list[float]] = {threads: [] for threads in choices}
-    for _ in range(_ROUNDS):
+    for _ in range(ROUNDS):
         for threads, count in counts.items():
             taken[threads].append(seconds(threads, count) / count)
     medians = {threads: float(np.median(each)) for threads, each in taken.items()}

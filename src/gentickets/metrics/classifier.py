@@ -66,11 +66,11 @@ def classifier_features(
     if held_out is None or held_out.labels is None:
         train, held_out = _split(train)
     path = cache_folder(cache) / "features" / f"classifier-{_key(train, held_out, network)}.safetensors"
-    built = _build(network, train.shape, len(classes))
+    built = build(network, train.shape, len(classes))
     accuracy = _read(path, built)
     if accuracy is None:
         built.to("cpu" if network == "small" else device)
-        _fit(built, train, classes, *_effort(network, train.shape))
+        _fit(built, train, classes, *effort(network, train.shape))
         accuracy = _accuracy(built, held_out, classes)
         with writing(path) as file:
             meta = {"accuracy": json.dumps(accuracy)}
@@ -113,7 +113,8 @@ class _Network(nn.Module):
         return self.head(self.trunk(images))
 
 
-def _build(network: Network, shape: tuple[int, int, int], classes: int) -> _Network:
+def build(network: Network, shape: tuple[int, int, int], classes: int) -> _Network:
+    """The classifier of images of this shape before it is trained, its weights always the same ones."""
     with seeded(0):
         if network == "resnet18":
             return _Network(_resnet18(shape[0]), 512, classes)
@@ -157,8 +158,8 @@ def _resnet18(channels: int) -> list[nn.Module]:
 # -- training -------------------------------------------------------------------------------------------------
 
 
-def _effort(network: Network, shape: tuple[int, int, int]) -> tuple[int, int]:
-    """(steps, batch size)."""
+def effort(network: Network, shape: tuple[int, int, int]) -> tuple[int, int]:
+    """How long a classifier of images of this shape is trained: (steps, batch size)."""
     if max(shape[1:]) <= _SMALL:
         return (150 if network == "small" else 300), 64
     if network == "resnet18":

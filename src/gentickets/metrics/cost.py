@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from math import ceil
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.nn.parameter import is_lazy
 
+from gentickets.errors import MaskError
 from gentickets.evaluating import evaluating
+from gentickets.examples import WHOLE, Example, ExampleInputs, examples_of, named_tensors
 from gentickets.masks import Masks
+from gentickets.metrics.operations import FLOPS_A_NORM, Operations, share_not_counted, uncompiled
 from gentickets.naming import (
-    CONVOLUTIONS,
-    NORMS,
-    TRANSPOSED,
-    WEIGHT_PLACES,
-    check_components,
+    Model,
+    check_not_pruned,
     clone,
+    component_at,
     component_of,
     components_of,
     named_layers,
@@ -29,8 +31,6 @@ from gentickets.naming import (
     unwrap,
 )
 from gentickets.objectives import Objective
-
-_FLOPS_A_NORM = 2
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ class Cost:
     FLOPs are those of one forward pass of one example; a multiply-add counts as two. `bytes_dense` is every
     parameter in its own dtype; `bytes_sparse` the live values, one bit for each weight under a mask, and the
     parameters that no mask covers. `components` breaks a model's cost down by component.
+
+    `flops_between`: of these FLOPs those between activations (attention's queries with keys, and with values), which
+    no mask thins. `not_counted`: operation → calls in one pass over the example, of what no formula is known for and
+    what is therefore *not* in these FLOPs; `share_not_counted`: their share of the calls that are not free, 0 to 1.
     """
 
     parameters: int
@@ -49,62 +53,119 @@ class Cost:
     bytes_dense: int
     bytes_sparse: int
     components: Mapping[str, Cost] = field(default_factory=dict)
+    flops_between: int = 0
+    not_counted: Mapping[str, int] = field(default_factory=dict)
+    share_not_counted: float = 0.0
 
 
-def cost(
-    model: nn.Module,
-    example_inputs: Mapping[str, Tensor | tuple[Tensor, ...]],
-    masks: Masks | None = None,
-) -> Cost:
+def cost(model: Model, example_inputs: ExampleInputs, masks: Masks | None = None) -> Cost:
     """The cost of `model`, whose children are its components, under `masks` (None: everything is alive).
 
-    `example_inputs` maps a component's name to a batch for it (a tuple of tensors where it takes several).
-    Parameters and bytes are those of the whole model; FLOPs those of the components that have an example.
-    Counted are convolutions (transposed ones at their true cost: input places x kernel), linear layers and
-    norms (two an element); biases, activations and products of activations are not.
+    `example_inputs` maps a component's name to a batch for it: a tensor, a tuple of arguments, or a dict of keywords. A
+    model that is one network takes such a batch by itself. Parameters and bytes are those of the whole model; FLOPs
+    those of the components that have an example.
 
-    The model runs in evaluation mode and is left as it was. Raises `MaskError` for a component that does not
-    exist, or masks that do not fit.
+    FLOPs are counted from the operations that really run. Counted are products: convolutions (transposed ones at their
+    true cost: input places x kernel), matrix products, attention (whole, under a causal mask too), recurrent layers,
+    distances; and norms (two an element). Biases, activations, pooling, losses and moves are free. A product's sparse
+    FLOPs are its dense ones times the density of the weight that it reads, be that a slice, a copy in another precision
+    or the weight under a norm. What a spectral norm computes once a pass is not counted.
+
+    Warns in one line of operations that it does not understand. The model runs in evaluation mode and is left as it
+    was. Raises `MaskError` for a component that does not exist, masks that do not fit, an example that holds none, a
+    layer that has no shape yet, and a model that torch prunes already.
     """
-    names = components_of(model)
-    check_components(example_inputs, names)
+    examples = examples_of(model, example_inputs)
     alive = _Alive(model, masks)
-    parts = {}
-    for name in names:
-        dense = sparse = 0
-        if name in example_inputs:
-            dense, sparse = _flops(getattr(unwrap(model), name), name, example_inputs[name], alive)
-        held = [full for full in alive.weights if component_of(full) == name]
-        parts[name] = alive.holding(held, dense, sparse, {})
-    totals = [
-        sum(part.flops_dense for part in parts.values()),
-        sum(part.flops_sparse for part in parts.values()),
-    ]
-    return alive.holding(list(alive.weights), totals[0], totals[1], parts)
+    parts, forward = {}, []
+    for name in (WHOLE,) if WHOLE in examples else components_of(model):
+        counted = _forward(model, name, examples[name], alive) if name in examples else _Forward()
+        forward.append(counted)
+        if name != WHOLE:
+            parts[name] = alive.holding([full for full in alive.weights if component_of(full) == name], counted, {})
+    found = alive.holding(list(alive.weights), sum(forward, start=_Forward()), parts)
+    _warn_of_missing("cost", found.not_counted, found.share_not_counted)
+    return found
+
+
+@dataclass(frozen=True)
+class _Forward:
+    """What was counted in passes forward: FLOPs of one example, and calls of the whole batch."""
+
+    dense: int = 0
+    sparse: int = 0
+    between: int = 0
+    counted: int = 0
+    not_counted: Mapping[str, int] = field(default_factory=dict)
+
+    def __add__(self, other: _Forward) -> _Forward:
+        return _Forward(
+            self.dense + other.dense,
+            self.sparse + other.sparse,
+            self.between + other.between,
+            self.counted + other.counted,
+            Counter(self.not_counted) + Counter(other.not_counted),
+        )
+
+
+def _forward(model: Model, name: str, example: Example, alive: _Alive) -> _Forward:
+    """One pass of an example through one component."""
+    component = unwrap(component_at(model, name))
+    where = next((p.device for p in component.parameters()), example.tensors[0].device)
+    if not (batch := example.batch):
+        raise MaskError(f"the example input of component {name!r} is a batch of none: give one example or more")
+    counter = alive.counter(model, without_preparation=True)
+
+    def count_norm(layer: nn.Module, given: Any, output: Any) -> None:
+        counter.norms += FLOPS_A_NORM * output.numel()
+
+    with ExitStack() as stack:
+        for _, layer in named_layers(component, name):
+            if isinstance(layer, nn.RMSNorm):  # which runs as elementwise operations
+                stack.callback(layer.register_forward_hook(count_norm).remove)
+        stack.enter_context(evaluating(component))
+        stack.enter_context(uncompiled())
+        stack.enter_context(counter)
+        counter.gave(tensor for _, tensor in named_tensors(example.to(where)(component)))
+    dense, sparse, between = (
+        round(total / batch) for total in (counter.dense + counter.norms, counter.live + counter.norms, counter.between)
+    )
+    return _Forward(dense, sparse, between, counter.counted, counter.not_counted)
+
+
+def _warn_of_missing(what: str, not_counted: Mapping[str, int], share: float) -> None:
+    if not_counted:
+        names = sorted(not_counted, key=lambda name: (-not_counted[name], name))
+        listed = ", ".join(f"{name} x {not_counted[name]}" for name in names[:5])
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        warnings.warn(
+            f"{what}: {share:.0%} of the operations that compute something have no formula and are not in the FLOPs: "
+            f"{listed}{more}",
+            stacklevel=3,
+        )
 
 
 class _Alive:
     """How much of each parameter of a model is alive."""
 
-    def __init__(self, model: nn.Module, masks: Masks | None):
-        self.weights = named_weights(model) if masks is None else masks.check_fits(model)
+    def __init__(self, model: Model, masks: Masks | None):
+        check_not_pruned(model)
+        self.weights = named_weights(model) if masks is None else masks.check_fits(unwrap(model))
+        for name, weight in self.weights.items():
+            if is_lazy(weight):
+                raise MaskError(f"{name!r} has no shape yet: run the model once before it is priced")
         self.counts = {} if masks is None else masks.counts()
-        self._names = {id(weight): name for name, weight in self.weights.items()}
+        self._masks = masks
 
     def of(self, name: str) -> int:
         return self.counts.get(name, self.weights[name].numel())
 
-    def of_layer(self, layer: nn.Module) -> tuple[int, int]:
-        """(weights, live weights) of a layer, wherever a norm has put its weight."""
-        for place in WEIGHT_PLACES:
-            try:
-                name = self._names[id(layer.get_parameter(place))]
-            except (AttributeError, KeyError):
-                continue
-            return self.weights[name].numel(), self.of(name)
-        return 0, 0
+    def counter(self, model: Model, without_preparation: bool = False) -> Operations:
+        """Counts operations on these weights, of which so much is alive."""
+        buffers = dict(unwrap(model).named_buffers())
+        return Operations({**buffers, **self.weights}, self._masks, without_preparation=without_preparation)
 
-    def holding(self, names: list[str], dense: int, sparse: int, components: dict[str, Cost]) -> Cost:
+    def holding(self, names: list[str], forward: _Forward, components: dict[str, Cost]) -> Cost:
         """The cost of holding the parameters `names`, with these FLOPs."""
         bytes_dense = bytes_sparse = 0
         for name in names:
@@ -115,115 +176,49 @@ class _Alive:
         return Cost(
             parameters=sum(self.weights[name].numel() for name in names),
             alive_parameters=sum(self.of(name) for name in names),
-            flops_dense=dense,
-            flops_sparse=sparse,
+            flops_dense=forward.dense,
+            flops_sparse=forward.sparse,
             bytes_dense=bytes_dense,
             bytes_sparse=bytes_sparse,
             components=components,
+            flops_between=forward.between,
+            not_counted=dict(forward.not_counted),
+            share_not_counted=share_not_counted(forward.not_counted, forward.counted),
         )
-
-
-def _flops(component: nn.Module, name: str, example: Tensor | tuple[Tensor, ...], alive: _Alive) -> tuple[int, int]:
-    """(dense, sparse) FLOPs of one example through one component."""
-    inputs = example if isinstance(example, tuple) else (example,)
-    component = unwrap(component)
-    where = next((p.device for p in component.parameters()), inputs[0].device)
-    totals = [0, 0]
-
-    def count(layer: nn.Module, given: tuple[Any, ...], output: Any) -> None:
-        dense, sparse = _of_call(layer, given, output, alive)
-        totals[0] += dense
-        totals[1] += sparse
-
-    with ExitStack() as stack:
-        for _, layer in named_layers(component, name):
-            if isinstance(layer, CONVOLUTIONS + TRANSPOSED + NORMS + (nn.Linear,)):
-                stack.callback(layer.register_forward_hook(count).remove)
-        stack.enter_context(evaluating(component))
-        component(*(tensor.to(where) for tensor in inputs))
-    batch = len(inputs[0])
-    return round(totals[0] / batch), round(totals[1] / batch)
-
-
-def _of_call(layer: nn.Module, given: tuple[Any, ...], output: Any, alive: _Alive) -> tuple[int, int]:
-    """(dense, sparse) FLOPs of one call of a layer, over its whole batch."""
-    if isinstance(layer, NORMS):
-        return _FLOPS_A_NORM * output.numel(), _FLOPS_A_NORM * output.numel()
-    # Each weight is used once at each place of the output; of the input where the convolution is transposed.
-    if isinstance(layer, TRANSPOSED):
-        places = given[0].numel() // layer.in_channels
-    elif isinstance(layer, nn.Linear):
-        places = output.numel() // layer.out_features
-    else:
-        places = output.numel() // layer.out_channels
-    weights, live = alive.of_layer(layer)
-    return 2 * places * weights, 2 * places * live
 
 
 @dataclass(frozen=True)
 class TrainingFlops:
-    """FLOPs that one image costs in training, forward and backward: as computed, and of the live weights alone."""
+    """FLOPs that one image costs in training, forward and backward: as computed, and of the live weights alone.
+
+    `not_counted`: operation → calls in the step, of what is not in them; `share_not_counted` of the calls that are not
+    free.
+    """
 
     dense: float
     live: float
+    not_counted: Mapping[str, int] = field(default_factory=dict)
+    share_not_counted: float = 0.0
 
 
-def training_flops(model: nn.Module, objective: Objective, batch: Tensor, masks: Masks | None = None) -> TrainingFlops:
+def training_flops(model: Model, objective: Objective, batch: Tensor, masks: Masks | None = None) -> TrainingFlops:
     """Counts one real step of `objective` on `batch`, every loss with its backward pass, and divides by the images.
 
-    Counted are convolutions, linear layers and matrix products, with the shapes that they really have (transposed
-    convolutions at their true cost), each gradient only where it is computed: a generator's loss costs the
-    discriminator its input gradients, not its weights'. Norms, activations and the optimiser are not counted.
-    `live`: each layer's share times the density of its weight under `masks`. The model is left as it was.
+    Counted are all products (see `cost`) with the shapes that they really have, each gradient only where it is
+    computed: a generator's loss costs the discriminator its input gradients, not its weights'. Norms, activations and
+    the optimiser are not counted. `live`: each product times the density, under `masks`, of the weight that it reads or
+    whose gradient it makes; what reads none, as attention's queries with its keys, whole. Warns in one line of
+    operations that it does not understand. The model is left as it was.
     """
     copy = clone(model).train()
-    calls = _Calls(_Alive(copy, masks))
+    counter = _Alive(copy, masks).counter(copy)
     rng = torch.Generator(device=batch.device).manual_seed(0)
-    with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter, calls.noted(copy):
+    with torch.random.fork_rng(devices=[]), uncompiled(), counter:
         for components, loss in objective.losses(copy, batch, rng):
             names = (components,) if isinstance(components, str) else components
-            trained = [p for name in names for p in getattr(unwrap(copy), name).parameters()]
-            calls.count_gradients(loss, names)
-            # Not `autograd.grad`: the counter's hooks on layers whose input is a leaf fail there (spectral norm).
+            trained = [p for name in names for p in component_at(copy, name).parameters()]
             torch.autograd.backward(loss, inputs=trained)
-    dense = counter.get_total_flops() / len(batch)
-    return TrainingFlops(dense, dense * calls.live / calls.dense if calls.dense else dense)
-
-
-class _Calls:
-    """The layer calls of a training step: what they cost, forward and backward, dense and live."""
-
-    def __init__(self, alive: _Alive):
-        self.dense = self.live = 0
-        self._alive = alive
-        self._made: list[tuple[str, int, int, bool, Any]] = []
-
-    @contextmanager
-    def noted(self, model: nn.Module) -> Iterator[None]:
-        with ExitStack() as stack:
-            for name, layer in named_layers(model):
-                if isinstance(layer, CONVOLUTIONS + TRANSPOSED + (nn.Linear,)):
-                    note = partial(self._note, component_of(name))
-                    stack.callback(layer.register_forward_hook(note).remove)
-            yield
-
-    def _note(self, component: str, layer: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
-        dense, live = _of_call(layer, given, output, self._alive)
-        self._add(dense, live, 1)
-        self._made.append((component, dense, live, given[0].requires_grad, output.grad_fn))
-
-    def count_gradients(self, loss: Tensor, trained: Iterable[str]) -> None:
-        """Adds the gradients of the calls that `loss` rests on: of trained weights, and of inputs that need one."""
-        reached, open_ = set(), [loss.grad_fn]
-        while open_:
-            node = open_.pop()
-            if node is not None and node not in reached:
-                reached.add(node)
-                open_ += [following for following, _ in node.next_functions]
-        for component, dense, live, of_input, node in self._made:
-            if node in reached:
-                self._add(dense, live, int(component in trained) + int(of_input))
-
-    def _add(self, dense: int, live: int, times: int) -> None:
-        self.dense += times * dense
-        self.live += times * live
+    share = share_not_counted(counter.not_counted, counter.counted)
+    _warn_of_missing("training_flops", counter.not_counted, share)
+    images = len(batch)
+    return TrainingFlops(counter.dense / images, counter.live / images, dict(counter.not_counted), share)

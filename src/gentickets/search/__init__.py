@@ -1,7 +1,7 @@
 """The ways of finding tickets, one file each. A search is a generator of levels."""
 
 from gentickets.search.at_init import at_init
-from gentickets.search.early_bird import EarlyBird
+from gentickets.search.early_bird import EarlyBird, random_channels_control
 from gentickets.search.imp import imp
 from gentickets.search.levels import Level, random_mask_control, redrawn_weights_control
 from gentickets.search.one_shot import one_shot
@@ -13,6 +13,7 @@ __all__ = [
     "at_init",
     "imp",
     "one_shot",
+    "random_channels_control",
     "random_mask_control",
     "redrawn_weights_control",
     "transferred",
