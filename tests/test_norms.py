@@ -14,7 +14,7 @@ from torch.nn.utils import prune as torch_prune
 import gentickets as gt
 from gentickets.errors import Disconnected, GenticketsError, MaskError
 from gentickets.export import folded
-from gentickets.naming import clone, named_norms, prunable_weights
+from gentickets.naming import clone, prunable_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -90,6 +90,20 @@ class Scaled(nn.Module):
 
     def forward(self, weight):
         return weight * self.gain
+
+
+class UnitNorm(nn.Module):
+    """As one writes it oneself: of each slice along an axis, or of the whole."""
+
+    def __init__(self, axis):
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, weight):
+        if self.axis is None:
+            return weight / weight.norm()
+        others = [axis for axis in range(weight.dim()) if axis != self.axis]
+        return weight / weight.square().sum(others, keepdim=True).sqrt()
 
 
 class Squashed(nn.Module):
@@ -204,7 +218,7 @@ def test_singular_vectors_of_a_stranger_are_no_weights():
     del layer._parameters["weight"]
     model = one(layer)
     model["v"] = nn.Linear(2, 2)
-    assert list(gt.Masks.dense(model)) == ["v.weight"]
+    assert list(prunable_weights(model)) == ["v.weight"]
 
 
 # -- pruned by torch already ----------------------------------------------------------------------------------
@@ -273,8 +287,8 @@ class Block(nn.Module):
 def block(norm):
     torch.manual_seed(0)
     model = nn.ModuleDict({"d": Block(norm)})
-    (name,) = named_norms(model.d.short)
-    model.d.short.get_parameter(name).data.mul_(0.01)
+    (name,) = (name for name in gt.Masks.dense(model) if "short" in name)
+    model.get_parameter(name).data.mul_(0.01)
     return model
 
 
@@ -379,6 +393,30 @@ def test_pruned_norms_are_finite_and_zero_where_pruned(kind, shape, inputs, outp
     assert weight.isfinite().all()
     dead = next(~mask for name, mask in masks.items() if name.startswith("u.") and mask.shape == weight.shape)
     assert not weight[dead].any()
+
+
+@pytest.mark.parametrize(("axis", "left"), [(None, 1), (0, 6), (1, 4)])
+@pytest.mark.parametrize("squashed", [False, True])
+def test_norms_of_ones_own_are_found_out(axis, left, squashed):
+    steps = [Squashed(), UnitNorm(axis)] if squashed else [UnitNorm(axis)]
+    model = one(with_parametrisation(nn.Conv2d(4, 6, 3), *steps))
+    with pytest.warns(UserWarning, match="would be 0, which parametrisation .*UnitNorm divides by"):
+        masks = gt.prune(gt.magnitude(model), fraction=1.0)
+    assert masks.alive == left
+    masks.apply_(model)
+    assert model.u(torch.randn(1, 4, 5, 5)).isfinite().all()
+    with pytest.raises(MaskError, match="UnitNorm would be 0/0"):
+        (~gt.Masks.dense(model)).apply_(model)
+
+
+def test_a_weight_that_is_shared_with_a_parametrised_layer():
+    """It has the name of the layer that has it plainly, and a zero of it is none in the other."""
+    model = nn.ModuleDict({"u": nn.Linear(8, 8), "v": with_parametrisation(nn.Linear(8, 8), Centred())})
+    model.v.parametrizations.weight.original = model.u.weight
+    with pytest.raises(
+        MaskError, match=r"'u\.weight' cannot be pruned: .*Centred makes 'v\.weight' .*\('u\.weight',\)"
+    ):
+        gt.Masks.dense(model)
 
 
 # -- where else norms lie ---------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from gentickets.naming import (
     component_of,
     components_of,
     named_layers,
-    named_norms,
+    norms_of,
     prunable_weights,
 )
 
@@ -39,7 +39,7 @@ class Scores(dict[str, Tensor]):
         layers = dict(named_layers(model))
         self.channel_axis: dict[str, int] = {}
         self.tied: dict[str, tuple[str, ...]] = {}
-        self.norms = {name: norm for name, norm in named_norms(model).items() if name in scores}
+        self.norms = norms_of(model, scores)
         self.lengths = {
             name: (norm.length, norm.axis)
             for name, norm in self.norms.items()
