@@ -12,24 +12,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from gentickets.errors import PruneError
-from gentickets.liveness import LEVELLING, strip_weight_norms, total_output
+from gentickets.errors import MaskError, PruneError
+from gentickets.examples import WHOLE, Example, ExampleInputs, examples_of, named_tensors
+from gentickets.flow import Linear, titled
+from gentickets.liveness import strip_weight_norms
 from gentickets.masks import Masks
 from gentickets.naming import (
     PRUNABLE,
     WEIGHT_PLACES,
+    Model,
+    as_model,
     as_names,
     check_components,
     clone,
+    component_at,
     component_of,
     components_of,
+    is_in,
+    joined,
     named_layers,
     named_weights,
     prunable_weights,
@@ -50,7 +57,7 @@ Derivative = Callable[[Tensor, Mapping[str, Tensor]], Sequence[Tensor]]
 
 
 def snip(
-    model: nn.Module,
+    model: Model,
     objective: Objective,
     batches: Iterable[Tensor],
     *,
@@ -72,13 +79,14 @@ def snip(
 
     Raises `PruneError` without a batch, and `MaskError` for a component that the model does not have.
     """
+    model = as_model(model)
     chosen = prunable_weights(model, components, include, exclude)
     total = _over_losses(_gradient, model, objective, batches, chosen, seed)
     return Scores({name: (weight.detach() * total[name]).abs() for name, weight in chosen.items()}, model)
 
 
 def grasp(
-    model: nn.Module,
+    model: Model,
     objective: Objective,
     batches: Iterable[Tensor],
     *,
@@ -97,6 +105,7 @@ def grasp(
     is left out. Arguments and errors as in `snip`. The batches are gone through twice, first for g; one batch is gone
     through once where no two of its losses train the same weight, so that each loss has all of its g in itself.
     """
+    model = as_model(model)
     batches = batches if isinstance(batches, Tensor) else list(batches)
     chosen = prunable_weights(model, components, include, exclude)
     product: Mapping[str, Tensor] | None = None
@@ -156,7 +165,8 @@ def _over_losses(
     total = {name: torch.zeros_like(weight) for name, weight in chosen.items()}
     device = next(iter(chosen.values())).device
     batch: Tensor | None = None
-    with _random_state(device, seed), torch.enable_grad():
+    # Attention written out: the fused kernels have no second derivative.
+    with _random_state(device, seed), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         rng = torch.Generator(device).manual_seed(seed)
         for batch in batches:
             copy = _mended(clone(model).train())
@@ -211,8 +221,8 @@ def _random_state(device: torch.device, seed: int) -> Iterator[None]:
 
 
 def synflow(
-    model: nn.Module,
-    example_inputs: Mapping[str, Tensor],
+    model: Model,
+    example_inputs: ExampleInputs,
     *,
     relative: bool = False,
     components: Iterable[str] | None = None,
@@ -222,36 +232,36 @@ def synflow(
     """Synaptic flow |w · dR/dw|: the weight's part in all paths from input to output (Tanaka et al. 2020, Sec. 6).
 
     R is the sum of a component's outputs for an input of ones, with |w| for every weight: it needs no data and no
-    loss. Computed for each component by itself, in float64 on the CPU, on a copy that is made linear: activations
-    pass their input on, biases are 0 (the authors' code keeps them; here a path begins at the input), and a norm
-    is left with its gain alone, |gain| times its input. Weights under spectral norm count as they are, before it.
+    loss. Computed for each component by itself, in float64 on the CPU, on a copy that is made linear and positive, so
+    that no two paths cancel: activations pass their input on, what is subtracted is added, biases are 0 (the authors'
+    code keeps them; here a path begins at the input), a norm is left with its gain alone, |gain| times its input, and
+    attention is q · kᵀ · v with rows of sum 1 (see `flow.Linear`). Weights under spectral norm count as they are,
+    before it. No score is negative.
 
     R differs between components by orders of magnitude. `relative=True` divides each component's scores by its R,
     so that a layer's scores sum to about 1 in all of them and a global comparison across components makes sense.
 
     One pass is not yet the method: `synflow_masks` has the schedule that keeps layers from collapsing.
 
-    `example_inputs`: component → an input of the shape that it takes (the values do not matter; one of the batch is
-    used). `components` (default: those of `example_inputs`), `include` and `exclude` as in `prunable_weights`.
+    `example_inputs`: component → what it takes, a tensor, a tuple or a dict of keywords (one of the batch is used; of
+    real numbers the values do not matter, whole numbers are taken as they are); for a model that is one network, the
+    bare input. `components` (default: those of `example_inputs`), `include` and `exclude` as in `prunable_weights`.
 
-    Raises `MaskError` for an unknown component; `PruneError` for one that is scored and has no input, and where
-    R is not finite or passes through a function that saturates.
+    Raises `MaskError` for an unknown component; `PruneError` for one that is scored and has no input, where R is not
+    finite, for an operation that has no form without a sign, and for a layer that runs and that no flow passes though
+    its weights are not 0: behind a quantiser or a step, say, it cannot be scored so.
     """
-    check_components(example_inputs, components_of(model))
-    chosen = prunable_weights(model, tuple(example_inputs) if components is None else components, include, exclude)
-    scores: dict[str, Tensor] = {}
-    for component in dict.fromkeys(map(component_of, chosen)):
-        if component not in example_inputs:
-            raise PruneError(f"example_inputs= has no input for component {component!r}; leave it out of components=")
-        names = [name for name in chosen if component_of(name) == component]
-        net = getattr(unwrap(model), component)
-        scores |= _flow_through(net, component, example_inputs[component], names, relative)
-    return Scores({name: scores[name].to(weight.device) for name, weight in chosen.items()}, model)
+    examples = examples_of(model, example_inputs)
+    model = as_model(model)
+    if components is None and WHOLE not in examples:
+        components = tuple(examples)
+    chosen = prunable_weights(model, components, include, exclude)
+    return _synflow(model, examples, chosen, relative)
 
 
 def synflow_masks(
-    model: nn.Module,
-    example_inputs: Mapping[str, Tensor],
+    model: Model,
+    example_inputs: ExampleInputs,
     to_sparsity: float,
     *,
     iterations: int = 100,
@@ -263,22 +273,40 @@ def synflow_masks(
     Components are compared by their relative flow (see `synflow`). `within`, `scope` and the exact count as in
     `prune`; without `within`, all prunable weights of the components in `example_inputs`.
     """
-    within = Masks.dense(model, tuple(example_inputs)) if within is None else within
+    examples = examples_of(model, example_inputs)
+    model = as_model(model)
+    within = Masks.dense(model, None if WHOLE in examples else tuple(examples)) if within is None else within
     score = synflow_score(example_inputs)
     return prune_gradually(model, score, to_sparsity, iterations=iterations, within=within, scope=scope)
 
 
-def synflow_score(example_inputs: Mapping[str, Tensor]) -> MaskedCriterion:
+def synflow_score(example_inputs: ExampleInputs) -> MaskedCriterion:
     """Relative synaptic flow of the masked weights as a `MaskedCriterion`, for `prune_gradually` and `at_init`."""
 
     def score(model: nn.Module, masks: Masks) -> Scores:
-        return synflow(model, example_inputs, relative=True, components=masks.components, include=tuple(masks))
+        weights = named_weights(model)
+        if strange := [name for name in masks if name not in weights]:
+            raise MaskError(f"no parameter {strange[0]!r} in the model that the masks are for")
+        chosen = {name: weights[name] for name in masks}
+        return _synflow(model, examples_of(model, example_inputs), chosen, relative=True)
 
     return score
 
 
+def _synflow(model: nn.Module, examples: Mapping[str, Example], chosen: Mapping[str, Tensor], relative: bool) -> Scores:
+    """The scores of the weights chosen."""
+    scores: dict[str, Tensor] = {}
+    whole = WHOLE in examples
+    for component in dict.fromkeys(WHOLE if whole else component_of(name) for name in chosen):
+        if component not in examples:
+            raise PruneError(f"example_inputs= has no input for component {component!r}; leave it out of components=")
+        names = [name for name in chosen if is_in(component, name)]
+        scores |= _flow_through(component_at(model, component), component, examples[component], names, relative)
+    return Scores({name: scores[name].to(weight.device) for name, weight in chosen.items()}, model)
+
+
 def prune_gradually(
-    model: nn.Module,
+    model: Model,
     score: MaskedCriterion,
     to_sparsity: float,
     *,
@@ -296,6 +324,7 @@ def prune_gradually(
     """
     if iterations < 1:
         raise PruneError(f"iterations={iterations}: 1 or more")
+    model = as_model(model)
     masks = Masks.dense(model) if within is None else within
     start: float | None = None
     copy = clone(model)  # one for all steps: what is dead stays dead
@@ -324,85 +353,92 @@ def _sparsest(masks: Masks, scored: Iterable[str], scope: Scope) -> float:
 
 
 def _flow_through(
-    net: nn.Module, component: str, example: Tensor, names: Sequence[str], relative: bool
+    net: nn.Module, component: str, example: Example, names: Sequence[str], relative: bool
 ) -> dict[str, Tensor]:
     """The scores of one component's weights of these names, in float64 on the CPU."""
-    copy, weights = _linear_copy(net, component)
+    copy, weights, biases = _positive_copy(net, component)
     leaves = [weights[name] for name in names]
-    with _random_state(torch.device("cpu"), 0), torch.enable_grad():
-        flow = total_output(copy(torch.ones(example[:1].shape, dtype=torch.float64)))
-        if not torch.isfinite(flow):
+    flow, slopes, ran = _slopes_of_flow(copy, component, example, leaves)
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in (flow, *slopes)):
+        raise PruneError(f"the synaptic flow of {titled(component)} is not finite: its weights are too large")
+    unit = float(flow) if relative and flow != 0 else 1.0
+    scores = {name: leaf.detach() * slope / unit for name, leaf, slope in zip(names, leaves, slopes, strict=True)}
+    for name, score in scores.items():
+        # Rounding may leave a trace of what cancels exactly.
+        if bool((score < -1e-9 * score.abs().max()).any()):
             raise PruneError(
-                f"the synaptic flow of component {component!r} is {flow.item()}: its weights are too large"
+                f"synflow cannot score {name!r}: part of the flow through it is negative, by something that subtracts "
+                f"and is not known here; leave it out with exclude=, or score by magnitude, snip or grasp"
             )
-        if flow.requires_grad:
+    silent = [name for name, leaf in zip(names, leaves, strict=True) if not scores[name].any() and leaf.any()]
+    if silent := [name for name in silent if id(weights[name]) in ran]:
+        # Dead weights before it or behind it may be why. With those alive, what is silent still cannot be scored.
+        with torch.no_grad():
+            for weight in {id(weight): weight for weight in weights.values() if id(weight) not in biases}.values():
+                weight.masked_fill_(weight == 0, float(weight.max()) or 1.0)
+        _, slopes, _ = _slopes_of_flow(copy, component, example, [weights[name] for name in silent])
+        for name, slope in zip(silent, slopes, strict=True):
+            if not slope.any():
+                raise PruneError(
+                    f"synflow cannot score {name!r}: its layer runs and its weights are not 0, but nothing of it flows "
+                    f"to the output (a quantiser, a step or a detached tensor in between, or unused); leave it out "
+                    f"with exclude=, or score by magnitude or snip"
+                )
+    return {name: score.clamp_(min=0.0) for name, score in scores.items()}
+
+
+def _slopes_of_flow(
+    copy: nn.Module, component: str, example: Example, leaves: Sequence[Tensor]
+) -> tuple[Tensor, Sequence[Tensor], set[int]]:
+    """R, its derivative by each of the leaves, and the identities of the parameters of layers that ran."""
+    ran: set[int] = set()
+
+    def note(layer: nn.Module, *_: object) -> None:
+        ran.update(id(weight) for weight in layer._parameters.values() if weight is not None)
+
+    hooks = [layer.register_forward_pre_hook(note) for layer in copy.modules()]
+
+    def ones(tensor: Tensor) -> Tensor:
+        return torch.ones_like(tensor).requires_grad_().clone() if tensor.is_floating_point() else tensor
+
+    with _random_state(torch.device("cpu"), 0), torch.enable_grad():
+        inputs = example.first(1).to("cpu", torch.float64).map(ones)
+        with Linear(component):
+            given = [tensor for _, tensor in named_tensors(inputs(copy)) if tensor.is_floating_point()]
+        if not given:
+            raise PruneError(f"{titled(component)} gives no tensor of real numbers: synflow has nothing to follow")
+        flow = torch.stack([tensor.sum() for tensor in given]).sum()
+        slopes: Sequence[Tensor] = [torch.zeros_like(leaf) for leaf in leaves]
+        if flow.requires_grad and torch.isfinite(flow):
             slopes = torch.autograd.grad(flow, leaves, materialize_grads=True)
-        else:
-            slopes = tuple(torch.zeros_like(leaf) for leaf in leaves)
-    if flow != 0 and not any(slope.any() for slope in slopes):
-        raise PruneError(
-            f"component {component!r} saturates for an input of ones, so that synflow cannot score it: "
-            f"make its activations modules (nn.Tanh), which are then taken out"
-        )
-    unit = float(flow.detach()) if relative and flow != 0 else 1.0
-    # In place: the weights of the copy have no other use any more.
-    return {name: leaf.detach().mul_(slope).div_(unit) for name, leaf, slope in zip(names, leaves, slopes, strict=True)}
-
-
-# Element-wise functions. The other two of this module of torch's mix or halve what they get.
-_ACTIVATIONS = tuple(
-    kind
-    for kind in vars(nn.modules.activation).values()
-    if isinstance(kind, type)
-    and issubclass(kind, nn.Module)
-    and kind not in (nn.Module, nn.MultiheadAttention, nn.GLU)
-    and kind.__module__ == nn.modules.activation.__name__
-)
+    for hook in hooks:
+        hook.remove()
+    return flow.detach(), slopes, ran
 
 
 @torch.no_grad()
-def _linear_copy(net: nn.Module, component: str) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A linear float64 copy of a component with |w| for w, and its weights by the names that they have in `net`."""
+def _positive_copy(net: nn.Module, component: str) -> tuple[nn.Module, dict[str, Tensor], set[int]]:
+    """A float64 copy of a component with |w| for w, its weights by the names that they have in `net`, and which of
+    them are biases that are 0."""
     copy = clone(unwrap(net)).cpu().double().eval()
-    weights: dict[str, Tensor] = {f"{component}.{name}": weight for name, weight in named_weights(copy).items()}
+    weights: dict[str, Tensor] = {joined(component, name): weight for name, weight in named_weights(copy).items()}
+    biases: set[int] = set()
     for name, layer in list(named_layers(copy, component)):
         if isinstance(layer, PRUNABLE):
-            place = next((place for place in WEIGHT_PLACES if f"{name}.{place}" in weights), "weight")
+            place = next((place for place in WEIGHT_PLACES if joined(name, place) in weights), "weight")
             if place != "weight":  # take the norm off, and put what lay under it in its place
-                under = weights[f"{name}.{place}"]
+                under = weights[joined(name, place)]
                 strip_weight_norms(layer)
-                weights[f"{name}.{place}"] = layer.weight
+                weights[joined(name, place)] = layer.weight
                 layer.weight.copy_(under)
             if layer.bias is not None:
                 layer.bias.zero_()
+                biases.add(id(layer.bias))
         for key, child in list(layer._modules.items()):
-            if child is not None:
-                setattr(layer, key, _linear(unwrap(child)))
+            if child is not None and unwrap(child) is not child:
+                setattr(layer, key, unwrap(child))  # no compiled code: it is followed operation by operation
     for weight in copy.parameters():
         weight.abs_()
     for leaf in weights.values():
         leaf.requires_grad_()
-    return copy, weights
-
-
-def _linear(layer: nn.Module) -> nn.Module:
-    """What stands for a layer in a linear network: itself, if it is neither a norm nor an activation."""
-    if isinstance(layer, LEVELLING):
-        return _Gain(layer)
-    return nn.Identity() if isinstance(layer, _ACTIVATIONS) else layer
-
-
-class _Gain(nn.Module):
-    """What is left of a norm without its statistics: its gain, if it has one."""
-
-    def __init__(self, norm: nn.Module):
-        super().__init__()
-        self.weight: Any = getattr(norm, "weight", None)  # the very parameter, so that its name still finds it
-        self.over_last_axes = isinstance(norm, nn.LayerNorm | nn.RMSNorm)
-
-    def forward(self, values: Tensor, *_: object) -> Tensor:
-        if self.weight is None:
-            return values
-        if self.over_last_axes:
-            return values * self.weight
-        return values * self.weight.reshape(-1, *[1] * (values.dim() - 2))
+    return copy, weights, biases

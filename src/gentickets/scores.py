@@ -15,10 +15,14 @@ from gentickets.errors import MaskError
 from gentickets.naming import (
     CHANNELWISE_NORMS,
     TRANSPOSED,
+    WEIGHT_PLACES,
+    Model,
+    as_model,
     as_names,
     check_components,
     component_of,
     components_of,
+    joined,
     named_layers,
     norms_of,
     prunable_weights,
@@ -30,14 +34,16 @@ class Scores(dict[str, Tensor]):
 
     For pruning whole channels it also knows along which axis each parameter has its layer's output channels (0
     where nothing is said, as in a plain dictionary), and which other parameters of the layer (`tied`: the bias)
-    go with a channel. `norms`: what norms ask of a weight; `lengths`: under weight norm, the parameter of its lengths
-    and their axis.
+    go with a channel. `blocks`: the number of groups of a grouped transposed convolution, whose channels lie in as many
+    blocks along axis 0, and within a block along axis 1. `norms`: what norms ask of a weight; `lengths`: under weight
+    norm, the parameter of its lengths and their axis.
     """
 
     def __init__(self, scores: Mapping[str, Tensor], model: nn.Module):
         super().__init__(scores)
         layers = dict(named_layers(model))
         self.channel_axis: dict[str, int] = {}
+        self.blocks: dict[str, int] = {}
         self.tied: dict[str, tuple[str, ...]] = {}
         self.norms = norms_of(model, scores)
         self.lengths = {
@@ -49,9 +55,13 @@ class Scores(dict[str, Tensor]):
             inside = f".{name}".partition(".parametrizations.")
             owner = inside[0][1:] if inside[1] else name.rpartition(".")[0]
             layer = layers[owner]
-            self.channel_axis[name] = 1 if isinstance(layer, TRANSPOSED) else 0
-            has_bias = isinstance(layer._parameters.get("bias"), Tensor)
-            self.tied[name] = (f"{owner}.bias",) if has_bias and not name.endswith(".bias") else ()
+            own = name.removeprefix(f"{owner}.")
+            self.channel_axis[name], channels = 0, len(scores[name]) if scores[name].dim() else 1
+            if isinstance(layer, TRANSPOSED) and own in WEIGHT_PLACES:
+                self.channel_axis[name], self.blocks[name], channels = 1, layer.groups, layer.out_channels
+            bias = layer._parameters.get("bias")
+            tied = own in WEIGHT_PLACES and isinstance(bias, Tensor) and len(bias) == channels
+            self.tied[name] = (joined(owner, "bias"),) if tied else ()
 
 
 Criterion = Callable[[nn.Module], Mapping[str, Tensor]]
@@ -59,7 +69,7 @@ Criterion = Callable[[nn.Module], Mapping[str, Tensor]]
 
 @torch.no_grad()
 def magnitude(
-    model: nn.Module,
+    model: Model,
     components: Iterable[str] | None = None,
     include: Iterable[str] | None = None,
     exclude: Iterable[str] = (),
@@ -68,12 +78,18 @@ def magnitude(
 
     `components`, `include` and `exclude` choose the weights as in `prunable_weights`.
     """
+    model = as_model(model)
     chosen = prunable_weights(model, components, include, exclude)
-    return Scores({name: weight.detach().abs() for name, weight in chosen.items()}, model)
+    return Scores({name: _size(weight.detach()) for name, weight in chosen.items()}, model)
+
+
+def _size(weight: Tensor) -> Tensor:
+    """The absolute value; of whole numbers in float64, since -128 has none in int8."""
+    return weight.abs() if weight.is_floating_point() or weight.is_complex() else weight.double().abs()
 
 
 @torch.no_grad()
-def batchnorm_scale(model: nn.Module, components: Iterable[str] | None = None) -> Scores:
+def batchnorm_scale(model: Model, components: Iterable[str] | None = None) -> Scores:
     """The absolute gain of each channel of the batch and instance norms (Liu et al. 2017, "Network slimming").
 
     Names are those of the gains, 1-D; prune them with `granularity="channel"`, and the bias goes with the gain.
@@ -92,12 +108,12 @@ def batchnorm_scale(model: nn.Module, components: Iterable[str] | None = None) -
     if not gains:
         where = "the model" if wanted is None else f"component {', '.join(wanted)}"
         raise MaskError(f"{where} has no batch norm with gains: prune its channels by magnitude instead")
-    return Scores(gains, model)
+    return Scores(gains, as_model(model))
 
 
 @torch.no_grad()
 def random_scores(
-    model: nn.Module,
+    model: Model,
     seed: int,
     components: Iterable[str] | None = None,
     include: Iterable[str] | None = None,
@@ -108,7 +124,7 @@ def random_scores(
     Float64, so that two equal scores are as good as impossible; drawn on the CPU, so that the device does
     not change them.
     """
-    generator = torch.Generator().manual_seed(seed)
+    model, generator = as_model(model), torch.Generator().manual_seed(seed)
     chosen = prunable_weights(model, components, include, exclude)
     drawn = {
         name: torch.rand(weight.shape, generator=generator, dtype=torch.float64).to(weight.device)
