@@ -1,6 +1,7 @@
 """Weights that are made of others: a zero underneath is a zero in effect, or the model is refused by name."""
 
 import copy
+import re
 import warnings
 
 import pytest
@@ -15,6 +16,7 @@ import gentickets as gt
 from gentickets.errors import Disconnected, GenticketsError, MaskError
 from gentickets.export import folded
 from gentickets.naming import clone, prunable_weights
+from gentickets.search.levels import Rounds
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -160,6 +162,16 @@ def test_what_keeps_zeros_is_pruned_and_zeros_are_in_effect(kind):
     if kind != "scaled":  # whose gain is 0, now
         assert weight[mask].all()
     assert masks.alive == 16
+
+
+def test_the_mend_is_one_for_names_that_look_like_patterns():
+    model = nn.ModuleDict(
+        {"u": nn.ModuleDict({"[a]": parametrizations.orthogonal(nn.Linear(4, 4))}), "v": nn.Linear(4, 4)}
+    )
+    with pytest.raises(MaskError, match="exclude=") as found:
+        gt.Masks.dense(model)
+    (name,) = re.findall(r"exclude=\('(.*)',\)", str(found.value))
+    assert list(gt.Masks.dense(model, exclude=(name,))) == ["v.weight"]
 
 
 def test_trying_out_leaves_model_and_chance_alone():
@@ -313,7 +325,7 @@ def test_masks_that_empty_a_normed_layer_are_refused(kind):
     model, images = block(NORMS[kind]), torch.randn(2, 3, 8, 8)
     masks = gt.Masks.dense(model)
     (name,) = (name for name in masks if "short" in name)
-    masks = masks.merge({name: torch.zeros(masks.shapes[name], dtype=torch.bool)})
+    masks = masks.replace({name: torch.zeros(masks.shapes[name], dtype=torch.bool)})
     with pytest.raises(Disconnected, match=r"'d\.short' keeps no weight.* 0/0"):
         gt.check_connected(model, masks, {"d": images})
     with pytest.raises(MaskError, match=r"'d\.short' keeps no weight.* 0/0"):
@@ -382,7 +394,8 @@ def test_pruned_norms_are_finite_and_zero_where_pruned(kind, shape, inputs, outp
     except (IndexError, RuntimeError):
         return  # a dim that the weight does not have
     model = nn.ModuleDict({"u": layer, "v": nn.Linear(2, 2)})
-    scores = gt.magnitude(model, include=("u.*original", "u.*original1", "u.weight_orig", "u.weight_v", "v.weight"))
+    ends = ("original", "original1", "weight_orig", "weight_v", "v.weight")
+    scores = gt.magnitude(model, include=[name for name, _ in model.named_parameters() if name.endswith(ends)])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         masks = gt.prune(scores, fraction=amount, scope=scope, granularity=grain)
@@ -393,6 +406,39 @@ def test_pruned_norms_are_finite_and_zero_where_pruned(kind, shape, inputs, outp
     assert weight.isfinite().all()
     dead = next(~mask for name, mask in masks.items() if name.startswith("u.") and mask.shape == weight.shape)
     assert not weight[dead].any()
+
+
+@pytest.mark.parametrize("kind", NORMS)
+@pytest.mark.parametrize("amount", [0.5, 0.99])
+def test_random_masks_leave_what_norms_divide_by(kind, amount):
+    model = block(NORMS[kind])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        masks = gt.prune(gt.magnitude(model), to_sparsity=amount, scope="layer")
+    for seed in range(5):
+        drawn = gt.random_like(masks, seed, model)
+        assert drawn.counts() == masks.counts()
+        assert drawn != masks
+        assert drawn == gt.random_like(masks, seed, model)
+        again = clone(model)
+        drawn.apply_(again)
+        assert again.d(torch.randn(2, 3, 8, 8)).isfinite().all()
+
+
+def test_a_level_whose_masks_divide_by_zero_is_disconnected():
+    """A search finds it before it trains, and gives the ticket."""
+    model = block(parametrizations.spectral_norm)
+    dense = gt.Masks.dense(model)
+    masks = dense.replace({name: ~dense[name] for name in dense if "short" in name})
+
+    def held(model, masks, start_step, end_step):
+        masks.apply_(model)
+
+    rounds = Rounds(lambda: clone(model), held, 2, 0, example_inputs={"d": torch.randn(2, 3, 8, 8)})
+    level = rounds.dense(dense)
+    with pytest.raises(Disconnected, match="0/0") as found:
+        rounds.retrain(1, masks, level)
+    assert found.value.ticket.masks == masks
 
 
 @pytest.mark.parametrize(("axis", "left"), [(None, 1), (0, 6), (1, 4)])
