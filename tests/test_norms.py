@@ -1,6 +1,7 @@
 """Weights that are made of others: a zero underneath is a zero in effect, or the model is refused by name."""
 
 import copy
+import re
 import warnings
 
 import pytest
@@ -14,7 +15,8 @@ from torch.nn.utils import prune as torch_prune
 import gentickets as gt
 from gentickets.errors import Disconnected, GenticketsError, MaskError
 from gentickets.export import folded
-from gentickets.naming import clone, named_norms, prunable_weights
+from gentickets.naming import clone, prunable_weights
+from gentickets.search.levels import Rounds
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -92,6 +94,20 @@ class Scaled(nn.Module):
         return weight * self.gain
 
 
+class UnitNorm(nn.Module):
+    """As one writes it oneself: of each slice along an axis, or of the whole."""
+
+    def __init__(self, axis):
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, weight):
+        if self.axis is None:
+            return weight / weight.norm()
+        others = [axis for axis in range(weight.dim()) if axis != self.axis]
+        return weight / weight.square().sum(others, keepdim=True).sqrt()
+
+
 class Squashed(nn.Module):
     def forward(self, weight):
         return weight.tanh()
@@ -146,6 +162,16 @@ def test_what_keeps_zeros_is_pruned_and_zeros_are_in_effect(kind):
     if kind != "scaled":  # whose gain is 0, now
         assert weight[mask].all()
     assert masks.alive == 16
+
+
+def test_the_mend_is_one_for_names_that_look_like_patterns():
+    model = nn.ModuleDict(
+        {"u": nn.ModuleDict({"[a]": parametrizations.orthogonal(nn.Linear(4, 4))}), "v": nn.Linear(4, 4)}
+    )
+    with pytest.raises(MaskError, match="exclude=") as found:
+        gt.Masks.dense(model)
+    (name,) = re.findall(r"exclude=\('(.*)',\)", str(found.value))
+    assert list(gt.Masks.dense(model, exclude=(name,))) == ["v.weight"]
 
 
 def test_trying_out_leaves_model_and_chance_alone():
@@ -204,7 +230,7 @@ def test_singular_vectors_of_a_stranger_are_no_weights():
     del layer._parameters["weight"]
     model = one(layer)
     model["v"] = nn.Linear(2, 2)
-    assert list(gt.Masks.dense(model)) == ["v.weight"]
+    assert list(prunable_weights(model)) == ["v.weight"]
 
 
 # -- pruned by torch already ----------------------------------------------------------------------------------
@@ -273,8 +299,8 @@ class Block(nn.Module):
 def block(norm):
     torch.manual_seed(0)
     model = nn.ModuleDict({"d": Block(norm)})
-    (name,) = named_norms(model.d.short)
-    model.d.short.get_parameter(name).data.mul_(0.01)
+    (name,) = (name for name in gt.Masks.dense(model) if "short" in name)
+    model.get_parameter(name).data.mul_(0.01)
     return model
 
 
@@ -299,7 +325,7 @@ def test_masks_that_empty_a_normed_layer_are_refused(kind):
     model, images = block(NORMS[kind]), torch.randn(2, 3, 8, 8)
     masks = gt.Masks.dense(model)
     (name,) = (name for name in masks if "short" in name)
-    masks = masks.merge({name: torch.zeros(masks.shapes[name], dtype=torch.bool)})
+    masks = masks.replace({name: torch.zeros(masks.shapes[name], dtype=torch.bool)})
     with pytest.raises(Disconnected, match=r"'d\.short' keeps no weight.* 0/0"):
         gt.check_connected(model, masks, {"d": images})
     with pytest.raises(MaskError, match=r"'d\.short' keeps no weight.* 0/0"):
@@ -368,7 +394,8 @@ def test_pruned_norms_are_finite_and_zero_where_pruned(kind, shape, inputs, outp
     except (IndexError, RuntimeError):
         return  # a dim that the weight does not have
     model = nn.ModuleDict({"u": layer, "v": nn.Linear(2, 2)})
-    scores = gt.magnitude(model, include=("u.*original", "u.*original1", "u.weight_orig", "u.weight_v", "v.weight"))
+    ends = ("original", "original1", "weight_orig", "weight_v", "v.weight")
+    scores = gt.magnitude(model, include=[name for name, _ in model.named_parameters() if name.endswith(ends)])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         masks = gt.prune(scores, fraction=amount, scope=scope, granularity=grain)
@@ -379,6 +406,63 @@ def test_pruned_norms_are_finite_and_zero_where_pruned(kind, shape, inputs, outp
     assert weight.isfinite().all()
     dead = next(~mask for name, mask in masks.items() if name.startswith("u.") and mask.shape == weight.shape)
     assert not weight[dead].any()
+
+
+@pytest.mark.parametrize("kind", NORMS)
+@pytest.mark.parametrize("amount", [0.5, 0.99])
+def test_random_masks_leave_what_norms_divide_by(kind, amount):
+    model = block(NORMS[kind])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        masks = gt.prune(gt.magnitude(model), to_sparsity=amount, scope="layer")
+    for seed in range(5):
+        drawn = gt.random_like(masks, seed, model)
+        assert drawn.counts() == masks.counts()
+        assert drawn != masks
+        assert drawn == gt.random_like(masks, seed, model)
+        again = clone(model)
+        drawn.apply_(again)
+        assert again.d(torch.randn(2, 3, 8, 8)).isfinite().all()
+
+
+def test_a_level_whose_masks_divide_by_zero_is_disconnected():
+    """A search finds it before it trains, and gives the ticket."""
+    model = block(parametrizations.spectral_norm)
+    dense = gt.Masks.dense(model)
+    masks = dense.replace({name: ~dense[name] for name in dense if "short" in name})
+
+    def held(model, masks, start_step, end_step):
+        masks.apply_(model)
+
+    rounds = Rounds(lambda: clone(model), held, 2, 0, example_inputs={"d": torch.randn(2, 3, 8, 8)})
+    level = rounds.dense(dense)
+    with pytest.raises(Disconnected, match="0/0") as found:
+        rounds.retrain(1, masks, level)
+    assert found.value.ticket.masks == masks
+
+
+@pytest.mark.parametrize(("axis", "left"), [(None, 1), (0, 6), (1, 4)])
+@pytest.mark.parametrize("squashed", [False, True])
+def test_norms_of_ones_own_are_found_out(axis, left, squashed):
+    steps = [Squashed(), UnitNorm(axis)] if squashed else [UnitNorm(axis)]
+    model = one(with_parametrisation(nn.Conv2d(4, 6, 3), *steps))
+    with pytest.warns(UserWarning, match="would be 0, which parametrisation .*UnitNorm divides by"):
+        masks = gt.prune(gt.magnitude(model), fraction=1.0)
+    assert masks.alive == left
+    masks.apply_(model)
+    assert model.u(torch.randn(1, 4, 5, 5)).isfinite().all()
+    with pytest.raises(MaskError, match="UnitNorm would be 0/0"):
+        (~gt.Masks.dense(model)).apply_(model)
+
+
+def test_a_weight_that_is_shared_with_a_parametrised_layer():
+    """It has the name of the layer that has it plainly, and a zero of it is none in the other."""
+    model = nn.ModuleDict({"u": nn.Linear(8, 8), "v": with_parametrisation(nn.Linear(8, 8), Centred())})
+    model.v.parametrizations.weight.original = model.u.weight
+    with pytest.raises(
+        MaskError, match=r"'u\.weight' cannot be pruned: .*Centred makes 'v\.weight' .*\('u\.weight',\)"
+    ):
+        gt.Masks.dense(model)
 
 
 # -- where else norms lie ---------------------------------------------------------------------------------------

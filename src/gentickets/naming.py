@@ -21,7 +21,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from gentickets.errors import MaskError
-from gentickets.parametrised import Derived, Norm, derived, norms_of, not_zero_in_effect
+from gentickets.parametrised import Derived, Norm, derived, norm_of, not_zero_in_effect
 
 Model = nn.Module | Mapping[str, nn.Module]
 """A module whose children are the components, or a mapping from their names to them."""
@@ -142,30 +142,28 @@ def weight_norm_lengths(layer: nn.Module) -> dict[str, tuple[str, int]]:
     zeros has no direction (0 / 0): such a slice is pruned by its length. One length for the whole weight: nothing.
     """
     return {
-        name: (norm.length, norm.axis)
-        for name, norm in norms_of(layer).items()
-        if norm.length is not None and norm.axis is not None
+        one.origins[-1]: (norm.length, norm.axis)
+        for one in derived(layer)
+        if (norm := one.norm) is not None and norm.length is not None and norm.axis is not None
     }
 
 
-def named_norms(model: Model) -> dict[str, Norm]:
-    """What norms ask of the parameters underneath, by name."""
-    return {
-        joined(layer_name, name): norm if norm.length is None else replace(norm, length=joined(layer_name, norm.length))
-        for layer_name, layer in named_layers(model)
-        for name, norm in norms_of(layer).items()
-    }
+def norms_of(model: Model, names: Container[str]) -> dict[str, Norm]:
+    """What norms ask of those of these weights that lie under one."""
+    found = {}
+    for layer_name, one, origin, name in _underneath(model, names):
+        if (norm := norm_of(one, origin)) is not None:
+            found[name] = replace(norm, length=norm.length and joined(layer_name, norm.length))
+    return found
 
 
 def divided_by_zero(model: Model, masks: Mapping[str, Tensor]) -> str | None:
     """Where a norm of `model` would divide by 0 under these masks, in words; None where none does."""
-    for layer_name, layer in named_layers(model):
-        for origin, norm in norms_of(layer).items():
-            if (name := joined(layer_name, origin)) in masks:
-                empty = int((~norm.slices(masks[name]).any(1)).sum())
-                if empty:
-                    what = "no weight" if norm.axis is None else f"no weight in {empty} of its filters"
-                    return f"layer {layer_name!r} keeps {what}, and its {norm.kind} would be 0/0, which is not a number"
+    for layer_name, one, origin, name in _underneath(model, masks):
+        norm = norm_of(one, origin)
+        if norm is not None and (empty := int((~norm.slices(masks[name]).any(1)).sum())):
+            what = "no weight" if norm.axis is None else f"no weight in {empty} of its filters"
+            return f"layer {layer_name!r} keeps {what}, and its {norm.kind} would be 0/0, which is not a number"
     return None
 
 
@@ -175,22 +173,29 @@ def check_zeros(model: Model, names: Container[str]) -> None:
     So it is under parametrisations that mix the entries of a tensor (orthogonal, symmetric, centred), each of which is
     tried out; and where torch prunes the weight already.
     """
+    for layer_name, one, origin, name in _underneath(model, names):
+        if one.mend is not None:
+            raise MaskError(_pruned_already(layer_name, one))
+        if (reason := not_zero_in_effect(one, origin)) is not None:
+            plain = layer_name and name == joined(layer_name, origin) and not re.search(r"[][*?]", layer_name)
+            pattern = f"{layer_name}.*" if plain else name
+            raise MaskError(
+                f"{name!r} cannot be pruned: {one.by} makes {joined(layer_name, one.tensor)!r} of it, and {reason}; "
+                f"leave it out with exclude=({pattern!r},) or components="
+            )
+
+
+def _underneath(model: Model, names: Container[str]) -> Iterator[tuple[str, Derived, str, str]]:
+    """(layer, derived tensor, its origin in the layer, the origin's name) of what is derived of these weights."""
+    known: dict[int, str] | None = None
     for layer_name, layer in named_layers(model):
         for one in derived(layer):
             for origin in one.origins:
-                if (name := joined(layer_name, origin)) in names:
-                    _check_zeros_of(layer_name, one, origin, name)
-
-
-def _check_zeros_of(layer_name: str, one: Derived, origin: str, name: str) -> None:
-    if one.mend is not None:
-        raise MaskError(_pruned_already(layer_name, one))
-    if (reason := not_zero_in_effect(one, origin)) is not None:
-        pattern = f"{layer_name}.*" if layer_name else name
-        raise MaskError(
-            f"{name!r} cannot be pruned: {one.by} makes {one.tensor!r} of it, and {reason}; leave it out with "
-            f"exclude=({pattern!r},) or components="
-        )
+                if known is None:  # a weight that several layers share has one name
+                    known = {id(weight): name for name, weight in named_weights(model).items()}
+                name = known[id(layer.get_parameter(origin))]
+                if name in names:
+                    yield layer_name, one, origin, name
 
 
 def check_not_pruned(model: Model) -> None:

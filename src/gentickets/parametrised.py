@@ -2,7 +2,7 @@
 
 What is pruned is the tensor underneath. That is only right where a zero there is a zero in effect. Spectral norm
 (Miyato et al. 2018) and weight norm (Salimans & Kingma 2016) keep zeros, and divide by 0 where nothing else is left;
-of every other way it is tried out; and a tensor that torch prunes already has two masks, of which one is not ours.
+any other way is tried out, for both; and a tensor that torch prunes already has two masks, of which one is not ours.
 """
 
 from __future__ import annotations
@@ -10,17 +10,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
+from torch.nn.utils.parametrizations import _Orthogonal, _SpectralNorm, _WeightNorm
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm as OldSpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm as OldWeightNorm
-
-NormKind = Literal["spectral norm", "weight norm"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Norm:
     With `axis` None: of the tensor as a whole. `length`: under weight norm, the parameter of the lengths.
     """
 
-    kind: NormKind
+    kind: str
     axis: int | None = None
     length: str | None = None
 
@@ -49,14 +47,14 @@ class Norm:
 class Derived:
     """A tensor of a layer that is made of parameters of it. `origins`: their names in the layer; `by`: what makes it.
 
-    `norms`: what norms ask of which origins. `mend`: of a tensor that torch prunes already, what ends that. `maker`:
-    of anything else than one known norm, the module that makes the tensor, and what asks it for that.
+    `norm`: what one of torch's norms asks of the last of the origins. `mend`: of a tensor that torch prunes already,
+    what ends that. `maker`: of anything else, the module that makes the tensor, and what asks it for that.
     """
 
     tensor: str
     origins: tuple[str, ...]
     by: str
-    norms: tuple[tuple[str, Norm], ...] = ()
+    norm: Norm | None = None
     mend: str | None = None
     maker: tuple[nn.Module, Callable[[nn.Module], Tensor]] | None = None
 
@@ -68,30 +66,16 @@ def derived(layer: nn.Module) -> list[Derived]:
     return [*_by_parametrisations(layer), *_by_hooks(layer)]
 
 
-def norms_of(layer: nn.Module) -> dict[str, Norm]:
-    """What the layer's norms ask of its parameters, by their names in the layer."""
-    return {name: norm for one in derived(layer) for name, norm in one.norms}
-
-
-def prunes_already(layer: nn.Module) -> Derived | None:
-    """A tensor of the layer that torch prunes already; None where there is none."""
-    return next((one for one in derived(layer) if one.mend is not None), None)
+def norm_of(one: Derived, origin: str) -> Norm | None:
+    """What must be left of the parameter `origin`, so that nothing is divided by 0; None where nothing must."""
+    if one.maker is None:
+        return one.norm if origin == one.origins[-1] else None
+    return _tried_out(one, origin).norm
 
 
 def not_zero_in_effect(one: Derived, origin: str) -> str | None:
-    """Why zeros in the parameter `origin` would be no zeros in effect, in words; None where they would be.
-
-    Tried out once for every module that makes a tensor.
-    """
-    if one.maker is None:
-        return None
-    known = _tried.setdefault(one.maker[0], {})
-    if (key := (one.by, origin)) not in known:
-        known[key] = _try_out(one, origin)
-    return known[key]
-
-
-_tried: WeakKeyDictionary[nn.Module, dict[Any, str | None]] = WeakKeyDictionary()
+    """Why zeros in the parameter `origin` would be no zeros in effect, in words; None where they would be."""
+    return None if one.maker is None else _tried_out(one, origin).reason
 
 
 # -- finding -----------------------------------------------------------------------------------------------------------
@@ -108,23 +92,13 @@ def _by_parametrisations(layer: nn.Module) -> Iterator[Derived]:
         if masks:
             yield Derived(tensor, origins, "torch.ao.pruning", mend="sparsifier.squash_mask()")
             continue
-        norms = _of_steps(steps, chain, origins)
-        known = len(steps) == 1 and type(steps[0]) in (_SpectralNorm, _WeightNorm)
-        yield Derived(tensor, origins, by, norms, maker=None if known else (chain, _called))
-
-
-def _of_steps(steps: list[nn.Module], chain: Any, origins: tuple[str, ...]) -> tuple[tuple[str, Norm], ...]:
-    """What the norms among stacked parametrisations ask of the first tensors.
-
-    What comes before a norm keeps zeros, or is refused: nothing is left for the norm where nothing was underneath.
-    """
-    found: list[tuple[str, Norm]] = []
-    for number, step in enumerate(steps):
-        if isinstance(step, _SpectralNorm) and hasattr(step, "_u") and chain.is_tensor:
-            found.append((origins[0], Norm("spectral norm")))  # of a vector torch takes the length, never below eps
-        elif isinstance(step, _WeightNorm) and number == 0 and len(origins) == 2:
-            found.append((origins[1], _weight_norm(step.dim, chain.original1, origins[0])))
-    return tuple(found)
+        kinds = [type(step) for step in steps]
+        if kinds == [_SpectralNorm]:  # of a vector it is the length, and that never below eps
+            yield Derived(tensor, origins, by, Norm("spectral norm") if hasattr(steps[0], "_u") else None)
+        elif kinds == [_WeightNorm]:
+            yield Derived(tensor, origins, by, _weight_norm(steps[0].dim, chain.original1, origins[0]))
+        else:
+            yield Derived(tensor, origins, by, maker=(chain, _called))
 
 
 def _weight_norm(dim: int, direction: Tensor, length: str) -> Norm:
@@ -141,11 +115,11 @@ def _by_hooks(layer: nn.Module) -> Iterator[Derived]:
             yield Derived(tensor, (f"{tensor}_orig",), "torch.nn.utils.prune", mend=mend)
         elif isinstance(hook, OldSpectralNorm):
             tensor, origin = hook.name, f"{hook.name}_orig"
-            yield Derived(tensor, (origin,), "spectral norm", ((origin, Norm("spectral norm")),))
+            yield Derived(tensor, (origin,), "spectral norm", Norm("spectral norm"))
         elif isinstance(hook, OldWeightNorm):
             tensor, length, origin = hook.name, f"{hook.name}_g", f"{hook.name}_v"
             norm = _weight_norm(hook.dim, layer.get_parameter(origin), length)
-            yield Derived(tensor, (length, origin), "weight norm", ((origin, norm),))
+            yield Derived(tensor, (length, origin), "weight norm", norm)
         else:
             continue
         known.add(tensor)
@@ -168,45 +142,78 @@ _SHARES = (0.2, 0.5, 0.9)
 """How much of a tensor is zero in each trial."""
 
 
-@torch.no_grad()
-def _try_out(one: Derived, origin: str) -> str | None:
-    """Puts zeros at random among random numbers into a copy, and looks where they are in effect."""
+@dataclass(frozen=True)
+class _Trial:
+    """What came of trying: why zeros are no zeros in effect, if they are not; what must be left, if anything must."""
+
+    reason: str | None
+    norm: Norm | None = None
+
+
+_tried: WeakKeyDictionary[nn.Module, dict[Any, _Trial]] = WeakKeyDictionary()
+
+
+def _tried_out(one: Derived, origin: str) -> _Trial:
+    """Tried out once for every module that makes a tensor, in copies of it."""
+    assert one.maker is not None
+    known = _tried.setdefault(one.maker[0], {})
+    if (key := (one.by, origin)) not in known:
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                torch.random.default_generator.manual_seed(0)
+                known[key] = _try_out(one, origin)
+        except Exception as error:  # whatever a stranger's code does with numbers that it did not expect
+            first = next(iter(str(error).splitlines()), "")
+            known[key] = _Trial(f"it cannot be tried out: {type(error).__name__}: {first}")
+    return known[key]
+
+
+def _try_out(one: Derived, origin: str) -> _Trial:
+    """Puts zeros among random numbers, at random, and looks where they are in effect."""
     assert one.maker is not None
     maker, effect_of = one.maker
+    if any(isinstance(step, _Orthogonal) for step in maker.modules()):  # known, and slow for large weights
+        return _Trial(_NOT_ZERO)
     rng = torch.Generator().manual_seed(0)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(0)
-            for share in _SHARES:
-                twin = _copy(maker)
-                for parameter in twin.parameters():
-                    if parameter.is_floating_point() or parameter.is_complex():
-                        parameter.copy_(_away_from_zero(parameter, rng))
-                underneath = twin.get_parameter(origin.rpartition(".")[2])
-                alive = _alive(underneath.shape, share, dict(one.norms).get(origin), rng)
-                underneath.mul_(alive)
-                for training in (True, False):
-                    effect = effect_of(twin.train(training))
-                    if effect.shape != alive.shape:
-                        return f"it makes {tuple(effect.shape)} of {tuple(alive.shape)}"
-                    if bool((effect[~alive] != 0).any()):
-                        return "what is 0 underneath is not 0 in effect"
-                    if not training and bool((effect[alive] == 0).any()):
-                        return "what is not 0 underneath is 0 in effect"
-    except Exception as error:  # whatever a stranger's code does with numbers that it did not expect
-        first = next(iter(str(error).splitlines()), "")
-        return f"it cannot be tried out: {type(error).__name__}: {first}"
-    return None
+
+    def effect(alive: Tensor, training: bool = False) -> Tensor:
+        twin = _copy(maker).train(training)
+        for parameter in twin.parameters():
+            if parameter.is_floating_point() or parameter.is_complex():
+                parameter.copy_(_away_from_zero(parameter, rng))
+        twin.get_parameter(origin.rpartition(".")[2]).mul_(alive)
+        return effect_of(twin)
+
+    shape = maker.get_parameter(origin.rpartition(".")[2]).shape
+    whole = effect(torch.ones(shape, dtype=torch.bool))
+    if whole.shape != shape:
+        return _Trial(f"it makes {tuple(whole.shape)} of {tuple(shape)}")
+    norm = _divides(effect, shape, one.by)
+    for share in _SHARES:
+        alive = torch.rand(shape, generator=rng, dtype=torch.float64) >= share
+        if norm is not None:
+            slices = norm.slices(alive)
+            slices[:, 0] = True
+            alive = norm.whole(slices, alive)
+        found = effect(alive)
+        if (found[~alive] != 0).any() or (effect(alive, training=True)[~alive] != 0).any():
+            return _Trial(_NOT_ZERO)
+        if (found[alive] == 0).any():
+            return _Trial("what is not 0 underneath is 0 in effect")
+    return _Trial(None, norm)
 
 
-def _alive(shape: torch.Size, share: float, norm: Norm | None, rng: torch.Generator) -> Tensor:
-    """A mask with so much dead, and something alive wherever a norm would divide by 0."""
-    alive = torch.rand(shape, generator=rng, dtype=torch.float64) >= share
-    if norm is None:
-        return alive
-    slices = norm.slices(alive)
-    slices[:, 0] = True
-    return norm.whole(slices, alive)
+_NOT_ZERO = "what is 0 underneath is not 0 in effect"
+
+
+def _divides(effect: Callable[[Tensor], Tensor], shape: torch.Size, by: str) -> Norm | None:
+    """By what the maker divides, if it does: it gives what is not finite where that is 0."""
+    for axis in [axis for axis, side in enumerate(shape) if side > 1]:
+        alive = torch.ones(shape, dtype=torch.bool)
+        alive.select(axis, 0).fill_(False)
+        if not effect(alive).isfinite().all():
+            return Norm(by, axis)
+    return None if effect(torch.zeros(shape, dtype=torch.bool)).isfinite().all() else Norm(by)
 
 
 def _away_from_zero(like: Tensor, rng: torch.Generator) -> Tensor:

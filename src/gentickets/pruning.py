@@ -28,7 +28,7 @@ from torch import Tensor
 from gentickets.errors import PruneError
 from gentickets.groups import ChannelGroups
 from gentickets.masks import Masks
-from gentickets.naming import component_of
+from gentickets.naming import Model, component_of, norms_of
 from gentickets.parametrised import Norm
 from gentickets.selection import Scored, Ties, keep_best
 
@@ -304,18 +304,34 @@ def _never_none(name: str, channels: Tensor, alive: Tensor, scores: Tensor) -> T
     return channels
 
 
-def random_like(masks: Masks, seed: int) -> Masks:
+def random_like(masks: Masks, seed: int, model: Model | None = None) -> Masks:
     """Masks with as many weights alive in each layer as `masks` has, at random places.
 
-    The control for "is it the mask, or only how much each layer keeps?". Equal seeds, equal masks.
+    The control for "is it the mask, or only how much each layer keeps?". Equal seeds, equal masks. `model`: whose
+    masks they are; where it has weight norm, each slice with a length of its own keeps a weight, as after `prune`.
     """
+    norms = {} if model is None else norms_of(model, masks)
     rng = np.random.default_rng(seed)
     shuffled = masks
     for name in sorted(masks):  # equal sets, equal outcome, whatever their order
         mask = masks[name].numpy()
         rng.shuffle(mask.reshape(-1))
-        shuffled = shuffled.replace({name: torch.from_numpy(mask)})
+        drawn = torch.from_numpy(mask)
+        if name in norms:
+            drawn = norms[name].whole(_none_empty(norms[name].slices(drawn).clone(), rng), drawn)
+        shuffled = shuffled.replace({name: drawn})
     return shuffled
+
+
+def _none_empty(slices: Tensor, rng: np.random.Generator) -> Tensor:
+    """`slices`, with a live weight of a fuller one moved into each that has none, as far as there are such."""
+    for empty in (~slices.any(1)).nonzero().flatten():
+        spare = (slices & (slices.sum(1, keepdim=True) > 1)).nonzero()
+        if not len(spare):
+            break
+        slices[tuple(spare[rng.integers(len(spare))])] = False
+        slices[empty, rng.integers(slices.shape[1])] = True
+    return slices
 
 
 def _scored(scores: Mapping[str, Tensor], start: Masks) -> list[Scored]:

@@ -24,7 +24,7 @@ from gentickets.naming import (
     components_of,
     joined,
     named_layers,
-    named_norms,
+    norms_of,
     prunable_weights,
 )
 
@@ -45,7 +45,7 @@ class Scores(dict[str, Tensor]):
         self.channel_axis: dict[str, int] = {}
         self.blocks: dict[str, int] = {}
         self.tied: dict[str, tuple[str, ...]] = {}
-        self.norms = {name: norm for name, norm in named_norms(model).items() if name in scores}
+        self.norms = norms_of(model, scores)
         self.lengths = {
             name: (norm.length, norm.axis)
             for name, norm in self.norms.items()

@@ -306,9 +306,9 @@ class SeedRun:
                 ticket, span = random_mask_control(level, derived_seed(self.seed, 1, index)), self.span
             else:
                 ticket, span = redrawn_weights_control(level, self._make_model), (0, self.steps)
-            model = ticket.install(level.model)
-            if not self._is_connected(index, arm, ticket, model):
+            if not self._is_connected(index, arm, ticket, level.model):
                 return
+            model = ticket.install(level.model)
             self._train(model, ticket.masks, *span)
             self._finish(Made(self.seed, index, arm, ticket, model, ticket.masks, span))
 

@@ -121,15 +121,15 @@ class Rounds:
         weights = named_state(previous.model) if self.kept_weights else previous.ticket.weights
         weights = {**weights, **self._others_start(masks, previous)}
         ticket = Ticket(masks, weights, self._origin(index, masks, lineage))
-        model = ticket.install(clone(previous.model))
         if self.example_inputs is not None:
             try:
-                check_connected(model, masks, self.example_inputs)
+                check_connected(previous.model, masks, self.example_inputs)
             except Disconnected as error:
                 error.ticket = ticket
                 raise
         elif gone := empty_layers(masks):
             warnings.warn(f"level {index}: nothing is left of {', '.join(gone)}", stacklevel=3)
+        model = ticket.install(clone(previous.model))
         self.train(model, masks, *self.span)
         return Level(index, masks, model, ticket, previous.drawn or self._drawn)
 
@@ -179,7 +179,7 @@ def random_mask_control(level: Level, seed: int) -> Ticket:
 
     Trained as the level was, from the rewind step on.
     """
-    masks = random_like(level.masks, seed)
+    masks = random_like(level.masks, seed, level.model)
     return Ticket(masks, level.ticket.weights, {**level.ticket.origin, "control": "random_mask", "control_seed": seed})
 
 
