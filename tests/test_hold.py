@@ -365,14 +365,14 @@ def test_one_optimiser_over_both_touches_only_what_has_gradients(gan: nn.Module,
 
 
 def test_the_hold_masks_in_view_of_autograd(autoencoder: nn.Module, half) -> None:
-    """A graph that needs a weight from before the step is refused, not silently wrong."""
-    optimizer = torch.optim.SGD(autoencoder.parameters(), 0.1)
-    with half(autoencoder).hold(autoencoder, optimizer) as hold:
-        autoencoder(torch.ones(1, 10)).sum().backward()
-        weight = autoencoder.decoder[0].weight
-        before = weight._version
-        hold._after_step(optimizer)
-        assert weight._version > before
+    """A graph that needs a weight from before the step is refused, not silently wrong, also by a fused optimiser."""
+    optimizer = torch.optim.SGD(autoencoder.parameters(), 0.1, fused=True)
+    with half(autoencoder).hold(autoencoder, optimizer):
+        loss = autoencoder(torch.ones(1, 10)).sum()
+        loss.backward(retain_graph=True)
+        optimizer.step()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
 
 
 def test_a_weight_that_was_given_another_shape_is_refused_and_not_masked_by_what_lies_beyond(half) -> None:
@@ -514,16 +514,6 @@ def test_channels_last(gan: nn.Module, half) -> None:
 
 
 # -- the end, and refusals ---------------------------------------------------------------------------------
-
-
-def test_a_breach_is_named(autoencoder: nn.Module, half) -> None:
-    masks = half(autoencoder)
-    with pytest.raises(MaskError, match=r"the model is no longer sparse: 'decoder\.2\.weight' has [0-9]+"):  # noqa: SIM117
-        with masks.hold(autoencoder):
-            autoencoder.decoder[2].weight.data.fill_(1e-30)
-    unknown = torch.optim.SGD(autoencoder.parameters(), 0.1)
-    with pytest.raises(MaskError, match="no longer sparse"), masks.hold(autoencoder):
-        train(autoencoder, unknown)
 
 
 def test_an_error_inside_is_not_hidden_by_the_audit(autoencoder: nn.Module, half) -> None:

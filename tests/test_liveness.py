@@ -26,7 +26,7 @@ def one(net: nn.Module) -> nn.Module:
 
 
 def closed(masks: Masks, *names: str) -> Masks:
-    return masks.merge({name: torch.zeros_like(masks[name]) for name in names})
+    return masks.replace({name: torch.zeros_like(masks[name]) for name in names})
 
 
 def mlp(widths: list[int]) -> nn.Sequential:
@@ -95,12 +95,12 @@ def test_a_cut_without_an_empty_layer() -> None:
     first, second = torch.zeros(4, 4, dtype=torch.bool), torch.zeros(4, 4, dtype=torch.bool)
     first[:2] = True  # only units 0 and 1 are fed
     second[:, 2:] = True  # only units 2 and 3 are read
-    masks = Masks.dense(model).merge({"net.0.weight": first, "net.2.weight": second})
+    masks = Masks.dense(model).replace({"net.0.weight": first, "net.2.weight": second})
     assert empty_layers(masks) == []
     with pytest.raises(Disconnected, match=r"'net\.2', which keeps 8 of 16"):
         check_connected(model, masks, {"net": torch.zeros(1, 4)})
     second[0, 1] = True
-    check_connected(model, masks.merge({"net.2.weight": second}), {"net": torch.zeros(1, 4)})
+    check_connected(model, masks.replace({"net.2.weight": second}), {"net": torch.zeros(1, 4)})
 
 
 class Residual(nn.Module):
@@ -249,7 +249,7 @@ def test_deep_nets(activation: type[nn.Module], depth: int) -> None:
     check_connected(model, one_path, inputs)
     middle = f"net.{depth}.weight"
     with pytest.raises(Disconnected, match=f"layer 'net.{depth}', which keeps 1 of"):
-        check_connected(model, one_path.merge({middle: line.roll(1, 1)}), inputs)
+        check_connected(model, one_path.replace({middle: line.roll(1, 1)}), inputs)
 
 
 def test_deep_residual_net_does_not_saturate() -> None:

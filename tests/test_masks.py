@@ -151,7 +151,9 @@ def test_select_merge_components() -> None:
     assert list(masks.select(["c", "a"])) == ["a.weight", "c.weight"]
     assert masks.select("a").merge(masks.select(["b", "c"])) == masks
     other = ~masks.select("b")
-    merged = masks.merge(other)
+    with pytest.raises(MaskError, match=r"both sets have a mask 'b.weight' .*replace"):
+        masks.merge(other)
+    merged = masks.replace(other)
     assert list(merged) == list(masks)
     assert merged.select("b") == other
     assert merged.select(["a", "c"]) == masks.select(["a", "c"])
@@ -263,7 +265,7 @@ def test_normed_layers_are_masked_underneath(kind: str) -> None:
     assert list(dense) == [f"{i}.{place}" for i in range(3)]
     assert set(dense) <= set(dict(model.named_parameters()))
     mask = torch.tensor([[1, 0, 1, 0], [0, 1, 0, 1], [1, 1, 1, 0]], dtype=torch.bool)
-    masks = dense.merge(Masks({f"0.{place}": mask}))
+    masks = dense.replace(Masks({f"0.{place}": mask}))
     masks.apply_(model)
     model[0](torch.ones(1, 4))
     effective = model[0].weight.detach()

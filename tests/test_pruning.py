@@ -259,7 +259,7 @@ def test_what_has_no_score_keeps_its_mask() -> None:
     within = Masks({n: torch.rand(4, 4) < 0.6 for n in NAMES})
     scores = {NAMES[0]: torch.rand(4, 4), "not.there": torch.rand(3)}
     masks = prune(scores, fraction=0.5, within=within)
-    assert masks.merge(within.select("g")) == within
+    assert masks.replace(within.select("g")) == within
     n = within.counts()[NAMES[0]]
     assert masks.counts()[NAMES[0]] == n - n // 2
     assert masks.counts()[NAMES[1]] == within.counts()[NAMES[1]]

@@ -479,7 +479,7 @@ def test_the_schedule_is_exponential_never_revives_and_ends_exactly(gan):
 @pytest.mark.parametrize("sparsity", [0.0, 0.05, 0.59, 0.7, 0.97, 1.0])
 def test_any_scope_and_start_ends_where_prune_does(gan, half, scope, sparsity):
     inputs = {"generator": torch.zeros(2, 5, 1, 1), "discriminator": torch.zeros(2, 1, 8, 8)}
-    uneven = gt.Masks.dense(gan).merge(half(gan, components="generator"))
+    uneven = gt.Masks.dense(gan).replace(half(gan, components="generator"))
     for within in (None, uneven):
         try:
             once = gt.prune(gt.magnitude(gan), to_sparsity=sparsity, within=within, scope=scope)

@@ -21,6 +21,7 @@ import gentickets as gt
 from gentickets import models
 from gentickets.cli import main
 from gentickets.errors import GenticketsError, TicketError
+from gentickets.examples import Example, named_tensors
 from gentickets.export import export, folded
 from gentickets.lab import folder as disk
 from gentickets.lab.shipping import of_level, shrink_to
@@ -325,6 +326,68 @@ def test_what_cannot_be_exported_leaves_no_file(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(GenticketsError, match="cannot write"):
         export(nn.Linear(3, 2), torch.ones(2, 3), tmp_path / "file" / "a.pt2")
+
+
+class Conditional(nn.Module):
+    """Takes an image, a time and a scale, and gives a dictionary."""
+
+    def __init__(self):
+        super().__init__()
+        self.image, self.time = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(1, 4)
+
+    def forward(self, x, t=None, scale=1.0):
+        h = self.image(x) if t is None else self.image(x) + self.time(t[:, None])[:, :, None, None]
+        return {"noise": h * scale, "mean": (h.mean(), x)}
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        (torch.randn(3, 1, 4, 4), torch.rand(3)),
+        {"t": torch.rand(3), "x": torch.randn(3, 1, 4, 4), "scale": 2.0},
+        [torch.randn(3, 1, 4, 4), None, 3],
+    ],
+)
+def test_programs_take_what_their_component_takes_and_give_what_it_gives(example, tmp_path):
+    net = Conditional()
+    made = export(net, example, tmp_path / "net.pt2")
+    assert made.compared == 3 * 4 * 16 + 1 + 3 * 16 + 4 * 16 + 1 + 16  # of the batch of three, and of one
+    program = torch.export.load(made.path).module()
+    given = Example.of(example, "net")
+    for part in (given, given.first(2)):
+        for expected, found in zip(named_tensors(part(net)), named_tensors(part(program)), strict=True):
+            assert expected[0] == found[0]
+            torch.testing.assert_close(found[1], expected[1])
+
+
+def test_the_format_is_what_the_file_is_called(tmp_path, monkeypatch):
+    made = export(nn.Linear(3, 2), torch.ones(2, 3), tmp_path / "net.bin")
+    assert made.path.read_bytes()[:2] == b"PK"
+    with pytest.raises(GenticketsError, match=r"net\.onnx is to hold a program of format torch, but ends as .* onnx"):
+        export(nn.Linear(3, 2), torch.ones(2, 3), tmp_path / "net.onnx", "torch")
+    with pytest.raises(GenticketsError, match=r"format onnx, but ends as one of torch: .*\*\.onnx"):
+        export(nn.Linear(3, 2), torch.ones(2, 3), tmp_path / "net.pt2", "onnx")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(GenticketsError, match="format onnx needs onnx"):
+        export(nn.Linear(3, 2), torch.ones(2, 3), tmp_path / "net.onnx")
+
+
+class Silent(nn.Module):
+    def forward(self, x):
+        return None
+
+
+def test_a_program_of_which_nothing_can_be_compared_is_not_written(tmp_path):
+    with pytest.raises(GenticketsError, match="nothing can be compared"):
+        export(Silent(), torch.ones(2, 3), tmp_path / "net.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_rounding_of_a_coarse_dtype_is_no_difference(tmp_path):
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 3, 3)).bfloat16()
+    for _ in range(3):
+        net(torch.randn(8, 3, 8, 8).bfloat16() + 1)
+    assert export(net, torch.randn(2, 3, 8, 8).bfloat16(), tmp_path / "net.pt2").compared == 3 * 3 * 16
 
 
 # -- levels ---------------------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ def test_channel_tickets_of_every_model_and_size(name, side):
     masks = kill_channels(model, 0.5)
     outputs = [n for n in masks if n.startswith(("encoder.head", "discriminator.head"))]
     last = [n for n in masks if n.startswith(("decoder.layers", "generator.layers"))][-2:]
-    masks = masks.merge({n: torch.ones(masks.shapes[n], dtype=torch.bool) for n in (*outputs, *last)})
+    masks = masks.replace({n: torch.ones(masks.shapes[n], dtype=torch.bool) for n in (*outputs, *last)})
     small = shrink(model, masks, inputs)
     assert_same(masks.apply_(clone(model)), small, inputs)
     assert size(small) < 0.8 * size(model)
@@ -197,7 +197,7 @@ def test_dead_inputs_are_folded_into_the_next_bias():
     masks = gt.Masks.dense(model)
     mask = masks["net.0.weight"]
     mask[1] = False
-    masks = masks.merge({"net.0.weight": mask})
+    masks = masks.replace({"net.0.weight": mask})
     small = shrink(model, masks, {"net": torch.randn(3, 4)})
     assert small.net[0].weight.shape == (2, 4)
     constant = torch.tanh(model.net[0].bias[1]) * model.net[2].weight[:, 1]
@@ -210,12 +210,12 @@ def test_a_constant_under_zero_padding_is_not_folded():
     masks = gt.Masks.dense(model)
     mask = masks["net.0.weight"]
     mask[1] = False
-    masks = masks.merge({"net.0.weight": mask})
+    masks = masks.replace({"net.0.weight": mask})
     example = {"net": torch.randn(2, 1, 6, 6)}
     small = shrink(model, masks, example)
     assert small.net[0].out_channels == 3
     assert_same(masks.apply_(clone(model)), small, example)
-    without_bias = masks.merge({"net.0.bias": torch.tensor([True, False, True])})
+    without_bias = masks.replace({"net.0.bias": torch.tensor([True, False, True])})
     assert shrink(model, without_bias, example).net[0].out_channels == 2
 
 
@@ -239,7 +239,7 @@ def test_what_is_not_understood_stays_whole():
             return self.second(self.norm(self.first(x)).roll(1, dims=1))
 
     model = One(Odd())
-    masks = kill_channels(model, 0.5).merge({"net.norm.weight": torch.ones(6, dtype=torch.bool)})
+    masks = kill_channels(model, 0.5).replace({"net.norm.weight": torch.ones(6, dtype=torch.bool)})
     small = shrink(model, masks, {"net": torch.randn(2, 1, 8, 8)})
     assert small.net.first.out_channels == 6
 
@@ -294,7 +294,7 @@ def test_training_goes_on_in_the_shrunk_net_as_in_the_masked_one():
     model, inputs = family("linear-autoencoder", side=8)
     masks = kill_channels(model, 0.4)
     keep = [n for n in masks if n.startswith(("encoder.5", "decoder.4"))]
-    masks = masks.merge({n: torch.ones(masks.shapes[n], dtype=torch.bool) for n in keep})
+    masks = masks.replace({n: torch.ones(masks.shapes[n], dtype=torch.bool) for n in keep})
     images = torch.rand(16, 1, 8, 8) * 2 - 1
 
     def steps(net, adam, held, count):

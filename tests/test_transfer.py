@@ -41,12 +41,35 @@ def test_a_vaes_decoder_becomes_a_gans_generator(with_weights):
     assert moved.origin["from"]["seed"] == 3
 
 
-def test_an_encoders_trunk_becomes_a_discriminators_and_back():
-    there = ticket_of(vae()).transfer(gan(), {"encoder": "discriminator", "decoder": "generator"})
+HEADS = ["*.head.*"]
+
+
+def test_an_encoders_trunk_becomes_a_discriminators_and_back_where_the_heads_are_left():
+    both = {"encoder": "discriminator", "decoder": "generator"}
+    with pytest.raises(
+        gt.TicketError, match=r"'discriminator\.head\.weight' is .*exclude=\('discriminator\.head\.\*',\)"
+    ):
+        ticket_of(vae()).transfer(gan(), both)
+    there = ticket_of(vae()).transfer(gan(), both, exclude=HEADS)
+    assert there.origin["transfer"]["left"] == ["discriminator.head.weight"]
     assert {name.split(".")[1] for name in there.masks if name.startswith("discriminator")} == {"trunk"}
-    back = ticket_of(gan()).transfer(vae(), {"discriminator": "encoder"})
+    back = ticket_of(gan()).transfer(vae(), {"discriminator": "encoder"}, exclude=HEADS)
     assert back.masks.components == ("encoder",)
     assert not any("head" in name for name in back.masks)
+
+
+def test_into_the_same_model_everything_travels_unless_asked_otherwise():
+    ticket = ticket_of(gan())
+    same = {"generator": "generator", "discriminator": "discriminator"}
+    moved = ticket.transfer(gan(), same)
+    assert moved.masks == ticket.masks
+    assert moved.masks.sparsity == pytest.approx(0.6, abs=1e-3)
+    assert moved.origin["transfer"]["left"] == []
+    assert all(torch.equal(tensor, moved.weights[name]) for name, tensor in ticket.weights.items())
+    part = ticket.transfer(gan(), {"discriminator": "discriminator"}, exclude="discriminator.head.weight")
+    assert part.origin["transfer"]["left"] == ["discriminator.head.weight", "generator.*"]
+    with pytest.raises(gt.TicketError, match=r"exclude='\*.tail.\*' fits no weight"):
+        ticket.transfer(gan(), same, exclude=["*.tail.*"])
 
 
 def test_between_widths_it_is_refused_with_both_shapes():

@@ -80,6 +80,30 @@ def test_the_weights_come_along_where_asked(runs):
             assert torch.equal(tensor, theirs.weights[name]), name
 
 
+def test_a_recipe_says_what_stays_behind(runs):
+    carry = {"encoder": "encoder", "decoder": "decoder"}
+    asked = {**OTHER["search"], "carry": carry}
+    whole = ticket(run(make_recipe({**OTHER, "name": "whole", "search": asked}), runs), "level-02")
+    assert whole.masks == ticket(runs / "vae" / "seed-0", "level-02").masks
+    less = make_recipe({**OTHER, "name": "less", "search": {**asked, "exclude": ["*.head.*"]}})
+    left = ticket(run(less, runs), "level-02")
+    head = [name for name in left.masks if ".head." in name]
+    assert left.origin["transfer"]["left"] == head == ["encoder.head.weight"]
+    assert bool(left.masks[head[0]].all())
+    assert not bool(whole.masks[head[0]].all())
+
+
+def test_resuming_goes_on_with_the_next_ticket():
+    make = lambda: models.conv_vae(8, 1, width=4, latent=4)  # noqa: E731
+    vae = make()
+    found = [gt.Ticket(gt.prune(gt.magnitude(vae), fraction=share), vae) for share in (0.3, 0.6)]
+    ask = {"steps": 4, "carry": {"decoder": "decoder"}}
+    whole = list(gt.transferred(make, lambda *_: None, tickets=found, **ask))
+    rest = list(gt.transferred(make, lambda *_: None, tickets=found[1:], dense=whole[0], done=1, **ask))
+    assert [level.index for level in rest] == [2]
+    assert rest[0].masks == whole[2].masks != whole[1].masks
+
+
 def test_a_vae_decoder_becomes_a_generator_and_the_discriminator_stays_dense():
     vae, gan = models.conv_vae(8, 1, width=4, latent=4), models.dcgan(8, 1, width=4, latent=4)
     found = gt.prune(gt.magnitude(vae), fraction=0.5)

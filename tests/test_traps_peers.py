@@ -232,11 +232,11 @@ class One(nn.Module):
 def test_a_dead_layer_does_not_hide_the_later_ones() -> None:
     """A script that met a convolution without a live channel left every layer after it as it was."""
     model = One(nn.Sequential(*(nn.Conv2d(3 if i == 0 else 8, 8, 1, bias=i > 0) for i in range(4)), nn.Conv2d(8, 2, 1)))
-    masks = gt.Masks.dense(model).merge({"net.1.weight": torch.zeros(8, 8, 1, 1, dtype=torch.bool)})
+    masks = gt.Masks.dense(model).replace({"net.1.weight": torch.zeros(8, 8, 1, 1, dtype=torch.bool)})
     for layer in (2, 3):
         alive = torch.ones(8, 8, 1, 1, dtype=torch.bool)
         alive[5:] = False
-        masks = masks.merge({f"net.{layer}.weight": alive, f"net.{layer}.bias": alive[:, 0, 0, 0]})
+        masks = masks.replace({f"net.{layer}.weight": alive, f"net.{layer}.bias": alive[:, 0, 0, 0]})
     example = {"net": torch.randn(2, 3, 4, 4)}
     small = gt.shrink(model, masks, example)
     assert small.net[3].out_channels <= 5
@@ -249,7 +249,7 @@ def test_every_parameter_of_a_shrunk_net_is_trained() -> None:
     """An optimiser made before shrinking holds parameters that are gone: the shrunk layers stood still."""
     model = One(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 8), nn.Linear(8, 6)))
     masks = gt.prune(gt.magnitude(model), fraction=0.5, scope="layer", granularity="channel")
-    masks = masks.merge({name: torch.ones_like(masks[name]) for name in ("net.4.weight", "net.4.bias")})
+    masks = masks.replace({name: torch.ones_like(masks[name]) for name in ("net.4.weight", "net.4.bias")})
     small = gt.shrink(model, masks, {"net": torch.randn(4, 6)})
     assert small.net[0].out_features < 8
     assert not {id(p) for p in small.parameters()} & {id(p) for p in model.parameters()}

@@ -255,6 +255,7 @@ def transfer(
     ],
     output: Annotated[Path, typer.Option("--out", help="The ticket file to write.")] = Path("transferred.ticket"),
     masks_only: Annotated[bool, typer.Option("--masks-only", help="Leave the weights behind.")] = False,
+    exclude: Annotated[list[str] | None, typer.Option(help="What stays behind, such as '*.head.*'.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the weights that do not travel.")] = 0,
 ) -> None:
     """Carry a ticket's components into the model of a recipe: a VAE's decoder into a GAN's generator, say."""
@@ -264,9 +265,11 @@ def transfer(
     pairs = [entry for entry in components if "." not in entry.partition("=")[0]]
     overrides = [entry for entry in components if entry not in pairs]
     asked = read_recipe(recipe, overrides)
-    moved = transferred(ticket, asked, dict(pair.split("=", 1) for pair in pairs if "=" in pair), not masks_only, seed)
+    mapping = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    moved = transferred(ticket, asked, mapping, not masks_only, seed, exclude or ())
     moved.save(output)
-    out.print(f"{moved.masks!r}\nresults: {output}; train it with")
+    left = ", ".join(moved.origin["transfer"]["left"]) or "nothing"
+    out.print(f"{moved.masks!r}\nleft behind: {left}\nresults: {output}; train it with")
     out.print(shlex.join(["gentickets", "train", str(recipe), *overrides, "--ticket", str(output)]))
 
 
@@ -296,20 +299,26 @@ def shrink(
 def export(
     level: Annotated[Path, typer.Argument(help="A level's folder.", show_default=False)],
     component: Annotated[str, typer.Option(help="Which one: generator, decoder, encoder …", show_default=False)],
-    format_: Annotated[str, typer.Option("--format", help="torch (a .pt2 file of torch.export) or onnx.")] = "torch",
+    format_: Annotated[
+        str | None,
+        typer.Option("--format", help="torch (a .pt2 file of torch.export) or onnx; default: what --out ends with."),
+    ] = None,
     shrink: Annotated[bool, typer.Option("--shrink/--no-shrink", help="Take out the channels nothing needs.")] = True,
     output: Annotated[
         Path | None, typer.Option("--out", help="The file to write; default: COMPONENT.pt2 or COMPONENT.onnx.")
     ] = None,
 ) -> None:
     """Write one component of a trained level as a program that runs without gentickets, for batches of any size."""
-    from gentickets.export import SUFFIXES, as_format
+    from gentickets.export import SUFFIXES, as_format, format_of
     from gentickets.lab.shipping import export_component, of_level
 
-    chosen = as_format(format_)
-    file = output or Path(f"{component}{SUFFIXES[chosen]}")
+    file = output or Path(f"{component}{SUFFIXES[as_format(format_ or 'torch')]}")
+    chosen = format_of(file, format_)
     made = export_component(of_level(level), component, file, chosen, smaller=shrink)
-    out.print(f"run on examples and compared: its largest difference is {made.difference:.1e} of the largest output")
+    out.print(
+        f"run on examples and compared: {made.compared:,} numbers, whose largest difference is {made.difference:.1e} "
+        "of the largest output"
+    )
     out.print(f"results: {made.path} ({made.bytes:,} bytes)", markup=False)
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import io
 import itertools
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,9 @@ from torch.nn.utils import fuse_conv_bn_eval, remove_spectral_norm, remove_weigh
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from gentickets.errors import GenticketsError
+from gentickets.examples import Example, ExampleInput, named_tensors, nothing_to_compare, tolerance
 from gentickets.files import replace_file
-from gentickets.naming import CONVOLUTIONS, TRANSPOSED, clone, unwrap
+from gentickets.naming import CONVOLUTIONS, TRANSPOSED, check_not_pruned, clone, unwrap
 
 Format = Literal["torch", "onnx"]
 
@@ -38,52 +40,62 @@ TOLERANCE = 1e-4
 
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
-Program = Callable[[Tensor], tuple[Tensor, ...]]
+Program = Callable[[Example], list[Tensor]]
 
 
 @dataclass(frozen=True)
 class Exported:
     """A file that was written: its size in bytes, and how far its outputs are from the component's.
 
-    `difference` is the largest one found, relative to the component's largest output.
+    `difference` is the largest one found, relative to the component's largest output, among `compared` numbers.
     """
 
     path: Path
     bytes: int
     difference: float
+    compared: int
 
 
-def export(component: nn.Module, example: Tensor, path: str | Path, format: Format = "torch") -> Exported:
+def export(
+    component: nn.Module, example: ExampleInput | Example, path: str | Path, format: Format | None = None
+) -> Exported:
     """Writes one component as a program: `torch` for a `.pt2` file of `torch.export`, `onnx` for an ONNX file.
 
-    `example` is a batch of 2 or more inputs; the program takes batches of any size. Several outputs (a VAE's mean and
-    log variance) stay several, in their order. The component is left as it was. The program is run on the example and
+    Without `format`, the end of the file's name says it: `.onnx`, or anything else for torch. `example` is a batch of 2
+    or more inputs: a tensor, a tuple of arguments or a dict of keywords. The program takes batches of any size, by the
+    same arguments; those that are no tensors are as they were. Several outputs (a VAE's mean and log variance) stay
+    several, in their order. The component is left as it was. The program is run on the example and
     on a batch of one, and compared with the component; a file appears only where they agree to 1e-4.
 
-    Raises `GenticketsError` for another format, where the packages that ONNX needs are missing, where the code of the
-    component cannot be exported, where the program computes something else, and where the file cannot be written.
+    Raises `GenticketsError` for another format, or one that the name of the file contradicts, where the packages that
+    ONNX needs are missing, where the code of the component cannot be exported, where the program computes something
+    else or nothing can be compared, and where the file cannot be written.
     """
-    if as_format(format) == "onnx":
+    path = Path(path)
+    format = format_of(path, format)
+    if format == "onnx":
         _check_onnx()
-    example = example.detach().cpu()
+    example = Example.of(example, type(component).__name__).to("cpu").map(Tensor.detach)
     expected = clone(unwrap(component)).cpu().eval()
     plain = folded(component)
     with torch.no_grad(), _quiet():
         try:
             content, program = (_to_torch if format == "torch" else _to_onnx)(plain, example)
+            found = [_difference(expected, program, batch) for batch in (example, example.first())]
         except Exception as error:  # whatever the exporters meet in code that is not ours
             raise GenticketsError(f"cannot be exported as {format}: {_first_line(error)}") from error
-        difference = max(_difference(expected, program, batch) for batch in (example, example[:1]))
-    if not difference <= TOLERANCE:
+    difference, compared = max(worst for worst, _ in found), sum(numbers for _, numbers in found)
+    if not compared and difference == 0:
+        raise nothing_to_compare(type(component).__name__)
+    if not difference <= max([TOLERANCE, *(tolerance(weight.dtype) for weight in expected.parameters())]):
         raise GenticketsError(
             f"the exported program differs from the component by {difference:.2g} of its largest output: not written"
         )
-    path = Path(path)
     try:
         replace_file(path, content)
     except OSError as error:
         raise GenticketsError(f"cannot write {path}: {error.strerror or error}") from error
-    return Exported(path, len(content), difference)
+    return Exported(path, len(content), difference, compared)
 
 
 def as_format(name: str) -> Format:
@@ -94,8 +106,22 @@ def as_format(name: str) -> Format:
     raise GenticketsError(f"format {name!r}: one of {', '.join(SUFFIXES)}")
 
 
+def format_of(path: Path, format: str | None) -> Format:
+    """The format asked for, or else the one that a file's name says. Raises `GenticketsError` where the two differ."""
+    said = next((known for known, suffix in SUFFIXES.items() if path.suffix.lower() == suffix), None)
+    if format is None:
+        return said or "torch"
+    if said not in (None, chosen := as_format(format)):
+        raise GenticketsError(
+            f"{path} is to hold a program of format {chosen}, but ends as one of {said}: leave the format out, or name "
+            f"the file *{SUFFIXES[chosen]}"
+        )
+    return chosen
+
+
 def folded(component: nn.Module) -> nn.Module:
     """A copy on the CPU, in evaluation mode, whose spectral, weight and batch norms are folded into plain weights."""
+    check_not_pruned(component)
     plain = clone(unwrap(component)).cpu().eval()  # eval first: under spectral norm, reading a weight would train it
     for layer in list(plain.modules()):
         if is_parametrized(layer):
@@ -148,54 +174,75 @@ def _fold(layer: nn.Module) -> None:
     layer._parameters.update({name: nn.Parameter(value) for name, value in values.items()})
 
 
-def _to_torch(net: nn.Module, example: Tensor) -> tuple[bytes, Program]:
-    exported = torch.export.export(net, (example,), dynamic_shapes=_any_batch())
+def _to_torch(net: nn.Module, example: Example) -> tuple[bytes, Program]:
+    exported = torch.export.export(net, example.args, dict(example.kwargs), dynamic_shapes=_any_batch(net, example))
     file = io.BytesIO()
     torch.export.save(exported, file)
     content = file.getvalue()
-    return content, _in_torch(torch.export.load(io.BytesIO(content)).module())
+    module = torch.export.load(io.BytesIO(content)).module()
+    return content, lambda batch: _tensors(batch(module))
 
 
-def _to_onnx(net: nn.Module, example: Tensor) -> tuple[bytes, Program]:
+def _to_onnx(net: nn.Module, example: Example) -> tuple[bytes, Program]:
     onnxruntime = importlib.import_module("onnxruntime")  # an extra: not there for whoever reads the types
-    exported = torch.onnx.export(net, (example,), dynamo=True, dynamic_shapes=_any_batch(), verbose=False)
+    exported = torch.onnx.export(
+        net,
+        example.args,
+        kwargs=dict(example.kwargs),
+        dynamo=True,
+        dynamic_shapes=_any_batch(net, example),
+        verbose=False,
+    )
     assert exported is not None
     content = exported.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    takes = session.get_inputs()[0].name
+    takes = [node.name for node in session.get_inputs()]
 
-    def run(batch: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch.from_numpy(found) for found in session.run(None, {takes: batch.numpy()}))
+    def run(batch: Example) -> list[Tensor]:
+        given = dict(zip(takes, (tensor.numpy() for tensor in batch.tensors), strict=True))
+        return [torch.from_numpy(found) for found in session.run(None, given)]
 
     return content, run
 
 
-def _any_batch() -> tuple[dict[int, torch.export.Dim]]:
-    return ({0: torch.export.Dim("batch", min=1)},)
+def _any_batch(net: nn.Module, example: Example) -> dict[str, Any]:
+    """Argument → which of its axes may have any length: the first of every tensor that is as long as the batch."""
+    batch = torch.export.Dim("batch", min=1)
+
+    def axes(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return {0: batch} if value.dim() and len(value) == example.batch else None
+        if isinstance(value, Mapping):
+            return {key: axes(part) for key, part in value.items()}
+        return type(value)(axes(part) for part in value) if isinstance(value, list | tuple) else None
+
+    bound = inspect.signature(net.forward).bind(*example.args, **example.kwargs)
+    return {name: axes(value) for name, value in bound.arguments.items()}
 
 
-def _in_torch(module: nn.Module) -> Program:
-    def run(batch: Tensor) -> tuple[Tensor, ...]:
-        result = module(batch)
-        return (result,) if isinstance(result, Tensor) else tuple(result)
-
-    return run
+def _tensors(result: Any) -> list[Tensor]:
+    return [tensor for _, tensor in named_tensors(result)]
 
 
-def _difference(component: nn.Module, program: Program, batch: Tensor) -> float:
-    """The largest difference of any output, relative to the largest value of that output; inf for another shape."""
-    worst = 0.0
-    expected, found = _in_torch(component)(batch), program(batch)
+def _difference(component: nn.Module, program: Program, batch: Example) -> tuple[float, int]:
+    """(the largest difference of any output, relative to the largest value of that output, how many numbers were
+    compared); infinite for another shape, or what is not finite: a comparison with NaN says nothing."""
+    worst, compared = 0.0, 0
+    with torch.random.fork_rng(devices=[]):  # what draws noise draws the same
+        torch.manual_seed(0)
+        expected = _tensors(batch(component))
+        torch.manual_seed(0)
+        found = program(batch)
     if len(expected) != len(found):
-        return float("inf")
+        return float("inf"), compared
     for one, other in zip(expected, found, strict=True):
-        if one.shape != other.shape:
-            return float("inf")
-        scale = float(one.abs().max()) or 1.0
-        worst = max(worst, float((one - other).abs().max()) / scale)
-        if not torch.isfinite(other).all():
-            return float("inf")  # a comparison with NaN says nothing
-    return worst
+        if one.shape != other.shape or not torch.isfinite(other).all():
+            return float("inf"), compared
+        one, other = one.double(), other.double()
+        compared += one.numel()
+        if one.numel():
+            worst = max(worst, float((one - other).abs().max()) / (float(one.abs().max()) or 1.0))
+    return worst, compared
 
 
 def _check_onnx() -> None:

@@ -1,19 +1,52 @@
-"""Holding a model to its masks while any optimiser steps."""
+"""Holding a model to its masks, whoever steps or writes it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from gentickets.adam import FusedAdamW
 from gentickets.errors import MaskError
 from gentickets.kernels import can_mask, mask_
-from gentickets.naming import named_layers, named_weights
+from gentickets.memory import as_bits, nonzero, window
+from gentickets.naming import Model, as_model, named_layers, named_weights
 
 if TYPE_CHECKING:
     from gentickets.masks import Masks  # a type only: masks are made without this module, and call it
+
+_EACH_BY_ITSELF = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.Adamax,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.RMSprop,
+    torch.optim.Adagrad,
+    torch.optim.Adadelta,
+    torch.optim.Rprop,
+    torch.optim.ASGD,
+    torch.optim.SparseAdam,
+    FusedAdamW,
+)
+"""Optimisers of exactly these types move each weight by its own gradient and keep no other weights: to mask what they
+stepped is enough. Any other may let the gradient of one weight move another (Muon, Adafactor), keep weights in its
+state (schedule-free, Lookahead), or look at the model inside its step (SAM)."""
+
+_TRANSPARENT = ("Fabric", "Lightning", "Accelerated")
+"""Wrappers of optimisers that write no weight themselves, by how their class's name begins."""
+
+_EVERY = 64
+"""How many passes lie between two looks at every weight that nobody seems to have written."""
+
+_SAMPLE = 16
+"""How many pruned places of each weight are looked at before every pass."""
 
 
 class Hold:
@@ -22,47 +55,64 @@ class Hold:
     def __init__(
         self,
         masks: Masks,
-        model: nn.Module,
+        model: Model,
         optimizers: tuple[torch.optim.Optimizer, ...],
-        copies: tuple[nn.Module, ...],
+        copies: tuple[Model, ...],
     ):
-        self.masks, self.model, self.copies = masks, model, copies
-        self.optimizers = tuple(_plain(optimizer) for optimizer in optimizers)
-        for optimizer in self.optimizers:
-            if isinstance(optimizer, torch.optim.LBFGS):
-                raise MaskError("LBFGS evaluates the model inside its step, between two maskings: use another")
-            if any(getattr(p, "is_emptied", False) for group in optimizer.param_groups for p in group["params"]):
-                raise MaskError("an optimiser has a weight that `accelerate` emptied: make it after accelerate(...)")
-        for net in (model, *copies):
+        self.masks, self.model = masks, as_model(model)
+        self.copies = tuple(as_model(net) for net in copies)
+        self._given = optimizers
+        self.optimizers, self._may_write_unseen = _underlying(optimizers)
+        for net in (self.model, *self.copies):
             masks.check_fits(net)
-        self._held: dict[int, _HeldWeight] = {}
+        for optimizer in self.optimizers:
+            _check_can_be_held(optimizer, self.model)
+        self._held: dict[str, _HeldWeight] = {}
+        self._by_id: dict[int, _HeldWeight] = {}
+        self._ours: set[int] = set()
+        self._stepping: set[int] = set()
+        self.strangers = 0  # steps of optimisers that were not given: after each of them every weight is looked at
         self._handles: list[Any] = []
+        self._warned = False
+
+    def __repr__(self) -> str:
+        state = "entered" if self._handles else "not entered"
+        names = ", ".join(type(optimizer).__name__ for optimizer in self.optimizers) or "no optimiser"
+        return f"Hold({self.masks!r}, {type(self.model).__name__}, {names}, {state})"
 
     def __enter__(self) -> Hold:
         if self._handles:
             raise MaskError("this hold is entered already: make another with masks.hold(...)")
         for net in (self.model, *self.copies):
             self.masks.apply_(net)
+        self._warned = False
         self._find_weights()
-        for layer_name, layer in named_layers(self.model):
-            own = {key: f"{layer_name}.{key}" if layer_name else key for key in layer._parameters}
-            own = {key: name for key, name in own.items() if name in self.masks}
-            if own:
-                hook = _MaskAfterLoad(self, own)
-                self._handles.append(layer.register_load_state_dict_post_hook(hook))
+        self._watch_loads()
+        self._watch_passes()
         for optimizer in self.optimizers:
-            self._drop_momentum(optimizer)
-            self._handles.append(optimizer.register_load_state_dict_post_hook(self._drop_momentum))
-            self._handles.append(optimizer.register_step_post_hook(self._after_step))
+            self._attach(optimizer)
+        _entered.append(self)
+        self._handles.append(register_optimizer_step_pre_hook(self._before_any_step))
+        self._handles.append(register_optimizer_step_post_hook(self._after_any_step))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._held.clear()
+        _entered.remove(self)
+        self._ours.clear()
+        self._stepping.clear()
         if kind is None:
+            self._settle()
             self.audit()
+        self._held.clear()
+        self._by_id.clear()
+
+    @property
+    def must_look(self) -> bool:
+        """Whether weights may be written now and nothing would show it."""
+        return bool(self._stepping) or self._may_write_unseen
 
     def audit(self) -> None:
         """Raises `MaskError` where the model, or a copy, has a pruned weight that is not exactly 0.0."""
@@ -71,13 +121,18 @@ class Hold:
             self.masks.audit(average, "an averaged copy of the model")
 
     @torch.no_grad()
+    def mask(self) -> None:
+        """Sets the pruned weights of the model to 0.0, now: for a loop that writes weights by hand."""
+        self._clear(self._held.values())
+
+    @torch.no_grad()
     def mask_gradients(self) -> None:
         """Sets the gradients of pruned weights to 0.0.
 
         Not needed for sparsity. Call it between `backward` and gradient clipping, so that the norm is that of
         the sparse network and not of weights that do not exist.
         """
-        _zero_dead([(grad, held) for held in self._held.values() if (grad := held.parameter.grad) is not None])
+        _mask_gradients((held.now(), held) for held in self._held.values())
 
     @torch.no_grad()
     def drop_momentum(self) -> None:
@@ -89,44 +144,307 @@ class Hold:
         for optimizer in self.optimizers:
             self._drop_momentum(optimizer)
 
+    # -- around the steps of optimisers -------------------------------------------------------------------
+
+    def _attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Holds what this optimiser steps, from here on; first of all that hooks into it."""
+        self._drop_momentum(optimizer)
+        self._ours.add(id(optimizer))
+        self._handles.append(optimizer.register_load_state_dict_post_hook(self._drop_momentum))
+        self._handles.append(after := optimizer.register_step_post_hook(self._after_step))
+        # An average that was hooked in before is to be made of masked weights.
+        optimizer._optimizer_step_post_hooks.move_to_end(after.id, last=False)  # type: ignore[attr-defined]
+        if type(optimizer) not in _EACH_BY_ITSELF:
+            self._handles.append(optimizer.register_step_pre_hook(self._before_step))
+
+    def _before_any_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        """Refuses, before it changes anything, an optimiser of held weights that the hold was not given."""
+        if id(optimizer) in self._ours:
+            return
+        of_ours = self._stepping or any(
+            optimizer is inner or optimizer.param_groups is inner.param_groups for inner in _underlying(self._given)[0]
+        )
+        if of_ours:  # inside the step of a held one, or made for one after the hold was
+            self.optimizers = (*self.optimizers, optimizer)
+            self._attach(optimizer)
+            return
+        if any(id(optimizer) in other._ours for other in _entered):
+            return  # held by a hold inside this one
+        for parameter in _parameters(optimizer):
+            held = self._by_id.get(id(parameter))
+            if held is not None and held.dead:
+                raise MaskError(
+                    f"{type(optimizer).__name__} is about to step {held.name!r}, which is held to its mask, and is not "
+                    f"known to the hold: masks.hold(model, *optimizers) takes every optimiser of the model"
+                )
+
+    def _after_any_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        """What an optimiser of other things did may be copied into held weights next (float32 masters)."""
+        if id(optimizer) not in self._ours:
+            self.strangers += 1
+
+    @torch.no_grad()
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Of an optimiser that may couple weights: their gradients are masked, and its closure sees masked weights."""
+        self._stepping.add(id(optimizer))
+        self._mask_gradients_of(optimizer)
+
+        def masked(closure: Callable[..., Any]) -> Callable[..., Any]:
+            def evaluate(*given: Any, **named: Any) -> Any:
+                self.mask()
+                loss = closure(*given, **named)
+                self._mask_gradients_of(optimizer)
+                return loss
+
+            return evaluate
+
+        if len(args) > 1 and callable(args[1]):  # the first is the optimiser itself
+            args = (args[0], masked(args[1]), *args[2:])
+        elif callable(kwargs.get("closure")):
+            kwargs = {**kwargs, "closure": masked(kwargs["closure"])}
+        return args, kwargs
+
     @torch.no_grad()
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
-        stepped = [
-            held for group in optimizer.param_groups for parameter in group["params"]
-            if (held := self._held.get(id(parameter))) is not None and parameter.grad is not None
-        ]  # fmt: skip
-        _zero_dead([(held.parameter, held) for held in stepped])
+        if type(optimizer) in _EACH_BY_ITSELF:
+            stepped = [
+                (parameter, held) for group in optimizer.param_groups for parameter in group["params"]
+                if (held := self._by_id.get(id(parameter))) is not None and parameter.grad is not None
+            ]  # fmt: skip
+            _zero_dead(stepped)
+            for _parameter, held in stepped:
+                held.stepped()
+            return
+        self._stepping.discard(id(optimizer))
+        for _parameter, held in (mine := self._held_of(optimizer)):
+            held.stepped()
+        self._clear(held for _, held in mine)
+        self._drop_momentum(optimizer)  # or what looks like it, and is a weight: of the schedule-free, of Lookahead
 
-    def _find_weights(self) -> None:
-        weights, known = named_weights(self.model), self._held
-        self._held = {
-            id(weights[name]): known.get(id(weights[name])) or _HeldWeight(self.masks, name, weights[name])
-            for name in self.masks
-        }
+    def _held_of(self, optimizer: torch.optim.Optimizer) -> list[tuple[Tensor, _HeldWeight]]:
+        return [(p, held) for p in _parameters(optimizer) if (held := self._by_id.get(id(p))) is not None]
+
+    @torch.no_grad()
+    def _mask_gradients_of(self, optimizer: torch.optim.Optimizer) -> None:
+        _mask_gradients(self._held_of(optimizer))
 
     @torch.no_grad()
     def _drop_momentum(self, optimizer: torch.optim.Optimizer) -> None:
         _zero_dead([
-            (value, held) for parameter, state in optimizer.state.items() if (held := self._held.get(id(parameter)))
-            for value in state.values() if isinstance(value, Tensor) and value.shape == parameter.shape
+            (value, held) for parameter, state in optimizer.state.items() if (held := self._by_id.get(id(parameter)))
+            for value in _tensors(state) if value.shape == parameter.shape
         ])  # fmt: skip
+
+    # -- around loads and passes --------------------------------------------------------------------------
+
+    def _find_weights(self) -> None:
+        """The held weights where they lie now; those that an optimiser still steps stay known beside them."""
+        places = _places(self.model)
+        for name, weight in named_weights(self.model).items():
+            if name in self.masks:
+                held = self._held.get(name) or _HeldWeight(self.masks, name)
+                held.layer, held.key = places[id(weight)]
+                self._held[name] = held
+                self._follow(held, weight)
+
+    def _follow(self, held: _HeldWeight, weight: nn.Parameter) -> None:
+        """From here on `held` is this parameter. It is kept, so that no other tensor can come to have its id."""
+        stepped = {id(p) for optimizer in self.optimizers for p in _parameters(optimizer)}
+        before = held.parameters
+        held.parameters = [weight, *(p for p in before if p is not weight and id(p) in stepped)]
+        for parameter in before:
+            self._by_id.pop(id(parameter), None)
+        self._by_id |= {id(parameter): held for parameter in held.parameters}
+        held.known_clean(self.strangers)
+
+    def _watch_loads(self) -> None:
+        owned: dict[int, tuple[nn.Module, list[_HeldWeight]]] = {}
+        for held in self._held.values():
+            owned.setdefault(id(held.layer), (held.layer, []))[1].append(held)
+        for layer, weights in owned.values():
+            self._handles.append(layer.register_load_state_dict_post_hook(_AfterLoad(self, weights)))
+
+    def _watch_passes(self) -> None:
+        """A look before every pass of whatever has held weights below it: any part may be called by itself."""
+        below: dict[int, dict[str, _HeldWeight]] = {}
+        own: dict[int, dict[str, _HeldWeight]] = {}
+        for held in self._held.values():
+            own.setdefault(id(held.layer), {})[held.name] = held
+
+        def gather(module: nn.Module) -> dict[str, _HeldWeight]:
+            if id(module) not in below:
+                found = below[id(module)] = dict(own.get(id(module), {}))
+                for child in module.children():
+                    found |= gather(child)
+                if found:
+                    hook = _BeforePass(self, list(found.values()), module)
+                    # First of all, so that an old-style spectral norm sees masked weights.
+                    self._handles.append(module.register_forward_pre_hook(hook, prepend=True))
+            return below[id(module)]
+
+        gather(self.model)
+
+    @torch.no_grad()
+    def look(self, held: _HeldWeight) -> None:
+        """Before a pass, at a weight that somebody may have written: masks it, and says so where that changed it."""
+        weight = held.now()
+        if weight is not held.parameters[0]:
+            if not isinstance(weight, nn.Parameter):
+                return  # in its place for this one call (`torch.func.functional_call`): the caller's own
+            self._follow(held, weight)
+        if weight.shape != held.shape:
+            return  # emptied, as `accelerate` does: no pass can use it
+        # Inside the step of a held optimiser weights move as they should. On a GPU a look would stall it.
+        strays = 0 if self._stepping or weight.device.type != "cpu" else held.strays()
+        self._clear((held,))
+        if strays and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{held.name!r} had {strays:,} pruned weights that were not 0.0 before a pass, written by no held "
+                f"optimiser: set to 0.0, as are others from here on; call hold.mask() after writing weights by hand",
+                stacklevel=5,
+            )
+
+    def _clear(self, weights: Iterable[_HeldWeight]) -> None:
+        """Sets pruned places to 0.0 out of autograd's sight: a graph that saw them masked stays valid."""
+        weights = [held for held in weights if held.parameters[0].shape == held.shape]
+        _zero_dead([(held.parameters[0].data, held) for held in weights])
+        for held in weights:
+            held.known_clean(self.strangers)
+
+    def _settle(self) -> None:
+        """On leaving: what was written after the last pass has hurt nobody; it is set to 0.0, with a warning."""
+        late = {}
+        for held in self._held.values():
+            if held.layer._parameters.get(held.key) is held.parameters[0] and held.written_late(self.strangers):
+                late[held.name] = held.strays()
+                if late[held.name]:
+                    self._clear((held,))
+        if any(late.values()):
+            name, strays = next((name, count) for name, count in late.items() if count)
+            warnings.warn(
+                f"{name!r} had {strays:,} pruned weights that were not 0.0 on leaving the hold, written after its last "
+                f"pass: set to 0.0",
+                stacklevel=4,
+            )
+
+
+_entered: list[Hold] = []
+"""The holds that are at work now."""
 
 
 class _HeldWeight:
-    """A parameter under its mask. It is kept, so that no other tensor can come to have its id."""
+    """A weight under its mask: where it lies, and what it looked like when it was last known to be clean."""
 
-    def __init__(self, masks: Masks, name: str, parameter: nn.Parameter):
-        self.parameter, self.packed, self.shape = parameter, masks.packed[name], masks.shapes[name]
-        self._masks, self._name = masks, name
+    layer: nn.Module
+    key: str
+
+    def __init__(self, masks: Masks, name: str):
+        self.name, self.packed, self.shape = name, masks.packed[name], masks.shapes[name]
+        self.parameters: list[nn.Parameter] = []  # the one in the model, then others that an optimiser still steps
+        self._masks = masks
         self._keep: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        dead = ~masks[name].numpy().reshape(-1)
+        self.dead = bool(dead.any())
+        self._sample = np.unravel_index(_some_of(dead), self.shape or (1,))
+        self._memory: np.ndarray | None = None
+        self._places: np.ndarray | None = None
+        self._zeros = b""
+        self.version = self.address = -1
+        self.strangers = 0  # steps of others when it was last known to be clean
+        self.steps = 0  # of held optimisers, since the last pass
+        self.unlooked = 0  # passes since it was last known to be clean that took its version's word for it
+        self.is_called = False  # whether its layer is passed through by itself
+
+    def mask(self) -> Tensor:
+        """True where the weight is alive."""
+        return self._masks[self.name]
+
+    def now(self) -> Tensor | None:
+        """What stands in the weight's place in its layer."""
+        return self.layer._parameters.get(self.key)
+
+    def known_clean(self, strangers: int) -> None:
+        """Takes note of how the weight, masked just now, looks."""
+        weight = self.parameters[0]
+        self.version, self.strangers, self.unlooked = weight._version, strangers, 0
+        if (address := weight.data_ptr()) != self.address:
+            self.address = address
+            self._memory, self._places = None, None
+            if self.dead and weight.shape == self.shape and (found := window(weight)) is not None:
+                self._memory, strides = found
+                self._places = np.tensordot(strides, self._sample, 1)
+                self._zeros = bytes(self._places.size * weight.element_size())
+
+    def stepped(self) -> None:
+        """After a held optimiser's step, which masked it."""
+        self.version = self.parameters[0]._version
+        self.steps += 1
+        self.unlooked = 0
+
+    def is_suspect(self, strangers: int, sample: bool = True) -> bool:
+        """Whether somebody may have written to it since it was last known to be clean."""
+        weight = self.parameters[0]
+        return (
+            self.layer._parameters.get(self.key) is not weight
+            or weight._version != self.version
+            or self.strangers != strangers
+            or weight.data_ptr() != self.address
+            or self.unlooked > _EVERY
+            or (sample and self._memory is not None and self._memory[self._places].tobytes() != self._zeros)
+        )
+
+    def written_late(self, strangers: int) -> bool:
+        """Whether what is written in it now can only have been written after the last pass."""
+        if self.steps > 1:
+            return False  # there were passes that nobody saw
+        return not self.unlooked or self.is_suspect(strangers)  # which it was not at the last pass
+
+    def strays(self) -> int:
+        """How many pruned weights are not 0.0."""
+        weight = self.parameters[0]
+        if weight.shape != self.shape:
+            return 0
+        found = nonzero(weight) & ~self.packed
+        return int(np.bitwise_count(found).sum(dtype=np.int64)) if found.any() else 0
 
     def keep(self, bits: Tensor) -> Tensor:
         """What to multiply `bits` by: 0 where a weight is pruned, 1 elsewhere."""
         key = (bits.dtype, bits.device)
         if key not in self._keep:
+            mask = self.mask()
             # In the tensor's own strides, so that the product is one flat loop (channels_last included).
-            self._keep[key] = torch.empty_like(bits).copy_(self._masks[self._name])
+            self._keep[key] = torch.empty_like(bits).copy_(mask if bits.dim() == mask.dim() else mask[..., None])
         return self._keep[key]
+
+
+def _some_of(places: np.ndarray) -> np.ndarray:
+    """Where some of the true ones are, spread over all there are; without a list of them all."""
+    if not len(places):
+        return np.array([], dtype=np.int64)
+    starts = np.linspace(0, len(places), _SAMPLE, endpoint=False).astype(np.int64)
+    found = {int(start + places[start:].argmax()) for start in starts}
+    return np.array(sorted(place for place in found if places[place]), dtype=np.int64)
+
+
+def _mask_gradients(weights: Iterable[tuple[Tensor | None, _HeldWeight]]) -> None:
+    dense = []
+    for parameter, held in weights:
+        if parameter is None or (grad := parameter.grad) is None:
+            continue
+        if grad.is_sparse:
+            parameter.grad = _masked_rows(grad, held)
+        else:
+            dense.append((grad, held))
+    _zero_dead(dense)
+
+
+def _masked_rows(grad: Tensor, held: _HeldWeight) -> Tensor:
+    """A sparse gradient, as an embedding with `sparse=True` gives it, without what belongs to pruned weights."""
+    grad = grad.coalesce()
+    places, values = grad.indices(), grad.values()
+    keep = held.mask()[tuple(places.cpu())].to(values.device)
+    return torch.sparse_coo_tensor(places, values.masked_fill(~keep, 0.0), grad.shape, is_coalesced=True)
 
 
 def _zero_dead(tensors: Sequence[tuple[Tensor, _HeldWeight]]) -> None:
@@ -146,49 +464,140 @@ def _zero_dead(tensors: Sequence[tuple[Tensor, _HeldWeight]]) -> None:
         torch._foreach_mul_([bits for bits, _ in others], [held.keep(bits) for bits, held in others])
 
 
-def as_bits(tensor: Tensor) -> Tensor:
-    """The same memory read as whole numbers, out of autograd's sight."""
-    return tensor.detach().view(_BITS_OF[tensor.element_size()])
-
-
-_BITS_OF = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-class _MaskAfterLoad:
-    """Masks the weights of a held layer again when weights are loaded into it, alone or with the whole model.
-
-    A copy of the model, made in memory or through a file, is not held: the hook does nothing there.
-    """
-
-    def __init__(self, hold: Hold, names: Mapping[str, str]):
-        self.hold, self.names = hold, names
-
-    @torch.no_grad()
-    def __call__(self, layer: nn.Module, incompatible_keys: object) -> None:
-        for key, name in self.names.items():
-            weight = layer._parameters[key]
-            assert weight is not None
-            weight.masked_fill_(~self.hold.masks[name].to(weight.device), 0.0)
-        self.hold._find_weights()  # `load_state_dict(..., assign=True)` puts new tensors in their place
+class _Inert:
+    """A hook that does nothing in a copy of the model, made in memory or through a file: a copy is not held."""
 
     def __deepcopy__(self, memo: object) -> Any:
-        return _nothing_after_load
+        return _nothing
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _inert_hook, ()
 
 
+class _AfterLoad(_Inert):
+    """Masks the weights of a held layer again when weights are loaded into it, alone or with the whole model."""
+
+    def __init__(self, hold: Hold, weights: Sequence[_HeldWeight]):
+        self.hold, self.weights = hold, weights
+
+    @torch.no_grad()
+    def __call__(self, layer: nn.Module, incompatible_keys: object) -> None:
+        self.hold._find_weights()  # `load_state_dict(..., assign=True)` puts new tensors in their place
+        _zero_dead([(weight, held) for held in self.weights if (weight := held.now()) is not None])
+        self.hold._clear(self.weights)
+
+
+class _BeforePass(_Inert):
+    """Looks, before a pass of a module, at the held weights in and below it.
+
+    What is cheap is looked at always: a version counter, an address, a few pruned places. It tells of every write
+    that autograd can see and of every one that is dense. What is left (single places written through `.data`) is looked
+    at every so often, and where the module has changed between training and evaluation.
+    """
+
+    def __init__(self, hold: Hold, weights: Sequence[_HeldWeight], module: nn.Module):
+        self.hold, self.training, self.passes = hold, module.training, 0
+        self.own = [held for held in weights if held.layer is module]
+        self.below = [held for held in weights if held.layer is not module]
+
+    def __call__(self, module: nn.Module, args: object) -> None:
+        if torch.compiler.is_compiling():
+            return  # no Python runs in a compiled pass
+        hold = self.hold
+        self.passes += 1
+        look = module.training is not self.training or hold.must_look
+        self.training = module.training
+        strangers = hold.strangers
+        for held in self.own:
+            if look or held.is_suspect(strangers):
+                hold.look(held)
+            else:
+                held.unlooked += 1
+            held.steps, held.is_called = 0, True
+        for held in self.below:
+            # A layer that is called looks for itself; but some only lend their weights, as `out_proj` of torch's
+            # attention does.
+            if held.is_called and self.passes % _EVERY:
+                continue
+            held.is_called = False
+            if look or held.is_suspect(strangers):
+                hold.look(held)
+            else:
+                held.unlooked += 1
+            held.steps = 0
+
+
 def _inert_hook() -> Any:
-    return _nothing_after_load
+    return _nothing
 
 
-def _nothing_after_load(module: nn.Module, incompatible_keys: object) -> None:
+def _nothing(module: nn.Module, args: object) -> None:
     return None
 
 
-def _plain(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimiser inside Fabric's wrapper: hooks belong on the one that really steps."""
-    inner = getattr(optimizer, "optimizer", optimizer) if type(optimizer).__name__.startswith("Fabric") else optimizer
-    if not isinstance(inner, torch.optim.Optimizer):
-        raise MaskError(f"cannot hold through {type(optimizer).__name__}: it is no torch.optim.Optimizer")
-    return inner
+def _places(model: nn.Module) -> dict[int, tuple[nn.Module, str]]:
+    """Of each parameter, by its id: the layer that it lies in, and its name there."""
+    found: dict[int, tuple[nn.Module, str]] = {}
+    for _, layer in named_layers(model):
+        for key, parameter in layer._parameters.items():
+            if parameter is not None:
+                found.setdefault(id(parameter), (layer, key))
+    return found
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])
+
+
+def _tensors(state: object) -> Iterator[Tensor]:
+    """The tensors of an optimiser's state, however deep they lie in it."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, Mapping):
+        for value in state.values():
+            yield from _tensors(value)
+    elif isinstance(state, list | tuple):
+        for value in state:
+            yield from _tensors(value)
+
+
+def _check_can_be_held(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Raises `MaskError` for an optimiser to which a hold on `model` would mean nothing."""
+    kind, parameters = type(optimizer).__name__, list(_parameters(optimizer))
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise MaskError("LBFGS evaluates the model inside its step, between two maskings: use another")
+    if any(getattr(parameter, "is_emptied", False) for parameter in parameters):
+        raise MaskError("an optimiser has a weight that `accelerate` emptied: make it after accelerate(...)")
+    own = {id(parameter) for parameter in model.parameters()}
+    if not any(id(parameter) in own for parameter in parameters):
+        raise MaskError(
+            f"{kind} has no parameter of this model, but perhaps of a copy of it: make it of the model's own, as "
+            f"{kind}(model.parameters()), or leave it out of the hold"
+        )
+
+
+def _underlying(optimizers: Iterable[Any]) -> tuple[tuple[torch.optim.Optimizer, ...], bool]:
+    """The torch optimisers that these are or drive, whose hooks fire; and whether one may write weights unseen.
+
+    Hooks belong on the ones that really step: those inside Fabric's, Lightning's or accelerate's wrappers, or inside
+    one that builds on another (SAM, Lookahead). Raises `MaskError` for one in which there is none.
+    """
+    found: dict[int, torch.optim.Optimizer] = {}
+    hidden = False
+    for given in optimizers:
+        ahead, inner, seen = [given], 0, set()
+        while ahead:
+            one = ahead.pop()
+            if id(one) in seen:
+                continue
+            seen.add(id(one))
+            if isinstance(one, torch.optim.Optimizer):
+                if "_optimizer_step_post_hooks" in vars(one):
+                    found[id(one)] = one
+                    inner += 1
+                else:
+                    hidden |= not type(one).__name__.startswith(_TRANSPARENT)
+            ahead.extend(part for part in vars(one).values() if isinstance(part, torch.optim.Optimizer))
+        if not inner:
+            raise MaskError(f"cannot hold through {type(given).__name__}: it is no torch.optim.Optimizer")
+    return tuple(found.values()), hidden

@@ -33,6 +33,7 @@ from gentickets.naming import (
     Model,
     clone,
     component_at,
+    divided_by_zero,
     joined,
     named_layers,
     unwrap,
@@ -48,8 +49,9 @@ def check_connected(model: Model, masks: Masks, example_inputs: ExampleInputs) -
 
     `example_inputs`: component → what it takes, a tensor, a tuple or a dict of keywords (the values of real numbers do
     not matter, whole numbers are taken as they are); for a model that is one network, the bare input. The message
-    names the component, and the layer that cuts it in two. The model, its statistics and the random state stay as they
-    are. Raises `MaskError` for a component that does not exist, and where it cannot be run for the check.
+    names the component, and the layer that cuts it in two; or a layer of which so little is left that its norm divides
+    by 0. The model, its statistics and the random state stay as they are. Raises `MaskError` for a component that does
+    not exist, and where it cannot be run for the check.
     """
     for component, example in examples_of(model, example_inputs).items():
         net = component_at(model, component)
@@ -57,6 +59,8 @@ def check_connected(model: Model, masks: Masks, example_inputs: ExampleInputs) -
             cut = _cut(net, masks, component, example)
         if cut is not None:
             raise Disconnected(_message(component, cut, masks))
+    if (reason := divided_by_zero(model, masks)) is not None:
+        raise Disconnected(f"{reason}: prune less, or keep a weight there")
 
 
 def empty_layers(masks: Masks) -> list[str]:

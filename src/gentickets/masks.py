@@ -6,22 +6,30 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from gentickets.errors import MaskError
-from gentickets.holding import Hold, as_bits
+from gentickets.holding import Hold
+from gentickets.memory import as_bits, nonzero, pack
 from gentickets.naming import (
+    Model,
     as_names,
     check_components,
+    check_zeros,
     component_of,
+    divided_by_zero,
     named_weights,
     prunable_weights,
     warn_of_left_out,
+    with_shape,
 )
+
+M = TypeVar("M", bound=Model)
 
 
 class Masks(Mapping[str, Tensor]):
@@ -31,7 +39,7 @@ class Masks(Mapping[str, Tensor]):
     tensor, so nothing that a caller does to it changes the set. Two sets combine (`&`, `|`, `^`, `~`,
     `distance`) only where they have the same names and shapes.
 
-    Raises `MaskError` for a tensor that is not of dtype bool.
+    Raises `MaskError` for a tensor that is not of dtype bool, and for a name that no weight can have.
     """
 
     __slots__ = ("_bits", "_shapes")
@@ -40,11 +48,17 @@ class Masks(Mapping[str, Tensor]):
 
     def __init__(self, tensors: Mapping[str, Tensor]):
         bits, shapes = {}, {}
+        if not isinstance(tensors, Mapping):
+            raise MaskError(
+                f"masks are a dict from a weight's name to a bool tensor, not a {type(tensors).__name__}; "
+                f"of a model: Masks.dense(model)"
+            )
         for name, tensor in tensors.items():
+            _check_name(name)
             if not isinstance(tensor, Tensor) or tensor.dtype != torch.bool:
                 kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
                 raise MaskError(f"mask {name!r} is {kind}, not bool: compare first (`scores > threshold`)")
-            bits[name] = _packed(tensor)
+            bits[name] = pack(tensor)
             shapes[name] = tuple(tensor.shape)
         self._seal(bits, shapes)
 
@@ -62,7 +76,7 @@ class Masks(Mapping[str, Tensor]):
     @classmethod
     def dense(
         cls,
-        model: nn.Module,
+        model: Model,
         components: Iterable[str] | None = None,
         include: Iterable[str] | None = None,
         exclude: Iterable[str] = (),
@@ -80,6 +94,8 @@ class Masks(Mapping[str, Tensor]):
     def full(cls, shapes: Mapping[str, Iterable[int]]) -> Masks:
         """Masks with everything alive, over weights of these names and shapes."""
         sized = {name: tuple(int(side) for side in shape) for name, shape in shapes.items()}
+        for name in sized:
+            _check_name(name)
         return cls._of({name: _ones(math.prod(shape)) for name, shape in sized.items()}, sized)
 
     @classmethod
@@ -89,6 +105,7 @@ class Masks(Mapping[str, Tensor]):
             raise MaskError(f"packed masks and shapes name different weights: {sorted(set(bits) ^ set(shapes))}")
         ready, sized = {}, {}
         for name, shape in shapes.items():
+            _check_name(name)
             packed = np.array(bits[name]).reshape(-1)
             if packed.dtype != np.uint8:
                 raise MaskError(f"mask {name!r} is packed as {packed.dtype}, not uint8")
@@ -114,7 +131,17 @@ class Masks(Mapping[str, Tensor]):
         return self._keep(name for name in self if component_of(name) in wanted)
 
     def merge(self, other: Mapping[str, Tensor]) -> Masks:
-        """These masks, with those of `other` added, or put in their place where a name is in both."""
+        """These masks and those of `other`, of other weights. Raises `MaskError` for a name that both have."""
+        added = other if isinstance(other, Masks) else Masks(other)
+        if shared := [name for name in added if name in self]:
+            raise MaskError(
+                f"both sets have a mask {shared[0]!r} ({len(shared)} names in all): put two networks into one model, "
+                f"as {{'generator': G, 'discriminator': D}}, or take replace(...) for the other's in place of these"
+            )
+        return self.replace(added)
+
+    def replace(self, other: Mapping[str, Tensor]) -> Masks:
+        """These masks, with those of `other` in the place of the ones of their names, or added."""
         added = other if isinstance(other, Masks) else Masks(other)
         return Masks._of({**self._bits, **added._bits}, {**self._shapes, **added._shapes})
 
@@ -261,55 +288,89 @@ class Masks(Mapping[str, Tensor]):
 
     # -- on a model ---------------------------------------------------------------------------------------
 
-    def check_fits(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """The model's weights by name. Raises `MaskError` that names the first mask that fits none."""
+    def check_fits(self, model: Model) -> dict[str, nn.Parameter]:
+        """The model's weights by name. Raises `MaskError` that names the first mask that fits none.
+
+        None fits a weight of which a zero would not be a zero in effect (see `naming.check_zeros`).
+        """
         weights = named_weights(model)
         for name, shape in self._shapes.items():
             if name not in weights:
                 raise MaskError(f"the model has no weight {name!r}, which the masks cover")
-            if tuple(weights[name].shape) != shape:
+            if tuple(with_shape(name, weights[name]).shape) != shape:
                 found = tuple(weights[name].shape)
                 raise MaskError(f"{name!r} is {found} in the model and {shape} in the masks")
+        check_zeros(model, self)
+        return weights
+
+    def _values_of(self, model: Model) -> dict[str, nn.Parameter]:
+        """As `check_fits`, of a model whose weights have values."""
+        weights = self.check_fits(model)
+        for name in self:
+            if weights[name].is_meta:
+                raise MaskError(
+                    f"{name!r} is on the meta device and has no values: model.to_empty(device=...) and load first"
+                )
         return weights
 
     @torch.no_grad()
-    def apply_(self, model: nn.Module) -> nn.Module:
-        """Sets every pruned weight of `model` to exactly 0.0, in place (NaN and infinity too); returns it."""
-        weights = self.check_fits(model)
+    def apply_(self, model: M) -> M:
+        """Sets every pruned weight of `model` to exactly 0.0, in place (NaN and infinity too); returns it.
+
+        Raises `MaskError` where the masks do not fit, or leave nothing of what spectral or weight norm divides by, and
+        for a model on the meta device, which has no values.
+        """
+        weights = self._values_of(model)
+        if (reason := divided_by_zero(model, self)) is not None:
+            raise MaskError(f"{reason}: keep a weight there, as prune does with scores of this model")
         for name, mask in self.items():
             # By a product of the bits, read as integers, with 0 or 1: a tenth of the time of `masked_fill_`.
             bits = as_bits(weights[name])
-            bits.mul_(mask.to(bits.device))
+            keep = mask.to(bits.device)
+            bits.mul_(keep if bits.dim() == keep.dim() else keep[..., None])
+        parametrize._cache.clear()  # inside `parametrize.cached()` derived weights would be those of before
         return model
 
     @torch.no_grad()
-    def audit(self, model: nn.Module, what: str = "the model") -> None:
+    def audit(self, model: Model, what: str = "the model") -> None:
         """Raises `MaskError` that names the first tensor of `model` with a pruned weight that is not 0.0."""
-        weights = self.check_fits(model)
-        for name, packed in self._bits.items():
+        weights = self._values_of(model)
+        for name, bits in self._bits.items():
             # As bits: to index a tensor with a mask takes 8 bytes a weight and fifty times as long.
-            stray = _packed(weights[name] != 0) & ~packed
+            stray = nonzero(weights[name]) & ~bits
             if stray.any():
                 count = int(np.bitwise_count(stray).sum(dtype=np.int64))
                 raise MaskError(f"{what} is no longer sparse: {name!r} has {count:,} pruned weights that are not 0.0")
 
-    def hold(self, model: nn.Module, *optimizers: torch.optim.Optimizer, copies: Iterable[nn.Module] = ()) -> Hold:
-        """A context in which `model` stays exactly as sparse as these masks, whatever `optimizers` do.
+    def hold(self, model: Model, *optimizers: torch.optim.Optimizer, copies: Iterable[Model] = ()) -> Hold:
+        """A context in which every pass of `model` finds its pruned weights exactly 0.0, whoever writes them.
 
         On entry: applies the masks to `model` and to `copies` (EMA or other averages of it) and drops what
         momentum the optimisers hold for pruned weights. After each step of an optimiser: sets the pruned
-        weights *that this optimiser stepped* back to 0.0; the others are not touched, so a graph that still
-        needs them stays valid. After `load_state_dict` of the model or a part of it: applies the masks again.
-        On exit: audits all.
+        weights *that this optimiser stepped* back to 0.0, before any other hook of its; the others are not touched, so
+        a graph that still needs them stays valid. Where an optimiser may couple weights, or keep some of its own
+        (any but torch's that move each by itself), its gradients and its state are masked too, and what it asks of a
+        closure sees masked weights. After `load_state_dict` of the model or a part of it: applies the masks again.
 
-        Raises `MaskError` where the masks do not fit, and for an optimiser that cannot be held (LBFGS).
+        Before each pass of the model, or of a part of it, it looks whether anybody else has written to its weights,
+        and sets strays to 0.0, with one warning that names the weight; `Hold.mask` does so when asked, for loops that
+        write by hand. Noticed at once is what autograd can see, every write that is dense, and whatever happens
+        while another optimiser steps; a single place written through `.data` at the 64th pass at the latest. Of a
+        compiled pass nobody hears but the compiled module itself: hold that (`masks.hold(torch.compile(gan), ...)`).
+        On a GPU it masks without looking, since to look would wait for it.
+
+        On exit: sets what was written after the last pass to 0.0, with a warning, and audits all.
+
+        Raises `MaskError` where the masks do not fit; for an optimiser that cannot be held (LBFGS) or that has no
+        parameter of the model; on leaving, where a pass may have seen a pruned weight alive; and inside, at its first
+        step and before it changes anything, for an optimiser of a pruned weight that the hold was not given.
         """
         return Hold(self, model, optimizers, tuple(copies))
 
 
-def _packed(mask: Tensor) -> np.ndarray:
-    """The bits of a bool tensor, in C order whatever its strides."""
-    return np.packbits(mask.detach().cpu().numpy().reshape(-1))
+def _check_name(name: object) -> None:
+    if not isinstance(name, str) or not name:
+        raise MaskError(f"a mask is named after its weight, as in model.named_parameters(); not {name!r}")
 
 
 def _ones(total: int) -> np.ndarray:

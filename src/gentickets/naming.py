@@ -10,17 +10,26 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import replace
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
 
 from gentickets.errors import MaskError
+from gentickets.parametrised import Derived, Norm, derived, norms_of, not_zero_in_effect
 
 Model = nn.Module | Mapping[str, nn.Module]
 """A module whose children are the components, or a mapping from their names to them."""
+
+A_MODEL_IS = (
+    "a model is one nn.Module whose children are its components, or a dict of them such as "
+    "{'generator': G, 'discriminator': D}"
+)
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -54,11 +63,6 @@ WEIGHT_PLACES = (
     "parametrizations.weight.original1",
 )
 
-_WEIGHT_NORMED = (
-    ("weight_v", "weight_g"),
-    ("parametrizations.weight.original1", "parametrizations.weight.original0"),
-)
-
 
 def as_model(model: Any) -> nn.Module:
     """A model from what a user has: a module as it is, a mapping of modules as one whose components they are.
@@ -72,10 +76,7 @@ def as_model(model: Any) -> nn.Module:
             return nn.ModuleDict(model)
         except (KeyError, TypeError) as error:
             raise MaskError(f"no name of a component: {error.args[0] if error.args else error}") from None
-    raise MaskError(
-        f"a model is one nn.Module whose children are its components, or a dict of them such as "
-        f"{{'generator': G, 'discriminator': D}}; not a {type(model).__name__}"
-    )
+    raise MaskError(f"{A_MODEL_IS}; not a {type(model).__name__}")
 
 
 def unwrap(module: Model) -> nn.Module:
@@ -140,14 +141,71 @@ def weight_norm_lengths(layer: nn.Module) -> dict[str, tuple[str, int]]:
     The layer's weight is direction / |direction| * length, with one length for each slice along `axis`. A slice of
     zeros has no direction (0 / 0): such a slice is pruned by its length. One length for the whole weight: nothing.
     """
-    own = dict(layer.named_parameters())
-    found = {}
-    for direction, length in _WEIGHT_NORMED:
-        if direction in own and length in own:
-            axes = [axis for axis, side in enumerate(own[length].shape) if side == own[direction].shape[axis] > 1]
-            if axes:
-                found[direction] = (length, axes[0])
-    return found
+    return {
+        name: (norm.length, norm.axis)
+        for name, norm in norms_of(layer).items()
+        if norm.length is not None and norm.axis is not None
+    }
+
+
+def named_norms(model: Model) -> dict[str, Norm]:
+    """What norms ask of the parameters underneath, by name."""
+    return {
+        joined(layer_name, name): norm if norm.length is None else replace(norm, length=joined(layer_name, norm.length))
+        for layer_name, layer in named_layers(model)
+        for name, norm in norms_of(layer).items()
+    }
+
+
+def divided_by_zero(model: Model, masks: Mapping[str, Tensor]) -> str | None:
+    """Where a norm of `model` would divide by 0 under these masks, in words; None where none does."""
+    for layer_name, layer in named_layers(model):
+        for origin, norm in norms_of(layer).items():
+            if (name := joined(layer_name, origin)) in masks:
+                empty = int((~norm.slices(masks[name]).any(1)).sum())
+                if empty:
+                    what = "no weight" if norm.axis is None else f"no weight in {empty} of its filters"
+                    return f"layer {layer_name!r} keeps {what}, and its {norm.kind} would be 0/0, which is not a number"
+    return None
+
+
+def check_zeros(model: Model, names: Container[str]) -> None:
+    """Raises `MaskError` for a weight among `names` where a zero would not be a zero in effect.
+
+    So it is under parametrisations that mix the entries of a tensor (orthogonal, symmetric, centred), each of which is
+    tried out; and where torch prunes the weight already.
+    """
+    for layer_name, layer in named_layers(model):
+        for one in derived(layer):
+            for origin in one.origins:
+                if (name := joined(layer_name, origin)) in names:
+                    _check_zeros_of(layer_name, one, origin, name)
+
+
+def _check_zeros_of(layer_name: str, one: Derived, origin: str, name: str) -> None:
+    if one.mend is not None:
+        raise MaskError(_pruned_already(layer_name, one))
+    if (reason := not_zero_in_effect(one, origin)) is not None:
+        pattern = f"{layer_name}.*" if layer_name else name
+        raise MaskError(
+            f"{name!r} cannot be pruned: {one.by} makes {one.tensor!r} of it, and {reason}; leave it out with "
+            f"exclude=({pattern!r},) or components="
+        )
+
+
+def check_not_pruned(model: Model) -> None:
+    """Raises `MaskError` for a model that torch prunes already, with what ends that."""
+    for layer_name, layer in named_layers(model):
+        for one in derived(layer):
+            if one.mend is not None:
+                raise MaskError(_pruned_already(layer_name, one))
+
+
+def _pruned_already(layer_name: str, one: Derived) -> str:
+    return (
+        f"{joined(layer_name, one.tensor)!r} is pruned already, by {one.by}, whose mask is not seen here: "
+        f"make that final first with {one.mend}"
+    )
 
 
 def component_of(name: str) -> str:
@@ -177,39 +235,83 @@ def components_of(model: Model) -> tuple[str, ...]:
 
 
 def prunable_weights(
-    model: nn.Module,
+    model: Model,
     components: Iterable[str] | None = None,
     include: Iterable[str] | None = None,
     exclude: Iterable[str] = (),
 ) -> dict[str, nn.Parameter]:
     """The weights that pruning may touch, by name.
 
-    Without `include`: the weights of convolutions, transposed convolutions and linear layers. With it: every
-    parameter whose name matches one of these shell-style patterns (`"decoder.*"`, `"*.attention.*.weight"`).
-    `exclude` takes names out by the same kind of pattern; `components` keeps the named children only.
+    Without `include`: the weights of convolutions, transposed convolutions and linear layers; but no weight that a
+    layer of another kind uses too, such as an embedding whose weight is also the head's. With it: every parameter
+    that it names, exactly or by a shell-style pattern (`"decoder.*"`, `"*.attention.*.weight"`); an entry that is a
+    parameter's name means that parameter alone, whatever brackets are in it. `exclude` takes names out in the same
+    way; `components` keeps the named children only.
 
-    Raises `MaskError` for a component that does not exist, or where nothing is left to prune.
+    Raises `MaskError` for a component that does not exist, for an entry of `include` or `exclude` that fits no
+    parameter, for a parameter that has no shape yet, where nothing is left to prune, and for a weight of which a zero
+    would not be a zero in effect (see `check_zeros`).
     """
+    if isinstance(components, nn.Module):  # as in dense(generator, discriminator)
+        raise MaskError(f"{A_MODEL_IS}; not two modules")
     weights = named_weights(model)
-    if include is None:
-        chosen = _default_prunable(model)
-    else:
-        patterns = as_names(include)
-        chosen = [name for name in weights if any(fnmatchcase(name, p) for p in patterns)]
+    chosen = _default_prunable(model) if include is None else named_by(include, weights, "include")
     if components is not None:
         wanted = as_names(components)
         check_components(wanted, components_of(model))
         chosen = [name for name in chosen if component_of(name) in wanted]
-    dropped = as_names(exclude)
-    chosen = [name for name in chosen if not any(fnmatchcase(name, p) for p in dropped)]
+    dropped = set(named_by(exclude, weights, "exclude"))
+    chosen = [name for name in chosen if name not in dropped]
     if not chosen:
         others = _not_prunable(model, components) if include is None and not dropped else {}
         hint = f"; it has {_listed(others)}: include={_patterns(others)} takes them" if others else ""
         raise MaskError(
             f"no prunable weight in {type(unwrap(model)).__name__} (components={components}, "
-            f"include={include}, exclude={tuple(dropped)})" + (hint or ": name others with include=")
+            f"include={include}, exclude={as_names(exclude)})" + (hint or ": name others with include=")
         )
-    return {name: weights[name] for name in chosen}
+    found = {name: with_shape(name, weights[name]) for name in chosen}
+    check_zeros(model, frozenset(chosen))
+    return found
+
+
+def named_by(entries: Iterable[str] | str, names: Iterable[str], what: str) -> list[str]:
+    """Those of `names`, in their order, that the entries mean: each a name, or a pattern where it is none.
+
+    Raises `MaskError` that names the first entry that means none, and what comes close to it.
+    """
+    known = dict.fromkeys(names)
+    found: set[str] = set()
+    for entry in as_names(entries):
+        if entry in known:
+            found.add(entry)
+            continue
+        matching = [name for name in known if fnmatchcase(name, entry)] if isinstance(entry, str) else []
+        if not matching:
+            raise MaskError(f"{what}={entry!r} fits no weight of the model{_like(entry, known)}")
+        found.update(matching)
+    return [name for name in known if name in found]
+
+
+def _like(entry: object, known: Iterable[str]) -> str:
+    """What an entry that fits nothing may have meant, in words."""
+    known, plain = list(known), str(entry).strip("*.")
+    close = [name for name in known if plain and plain in name] or get_close_matches(plain, known, n=3, cutoff=0.5)
+    if not close:
+        return f": it has {', '.join(known[:3])}{' …' if len(known) > 3 else ''}"
+    inside = plain in close[0]
+    pattern = (
+        f", or a pattern such as {f'{plain}.*' if close[0].startswith(plain) else f'*{plain}*'!r}" if inside else ""
+    )
+    return f": did you mean {', '.join(close[:3])}{' …' if len(close) > 3 else ''}{pattern}?"
+
+
+def with_shape(name: str, weight: nn.Parameter) -> nn.Parameter:
+    """The weight itself. Raises `MaskError` where it has no shape yet, or only a share of it is here."""
+    if is_lazy(weight):
+        raise MaskError(f"{name!r} has no shape yet (a lazy layer): pass a batch through the model first")
+    if any(kind.__name__ == "DTensor" for kind in type(weight).__mro__):
+        raise MaskError(f"{name!r} is sharded (a DTensor): mask and hold the model before fully_shard, or use DDP")
+    return weight
 
 
 def check_components(wanted: Iterable[str], known: Iterable[str]) -> None:
@@ -220,18 +322,25 @@ def check_components(wanted: Iterable[str], known: Iterable[str]) -> None:
             raise MaskError(f"no component {name!r}: the model has {', '.join(known) or 'none'}")
 
 
-def _default_prunable(model: nn.Module) -> list[str]:
-    names = named_weights(model)
+def _default_prunable(model: Model) -> list[str]:
+    names, layers = named_weights(model), list(named_layers(model))
+    # By who uses it and not by who comes first: an embedding tied to a head is left alone in either order.
+    theirs = (*PRUNABLE, ParametrizationList)
+    others = {id(p) for _, layer in layers if not isinstance(layer, theirs) for p in layer._parameters.values()}
     return [
         full
-        for layer_name, layer in named_layers(model)
+        for layer_name, layer in layers
         if isinstance(layer, PRUNABLE)
         for place in WEIGHT_PLACES
-        if (full := f"{layer_name}.{place}" if layer_name else place) in names
+        if (full := joined(layer_name, place)) in names
+        and id(names[full]) not in others
+        # A `weight_v` without lengths is a stranger's singular vector.
+        and (place != "weight_v" or "weight_g" in layer._parameters)
     ]
 
 
 def as_names(names: Iterable[str] | str) -> tuple[str, ...]:
+    """One name or several as several."""
     return (names,) if isinstance(names, str) else tuple(names)
 
 

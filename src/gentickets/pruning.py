@@ -29,6 +29,7 @@ from gentickets.errors import PruneError
 from gentickets.groups import ChannelGroups
 from gentickets.masks import Masks
 from gentickets.naming import component_of
+from gentickets.parametrised import Norm
 from gentickets.selection import Scored, Ties, keep_best
 
 Scope = Literal["global", "component", "layer", "erk"]
@@ -87,7 +88,7 @@ def prune(
     With `granularity="channel"` it is whole output channels that compete and are counted: the score of one is the
     mean over its weights, and all of them go, with its bias or its norm's. A tensor keeps its best channel, with a
     warning, where all would go. Scores from a criterion know where the channels of a weight lie; in a plain
-    dictionary they are those of axis 0.
+    dictionary they are those of axis 0; of a grouped transposed convolution those of both its axes.
 
     With `groups` (see `channel_groups`) it is groups of channels that compete and are counted, and every slice of a
     group goes: filters, biases, gains, and the columns of the layers that read the channel, so that `shrink` can take
@@ -130,7 +131,7 @@ def prune(
     if broken:
         warnings.warn(TiesBroken(broken), stacklevel=2)
     masks = Masks.from_packed(kept, {name: start.shapes[name] for name in kept})
-    return start.merge(_with_directions(masks, scores, start))
+    return start.replace(_with_directions(masks, scores, start))
 
 
 def _check_scores(scores: object) -> None:
@@ -159,21 +160,22 @@ def _share(amount: object, key: str) -> float | None:
 
 
 def _with_directions(masks: Masks, scores: Mapping[str, Tensor], start: Masks) -> Masks:
-    """`masks`, with the best weight back of every slice that weight norm would divide by 0."""
-    lengths: Mapping[str, tuple[str, int]] = getattr(scores, "lengths", {})
-    for name in [name for name in masks if name in lengths]:
-        mask, before, axis = masks[name], start[name], lengths[name][1]
-        lost = (_along(before, axis).any(1) & ~_along(mask, axis).any(1)).nonzero().flatten()
+    """`masks`, with the best weight back wherever a norm would divide by 0; what is dead in `start` stays so.
+
+    In every slice of a weight under weight norm, and in a weight as a whole under spectral norm.
+    """
+    norms: Mapping[str, Norm] = getattr(scores, "norms", {})
+    for name in [name for name in masks if name in norms and name in start]:
+        mask, norm = masks[name], norms[name]
+        before, rows = norm.slices(start[name]), norm.slices(mask).clone()
+        lost = (before.any(1) & ~rows.any(1)).nonzero().flatten()
         if len(lost):
-            best = _along(scores[name].detach().cpu().double().masked_fill(~before, -torch.inf), axis).argmax(1)
-            rows = mask.movedim(axis, 0).reshape(mask.shape[axis], -1).clone()
-            rows[lost, best[lost]] = True
-            shape = mask.movedim(axis, 0).shape
-            masks = masks.merge({name: rows.reshape(shape).movedim(0, axis)})
-            warnings.warn(
-                f"{len(lost)} filters of {name!r} would be 0, which weight norm divides by: each keeps its best weight",
-                stacklevel=3,
-            )
+            score = norm.slices(scores[name].detach().cpu().double()).masked_fill(~before, -torch.inf)
+            rows[lost, score.argmax(1)[lost]] = True
+            masks = masks.replace({name: norm.whole(rows, mask)})
+            what = f"all of {name!r}" if norm.axis is None else f"{len(lost)} filters of {name!r}"
+            kept = "its best weight is kept" if norm.axis is None else "each keeps its best weight"
+            warnings.warn(f"{what} would be 0, which {norm.kind} divides by: {kept}", stacklevel=3)
     return masks
 
 
@@ -209,7 +211,7 @@ def _prune_groups(
     masks = groups.masks(kept)
     if within is None:
         return masks
-    return within.merge({name: mask & within[name] if name in within else mask for name, mask in masks.items()})
+    return within.replace({name: mask & within[name] if name in within else mask for name, mask in masks.items()})
 
 
 def _keep_one_a_layer(kept: np.ndarray, groups: ChannelGroups, alive: np.ndarray, score: np.ndarray) -> None:
@@ -245,41 +247,55 @@ def _prune_channels(
     if scope == "erk":
         raise PruneError("scope=erk is of single weights: for channels take global, component or layer")
     axes: Mapping[str, int] = getattr(scores, "channel_axis", {})
+    blocks: Mapping[str, int] = getattr(scores, "blocks", {})
     tied: Mapping[str, tuple[str, ...]] = getattr(scores, "tied", {})
+    normed: Mapping[str, tuple[str, int]] = getattr(scores, "lengths", {})
     names = [name for name in scores if within is None or name in within]
-    per_channel = {name: _along(scores[name].float(), axes.get(name, 0)).mean(1) for name in names}
-    lengths = {
-        name: length
-        for name, (length, axis) in getattr(scores, "lengths", {}).items()
-        if axis == axes.get(name, 0)  # of a transposed convolution they are lengths of its inputs
-    }
-    alive = {
-        name: _along(within[name], axes.get(name, 0)).any(1)
-        if within is not None
-        else torch.ones(len(per_channel[name]), dtype=torch.bool)
-        for name in names
-    }
+    if single := [name for name in names if not scores[name].dim()]:
+        raise PruneError(f"{single[0]!r} is a single number and has no channels: leave it out of the scores")
+    where = {name: (axes.get(name, 0), blocks.get(name, 1)) for name in names}
+    per_channel = {name: _along(scores[name].cpu().double(), *where[name]).mean(1) for name in names}
+    alive = {}
     for name in names:
-        if within is not None and lengths.get(name) in within:
-            alive[name] &= within[lengths[name]].flatten()
+        mask = torch.ones(scores[name].shape, dtype=torch.bool) if within is None else within[name]
+        if within is not None and name in normed and normed[name][0] in within:
+            mask = mask & within[normed[name][0]]
+        alive[name] = _along(mask, *where[name]).any(1)
     kept = prune(per_channel, fraction, to_sparsity, Masks(alive), scope)
     spread = {}
     for name in names:
         channels = _never_none(name, kept[name], alive[name], per_channel[name])
-        shape = [1] * scores[name].dim()
-        shape[axes.get(name, 0)] = -1
-        whole = channels.reshape(shape).expand(scores[name].shape)
-        if name in lengths:  # a filter of zeros has no direction: it goes by its length
-            spread[lengths[name]] = channels.reshape(shape)
-            whole = torch.ones_like(whole)
+        whole = _across(channels, scores[name].shape, *where[name])
+        if name in normed:  # a slice of zeros has no direction: it goes by its length
+            length, axis = normed[name]
+            rows = _along(whole, axis).any(1)
+            if where[name] == (axis, 1) or not rows.all():
+                spread[length] = rows.reshape([-1 if a == axis else 1 for a in range(whole.dim())])
+                whole = whole | ~_across(rows, whole.shape, axis)
         spread[name] = whole & within[name] if within is not None else whole
         spread |= dict.fromkeys(tied.get(name, ()), channels)
-    return within.merge(spread) if within is not None else Masks(spread)
+    # A channel that stays may have had its live weights in slices of which nothing else stays.
+    start = Masks.full({name: scores[name].shape for name in names}) if within is None else within
+    return _with_directions(within.replace(spread) if within is not None else Masks(spread), scores, start)
 
 
-def _along(tensor: Tensor, axis: int) -> Tensor:
-    """(channels, everything else)."""
-    return tensor.movedim(axis, 0).reshape(tensor.shape[axis], -1)
+def _along(tensor: Tensor, axis: int, blocks: int = 1) -> Tensor:
+    """(channels, everything else); of channels in several blocks along axis 0 too, block after block."""
+    if blocks == 1:
+        return tensor.movedim(axis, 0).reshape(tensor.shape[axis], -1)
+    apart = tensor.reshape(blocks, tensor.shape[0] // blocks, *tensor.shape[1:])
+    return apart.movedim(1 + axis, 1).reshape(blocks * tensor.shape[axis], -1)
+
+
+def _across(channels: Tensor, shape: torch.Size, axis: int, blocks: int = 1) -> Tensor:
+    """One value a channel, as a tensor of that shape: what `_along` takes apart."""
+    sides = [blocks, shape[0] // blocks, *shape[1:]] if blocks > 1 else list(shape)
+    along = [1] * len(sides)
+    if blocks > 1:
+        along[0], along[1 + axis] = blocks, shape[axis]
+    else:
+        along[axis] = shape[axis]
+    return channels.reshape(along).expand(sides).reshape(shape)
 
 
 def _never_none(name: str, channels: Tensor, alive: Tensor, scores: Tensor) -> Tensor:
@@ -301,7 +317,7 @@ def random_like(masks: Masks, seed: int) -> Masks:
     for name in sorted(masks):  # equal sets, equal outcome, whatever their order
         mask = masks[name].numpy()
         rng.shuffle(mask.reshape(-1))
-        shuffled = shuffled.merge({name: torch.from_numpy(mask)})
+        shuffled = shuffled.replace({name: torch.from_numpy(mask)})
     return shuffled
 
 

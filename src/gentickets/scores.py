@@ -15,15 +15,17 @@ from gentickets.errors import MaskError
 from gentickets.naming import (
     CHANNELWISE_NORMS,
     TRANSPOSED,
+    WEIGHT_PLACES,
     Model,
     as_model,
     as_names,
     check_components,
     component_of,
     components_of,
+    joined,
     named_layers,
+    named_norms,
     prunable_weights,
-    weight_norm_lengths,
 )
 
 
@@ -32,23 +34,34 @@ class Scores(dict[str, Tensor]):
 
     For pruning whole channels it also knows along which axis each parameter has its layer's output channels (0
     where nothing is said, as in a plain dictionary), and which other parameters of the layer (`tied`: the bias)
-    go with a channel. `lengths`: for a weight under weight norm the parameter of its lengths and their axis.
+    go with a channel. `blocks`: the number of groups of a grouped transposed convolution, whose channels lie in as many
+    blocks along axis 0, and within a block along axis 1. `norms`: what norms ask of a weight; `lengths`: under weight
+    norm, the parameter of its lengths and their axis.
     """
 
     def __init__(self, scores: Mapping[str, Tensor], model: nn.Module):
         super().__init__(scores)
         layers = dict(named_layers(model))
         self.channel_axis: dict[str, int] = {}
+        self.blocks: dict[str, int] = {}
         self.tied: dict[str, tuple[str, ...]] = {}
-        self.lengths: dict[str, tuple[str, int]] = {}
+        self.norms = {name: norm for name, norm in named_norms(model).items() if name in scores}
+        self.lengths = {
+            name: (norm.length, norm.axis)
+            for name, norm in self.norms.items()
+            if norm.length is not None and norm.axis is not None
+        }
         for name in scores:
-            owner = name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
+            inside = f".{name}".partition(".parametrizations.")
+            owner = inside[0][1:] if inside[1] else name.rpartition(".")[0]
             layer = layers[owner]
-            self.channel_axis[name] = 1 if isinstance(layer, TRANSPOSED) else 0
-            has_bias = isinstance(layer._parameters.get("bias"), Tensor)
-            self.tied[name] = (f"{owner}.bias",) if has_bias and not name.endswith(".bias") else ()
-            if (own := name.removeprefix(f"{owner}.")) in (lengths := weight_norm_lengths(layer)):
-                self.lengths[name] = (f"{owner}.{lengths[own][0]}", lengths[own][1])
+            own = name.removeprefix(f"{owner}.")
+            self.channel_axis[name], channels = 0, len(scores[name]) if scores[name].dim() else 1
+            if isinstance(layer, TRANSPOSED) and own in WEIGHT_PLACES:
+                self.channel_axis[name], self.blocks[name], channels = 1, layer.groups, layer.out_channels
+            bias = layer._parameters.get("bias")
+            tied = own in WEIGHT_PLACES and isinstance(bias, Tensor) and len(bias) == channels
+            self.tied[name] = (joined(owner, "bias"),) if tied else ()
 
 
 Criterion = Callable[[nn.Module], Mapping[str, Tensor]]

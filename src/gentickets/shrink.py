@@ -75,7 +75,7 @@ class Shrinking:
         """A pruned bias that a constant was folded into is alive: it holds what pruned weights did not lead to."""
         for name, constant in folded.items():
             if name in self.masks:
-                self.masks = self.masks.merge({name: self.masks[name] | constant.ne(0)})
+                self.masks = self.masks.replace({name: self.masks[name] | constant.ne(0)})
 
     def carry_state(self, old: torch.optim.Optimizer, new: torch.optim.Optimizer, old_model: Model) -> None:
         """Gives `new`, an optimiser over the smaller network, the state that `old` has for the larger one.

@@ -16,8 +16,8 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
+from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 
 from gentickets.errors import MaskError, TicketError
 from gentickets.files import writing
-from gentickets.masks import Masks
-from gentickets.naming import component_of, named_state, unwrap
+from gentickets.masks import M, Masks
+from gentickets.memory import bytes_of
+from gentickets.naming import Model, as_names, component_of, named_by, named_state, unwrap
 
 FORMAT = "gentickets.ticket/1"
 _BLANK = "0" * 64
@@ -40,10 +42,15 @@ _DIGEST = re.compile(rb'"digest":"([0-9a-f]{64})"')
 class Ticket:
     """Masks, the weights to start from, and their origin.
 
-    `weights`: a model, or a state dictionary, as it was at the rewind step; all parameters and buffers of the
-    model that the ticket is for, pruned weights included. None: a ticket of masks alone, which is installed
-    into whatever weights a model has. `origin`: anything that JSON can hold (recipe, seed, step, versions,
+    `weights`: a model, another ticket, or a state dictionary, as it was at the rewind step; all parameters and
+    buffers of the model that the ticket is for, pruned weights included. None: a ticket of masks alone, which is
+    installed into whatever weights a model has. `origin`: anything that JSON can hold (recipe, seed, step, versions,
     data fingerprint, lineage of rounds).
+
+    A ticket copies the weights when it is made, and a state dictionary does not: `model.state_dict()` is a view of what
+    training then changes. Early weights are kept by a ticket made at that step, `early = Ticket(masks, model)`, and
+    given on as `Ticket(later_masks, early)`. Of a state dictionary whose every pruned weight is smaller than every
+    kept one it is warned: they are the weights that the masks were made from, and hardly the early ones.
 
     Raises `TicketError` where the weights do not cover the masks, or JSON cannot hold the origin.
     """
@@ -51,11 +58,17 @@ class Ticket:
     def __init__(
         self,
         masks: Masks,
-        weights: nn.Module | Mapping[str, Tensor] | None = None,
+        weights: Model | Ticket | Mapping[str, Tensor] | None = None,
         origin: Mapping[str, Any] | None = None,
     ):
-        state = named_state(weights) if isinstance(weights, nn.Module) else dict(weights or {})
+        state = _state_of(weights)
         _check_covered(masks, state)
+        if hasattr(weights, "_metadata") and _decided_by(masks, state):  # as `state_dict` makes them
+            warnings.warn(
+                "these are the weights that the masks were made from: every pruned one is smaller than every kept one. "
+                "A state dictionary is a view of what training changes; keep the early ones by Ticket(masks, model)",
+                stacklevel=2,
+            )
         self.masks = masks
         self.weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
         self.origin: dict[str, Any] = dict(origin or {})
@@ -64,13 +77,17 @@ class Ticket:
     def __repr__(self) -> str:
         return f"Ticket({self.masks!r}, {len(self.weights)} weights, origin {sorted(self.origin)})"
 
-    def install(self, model: nn.Module) -> nn.Module:
+    def install(self, model: M) -> M:
         """Rewinds `model` to the ticket's weights, applies the masks, and returns it.
 
-        Raises `TicketError` that names the first tensor that differs, with both shapes; the model is then
-        as it was.
+        Raises `TicketError` that names the first tensor that differs, with both shapes, or that is on the meta device
+        and can hold no values; the model is then as it was.
         """
         state = named_state(model)
+        if empty := [name for name, tensor in state.items() if tensor.is_meta]:
+            raise TicketError(
+                f"{empty[0]!r} is on the meta device and can hold no values: model.to_empty(device='cpu') first"
+            )
         # A tensor that two layers share has one name in `state`; a state dictionary gives it both.
         places = unwrap(model).state_dict(keep_vars=True) | state
         try:
@@ -93,52 +110,59 @@ class Ticket:
 
     def transfer(
         self,
-        model: nn.Module,
+        model: Model,
         components: Mapping[str, str],
         with_weights: bool = True,
-        exclude: Iterable[str] = ("*.head.*",),
+        exclude: Iterable[str] | str = (),
     ) -> Ticket:
         """A ticket for `model`, from the components of this one (Kalibhat et al. 2021, Sec. 4.4).
 
         `components`: from → to, such as `{"decoder": "generator"}`. Each mask of such a component goes to the weight
         of the same name in the other; with `with_weights` its weights and buffers go along, and everything else is
-        `model`'s own. `exclude` (patterns of the target's names) stays behind: by default heads, whose outputs mean
-        something else in another family. The new ticket starts from step 0.
+        `model`'s own. Everything travels but what `exclude` names (the target's names, or patterns of them), such as
+        `"*.head.*"` where a head's outputs mean something else in another family. The new ticket starts from step 0;
+        its origin says which masks were left behind, and which components.
 
         Raises `TicketError` for a component that is missing on either side, for a tensor of another shape (both
-        shapes named: a ticket does not travel between widths), and where nothing would be carried.
+        shapes named: a ticket does not travel between widths), for an entry of `exclude` that fits nothing, and where
+        nothing would be carried.
         """
-        state, patterns = named_state(model), tuple(exclude)
+        state = named_state(model)
         weights = {name: tensor.detach().clone() for name, tensor in state.items()}
         masks: dict[str, Tensor] = {}
-        carried = 0
+        left: list[str] = []
+        names: dict[str, str] = {}
         for source, target in components.items():
             _check_component(source, self.weights or self.masks, "the ticket")
             _check_component(target, state, "the model")
-            names = {n: f"{target}{n.removeprefix(source)}" for n in {**self.weights, **self.masks.shapes}
-                     if component_of(n) == source}  # fmt: skip
-            for name, new in names.items():
-                if any(fnmatchcase(new, pattern) for pattern in patterns):
-                    continue
-                shape = tuple(self.weights[name].shape) if name in self.weights else self.masks.shapes[name]
-                if new not in state or tuple(state[new].shape) != shape:
-                    theirs = tuple(state[new].shape) if new in state else "absent"
-                    raise TicketError(
-                        f"the ticket cannot travel to this model: {name!r} is {shape} in the ticket and "
-                        f"{new!r} is {theirs} in the model; both need one architecture and one width"
-                    )
-                if name in self.masks:
-                    masks[new] = self.masks[name]
-                    carried += 1
-                if with_weights and name in self.weights:
-                    weights[new] = self.weights[name].clone()
-        if not carried:
-            raise TicketError(f"nothing to carry: no mask of {', '.join(components)} is outside {', '.join(patterns)}")
-        origin = {
-            "from": self.origin,
-            "transfer": {"components": dict(components), "with_weights": with_weights, "masks": carried},
-            "rewind_step": 0,
-        }
+            names |= {n: f"{target}{n.removeprefix(source)}" for n in {**self.weights, **self.masks.shapes}
+                      if component_of(n) == source}  # fmt: skip
+        try:
+            stays = set(named_by(exclude, {**dict.fromkeys(names.values()), **state}, "exclude"))
+        except MaskError as error:
+            raise TicketError(str(error)) from None
+        for name, new in names.items():
+            if new in stays:
+                left += [new] if name in self.masks else []
+                continue
+            shape = tuple(self.weights[name].shape) if name in self.weights else self.masks.shapes[name]
+            if new not in state or tuple(state[new].shape) != shape:
+                theirs = tuple(state[new].shape) if new in state else "absent"
+                raise TicketError(
+                    f"the ticket cannot travel to this model: {name!r} is {shape} in the ticket and "
+                    f"{new!r} is {theirs} in the model; both need one architecture and one width, or "
+                    f"exclude=({_layer_of(new)!r},) leaves it behind"
+                )
+            if name in self.masks:
+                masks[new] = self.masks[name]
+            if with_weights and name in self.weights:
+                weights[new] = self.weights[name].clone()
+        if not masks:
+            but = f" but what exclude={as_names(exclude)} leaves behind" if left else ""
+            raise TicketError(f"nothing to carry: no mask is in {', '.join(components)}{but}")
+        left += [f"{component}.*" for component in self.masks.components if component not in components]
+        facts = {"components": dict(components), "with_weights": with_weights, "masks": len(masks), "left": left}
+        origin = {"from": self.origin, "transfer": facts, "rewind_step": 0}
         return Ticket(Masks(masks), weights, origin)
 
     # -- the file -----------------------------------------------------------------------------------------
@@ -150,7 +174,7 @@ class Ticket:
     def _pieces(self) -> list[bytes | memoryview]:
         """The file in pieces, header first. The weights are those of the ticket itself and not copies."""
         tensors = {f"mask/{name}": bits.data for name, bits in self.masks.packed.items()}
-        tensors |= {f"weight/{name}": _bytes_of(tensor) for name, tensor in self.weights.items()}
+        tensors |= {f"weight/{name}": bytes_of(tensor) for name, tensor in self.weights.items()}
         blank = self._blank_header(tensors)
         digest = hashlib.sha256(blank)
         for key in (ordered := [key for key in json.loads(blank[8:]) if key != "__metadata__"]):
@@ -245,6 +269,42 @@ class Ticket:
             raise TicketError(f"{path} is no ticket: {' '.join(str(error).split())}") from None
 
 
+def _state_of(weights: Model | Ticket | Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Name → tensor; of a state dictionary without what layers keep beside their tensors (`get_extra_state`)."""
+    if isinstance(weights, Ticket):
+        return dict(weights.weights)
+    if isinstance(weights, nn.Module):
+        return named_state(weights)
+    state: dict[str, Any] = dict(weights or {})
+    if state and all(isinstance(net, nn.Module) for net in state.values()):
+        return named_state(state)
+    kept = {name: tensor for name, tensor in state.items() if str(name).rsplit(".", 1)[-1] != _EXTRA_STATE_KEY_SUFFIX}
+    for name, tensor in kept.items():
+        if not isinstance(tensor, Tensor):
+            raise TicketError(
+                f"weights[{name!r}] is a {type(tensor).__name__} and no tensor: give a model or its weights"
+            )
+    return kept
+
+
+def _decided_by(masks: Masks, weights: Mapping[str, Tensor]) -> bool:
+    """Whether magnitude decides about each of the masks: no pruned weight is larger than one that is kept."""
+    some = False
+    for name, mask in masks.items():
+        size = weights[name].detach().abs().cpu()
+        dead, alive = size[~mask], size[mask]
+        if len(dead) and len(alive):
+            some = True
+            if not bool(dead.max() <= alive.min()):
+                return False
+    return some
+
+
+def _layer_of(name: str) -> str:
+    """A pattern of all that lies beside a weight in its layer."""
+    return f"{name.rpartition('.')[0]}.*" if "." in name else name
+
+
 def _check_covered(masks: Masks, weights: Mapping[str, Tensor]) -> None:
     """Raises `TicketError` where there are weights, and not of all shapes that the masks have."""
     for name, shape in masks.shapes.items() if weights else ():
@@ -253,11 +313,6 @@ def _check_covered(masks: Masks, weights: Mapping[str, Tensor]) -> None:
         found = tuple(weights[name].shape)
         if found != shape:
             raise TicketError(f"{name!r} is {found} in the weights and {shape} in the masks")
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    """A tensor's memory, in C order; not copied where it is in that order."""
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _metadata(raw: bytes) -> dict[str, str]:

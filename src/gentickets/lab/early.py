@@ -109,7 +109,7 @@ def find_ticket(
             f"{_newest(bird)}): raise search.tolerance={search.tolerance} or search.settle_by={search.settle_by}, "
             f"or take unsettled=last"
         )
-    masks = everything.merge(bird.masks)
+    masks = everything.replace(bird.masks)
     facts = {
         **origin,
         "rewind_step": done.step,

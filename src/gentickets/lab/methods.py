@@ -75,6 +75,7 @@ def levels(search: SearchPart, means: Means, last: int, load: Callable[[int], Le
             tickets=(means.source(level) for level in range(max(last, 0) + 1, search.rounds + 1)),
             carry=search.carry or {},
             with_weights=search.with_weights,
+            exclude=search.exclude,
             example_inputs=means.example_inputs,
             origin=means.origin,
             **rounds,

@@ -149,8 +149,9 @@ class SearchPart(_Part):
     `hamming`, the paper's, the share of weights or channels that differ (0.1 unless said; refused where independent
     masks differ by no more). `gain_penalty` is the L1 penalty on the norms' gains while it searches. `transferred`
     takes the tickets of `source`, a run's folder (or its name, where it lies beside this run's), level by level;
-    `carry` says which of its components becomes which of this model's (decoder: generator), and `with_weights` whether
-    its weights come along or its masks alone.
+    `carry` says which of its components becomes which of this model's (decoder: generator), `with_weights` whether
+    its weights come along or its masks alone, and `exclude` what stays behind ("*.head.*", where a head's outputs mean
+    something else).
     """
 
     method: Literal[

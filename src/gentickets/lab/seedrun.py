@@ -113,7 +113,8 @@ class SeedRun:
         complete = [n for n in range(rounds + 1) if self._place(n).exists()]
         last = len(complete) - 1
         if complete != list(range(last + 1)):
-            raise GenticketsError(f"{self.folder} lacks {disk.level_name(last + 1)} but has later levels: use --fresh")
+            lacking = disk.level_name(min(set(range(last + 1)) - set(complete)))
+            raise GenticketsError(f"{self.folder} lacks {lacking} but has later levels: use --fresh")
         for index in complete:
             self.trainer.done += self._steps_of("ticket", index)
         if last >= 0 and self._ended_at(last):

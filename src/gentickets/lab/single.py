@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,12 @@ def train_one(
 
 
 def transferred(
-    ticket_file: Path, recipe: Recipe, components: Mapping[str, str], with_weights: bool, seed: int
+    ticket_file: Path,
+    recipe: Recipe,
+    components: Mapping[str, str],
+    with_weights: bool,
+    seed: int,
+    exclude: Sequence[str] = (),
 ) -> Ticket:
     """The components of a ticket, carried into the recipe's model with the weights of `seed` (`Ticket.transfer`).
 
@@ -57,4 +62,4 @@ def transferred(
         raise RecipeError("no component to carry: name them as from=to, such as decoder=generator")
     train, _ = load_data(recipe.data)
     check_buildable(recipe, train)
-    return Ticket.load(ticket_file).transfer(build_model(recipe, train, seed), components, with_weights)
+    return Ticket.load(ticket_file).transfer(build_model(recipe, train, seed), components, with_weights, exclude)

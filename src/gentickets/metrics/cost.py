@@ -21,6 +21,7 @@ from gentickets.masks import Masks
 from gentickets.metrics.operations import FLOPS_A_NORM, Operations, share_not_counted, uncompiled
 from gentickets.naming import (
     Model,
+    check_not_pruned,
     clone,
     component_at,
     component_of,
@@ -71,8 +72,8 @@ def cost(model: Model, example_inputs: ExampleInputs, masks: Masks | None = None
     or the weight under a norm. What a spectral norm computes once a pass is not counted.
 
     Warns in one line of operations that it does not understand. The model runs in evaluation mode and is left as it
-    was. Raises `MaskError` for a component that does not exist, masks that do not fit, an example that holds none, and
-    a layer that has no shape yet.
+    was. Raises `MaskError` for a component that does not exist, masks that do not fit, an example that holds none, a
+    layer that has no shape yet, and a model that torch prunes already.
     """
     examples = examples_of(model, example_inputs)
     alive = _Alive(model, masks)
@@ -148,6 +149,7 @@ class _Alive:
     """How much of each parameter of a model is alive."""
 
     def __init__(self, model: Model, masks: Masks | None):
+        check_not_pruned(model)
         self.weights = named_weights(model) if masks is None else masks.check_fits(unwrap(model))
         for name, weight in self.weights.items():
             if is_lazy(weight):

@@ -69,6 +69,9 @@ def _places(images: Tensor, channels: int) -> int:
     return math.prod(side for axis, side in enumerate(images.shape) if axis != channels)
 
 
+_PACKED = ("cum_seq_q", "cu_seqlens_q")
+
+
 def _attention(times: int, tokens: int = -2) -> Formula:
     """Queries with keys, and their weights with values: whole, where a causal mask leaves half of them out too.
 
@@ -77,9 +80,8 @@ def _attention(times: int, tokens: int = -2) -> Formula:
 
     def formula(bound: Bound, out: Any) -> Iterable[Product] | None:
         query, key, value = (bound.get(name, bound.get(name[0])) for name in ("query", "key", "value"))
-        packed = any(isinstance(bound.get(name), Tensor) for name in ("cum_seq_q", "cu_seqlens_q"))
-        if packed or (tokens != -2 and query.dim() != 4):
-            return None
+        if tokens == 1 and (query.dim() != 4 or any(isinstance(bound.get(name), Tensor) for name in _PACKED)):
+            return None  # sequences of several lengths, one after another
         pairs = query.numel() // query.shape[-1] * key.shape[tokens] if query.shape[-1] else 0
         return [(2 * times * pairs * (query.shape[-1] + value.shape[-1]), (query, key, value))]
 
@@ -92,8 +94,9 @@ def _recurrent(times: int, *weights: str) -> Formula:
     def formula(bound: Bound, out: Any) -> Iterable[Product]:
         given = bound["input"]
         steps = given.numel() // given.shape[-1] if given.shape[-1] else 0
+        gradients = times - (not bound["output_mask"][-1]) if "output_mask" in bound else times
         matrices = [w for w in tree_leaves([bound[name] for name in weights]) if isinstance(w, Tensor) and w.dim() > 1]
-        return [(2 * times * steps * matrix.numel(), (matrix,)) for matrix in matrices]
+        return [(2 * gradients * steps * matrix.numel(), (matrix,)) for matrix in matrices]
 
     return formula
 

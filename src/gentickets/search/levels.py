@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
-from gentickets.errors import Disconnected, PruneError
+from gentickets.errors import Disconnected, MaskError, PruneError
 from gentickets.liveness import check_connected, empty_layers
 from gentickets.masks import Masks
-from gentickets.naming import clone, component_of, named_state
+from gentickets.memory import bytes_of
+from gentickets.naming import Model, as_model, clone, component_of, named_state
 from gentickets.pruning import random_like
 from gentickets.ticket import Ticket
 
-MakeModel = Callable[[], nn.Module]
-"""Makes the model with freshly drawn weights."""
+MakeModel = Callable[[], Model]
+"""Makes the model with freshly drawn weights: a module, or a dict of the modules that are its components."""
 
 Train = Callable[[nn.Module, Masks, int, int], object]
 """`train(model, masks, start_step, end_step)`: trains the model in place; what it returns is ignored."""
@@ -37,17 +40,22 @@ def retrain_span(retrain: Retrain, steps: int, rewind_step: int) -> tuple[int, i
     return (steps, 2 * steps - rewind_step) if retrain == "fine-tune" else (rewind_step, steps)
 
 
-@dataclass
+@dataclass(repr=False)
 class Level:
     """One sparsity of a search: the ticket, and the model that was trained from it.
 
     `index` 0 is the dense model. The ticket holds the masks, and the weights that this level's training started from.
+    `drawn` are digests of the weights that the search began with, before any training; None where nobody knows them.
     """
 
     index: int
     masks: Masks
     model: nn.Module
     ticket: Ticket
+    drawn: Mapping[str, str] | None = None
+
+    def __repr__(self) -> str:
+        return f"Level({self.index}, {self.masks!r}, {type(self.model).__name__})"
 
 
 class Rounds:
@@ -72,13 +80,14 @@ class Rounds:
             raise PruneError(f"retrain={retrain!r} is none of {', '.join(get_args(Retrain))}")
         if retrain != "rewind" and others == "rewind":
             others = "trained"  # nothing is rewound, so the unpruned components are not either
-        self.make_model, self.train = make_model, train
+        self.make_model, self._train = make_model, train
         self.steps, self.rewind_step, self.others = steps, rewind_step, others
         self.retraining: Retrain = retrain
         self.kept_weights, self.span = retrain != "rewind", retrain_span(retrain, steps, rewind_step)
         self.example_inputs, self.origin = example_inputs, dict(origin or {})
-        self.initial = make_model()
+        self.initial = draw(make_model)
         self._initial_state = {name: tensor.detach().clone() for name, tensor in named_state(self.initial).items()}
+        self._drawn = _digests(self._initial_state)
 
     def dense(self, masks: Masks) -> Level:
         """Level 0: trained to the rewind step, remembered there, trained to the end."""
@@ -87,7 +96,18 @@ class Rounds:
             self.train(model, masks, 0, self.rewind_step)
         ticket = Ticket(masks, model, self._origin(0, masks, ()))
         self.train(model, masks, self.rewind_step, self.steps)
-        return Level(0, masks, model, ticket)
+        return Level(0, masks, model, ticket, self._drawn)
+
+    def train(self, model: nn.Module, masks: Masks, start_step: int, end_step: int) -> None:
+        """The caller's training. Raises `MaskError` where it leaves a pruned weight alive: it held nothing."""
+        self._train(model, masks, start_step, end_step)
+        try:
+            masks.audit(model)
+        except MaskError as error:
+            raise MaskError(
+                f"train(model, masks, {start_step}, {end_step}) left weights alive that are pruned ({error}): "
+                f"hold the model inside it, with masks.hold(model, *optimizers): ..."
+            ) from None
 
     def retrain(self, index: int, masks: Masks, previous: Level) -> Level:
         """Level `index`: the masks with the weights to start from, checked for a live path, trained.
@@ -108,7 +128,7 @@ class Rounds:
         elif gone := empty_layers(masks):
             warnings.warn(f"level {index}: nothing is left of {', '.join(gone)}", stacklevel=3)
         self.train(model, masks, *self.span)
-        return Level(index, masks, model, ticket)
+        return Level(index, masks, model, ticket, previous.drawn or self._drawn)
 
     def _origin(self, index: int, masks: Masks, lineage: Any) -> dict[str, Any]:
         passed = {"level": index, "sparsity": masks.sparsity, "masks": masks.fingerprint}
@@ -126,8 +146,11 @@ class Rounds:
         if self.others == "initial":
             source = self._initial_state
         else:
-            source = named_state(previous.model if self.others == "trained" else self.make_model())
-        return {name: tensor for name, tensor in source.items() if component_of(name) not in masks.components}
+            source = named_state(previous.model if self.others == "trained" else draw(self.make_model))
+        found = {name: tensor for name, tensor in source.items() if component_of(name) not in masks.components}
+        if self.others == "fresh":
+            _check_drawn_anew(found, self._drawn, "others=fresh")
+        return found
 
 
 def check_sparsities(sparsities: Iterable[float]) -> None:
@@ -150,6 +173,46 @@ def redrawn_weights_control(level: Level, make_model: MakeModel) -> Ticket:
     """The second control: exactly the level's masks, over weights newly drawn by `make_model`.
 
     Trained from step 0: the weights have no steps behind them, so the whole of training is theirs.
+
+    Raises `PruneError` where nothing is re-drawn: where `make_model` seeds itself, and gives the weights with which
+    the search began, or those of the ticket. Give it another seed then: `lambda: make_gan(seed=1)`.
     """
     origin = {**level.ticket.origin, "rewind_step": 0, "retrain": "rewind", "control": "redrawn_weights"}
-    return Ticket(level.masks, make_model(), origin)
+    model = draw(make_model)
+    found = {name: tensor for name, tensor in named_state(model).items() if name in level.masks}
+    known = level.drawn if level.drawn is not None else _digests(level.ticket.weights)
+    _check_drawn_anew(found, known, "the re-drawn control")
+    return Ticket(level.masks, model, origin)
+
+
+def draw(make_model: MakeModel) -> nn.Module:
+    """A new model. Where `make_model` seeds torch's generator for itself, the caller's goes on as if it did not."""
+    before, seed = torch.get_rng_state(), torch.initial_seed()
+    model = as_model(make_model())
+    if torch.initial_seed() != seed:
+        torch.set_rng_state(before)
+    return model
+
+
+def _digests(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Name → a digest of what is in it, of every floating tensor that is not one value throughout."""
+    return {
+        name: hashlib.sha256(bytes_of(tensor)).hexdigest()
+        for name, tensor in state.items()
+        if tensor.is_floating_point() and tensor.numel() and bool((tensor != tensor.flatten()[0]).any())
+    }
+
+
+def _check_drawn_anew(weights: Mapping[str, Tensor], known: Mapping[str, str], what: str) -> None:
+    """Raises `PruneError` where every weight is one that is known already; warns where some are (a pretrained part)."""
+    found = {name: digest for name, digest in _digests(weights).items() if name in known}
+    same = [name for name, digest in found.items() if digest == known[name]]
+    if same and len(same) == len(found):
+        raise PruneError(
+            f"{what}: make_model() drew the very weights that the search began with ({same[0]!r} and all others): "
+            f"it seeds itself; give one that draws others, such as lambda: make_model(seed=1), or seed outside of it"
+        )
+    if same:
+        warnings.warn(
+            f"{what}: {len(same)} of {len(found)} weights are not drawn anew, {same[0]!r} first", stacklevel=3
+        )

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from gentickets.masks import Masks
-from gentickets.naming import clone
+from gentickets.naming import as_names, clone
 from gentickets.search.levels import Level, MakeModel, Others, Retrain, Rounds, Train
 from gentickets.ticket import Ticket
 
@@ -23,6 +23,7 @@ def transferred(
     tickets: Iterable[Ticket],
     carry: Mapping[str, str],
     with_weights: bool = False,
+    exclude: Iterable[str] = (),
     rewind_step: int = 0,
     others: Others = "rewind",
     retrain: Retrain = "rewind",
@@ -35,23 +36,23 @@ def transferred(
 
     `carry`: component of the tickets' model → component of this one (see `Ticket.transfer`); the components that
     nothing is carried to stay dense. What is carried is the masks, over this model's own weights at its rewind step;
-    `with_weights` the weights too. The other arguments as in `gentickets.one_shot`; `tickets` are then those that
-    follow the first `done`.
+    `with_weights` the weights too; but not for what `exclude` names (names of this model's weights, or patterns). The
+    other arguments as in `gentickets.one_shot`; `tickets` are then those that follow the first `done`.
 
     Raises `TicketError` at a ticket that does not fit (both shapes named), and `Disconnected` at one whose masks cut
     a component in two, before it is trained.
     """
     shared = Rounds(make_model, train, steps, rewind_step, others, example_inputs, origin, retrain)
     everything = Masks.dense(shared.initial, dict.fromkeys(carry.values()))
-    return _levels(shared, everything, tickets, carry, with_weights, dense, done)
+    how = {"components": carry, "with_weights": with_weights, "exclude": as_names(exclude)}
+    return _levels(shared, everything, tickets, how, dense, done)
 
 
 def _levels(
     shared: Rounds,
     everything: Masks,
     tickets: Iterable[Ticket],
-    carry: Mapping[str, str],
-    with_weights: bool,
+    how: Mapping[str, Any],
     dense: Level | None,
     done: int,
 ) -> Iterator[Level]:
@@ -59,8 +60,8 @@ def _levels(
         dense = shared.dense(everything)
         yield dense
     for index, ticket in enumerate(tickets, start=done + 1):
-        moved = ticket.transfer(dense.ticket.install(clone(dense.model)), carry, with_weights)
-        masks = everything.merge(moved.masks)
+        moved = ticket.transfer(dense.ticket.install(clone(dense.model)), **how)
+        masks = everything.replace(moved.masks)
         facts = {**dense.ticket.origin, "transfer": moved.origin["transfer"], "from": ticket.origin}
         start = replace(dense, ticket=Ticket(masks, moved.weights, facts))
         level = shared.retrain(index, masks, start)
