@@ -89,7 +89,30 @@ class Timed(nn.Module):
         return self.b(F.silu(h)), None
 
 
+class Denoiser(nn.Module):
+    """A U-Net in small, as diffusion models have it: keyword results, attention, zero-initialised branches."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.time = nn.Linear(width, 2 * width)
+        self.a, self.down = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, width, 3, stride=2)
+        self.norm, self.qkv = nn.GroupNorm(2, width), nn.Conv2d(width, 3 * width, 1)
+        self.zero, self.b = nn.Conv2d(width, width, 1), nn.Conv2d(2 * width, 3, 3, padding=1)
+        nn.init.zeros_(self.zero.weight)
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        frequencies = torch.exp(-4.0 * torch.arange(2, dtype=torch.float32))
+        angles = t[:, None].float() * frequencies[None]
+        scale, shift = self.time(torch.cat([angles.sin(), angles.cos()], -1))[:, :, None, None].chunk(2, 1)
+        first = self.a(2 * x - 1.0)
+        h = self.down(F.pad(F.silu(first), (0, 1, 0, 1)))
+        q, k, v = self.qkv(self.norm(h) * (1 + scale) + shift).flatten(2).mT.chunk(3, -1)
+        h = h + self.zero(F.scaled_dot_product_attention(q, k, v).mT.reshape(h.shape))
+        return {"sample": self.b(torch.cat([F.interpolate(h, scale_factor=2.0), first], 1))}
+
+
 NETS = {
+    "denoiser": (Denoiser(), (torch.randn(2, 3, 8, 8), torch.tensor([1, 500]))),
     "dataclass": (InDataclass(), torch.randn(2, 4)),
     **{
         how: (Quantised(how), torch.randn(2, 4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import subprocess
 import sys
 import warnings
@@ -478,6 +479,7 @@ def test_ties_that_decide_are_told() -> None:
     ties = caught[0].message.groups["discriminator"]  # type: ignore[union-attr]
     assert (ties.tied, ties.pruned, ties.alive) == (4000, 2000, 8000)
     assert caught[0].filename == __file__
+    assert str(pickle.loads(pickle.dumps(caught[0].message))) == str(caught[0].message)
     with pytest.warns(TiesBroken, match=r"^4,000 of 8,016 scores in all are exactly 0\.01; .* tensors$"):
         prune(scores, fraction=0.75)
     with pytest.warns(TiesBroken, match=r"'discriminator\.weight' .*; groups likewise: 1 more$"):

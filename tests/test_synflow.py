@@ -364,6 +364,27 @@ def test_a_flow_that_is_not_finite_is_refused() -> None:
         gt.synflow(Squared(), torch.randn(1, 4))
 
 
+def test_a_network_that_will_not_run_so_is_refused_in_a_line() -> None:
+    def single(a: nn.Module, b: nn.Module, x: Tensor) -> Tensor:
+        if x.dtype != torch.float32:
+            raise TypeError("float32 only")
+        return a(x)
+
+    with pytest.raises(gt.PruneError, match=r"'u' cannot be scored by synflow.* TypeError: float32 only") as caught:
+        gt.synflow({"u": Two(single)}, {"u": torch.randn(2, 4)})
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):  # that of the network itself
+        gt.synflow(nn.Linear(4, 4), torch.randn(2, 3))
+
+
+def test_compiled_and_scripted_parts_are_followed() -> None:
+    squash = torch.compile(torch.sigmoid)
+    script = torch.jit.script(nn.ReLU())
+    net = Two(lambda a, b, x: b(x - squash(script(a(x)))))
+    net.compile()
+    assert_same(net, lambda x, a_weight, b_weight: (x + x @ a_weight.T) @ b_weight.T, torch.randn(2, 4))
+
+
 # -- random networks ------------------------------------------------------------------------------------------
 
 

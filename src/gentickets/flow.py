@@ -8,19 +8,39 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from gentickets.errors import PruneError
+from gentickets.errors import GenticketsError, PruneError
+from gentickets.examples import Example, outputs
 
 
 def titled(component: str) -> str:
     """How a message speaks of a component: of the whole of a model where it has no name."""
     return f"component {component!r}" if component else "the network"
+
+
+@contextmanager
+def running(net: nn.Module, example: Example, component: str, kind: type[GenticketsError], what: str) -> Iterator[None]:
+    """Turns what goes wrong in a copy of `net` in double precision into one line of this kind, that begins with what
+    cannot be done. What goes wrong in `net` itself, on its example as it is, has an error of its own, and keeps it.
+    Compiled functions run operation by operation."""
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    except GenticketsError:
+        raise
+    except Exception as error:
+        outputs(net, example)
+        raise kind(
+            f"{titled(component)} {what}: in double precision on the CPU it fails with {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

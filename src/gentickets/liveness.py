@@ -22,9 +22,9 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from gentickets.errors import Disconnected, GenticketsError, MaskError
-from gentickets.examples import Example, ExampleInputs, examples_of, named_tensors, outputs
-from gentickets.flow import GAIN_AT, Double, each, gained, tensors_in, titled, writes
+from gentickets.errors import Disconnected, MaskError
+from gentickets.examples import Example, ExampleInputs, examples_of, named_tensors
+from gentickets.flow import GAIN_AT, Double, each, gained, running, tensors_in, titled, writes
 from gentickets.masks import Masks
 from gentickets.naming import (
     NORMS,
@@ -55,16 +55,8 @@ def check_connected(model: Model, masks: Masks, example_inputs: ExampleInputs) -
     """
     for component, example in examples_of(model, example_inputs).items():
         net = component_at(model, component)
-        try:
+        with running(net, example, component, MaskError, "cannot be checked for live paths"):
             cut = _cut(net, masks, component, example)
-        except GenticketsError:
-            raise
-        except Exception as error:
-            outputs(net, example)  # what does not run as it is has an error of its own
-            raise MaskError(
-                f"{titled(component)} cannot be checked for live paths: in double precision on the CPU it fails with "
-                f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            ) from error
         if cut is not None:
             raise Disconnected(_message(component, cut, masks))
     if (reason := divided_by_zero(model, masks)) is not None:

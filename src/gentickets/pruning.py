@@ -47,10 +47,13 @@ class TiesBroken(UserWarning):
     """
 
     def __init__(self, groups: Mapping[str, Ties]):
+        super().__init__(groups)  # as it is, so that the warning can be pickled
         self.groups = dict(groups)
+
+    def __str__(self) -> str:
         name, worst = max(self.groups.items(), key=lambda item: item[1].tied / item[1].alive)
-        more = f"; groups likewise: {len(groups) - 1} more" if len(groups) > 1 else ""
-        super().__init__(
+        more = f"; groups likewise: {len(self.groups) - 1} more" if len(self.groups) > 1 else ""
+        return (
             f"{worst.tied:,} of {worst.alive:,} scores {'in all' if name == 'all' else f'of {name!r}'} are exactly "
             f"{worst.score:.6g}; {worst.pruned:,} of these had to go, spread evenly over places and tensors{more}"
         )

@@ -21,7 +21,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from gentickets.errors import MaskError, PruneError
 from gentickets.examples import WHOLE, Example, ExampleInputs, examples_of, named_tensors
-from gentickets.flow import Linear, titled
+from gentickets.flow import Linear, running, titled
 from gentickets.liveness import strip_weight_norms
 from gentickets.masks import Masks
 from gentickets.naming import (
@@ -301,7 +301,9 @@ def _synflow(model: nn.Module, examples: Mapping[str, Example], chosen: Mapping[
         if component not in examples:
             raise PruneError(f"example_inputs= has no input for component {component!r}; leave it out of components=")
         names = [name for name in chosen if is_in(component, name)]
-        scores |= _flow_through(component_at(model, component), component, examples[component], names, relative)
+        net, example = component_at(model, component), examples[component]
+        with running(net, example, component, PruneError, "cannot be scored by synflow"):
+            scores |= _flow_through(net, component, example, names, relative)
     return Scores({name: scores[name].to(weight.device) for name, weight in chosen.items()}, model)
 
 
@@ -396,7 +398,8 @@ def _slopes_of_flow(
     def note(layer: nn.Module, *_: object) -> None:
         ran.update(id(weight) for weight in layer._parameters.values() if weight is not None)
 
-    hooks = [layer.register_forward_pre_hook(note) for layer in copy.modules()]
+    layers = [layer for layer in copy.modules() if not isinstance(layer, torch.jit.ScriptModule)]
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
 
     def ones(tensor: Tensor) -> Tensor:
         return torch.ones_like(tensor).requires_grad_().clone() if tensor.is_floating_point() else tensor
