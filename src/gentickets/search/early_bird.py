@@ -162,7 +162,12 @@ def channel_scores(
         else:
             scores |= groups.scored(gains) or groups.scored(magnitude(model, [component]))
     if not scores:
-        raise MaskError("no component has a channel to prune: each is a single layer")
+        if groups is None:
+            raise MaskError("no component has a channel to prune: each is a single layer")
+        raise MaskError(
+            f"no channel is in a group that could be pruned: {len(groups.whole)} layers stay whole "
+            f"({groups.reasons() or 'none was understood'}); see ChannelGroups.whole"
+        )
     return Scores(scores, model)
 
 
