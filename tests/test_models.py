@@ -350,13 +350,14 @@ def unsettled(name, size, channels):
 
 
 def gain_masks(model, share):
-    """Gains of norms at 0, at random; the norms' biases are 0 too, so that such a channel is 0."""
+    """Gains and biases of norms pruned, at random, so that such a channel is 0 and stays so."""
     draws = torch.Generator().manual_seed(1)
-    return {
-        f"{name}.weight": torch.rand(layer.num_features, generator=draws) >= share
+    alive = {
+        name: torch.rand(layer.num_features, generator=draws) >= share
         for name, layer in model.named_modules()
         if isinstance(layer, nn.BatchNorm2d)
     }
+    return {f"{name}.{part}": mask for name, mask in alive.items() for part in ("weight", "bias")}
 
 
 def filter_masks(model, share):

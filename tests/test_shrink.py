@@ -12,9 +12,10 @@ from torch.nn.utils.parametrizations import spectral_norm as new_spectral_norm
 
 import gentickets as gt
 from gentickets import models
-from gentickets.channels import Untraceable, trace
+from gentickets.channels import trace
 from gentickets.naming import clone
 from gentickets.shrink import Shrinking, shrink
+from gentickets.tracing import Untraceable
 
 
 def unsettle(model: nn.Module, seed: int = 0) -> nn.Module:

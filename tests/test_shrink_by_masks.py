@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import gentickets as gt
-from gentickets.channels import Untraceable
 from gentickets.naming import clone, named_weights
 from gentickets.shrink import Shrinking
+from gentickets.tracing import Untraceable
 
 
 def one(net: nn.Module) -> nn.ModuleDict:

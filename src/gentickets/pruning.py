@@ -195,7 +195,10 @@ def _prune_groups(
     alive = np.ones(len(groups), dtype=bool) if within is None else groups.kept(within)
     places = {place: own for place, numbers in groups.places.items() if len(own := numbers[scored[numbers]])}
     if not places:
-        raise PruneError("no score belongs to a channel of the groups: nothing to prune")
+        why = (
+            f" ({len(groups.whole)} layers stay whole: {groups.reasons()})" if not len(groups) and groups.whole else ""
+        )
+        raise PruneError(f"no score belongs to a channel of the groups: nothing to prune{why}")
     chosen = prune(
         {place: torch.from_numpy(score[numbers]) for place, numbers in places.items()},
         fraction,

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from gentickets.channels import ChannelGraph, is_channelwise_norm, is_depthwise, is_unflatten, layers_of, trace
+from gentickets.channels import ChannelGraph, layers_of, trace
 from gentickets.errors import GenticketsError
 from gentickets.examples import Comparison, Example, compare, examples_of, nothing_to_compare, outputs
 from gentickets.groups import channel_axes
@@ -37,6 +37,7 @@ from gentickets.naming import (
     unwrap,
     weight_norm_lengths,
 )
+from gentickets.tracing import is_channelwise_norm, is_depthwise, is_unflatten
 
 Slices = dict[int, np.ndarray]
 """Axis → the indices that are kept along it."""
