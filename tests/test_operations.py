@@ -366,11 +366,29 @@ def test_work_that_no_operation_shows_is_noticed():
             assert cost(model, {"net": torch.randn(2, 4)}).share_not_counted == 0.5
 
 
-def test_sparse_tensors_are_not_priced_as_dense_ones():
-    model = as_model(Net(lambda net, x: (net.weight.to_sparse_csr() @ x.T).T, weight=(5, 6)))
-    with pytest.warns(UserWarning, match="have no formula"):
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (lambda net, x: (net.weight.to_sparse() @ x.T).T, "mm"),
+        (lambda net, x: F.linear(torch.nested.nested_tensor([x, x[:1]]), net.weight).to_padded_tensor(0.0), "linear"),
+        (lambda net, x: torch.cond(x.sum() > 9, lambda v: v @ net.weight.T, lambda v: v @ net.weight.T, (x,)), "cond"),
+    ],
+    ids=["sparse", "nested", "of functions"],
+)
+def test_what_shapes_do_not_tell_is_not_priced_as_if_they_did(function, name):
+    model = as_model(Net(function, weight=(5, 6)))
+    with pytest.warns(UserWarning, match=f"have no formula .*{name} x 1"):
         found = cost(model, {"net": torch.randn(2, 6)})
     assert found.flops_dense == 0
+
+
+def test_a_model_without_memory_is_priced_by_its_shapes():
+    with torch.device("meta"):
+        model = as_model(nn.Linear(5000, 7000, bias=False))
+    masks = Masks.dense(as_model(nn.Linear(5000, 7000)))
+    found = cost(model, {"net": torch.zeros(1, 5000)}, masks & ~masks)
+    assert (found.flops_dense, found.flops_sparse) == (2 * 5000 * 7000, 0)
 
 
 def test_ordinary_networks_are_understood_whole():

@@ -60,6 +60,8 @@ class Operations(TorchDispatchMode):
     out: the power iteration of a spectral norm is done once a pass, whatever the batch.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(
         self,
         weights: Mapping[str, Tensor],
@@ -84,11 +86,11 @@ class Operations(TorchDispatchMode):
         if any(kind not in (Tensor, nn.Parameter) for kind in types):
             return NotImplemented  # a tensor of another kind: what it is made of comes here again
         kwargs = kwargs or {}
-        if not isinstance(func, torch._ops.OpOverload):  # an operation that takes functions
+        if not isinstance(func, torch._ops.OpOverload):  # one that takes functions, whose work is not seen
             self.not_counted[str(func)] += 1
             return func(*args, **kwargs)
         name = _name(func)
-        if name not in FORMULAS and func._can_decompose():
+        if name not in FORMULAS and func._can_decompose() and _are_ordinary(args, kwargs):
             with self:  # made of others, as all are in inference mode
                 if (out := func.decompose(*args, **kwargs)) is not NotImplemented:
                     return out
@@ -116,7 +118,7 @@ class Operations(TorchDispatchMode):
                 self.not_counted[name] += 1
             return
         try:
-            products = formula(bound, out) if _is_dense(bound, out) else None
+            products = formula(bound, out) if _are_ordinary(bound, out) else None
         except (KeyError, AttributeError):  # another version of torch, where an argument has another name
             products = None
         if products is None:
@@ -278,7 +280,8 @@ class _Memory:
             if alive is None or not _has_storage(tensor):
                 return
             count = tensor.untyped_storage().nbytes() // tensor.element_size()
-            shadow = _Shadow(torch.ones(count, dtype=torch.bool, device=tensor.device), tensor.element_size())
+            device = "cpu" if tensor.is_meta else tensor.device
+            shadow = _Shadow(torch.ones(count, dtype=torch.bool, device=device), tensor.element_size())
             self._shadows[tensor] = shadow
         shadow.seen_as(tensor).copy_(torch.ones((), dtype=torch.bool) if alive is None else alive)
 
@@ -350,11 +353,10 @@ def _given(bound: Bound) -> list[Tensor]:
     return [value for value in bound.values() if isinstance(value, Tensor)]
 
 
-def _is_dense(bound: Bound, out: Any) -> bool:
-    """Whether every tensor is an ordinary one, whose shape says what is computed."""
+def _are_ordinary(*values: Any) -> bool:
+    """Whether all tensors in these are neither sparse nor nested, so that their shapes say what is computed."""
     dense = (torch.strided, torch._mkldnn)  # type: ignore[attr-defined]
-    leaves = tree_leaves((list(bound.values()), out))
-    return all(x.layout in dense and not x.is_nested for x in leaves if isinstance(x, Tensor))
+    return all(leaf.layout in dense and not leaf.is_nested for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
 
 
 @lru_cache(maxsize=4096)
@@ -365,8 +367,8 @@ def _is_free(func: Any, name: str) -> bool:
     if space != "aten":
         return False
     tagged = any(str(tag).removeprefix("Tag.") in ("pointwise", "reduction", "view_copy") for tag in func.tags)
-    elementwise = base.startswith("_foreach_") and base != "_foreach_mm"
-    return func.is_view or tagged or elementwise or name.removesuffix("_backward") in FREE
+    kin = (base.startswith("_foreach_") and base != "_foreach_mm") or base.startswith("_nested_")
+    return func.is_view or tagged or kin or name.removesuffix("_backward") in FREE
 
 
 def share_not_counted(not_counted: Mapping[str, int], counted: int) -> float:
