@@ -274,6 +274,28 @@ def test_what_does_not_stay_zero_is_not_called_sparse():
     assert prices(centred, torch.randn(4, 6), masks) == prices(centred, torch.randn(4, 6))
 
 
+@pytest.mark.parametrize(
+    "mask_again",
+    [
+        lambda weight, mask: weight.mul_(mask),
+        lambda weight, mask: weight.masked_fill_(~mask, 0.0),
+        lambda weight, mask: weight.__setitem__(~mask, 0.0),
+        lambda weight, mask: weight.copy_(torch.where(mask, weight, 0.0)),
+        lambda weight, mask: weight.view(torch.int32).mul_(mask),
+    ],
+    ids=["mul", "masked_fill", "index", "copy", "bits"],
+)
+def test_a_hook_that_masks_again_changes_no_price(mask_again):
+    net = nn.Linear(6, 5, bias=False)
+    masks = some_alive(as_model(net))
+
+    def hook(layer, given):
+        mask_again(layer.weight.data, masks["net.weight"])
+
+    net.register_forward_pre_hook(hook)
+    assert prices(net, torch.randn(4, 6), masks) == (2 * masks.alive, 4 * masks.alive)
+
+
 def test_layers_that_read_the_same_activation_have_a_density_each():
     net = Net(lambda net, x: net.a(x) * net.b(x) + net.c(x), **{n: nn.Linear(8, 8, bias=False) for n in "abc"})
     mask = {

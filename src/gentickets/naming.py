@@ -237,14 +237,11 @@ def as_names(names: Iterable[str] | str) -> tuple[str, ...]:
 # -- what is left dense ----------------------------------------------------------------------------------------------
 
 
-def left_out(model: Model, names: Iterable[str] | None = None) -> dict[str, str]:
-    """The parameters of `model` that pruning does not touch: name → why.
-
-    `names`: those that it touches, as masks; None: the default selection.
-    """
+def left_out(model: Model, masks: Iterable[str] | None = None) -> dict[str, str]:
+    """The parameters of `model` that `masks` do not cover, or the default selection does not touch: name → why."""
     layers = dict(named_layers(model))
     default = set(_default_prunable(unwrap(model)))
-    chosen = default if names is None else set(names)
+    chosen = default if masks is None else set(masks)
     return {
         name: "not chosen" if name in default else _why_dense(name, weight, layers)
         for name, weight in named_weights(model).items()

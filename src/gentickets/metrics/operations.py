@@ -257,7 +257,7 @@ class _Memory:
             alive = first & other if first is not None and other is not None else other if first is None else first
         elif name in ("aten.add", "aten.sub", "aten.complex") and first is not None and other is not None:
             alive = first | other
-        elif name == "aten.masked_fill" and not isinstance(args[2], Tensor) and args[2] == 0:
+        elif name in ("aten.masked_fill", "aten.index_put") and _is_zero(args[2]):
             alive = first
         elif name in MOVE:
             moved = tree_map_only(Tensor, self._stand_in, (args, dict(kwargs)))
@@ -265,9 +265,10 @@ class _Memory:
         return alive if alive is None else alive.expand(out.shape)
 
     def _stand_in(self, tensor: Tensor) -> Tensor:
+        """In the place of an argument: its shadow; of what has none, that all of it is alive; indices as they are."""
         shadow = self._shadow(tensor)
         if shadow is None and tensor.is_floating_point():
-            return torch.ones_like(tensor, dtype=torch.bool)
+            return torch.full_like(tensor, not (tensor.numel() == 1 and _is_zero(tensor)), dtype=torch.bool)
         return tensor if shadow is None else shadow
 
     def _shadow(self, tensor: Tensor) -> Tensor | None:
@@ -323,6 +324,10 @@ def _has_storage(tensor: Tensor) -> bool:
 
 def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata if _has_storage(tensor) else 0
+
+
+def _is_zero(value: Any) -> bool:
+    return not (value.is_meta or bool(value.any())) if isinstance(value, Tensor) else value == 0
 
 
 def _lie(tensor: Tensor, axes: slice) -> tuple[tuple[int, int | None], ...]:
