@@ -55,25 +55,18 @@ class Operations(TorchDispatchMode):
     its keys; no mask thins them. `norms`: two for each element that a norm puts out. `not_counted`: the calls of
     operations that are neither free nor have a formula; `counted`: the calls that have one.
 
-    `weights` are the model's own tensors, `alive` the masks of some of them (name → bool tensor). With
-    `without_preparation`, products of a matrix with a vector that read nothing but the model's own tensors are left
-    out: the power iteration of a spectral norm is done once a pass, whatever the batch.
+    `weights` are the model's own tensors, `alive` the masks of some of them (name → bool tensor). Products of a matrix
+    with a vector that read nothing but these are left out: the power iteration of a spectral norm is done once a pass,
+    whatever the batch, and would make the price of one image depend on how many there are.
     """
 
     supports_higher_order_operators = True
 
-    def __init__(
-        self,
-        weights: Mapping[str, Tensor],
-        alive: Mapping[str, Tensor] | None = None,
-        *,
-        without_preparation: bool = False,
-    ):
+    def __init__(self, weights: Mapping[str, Tensor], alive: Mapping[str, Tensor] | None = None):
         super().__init__()
         self.dense = self.norms = self.between = self.counted = 0
         self.live = 0.0
         self.not_counted: Counter[str] = Counter()
-        self._without_preparation = without_preparation
         self._memory = _Memory(weights, alive or {})
 
     def gave(self, tensors: Iterable[Tensor]) -> None:
@@ -124,7 +117,7 @@ class Operations(TorchDispatchMode):
         if products is None:
             self.not_counted[name] += 1
             return
-        if self._without_preparation and name in VECTORS and self._memory.is_own(*_given(bound)):
+        if name in VECTORS and self._memory.is_own(*_given(bound)):
             return
         self.counted += 1
         for flops, operands in products:
