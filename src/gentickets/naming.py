@@ -259,7 +259,7 @@ def warn_of_left_out(model: Model, components: Iterable[str] | None, exclude: It
         left = sum(weights[name].numel() for name in others)
         chosen = sum(weights[name].numel() for name in _default_prunable(unwrap(model)) if name not in others)
         warnings.warn(
-            f"left dense: {_listed(others)}, {left / (left + chosen):.0%} of the weights; only convolutions and linear "
+            f"left dense: {_listed(others)}, {left / max(1, left + chosen):.0%} of the weights; only convolutions and linear "
             f"layers are pruned by default, include= takes others (gentickets.left_out(model) lists them)",
             stacklevel=3,
         )
@@ -275,7 +275,7 @@ def _why_dense(name: str, weight: Tensor, layers: Mapping[str, nn.Module]) -> st
     if layer_name.endswith(f"parametrizations.{layer_name.rpartition('.')[2]}"):  # by the layer that has them
         layer = layers[layer_name.rpartition("parametrizations")[0].rstrip(".")]
     kind = type(layer).__name__
-    if isinstance(layer, NORMS) or "norm" in kind.lower() or own in ("weight_g", "original0"):
+    if isinstance(layer, NORMS) or re.search(r"norm(\d+d)?$", kind.lower()) or own in ("weight_g", "original0"):
         return _NORM
     if is_lazy(weight) or sum(side > 1 for side in weight.shape) < 2:
         return _ONE_AXIS

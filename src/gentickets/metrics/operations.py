@@ -1,9 +1,9 @@
 """FLOPs counted from the operations that really run: what each multiplies, and how much of that is alive.
 
 Every tensor operation below autograd is seen as it runs, so attention, recurrent layers, raw parameters and backward
-passes count as layers do. An operation is one of three: a *product* with a formula here; *free* (elementwise, views,
-reductions, moves of numbers, draws); or *not understood*, and then it is listed by
-name: a sum that lacks something says so.
+passes count as layers do. An operation is one of three: a *product* with a formula; *free* (elementwise, views,
+reductions, moves of numbers, draws); or *not understood*, and then it is listed by name: a sum that lacks something
+says so.
 
 How much of a product is alive follows the weights through memory. Beside each masked weight lies a shadow, one bool a
 number, in the same layout: a view of the weight is the same view of the shadow, and what is computed from it (divided
