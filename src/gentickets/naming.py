@@ -352,14 +352,11 @@ def as_names(names: Iterable[str] | str) -> tuple[str, ...]:
 # -- what is left dense ----------------------------------------------------------------------------------------------
 
 
-def left_out(model: Model, names: Iterable[str] | None = None) -> dict[str, str]:
-    """The parameters of `model` that pruning does not touch: name → why.
-
-    `names`: those that it touches, as masks; None: the default selection.
-    """
+def left_out(model: Model, masks: Iterable[str] | None = None) -> dict[str, str]:
+    """The parameters of `model` that `masks` do not cover, or the default selection does not touch: name → why."""
     layers = dict(named_layers(model))
     default = set(_default_prunable(unwrap(model)))
-    chosen = default if names is None else set(names)
+    chosen = default if masks is None else set(masks)
     return {
         name: "not chosen" if name in default else _why_dense(name, weight, layers)
         for name, weight in named_weights(model).items()
@@ -377,7 +374,7 @@ def warn_of_left_out(model: Model, components: Iterable[str] | None, exclude: It
         left = sum(weights[name].numel() for name in others)
         chosen = sum(weights[name].numel() for name in _default_prunable(unwrap(model)) if name not in others)
         warnings.warn(
-            f"left dense: {_listed(others)}, {left / (left + chosen):.0%} of the weights; only convolutions and linear "
+            f"left dense: {_listed(others)}, {left / max(1, left + chosen):.0%} of the weights; only convolutions and linear "
             f"layers are pruned by default, include= takes others (gentickets.left_out(model) lists them)",
             stacklevel=3,
         )
@@ -393,7 +390,7 @@ def _why_dense(name: str, weight: Tensor, layers: Mapping[str, nn.Module]) -> st
     if layer_name.endswith(f"parametrizations.{layer_name.rpartition('.')[2]}"):  # by the layer that has them
         layer = layers[layer_name.rpartition("parametrizations")[0].rstrip(".")]
     kind = type(layer).__name__
-    if isinstance(layer, NORMS) or "norm" in kind.lower() or own in ("weight_g", "original0"):
+    if isinstance(layer, NORMS) or re.search(r"norm(\d+d)?$", kind.lower()) or own in ("weight_g", "original0"):
         return _NORM
     if is_lazy(weight) or sum(side > 1 for side in weight.shape) < 2:
         return _ONE_AXIS

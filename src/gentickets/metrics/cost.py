@@ -114,7 +114,7 @@ def _forward(model: Model, name: str, example: Example, alive: _Alive) -> _Forwa
     where = next((p.device for p in component.parameters()), example.tensors[0].device)
     if not (batch := example.batch):
         raise MaskError(f"the example input of component {name!r} is a batch of none: give one example or more")
-    counter = alive.counter(model, without_preparation=True)
+    counter = alive.counter(model)
 
     def count_norm(layer: nn.Module, given: Any, output: Any) -> None:
         counter.norms += FLOPS_A_NORM * output.numel()
@@ -160,10 +160,10 @@ class _Alive:
     def of(self, name: str) -> int:
         return self.counts.get(name, self.weights[name].numel())
 
-    def counter(self, model: Model, without_preparation: bool = False) -> Operations:
+    def counter(self, model: Model) -> Operations:
         """Counts operations on these weights, of which so much is alive."""
         buffers = dict(unwrap(model).named_buffers())
-        return Operations({**buffers, **self.weights}, self._masks, without_preparation=without_preparation)
+        return Operations({**buffers, **self.weights}, self._masks)
 
     def holding(self, names: list[str], forward: _Forward, components: dict[str, Cost]) -> Cost:
         """The cost of holding the parameters `names`, with these FLOPs."""

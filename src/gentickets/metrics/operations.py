@@ -1,9 +1,9 @@
 """FLOPs counted from the operations that really run: what each multiplies, and how much of that is alive.
 
 Every tensor operation below autograd is seen as it runs, so attention, recurrent layers, raw parameters and backward
-passes count as layers do. An operation is one of three: a *product* with a formula here; *free* (elementwise, views,
-reductions, moves of numbers, draws); or *not understood*, and then it is listed by
-name: a sum that lacks something says so.
+passes count as layers do. An operation is one of three: a *product* with a formula; *free* (elementwise, views,
+reductions, moves of numbers, draws); or *not understood*, and then it is listed by name: a sum that lacks something
+says so.
 
 How much of a product is alive follows the weights through memory. Beside each masked weight lies a shadow, one bool a
 number, in the same layout: a view of the weight is the same view of the shadow, and what is computed from it (divided
@@ -55,23 +55,18 @@ class Operations(TorchDispatchMode):
     its keys; no mask thins them. `norms`: two for each element that a norm puts out. `not_counted`: the calls of
     operations that are neither free nor have a formula; `counted`: the calls that have one.
 
-    `weights` are the model's own tensors, `alive` the masks of some of them (name → bool tensor). With
-    `without_preparation`, products of a matrix with a vector that read nothing but the model's own tensors are left
-    out: the power iteration of a spectral norm is done once a pass, whatever the batch.
+    `weights` are the model's own tensors, `alive` the masks of some of them (name → bool tensor). Products of a matrix
+    with a vector that read nothing but these are left out: the power iteration of a spectral norm is done once a pass,
+    whatever the batch, and would make the price of one image depend on how many there are.
     """
 
-    def __init__(
-        self,
-        weights: Mapping[str, Tensor],
-        alive: Mapping[str, Tensor] | None = None,
-        *,
-        without_preparation: bool = False,
-    ):
+    supports_higher_order_operators = True
+
+    def __init__(self, weights: Mapping[str, Tensor], alive: Mapping[str, Tensor] | None = None):
         super().__init__()
         self.dense = self.norms = self.between = self.counted = 0
         self.live = 0.0
         self.not_counted: Counter[str] = Counter()
-        self._without_preparation = without_preparation
         self._memory = _Memory(weights, alive or {})
 
     def gave(self, tensors: Iterable[Tensor]) -> None:
@@ -84,11 +79,11 @@ class Operations(TorchDispatchMode):
         if any(kind not in (Tensor, nn.Parameter) for kind in types):
             return NotImplemented  # a tensor of another kind: what it is made of comes here again
         kwargs = kwargs or {}
-        if not isinstance(func, torch._ops.OpOverload):  # an operation that takes functions
+        if not isinstance(func, torch._ops.OpOverload):  # one that takes functions, whose work is not seen
             self.not_counted[str(func)] += 1
             return func(*args, **kwargs)
         name = _name(func)
-        if name not in FORMULAS and func._can_decompose():
+        if name not in FORMULAS and func._can_decompose() and _are_ordinary(args, kwargs):
             with self:  # made of others, as all are in inference mode
                 if (out := func.decompose(*args, **kwargs)) is not NotImplemented:
                     return out
@@ -116,13 +111,13 @@ class Operations(TorchDispatchMode):
                 self.not_counted[name] += 1
             return
         try:
-            products = formula(bound, out) if _is_dense(bound, out) else None
+            products = formula(bound, out) if _are_ordinary(bound, out) else None
         except (KeyError, AttributeError):  # another version of torch, where an argument has another name
             products = None
         if products is None:
             self.not_counted[name] += 1
             return
-        if self._without_preparation and name in VECTORS and self._memory.is_own(*_given(bound)):
+        if name in VECTORS and self._memory.is_own(*_given(bound)):
             return
         self.counted += 1
         for flops, operands in products:
@@ -255,7 +250,7 @@ class _Memory:
             alive = first & other if first is not None and other is not None else other if first is None else first
         elif name in ("aten.add", "aten.sub", "aten.complex") and first is not None and other is not None:
             alive = first | other
-        elif name == "aten.masked_fill" and not isinstance(args[2], Tensor) and args[2] == 0:
+        elif name in ("aten.masked_fill", "aten.index_put") and _is_zero(args[2]):
             alive = first
         elif name in MOVE:
             moved = tree_map_only(Tensor, self._stand_in, (args, dict(kwargs)))
@@ -263,9 +258,10 @@ class _Memory:
         return alive if alive is None else alive.expand(out.shape)
 
     def _stand_in(self, tensor: Tensor) -> Tensor:
+        """In the place of an argument: its shadow; of what has none, that all of it is alive; indices as they are."""
         shadow = self._shadow(tensor)
         if shadow is None and tensor.is_floating_point():
-            return torch.ones_like(tensor, dtype=torch.bool)
+            return torch.full_like(tensor, not (tensor.numel() == 1 and _is_zero(tensor)), dtype=torch.bool)
         return tensor if shadow is None else shadow
 
     def _shadow(self, tensor: Tensor) -> Tensor | None:
@@ -278,7 +274,8 @@ class _Memory:
             if alive is None or not _has_storage(tensor):
                 return
             count = tensor.untyped_storage().nbytes() // tensor.element_size()
-            shadow = _Shadow(torch.ones(count, dtype=torch.bool, device=tensor.device), tensor.element_size())
+            device = "cpu" if tensor.is_meta else tensor.device
+            shadow = _Shadow(torch.ones(count, dtype=torch.bool, device=device), tensor.element_size())
             self._shadows[tensor] = shadow
         shadow.seen_as(tensor).copy_(torch.ones((), dtype=torch.bool) if alive is None else alive)
 
@@ -322,6 +319,10 @@ def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata if _has_storage(tensor) else 0
 
 
+def _is_zero(value: Any) -> bool:
+    return not (value.is_meta or bool(value.any())) if isinstance(value, Tensor) else value == 0
+
+
 def _lie(tensor: Tensor, axes: slice) -> tuple[tuple[int, int | None], ...]:
     """Sides and strides along two axes. Of matrices, where there is but one place, its stride says nothing."""
     sides = zip(tensor.shape[axes], tensor.stride()[axes], strict=True)
@@ -350,11 +351,10 @@ def _given(bound: Bound) -> list[Tensor]:
     return [value for value in bound.values() if isinstance(value, Tensor)]
 
 
-def _is_dense(bound: Bound, out: Any) -> bool:
-    """Whether every tensor is an ordinary one, whose shape says what is computed."""
+def _are_ordinary(*values: Any) -> bool:
+    """Whether all tensors in these are neither sparse nor nested, so that their shapes say what is computed."""
     dense = (torch.strided, torch._mkldnn)  # type: ignore[attr-defined]
-    leaves = tree_leaves((list(bound.values()), out))
-    return all(x.layout in dense and not x.is_nested for x in leaves if isinstance(x, Tensor))
+    return all(leaf.layout in dense and not leaf.is_nested for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
 
 
 @lru_cache(maxsize=4096)
@@ -365,8 +365,8 @@ def _is_free(func: Any, name: str) -> bool:
     if space != "aten":
         return False
     tagged = any(str(tag).removeprefix("Tag.") in ("pointwise", "reduction", "view_copy") for tag in func.tags)
-    elementwise = base.startswith("_foreach_") and base != "_foreach_mm"
-    return func.is_view or tagged or elementwise or name.removesuffix("_backward") in FREE
+    kin = (base.startswith("_foreach_") and base != "_foreach_mm") or base.startswith("_nested_")
+    return func.is_view or tagged or kin or name.removesuffix("_backward") in FREE
 
 
 def share_not_counted(not_counted: Mapping[str, int], counted: int) -> float:
