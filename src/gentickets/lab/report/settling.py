@@ -41,7 +41,9 @@ class _Watched:
     @property
     def lists(self) -> list[Sequence[object]]:
         """All that has one entry a mask; files of before chance was known have nothing on it."""
-        on_chance: list[Sequence[object]] = [self.chances, self.chance_matrix, *self.chance_matrix] if self.chances else []
+        on_chance: list[Sequence[object]] = (
+            [self.chances, self.chance_matrix, *self.chance_matrix] if self.chances else []
+        )
         return [self.steps, self.distances, self.matrix, *self.matrix, *on_chance]
 
 
