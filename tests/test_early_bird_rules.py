@@ -122,6 +122,23 @@ def test_uneven_layers_are_refused_at_the_first_comparison():
         recipe_with(rule="hamming", fraction=0.5, tolerance=0.05, rounds=6)
 
 
+@pytest.mark.parametrize(("tolerance", "sound"), [(0.1601, False), (0.16, False), (0.1599, True)])
+def test_the_boundary_of_uneven_layers_is_their_own_chance(tolerance, sound):
+    """Of two layers of ten the one is whole, the other keeps two: 2 (0.2) (0.8) of half of the weights, not 0.48."""
+    scores = {"net.0.weight": torch.arange(100.0, 110.0), "net.1.weight": torch.arange(10.0)}
+    bird = EarlyBird(0.4, rule="hamming", tolerance=tolerance, criterion=lambda model: scores)
+    net = nn.ModuleDict({"net": nn.Sequential(nn.Linear(10, 1, bias=False), nn.Linear(10, 1, bias=False))})
+    for layer in net["net"]:
+        layer.weight = nn.Parameter(torch.ones(10))
+    bird.observe(net)
+    if sound:
+        bird.observe(net)
+        assert bird.chances[-1] == {"net": [pytest.approx(0.16)]}
+    else:
+        with pytest.raises(gt.PruneError, match=rf"tolerance={tolerance}: .* differ by 0\.16"):
+            bird.observe(net)
+
+
 @pytest.mark.parametrize("rule", ["hamming", "chance"])
 def test_exactly_the_tolerance_is_not_below_it(rule):
     """Two masks of 20 weights, ten pruned, that differ on two: 0.1, a fifth of the 0.5 of chance."""
@@ -423,3 +440,13 @@ def test_a_run_folder_of_before_the_rule_is_read_as_it_was_made(method, tmp_path
     if method == "early-bird":
         with pytest.raises(gt.RecipeError, match=r"search\.rule \('hamming' there, 'chance' here\)"):
             disk.opened(tmp_path, recipe_with())
+
+
+@pytest.mark.parametrize("silent", ["generator", "discriminator"])
+def test_a_component_that_says_nothing_keeps_the_others_from_counting(silent):
+    model, bird = dcgan(0), EarlyBird(0.5, granularity="channel", window=2)
+    for layer in getattr(model, silent).modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.ones_(layer.weight)
+    assert not bird.observe(model)
+    assert bird.history == []
