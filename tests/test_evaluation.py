@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from gentickets import ELBO, Adversarial, Autoencoding, RecipeError
 from gentickets.data import ImageSet, load
 from gentickets.lab import evaluation
-from gentickets.lab.evaluation import Judge
+from gentickets.lab.evaluation import Judge, grid
 from gentickets.lab.recipe import EvaluationPart, make_recipe
 from gentickets.metrics import FeatureExtractor
 
@@ -242,3 +244,106 @@ def test_a_broken_model_has_no_value_and_no_picture_fails(digits, tmp_path) -> N
     assert all(math.isnan(one.value) for one in measured)
     found.picture(model, tmp_path)
     assert (tmp_path / "samples.png").is_file()
+
+
+# -- how many images, which images, and in which mode ---------------------------------------------------------
+
+
+class Counts(Adversarial):
+    """Samples are training images in order; notes how many were asked for at once."""
+
+    def sample(self, model, count, rng):
+        self.asked.append(count)
+        return torch.rand(count, 1, 8, 8, generator=rng) * 2 - 1
+
+
+def test_as_many_samples_are_judged_as_the_recipe_says(digits) -> None:
+    objective = Counts(latent_size=8)
+    object.__setattr__(objective, "asked", [])
+    found = Judge(objective, *digits, EvaluationPart(samples=600, metrics=["frechet"]))
+    (measured,) = found.measure(TinyGan())
+    assert objective.asked == [256, 256, 88]
+    assert measured.samples == 600
+
+
+def test_a_model_is_measured_and_looked_at_in_evaluation_mode(digits, tmp_path) -> None:
+    modes = []
+
+    class Looks(Flat):
+        def __init__(self):
+            super().__init__()
+            self.encoder.register_forward_hook(lambda layer, *_: modes.append(layer.training))
+
+    found = judge(Autoencoding(), digits, features="none")
+    for look in (found.measure, found.glance, lambda model: found.picture(model, tmp_path)):
+        modes.clear()
+        look(Looks().train())
+        assert modes
+        assert not any(modes)
+
+
+def test_a_glance_looks_at_training_images_and_a_measurement_at_held_out_ones(digits) -> None:
+    """A model that gives back white: its errors are those of the images of either set against white."""
+
+    class White(Flat):
+        def __init__(self):
+            super().__init__()
+            self.decoder = nn.Sequential(nn.Unflatten(1, (1, 8, 8)), Whiten())
+
+    class Whiten(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.ones_like(x)
+
+    train, held_out = digits
+    found = judge(Autoencoding(), digits, features="none")
+    assert found.glance(White()) == pytest.approx(float((1 - train.images(slice(0, 1000))).square().mean()))
+    (error,) = found.measure(White())
+    assert error.value == pytest.approx(float((1 - held_out.images()).square().mean()), rel=1e-5)
+    assert error.samples == len(held_out)
+
+
+def test_bits_per_dimension_are_the_mean_over_all_held_out_images(digits) -> None:
+    found = judge(ELBO(latent_size=64, likelihood="bernoulli"), digits, features="none")
+    measured = {one.key: one for one in found.measure(Flat(gaussian=True))}["bits_per_dimension"]
+    assert measured.samples == len(digits[1])
+    assert "Bernoulli" in measured.label
+    objective, rng = ELBO(latent_size=64, likelihood="bernoulli"), torch.Generator().manual_seed(0)
+    expected = objective.bits_per_dimension(Flat(gaussian=True), digits[1].images(), rng).mean()
+    # The noise of so narrow a posterior is nothing.
+    assert measured.value == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize(("count", "possible"), [(5, False), (6, True)])
+def test_precision_and_its_kin_need_more_images_than_neighbours(digits, count, possible) -> None:
+    few = digits[1].subset(count, seed=0)
+    keys = Judge(Adversarial(latent_size=8), digits[0], few, EvaluationPart(samples=64)).keys
+    assert {key in keys for key in ("precision", "recall", "density", "coverage")} == {possible}
+    assert "frechet" in keys
+
+
+def test_a_picture_has_originals_beside_their_reconstructions(digits, tmp_path) -> None:
+    class Negative(Flat):
+        def __init__(self):
+            super().__init__()
+            self.decoder = nn.Sequential(nn.Unflatten(1, (1, 8, 8)), Minus())
+
+    class Minus(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return -x
+
+    judge(Autoencoding(), digits, features="none").picture(Negative(), tmp_path)
+    originals, samples = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("originals", "samples"))
+    assert np.array_equal(originals, np.asarray(grid(digits[1].images(range(36)))))
+    assert np.array_equal(samples, np.asarray(grid(-digits[1].images(range(36)))))
+
+
+def test_a_grid_goes_row_by_row_six_a_row_a_pixel_apart() -> None:
+    values = torch.linspace(-1, 1, 8)
+    picture = np.asarray(grid(values.reshape(8, 1, 1, 1).expand(8, 1, 48, 48)))
+    assert picture.shape == (2 * 49 - 1, 6 * 49 - 1)
+    grey = ((values + 1) * 127.5).round().int().tolist()
+    assert [int(picture[0, 49 * column]) for column in range(6)] == grey[:6]
+    assert [int(picture[49, 49 * column]) for column in range(2)] == grey[6:]
+    assert (picture[48] == 128).all()
+    assert (picture[:, 48] == 128).all()
+    assert np.asarray(grid(torch.zeros(3, 3, 8, 8))).shape == (8 * 6, (6 * 9 - 1) * 6, 3)

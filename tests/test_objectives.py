@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gentickets import models
-from gentickets.objectives import ELBO, Adversarial, Autoencoding
+from gentickets.objectives import ELBO, Adversarial, Autoencoding, GainPenalty
 
 IMAGES = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(3)) * 2 - 1
 
@@ -214,3 +214,63 @@ def test_cross_entropy_of_a_saturated_output_in_half_precision_is_finite():
 
     [(_, value)] = Autoencoding("bce").losses(White(), IMAGES.sign(), rng())
     assert bool(value.isfinite())
+
+
+def test_bernoulli_bits_are_the_cross_entropy_of_the_intensities(vae):
+    vae.eval()
+    bits = ELBO(3, likelihood="bernoulli").bits_per_dimension(vae, IMAGES, rng())
+    mean, log_variance = vae.encoder(IMAGES)
+    spread = (0.5 * log_variance).exp()
+    output = vae.decoder(mean + spread * torch.randn(mean.shape, generator=rng()))
+    entropy = nn.functional.binary_cross_entropy((output + 1) / 2, (IMAGES + 1) / 2, reduction="none").flatten(1).sum(1)
+    prior = torch.distributions.Normal(0.0, 1.0)
+    kl = torch.distributions.kl_divergence(torch.distributions.Normal(mean, spread), prior).sum(1)
+    torch.testing.assert_close(bits, (entropy + kl) / (64 * math.log(2)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("spread", "dead"), [(0.02, False), (0.005, True)])
+def test_a_collapse_is_a_hundredth_of_the_spread_of_real_images(gan, spread, dead):
+    class Nearly(Adversarial):
+        def sample(self, model, count, rng):
+            return IMAGES.mean(0) + spread * (IMAGES - IMAGES.mean(0))
+
+    reason = Nearly(3).collapsed(gan, IMAGES, rng())
+    assert (reason is not None) is dead
+
+
+def test_a_critic_of_no_steps_is_refused():
+    with pytest.raises(ValueError, match="n_critic=0: 1 or more"):
+        Adversarial(3, n_critic=0)
+
+
+def test_clipping_bounds_both_ways(gan):
+    losses = Adversarial(3, loss="wasserstein", clip=0.01).losses(gan, IMAGES, rng())
+    next(losses)
+    with torch.no_grad():
+        for sign, parameter in zip((-1, 1) * 50, gan.discriminator.parameters(), strict=False):
+            parameter.fill_(5.0 * sign)
+    next(losses)
+    weights = torch.cat([p.detach().flatten() for p in gan.discriminator.parameters()])
+    assert (float(weights.min()), float(weights.max())) == (pytest.approx(-0.01), pytest.approx(0.01))
+
+
+def test_a_penalty_on_gains_keeps_what_the_objective_within_it_is():
+    """Components, averages, batches, warm-up, examples and collapse are its own; each loss has its own gains added."""
+    gan = models.dcgan(8, 1, width=4, latent=3)
+    inner = Adversarial(3, n_critic=2)
+    outer = GainPenalty(inner, strength=0.5)
+    assert (outer.components, outer.averaged, outer.batches_per_step) == (inner.components, inner.averaged, 2)
+    assert GainPenalty(ELBO(3, beta=4.0, warmup_steps=4), 0.5).at(0) == GainPenalty(ELBO(3, beta=1.0), 0.5)
+    assert set(outer.example_inputs(gan, IMAGES)) == {"generator", "discriminator"}
+    gan.generator.eval()
+    expected = [(name, loss.detach()) for name, loss in inner.losses(gan, IMAGES, rng())]
+    found = [(name, loss.detach()) for name, loss in outer.losses(gan, IMAGES, rng())]
+    assert [name for name, _ in found] == [name for name, _ in expected]
+    for (name, loss), (_, plain) in zip(found, expected, strict=True):
+        norms = [layer for layer in getattr(gan, name).modules() if isinstance(layer, nn.BatchNorm2d)]
+        gains = sum(float(layer.weight.detach().abs().sum()) for layer in norms)
+        assert float(loss - plain) == pytest.approx(0.5 * gains, rel=1e-4, abs=1e-4), name
+    with torch.no_grad():
+        for parameter in gan.generator.parameters():
+            parameter.zero_()
+    assert "collapsed" in outer.collapsed(gan, IMAGES, rng())

@@ -1,11 +1,15 @@
 """Recipes: every mistake is one line that names the key, the value and what is possible."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from gentickets.errors import RecipeError
-from gentickets.lab.recipe import differing_keys, make_recipe, read_recipe
+from gentickets.lab.recipe import differing_keys, make_recipe, read_recipe, with_keys
+from gentickets.models import options_of
+from gentickets.objectives import ELBO
+from gentickets.training import Settings
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 QUICK = RECIPES / "quickstart" / "autoencoder.yaml"
@@ -85,3 +89,102 @@ def test_controls_spread_over_the_ladder():
 def test_differing_keys_are_named_with_both_values():
     one, two = (read_recipe(QUICK, [f"training.steps={n}"]).dump() for n in (700, 800))
     assert differing_keys(one, two) == ["training.steps (700 there, 800 here)"]
+
+
+# -- what lies just on this side and just on that one ---------------------------------------------------------
+
+
+def parts(**changes):
+    """A small recipe as plain data, with other values at some keys."""
+    raw = {
+        "name": "tiny",
+        "model": {"name": "linear-autoencoder"},
+        "objective": {"name": "autoencoding"},
+        "training": {"steps": 100},
+    }
+    return with_keys(raw, changes, "test")
+
+
+def test_a_rewind_step_lies_before_the_last_step():
+    assert make_recipe(parts(**{"search.rewind_step": 99})).search.rewind_step == 99
+    with pytest.raises(RecipeError, match=r"search\.rewind_step=100 is not before training\.steps=100"):
+        make_recipe(parts(**{"search.rewind_step": 100}))
+
+
+def test_controls_may_be_at_the_deepest_level_and_no_deeper():
+    controls = make_recipe(parts(**{"controls.levels": [1, 4, 5]})).controls
+    assert controls.chosen(4) == [1, 4]
+    assert controls.chosen(0) == []
+    spread = make_recipe(parts()).controls
+    assert [spread.chosen(rounds) for rounds in (1, 2, 4, 10)] == [[1], [1, 2], [2, 3, 4], [4, 7, 10]]
+
+
+@pytest.mark.parametrize("method", ["imp", "one-shot", "snip", "random-at-init"])
+def test_channels_are_for_early_birds(method):
+    with pytest.raises(RecipeError, match=rf"granularity=channel: search\.method={method} prunes weights"):
+        make_recipe(parts(**{"search.method": method, "search.granularity": "channel"}))
+    early = make_recipe(parts(**{"search.method": "early-bird", "search.granularity": "channel"}))
+    assert early.search.granularity == "channel"
+
+
+@pytest.mark.parametrize("method", ["early-bird", "snip", "grasp", "synflow", "magnitude-at-init", "random-at-init"])
+@pytest.mark.parametrize("change", [{"rewind_step": 1}, {"retrain": "learning-rate"}, {"retrain": "fine-tune"}])
+def test_what_prunes_before_training_has_nothing_to_rewind(method, change):
+    assert make_recipe(parts(search={"method": method})).search.method == method
+    with pytest.raises(RecipeError, match=r"rewind_step must be 0 and search\.retrain rewind"):
+        make_recipe(parts(search={"method": method, **change}))
+
+
+@pytest.mark.parametrize("change", [{"include": ["encoder.*"]}, {"exclude": ["encoder.*"]}])
+def test_early_birds_prune_whole_components(change):
+    with pytest.raises(RecipeError, match="early-bird prunes whole components; name components"):
+        make_recipe(parts(search={"method": "early-bird", **change}))
+    assert make_recipe(parts(search=change)).search.method == "imp"
+
+
+@pytest.mark.parametrize("missing", ["source", "carry"])
+def test_a_transfer_needs_both_a_source_and_what_to_carry(missing):
+    search = {"method": "transferred", "source": "there", "carry": {"encoder": "encoder"}}
+    assert make_recipe(parts(search=search)).search.source == "there"
+    with pytest.raises(RecipeError, match=r"needs search\.source"):
+        make_recipe(parts(search={key: value for key, value in search.items() if key != missing}))
+
+
+def test_changing_keys_leaves_what_was_given_as_it_was():
+    raw = {"search": {"rounds": 3}, "training": {"lr": {"encoder": 0.1}}}
+    before = json.dumps(raw)
+    new = with_keys(raw, {"search.rounds": 5, "training": {"lr": {"decoder": 0.2}}, "seeds": [1]}, "here")
+    assert new == {"search": {"rounds": 5}, "training": {"lr": {"encoder": 0.1, "decoder": 0.2}}, "seeds": [1]}
+    new["training"]["lr"]["encoder"] = 0.9
+    assert json.dumps(raw) == before
+
+
+def test_the_ladder_of_sparsities():
+    search = make_recipe(parts(**{"search.fraction": 0.2})).search
+    assert [search.sparsity_at(level) for level in range(4)] == pytest.approx([0.0, 0.2, 0.36, 0.488])
+
+
+def test_settings_are_those_of_the_recipe_with_the_seed():
+    training = {
+        "steps": 7, "batch_size": 3, "lr": {"encoder": 0.1, "decoder": 0.2}, "betas": [0.1, 0.2], "weight_decay": 0.3,
+        "schedule": "linear", "warmup_steps": 2, "ema": 0.4, "clip_norm": 0.5, "execution": "dense",
+    }  # fmt: skip
+    found = make_recipe(parts(training=training)).training.settings(seed=9)
+    assert found == Settings(**{**training, "betas": (0.1, 0.2)}, seed=9)
+
+
+def test_an_objective_has_the_latent_size_of_its_model():
+    vae = parts(model={"name": "conv-vae", "latent": 5}, objective={"name": "elbo", "beta": 3.0})
+    assert make_recipe(vae).build_objective() == ELBO(5, beta=3.0)
+    plain = make_recipe({**vae, "model": {"name": "conv-vae"}}).build_objective()
+    assert plain.latent_size == options_of("conv-vae")["latent"]
+
+
+def test_budgets_come_before_overrides_and_full_is_the_recipe_as_written(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(parts() | {"budgets": {"desk": {"training.steps": 50, "seeds": [4]}}}))
+    assert read_recipe(path).training.steps == read_recipe(path, budget="full").training.steps == 100
+    desk = read_recipe(path, ["training.steps=60"], budget="desk")
+    assert (desk.training.steps, desk.seeds) == (60, [4])
+    with pytest.raises(RecipeError, match=r"--budget lunch: .* knows desk, full"):
+        read_recipe(path, budget="lunch")

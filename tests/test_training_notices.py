@@ -8,6 +8,7 @@ import torch
 from gentickets.errors import Diverged, GenticketsError, MaskError
 from gentickets.naming import clone, named_state
 from gentickets.objectives import Adversarial, Autoencoding
+from gentickets.progress import Checkpoint
 from gentickets.training import Settings, train
 from test_training import Source, family, interrupted_after, sparse
 
@@ -269,3 +270,48 @@ def test_prepared_optimisers_are_not_prepared_again_where_a_training_goes_on(tmp
 def test_a_component_without_a_rate_is_named():
     with pytest.raises(GenticketsError, match="no rate for component 'decoder': it names encoder"):
         train(family("ae")[0], Autoencoding(), Source(), replace(PLAIN, lr={"encoder": 1e-3}))
+
+
+def test_what_dropout_draws_follows_from_the_seed_and_the_first_step():
+    def drawn(seed, start_step):
+        found = []
+        spy = Spied(before=lambda model, rng: found.append(float(torch.rand(()))))
+        train(family("ae")[0], spy, Source(), replace(PLAIN, seed=seed), start_step=start_step, end_step=start_step + 2)
+        return tuple(found)
+
+    assert drawn(1, 0) == drawn(1, 0)
+    assert len({drawn(1, 0), drawn(2, 0), drawn(1, 5)}) == 3
+
+
+def test_the_scale_of_half_precision_is_resumed(tmp_path):
+    model, objective = family("ae")
+    half = replace(PLAIN, precision="16-mixed")
+    checkpoint = interrupted_after(3, tmp_path, clone(model), objective, half)
+    state = checkpoint.load()
+    state["scaler"]["scale"] = 1024.0
+    checkpoint.save(state)
+    with pytest.raises(KeyboardInterrupt):
+        train(model, objective, Source(), half, checkpoint=checkpoint, stop=lambda: True)
+    state = checkpoint.load()
+    assert (state["step"], state["scaler"]["scale"]) == (4, 1024.0)
+
+
+def test_a_training_that_a_watch_ends_is_checked_and_reported_there(tmp_path):
+    class Ends(At):
+        def __call__(self, step, model, averaged):
+            return step == self.step
+
+    model, objective = family("ae")
+    reported = []
+    checkpoint = Checkpoint(tmp_path / "c.pt", "key", every=0.0)
+    train(
+        model,
+        objective,
+        Source(),
+        PLAIN,
+        watches=[Ends(7, None)],
+        on_progress=lambda progress: reported.append(progress.step),
+        checkpoint=checkpoint,
+    )
+    assert reported == [7]
+    assert checkpoint.load()["step"] == 6  # what has ended is not saved once more

@@ -1,0 +1,107 @@
+"""What a run will take, by hand, and what is given up so that it fits."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gentickets.lab import plan as module
+from gentickets.lab.plan import Plan, duration, fit, measure, rehearsal, size
+from gentickets.lab.recipe import make_recipe
+from gentickets.lab.run import load_data
+from gentickets.naming import named_state
+
+RAW = {
+    "name": "tiny",
+    "model": {"name": "linear-autoencoder", "width": 12, "depth": 1, "latent": 3},
+    "data": {"source": "digits", "size": 8, "limit": 100},
+    "objective": {"name": "autoencoding"},
+    "training": {"steps": 100, "batch_size": 8, "lr": 0.1},
+    "search": {"rounds": 4, "fraction": 0.5, "rewind_step": 10},
+    "controls": {"levels": [2, 4]},
+    "evaluation": {"features": "none"},
+    "seeds": [0, 1, 2],
+}
+STEPS = 3 * (100 + 4 * 90 + 2 * 90 + 2 * 100)
+TRAININGS = 3 * (1 + 4 + 2 * 2)
+ENDLESS = 1e12
+
+
+@pytest.fixture(autouse=True)
+def _quick(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("GENTICKETS_CACHE", str(tmp_path_factory.getbasetemp() / "plan-cache"))
+    monkeypatch.setattr(module, "CLOCK_SECONDS", 0.001)
+
+
+def planned(step_seconds=0.01, evaluate_seconds=1.0, workers=1, **changes):
+    """The plan of a whole recipe, at these prices."""
+    priced = Plan(step_seconds, evaluate_seconds, 1, 1, 0.0, 10**6, 10**6, 2)
+    return fit(make_recipe(RAW | changes), priced, ENDLESS, workers)[1]
+
+
+def test_trainings_steps_and_seconds_are_counted():
+    plan = planned()
+    assert (plan.trainings, plan.steps) == (TRAININGS, STEPS)
+    assert plan.seconds == pytest.approx(0.01 * STEPS + TRAININGS)
+    assert (plan.threads, plan.memory_bytes, plan.disk_bytes) == (2, 10**6, TRAININGS * 10**6)
+    one = planned(controls={"levels": [2, 4], "random_mask": False})
+    assert (one.trainings, one.steps) == (3 * (1 + 4 + 2), 3 * (100 + 4 * 90 + 2 * 100))
+
+
+def test_seeds_side_by_side_take_the_time_of_their_turns():
+    alone = planned().seconds
+    assert planned(workers=3).seconds == pytest.approx(alone / 3)
+    assert planned(workers=2).seconds == pytest.approx(alone * 2 / 3)  # two at once, then the third
+
+
+def test_judging_while_training_is_counted():
+    often = planned(evaluation={"features": "none", "every": 10})
+    assert often.seconds > planned().seconds + STEPS // 10 / 3 * 0.99
+
+
+def test_what_is_given_up_is_said_and_the_rewind_step_goes_with_the_steps():
+    recipe = make_recipe(RAW)
+    priced = Plan(0.01, 0.0, 1, 1, 0.0, 1, 1)
+    fitted, new, lost = fit(recipe, priced, 0.01 * STEPS * 0.71, workers=1)
+    assert (fitted.training.steps, fitted.search.rewind_step, fitted.search.rounds) == (70, 7, 4)
+    assert new.seconds <= 0.01 * STEPS * 0.71
+    assert lost == ("training.steps 100 → 70", "search.rewind_step 10 → 7")
+    fewer, _, lost = fit(recipe, priced, 0.01 * STEPS * 0.3, workers=1)
+    assert fewer.training.steps >= 50
+    assert lost[-2:] == ("search.rounds 4 → 2 (sparsity up to 75.0%, not 93.8%)", "controls at 2 levels → 1")
+
+
+def test_a_rehearsal_changes_no_weight_and_goes_on_where_it_was():
+    recipe = make_recipe(RAW)
+    images, _ = load_data(recipe.data)
+    model, steps = rehearsal(recipe, images)
+    before = {name: tensor.detach().clone() for name, tensor in named_state(model).items()}
+    steps(2)
+    steps(3)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in named_state(model).items())
+
+
+@pytest.mark.parametrize(("ema", "copies"), [(None, 2), (0.9, 3)])
+def test_disk_and_memory_are_told_of_the_weights_and_the_processes(ema, copies):
+    recipe = make_recipe(RAW | {"training": {**RAW["training"], "ema": ema}})
+    images, _ = load_data(recipe.data)
+    judged = []
+    judge = SimpleNamespace(measure=judged.append)
+    plan = measure(recipe, images, judge, threads=1, workers=2)
+    weights = sum(4 * tensor.numel() for tensor in named_state(judged[0]).values())
+    assert plan.disk_bytes == TRAININGS * (int(weights * (copies + 1 / 32)) + 200_000)
+    assert plan.memory_bytes >= 2 * 10**8  # of two processes, in bytes
+    assert plan.step_seconds > 0
+    assert (plan.trainings, plan.steps, plan.threads) == (TRAININGS, STEPS, 1)
+
+
+def test_a_plan_in_words():
+    words = Plan(0.01, 1.0, 27, 2520, 5000.0, 340 * 10**6, 12 * 10**8, 1).words()
+    assert words == "27 trainings, 2,520 steps: about 83 min, 340 MB of memory, 1.2 GB of disk; 1 thread a training"
+
+
+def test_durations_and_sizes_in_their_units():
+    assert [duration(s) for s in (0.4, 89, 90, 5399, 5400, 12_000)] == [
+        "0 s", "89 s", "2 min", "90 min", "1 h 30 min", "3 h 20 min"
+    ]  # fmt: skip
+    assert [size(b) for b in (999, 1000, 340e6, 1.2e9, 5e12)] == ["999 B", "1 kB", "340 MB", "1.2 GB", "5000.0 GB"]
