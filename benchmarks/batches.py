@@ -40,7 +40,7 @@ def batches_training(net: str, sparsity: float, batch: int) -> Contest:
     return _contest(dense, step, fast, closing)
 
 
-@benchmark({**CASES, "net": ("linear-ae", "vae", "dcgan", "sngan")}, QUICK, on_request=True)
+@benchmark(CASES, QUICK, on_request=True)
 def batches_inference(net: str, sparsity: float, batch: int) -> Contest:
     """The decoder or generator alone, in evaluation mode and without gradients, accelerated as a bare network."""
     closing = ExitStack()

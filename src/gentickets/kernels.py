@@ -107,7 +107,7 @@ def room(batch: int, dtype: torch.dtype) -> int:
 
     Half a vector or less is filled up to a power of two.
     """
-    lanes = 64 // dtype.itemsize
+    lanes, batch = 64 // dtype.itemsize, int(batch)  # a tensor while a model is traced
     if batch <= lanes // 2:
         return 1 << (batch - 1).bit_length() if batch else 0
     return -(-batch // lanes) * lanes

@@ -80,9 +80,10 @@ class SparseLayer(nn.Module):
             )
         if given.device.type != "cpu":
             raise ValueError(f"{type(self).__name__} works on the CPU: restore(model) before moving it")
-        if torch.compiler.is_exporting() or _is_transformed(given):
+        traced = torch.jit.is_tracing() and not self.pattern.flat  # the layout for one size of images would be kept
+        if traced or torch.compiler.is_exporting() or _is_transformed(given):
             raise MaskError(
-                f"{type(self).__name__} cannot be exported or transformed by torch.func: restore(model) first"
+                f"{type(self).__name__} cannot be traced, exported or transformed by torch.func: restore(model) first"
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLayer:
@@ -120,7 +121,7 @@ class SparseConv2d(SparseLayer):
 
     def forward(self, images: Tensor) -> Tensor:
         self.check(images, 4, 1, self.pattern.big)
-        g, big = self.pattern.geometry, _sizes(images)
+        g, big = self.pattern.geometry, tuple(images.shape[2:])
         small = tuple(
             (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
             for size, padding, dilation, kernel, stride in zip(
@@ -142,7 +143,7 @@ class SparseConvTranspose2d(SparseLayer):
 
     def forward(self, images: Tensor) -> Tensor:
         self.check(images, 4, 1, self.pattern.small)
-        g, small = self.pattern.geometry, _sizes(images)
+        g, small = self.pattern.geometry, tuple(images.shape[2:])
         big = tuple(
             (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + extra + 1
             for size, stride, padding, dilation, kernel, extra in zip(
@@ -164,11 +165,6 @@ def is_hooked(module: nn.Module) -> bool:
 def _lanes(images: Tensor, like: Tensor) -> Tensor:
     """(channels, height, width, batch), in the dtype of the weights."""
     return images.to(like.dtype).permute(1, 2, 3, 0)
-
-
-def _sizes(images: Tensor) -> tuple[int, ...]:
-    """Height and width, as numbers while a model is traced too."""
-    return tuple(map(int, images.shape[2:]))
 
 
 def _is_transformed(given: Tensor) -> bool:
