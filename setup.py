@@ -8,7 +8,7 @@ setup(
             "gentickets._kernels",
             ["src/gentickets/_kernels.c"],
             depends=["src/gentickets/_kernels_body.h"],
-            extra_compile_args=["-O3", "-std=gnu11"],
+            extra_compile_args=["-O3", "-g0", "-std=gnu11", "-Wno-psabi"],
             optional=True,
         )
     ]

@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import dataclasses
+import functools
 
 import pytest
 import torch
@@ -20,10 +22,12 @@ from gentickets.sparse.layers import SparseLayer
 pytestmark = pytest.mark.skipif(missing() is not None, reason="no kernels were compiled")
 
 
-@pytest.fixture(autouse=True)
-def every_layer_is_worth_it(monkeypatch):
-    """Test models are small; which layers are worth it has tests of its own."""
-    monkeypatch.setattr(execution, "faster", lambda model, work, costs: set(costs))
+def every_layer(model, work, costs):
+    return set(costs)
+
+
+accelerate = functools.partial(gt.accelerate, choose=every_layer)
+"""Test models are small; which layers are worth it has tests of its own."""
 
 
 def family(name):
@@ -62,7 +66,7 @@ def test_training_is_that_of_the_masked_model(name, steps, sparsity):
     masks = gt.prune(gt.magnitude(model), to_sparsity=sparsity, scope="layer")
     fast = clone(model)
     expected = trained(model, masks, objective, images, steps)
-    with gt.accelerate(fast, masks, objective.example_inputs(fast, images)) as accelerated:
+    with accelerate(fast, masks, objective.example_inputs(fast, images)) as accelerated:
         assert all(choice.sparse for choice in accelerated.choices)
         assert not len(accelerated.masks)
         found = trained(fast, accelerated.masks, objective, images, steps)
@@ -84,7 +88,7 @@ def test_what_goes_in_comes_out_in_its_place(name):
     given = objective.example_inputs(model, images)
     part = next(iter(given))
     expected = getattr(model, part)(given[part])
-    with contextlib.suppress(KeyError), gt.accelerate(model, masks, given):
+    with contextlib.suppress(KeyError), accelerate(model, masks, given):
         torch.testing.assert_close(getattr(model, part)(given[part]), expected)
         assert not model.training
         raise KeyError("whatever goes wrong in the user's loop")
@@ -97,7 +101,7 @@ def test_what_goes_in_comes_out_in_its_place(name):
 def test_only_live_weights_have_memory():
     model, objective, images = family("ae")
     masks = gt.prune(gt.magnitude(model), to_sparsity=0.95, scope="layer")
-    with gt.accelerate(model, masks, objective.example_inputs(model, images)) as fast:
+    with accelerate(model, masks, objective.example_inputs(model, images)) as fast:
         optimizer = torch.optim.Adam(model.parameters())
         objective_loss = next(objective.losses(model, images, torch.Generator()))[1]
         objective_loss.backward()
@@ -115,7 +119,7 @@ def test_a_copy_is_restored_by_itself():
     masks = gt.prune(gt.magnitude(model), to_sparsity=0.8, scope="layer")
     masks.apply_(model)
     expected = {key: tensor.clone() for key, tensor in named_state(model).items()}
-    with gt.accelerate(model, masks, objective.example_inputs(model, images)):
+    with accelerate(model, masks, objective.example_inputs(model, images)):
         average = copy.deepcopy(model)
         with torch.no_grad():
             for layer in model.modules():
@@ -147,7 +151,7 @@ class Odd(nn.Module):
 def test_what_cannot_be_sparse_stays_dense_and_says_why():
     model = Odd()
     masks = gt.Masks.dense(model)
-    fast = gt.accelerate(model, masks, {"part": torch.randn(2, 3, 8, 8)})
+    fast = accelerate(model, masks, {"part": torch.randn(2, 3, 8, 8)})
     why = {choice.layer: choice.why for choice in fast.choices if not choice.sparse}
     assert why["part.0"] == why["part.1"] == "its padding is not by numbers of zeros"
     assert why["part.3"] == "it has hooks"
@@ -162,7 +166,7 @@ def test_without_kernels_all_stays_dense(monkeypatch):
     model, objective, images = family("ae")
     masks = gt.prune(gt.magnitude(model), to_sparsity=0.95, scope="layer")
     monkeypatch.setattr(execution, "missing", lambda: "no compiler")
-    with gt.accelerate(model, masks, objective.example_inputs(model, images)) as fast:
+    with accelerate(model, masks, objective.example_inputs(model, images)) as fast:
         assert {choice.why for choice in fast.choices} == {"no compiler"}
         assert fast.masks == masks
 
@@ -171,7 +175,7 @@ def test_half_precision_models_stay_dense():
     model, objective, images = family("ae")
     model.bfloat16()
     masks = gt.Masks.dense(model)
-    fast = gt.accelerate(model, masks, objective.example_inputs(model, images.bfloat16()))
+    fast = accelerate(model, masks, objective.example_inputs(model, images.bfloat16()))
     assert {choice.why for choice in fast.choices} == {"in bfloat16"}
 
 
@@ -180,12 +184,12 @@ def test_misuse_is_told():
     masks = gt.prune(gt.magnitude(model), to_sparsity=0.9, scope="layer")
     given = objective.example_inputs(model, images)
     with pytest.raises(MaskError, match="no component 'generator'"):
-        gt.accelerate(model, masks, {"generator": images})
-    with gt.accelerate(model, masks, given), pytest.raises(MaskError):
-        gt.accelerate(model, masks, given)
-    gt.accelerate(model, masks, given)
+        accelerate(model, masks, {"generator": images})
+    with accelerate(model, masks, given), pytest.raises(MaskError):
+        accelerate(model, masks, given)
+    accelerate(model, masks, given)
     with pytest.raises(MaskError, match="accelerated already"):
-        gt.accelerate(model, gt.Masks({}), given)
+        accelerate(model, gt.Masks({}), given)
 
 
 def test_lanes_change_no_number():
@@ -239,7 +243,7 @@ def test_a_model_whose_code_cannot_run_with_sparse_layers_stays_dense(way, shape
     masks = gt.prune(gt.magnitude(model), to_sparsity=0.8)
     layers, weights = dict(model.named_modules()), {name: p.clone() for name, p in model.named_parameters()}
     masks.apply_(model)
-    fast = gt.accelerate(model, masks, {"part": torch.randn(shape)})
+    fast = accelerate(model, masks, {"part": torch.randn(shape)})
     assert not fast
     assert all("does not run with sparse layers" in choice.why for choice in fast.choices)
     assert fast.masks == masks
@@ -253,7 +257,7 @@ def test_an_optimiser_from_before_is_refused():
     masks = gt.prune(gt.magnitude(model), to_sparsity=0.9, scope="layer")
     optimizer = torch.optim.Adam(model.parameters())
     with (
-        gt.accelerate(model, masks, objective.example_inputs(model, images)) as fast,
+        accelerate(model, masks, objective.example_inputs(model, images)) as fast,
         pytest.raises(MaskError, match="make it after"),
     ):
         fast.masks.hold(model, optimizer)
@@ -262,7 +266,7 @@ def test_an_optimiser_from_before_is_refused():
 def test_what_is_loaded_or_frozen_within_stays_so():
     model, objective, images = family("ae")
     masks = gt.prune(gt.magnitude(model), to_sparsity=0.9, scope="layer")
-    with gt.accelerate(model, masks, objective.example_inputs(model, images)):
+    with accelerate(model, masks, objective.example_inputs(model, images)):
         state = {name: tensor + 1 for name, tensor in model.state_dict().items()}
         model.load_state_dict(state, assign=True)
         model.requires_grad_(False)
@@ -289,14 +293,14 @@ def test_an_interruption_while_swapping_loses_nothing(monkeypatch):
 
     monkeypatch.setattr(SparseLayer, "release", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        gt.accelerate(model, masks, objective.example_inputs(model, images))
+        accelerate(model, masks, objective.example_inputs(model, images))
     assert all(torch.equal(tensor, before[name]) for name, tensor in named_state(model).items())
 
 
 def test_a_copied_component_that_is_one_layer_is_restored():
     model = Peculiar(lambda: nn.Linear(6, 4))
     masks = gt.prune(gt.magnitude(model), to_sparsity=0.8)
-    with gt.accelerate(model, masks, {"part": torch.randn(5, 6)}):
+    with accelerate(model, masks, {"part": torch.randn(5, 6)}):
         copied = gt.restore(copy.deepcopy(model.part))
         assert type(copied) is nn.Linear
         torch.testing.assert_close(copied(torch.ones(2, 6)), model.part(torch.ones(2, 6)))
@@ -307,7 +311,7 @@ def test_a_layer_without_a_live_weight_is_trained_like_the_others():
     masks = gt.Masks({**gt.Masks.dense(model), "encoder.3.weight": torch.zeros(32, 64, dtype=torch.bool)})
     dense = clone(model)
     expected = trained(dense, masks, objective, images, 5)
-    with gt.accelerate(model, masks, objective.example_inputs(model, images)) as fast:
+    with accelerate(model, masks, objective.example_inputs(model, images)) as fast:
         assert "encoder.3" in [choice.layer for choice in fast.choices if choice.sparse]
         found = trained(model, fast.masks, objective, images, 5)
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected))
@@ -317,7 +321,7 @@ def test_a_frozen_norm_stays_frozen():
     model = Peculiar(lambda: nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8)))
     model.train().part[1].eval()
     masks = gt.prune(gt.magnitude(model), to_sparsity=0.5)
-    with gt.accelerate(model, masks, {"part": torch.randn(4, 8)}):
+    with accelerate(model, masks, {"part": torch.randn(4, 8)}):
         assert not model.part[1].training
         assert model.part[0].training
     assert not model.part[1].training
@@ -326,7 +330,7 @@ def test_a_frozen_norm_stays_frozen():
 def test_a_layer_restored_by_itself_keeps_its_mode():
     model = Peculiar(lambda: nn.Sequential(spectral_norm(nn.Linear(8, 8))))
     masks = gt.prune(gt.magnitude(model), to_sparsity=0.5)
-    with gt.accelerate(model, masks, {"part": torch.randn(4, 8)}):
+    with accelerate(model, masks, {"part": torch.randn(4, 8)}):
         layer = gt.restore(copy.deepcopy(model.part[0]).eval())
     assert not layer.training
     assert not layer.parametrizations.weight[0].training
@@ -345,5 +349,223 @@ class Judges(nn.Module):
 def test_outputs_that_are_no_floats_are_not_compared():
     model = Peculiar(Judges)
     masks = gt.prune(gt.magnitude(model), to_sparsity=0.5)
-    with gt.accelerate(model, masks, {"part": torch.randn(4, 8)}) as fast:
+    with accelerate(model, masks, {"part": torch.randn(4, 8)}) as fast:
         assert fast
+
+
+class Picky(nn.Module):
+    """Takes twice what its layer gives, where that is not a plain one."""
+
+    def __init__(self, scale=1.0):
+        super().__init__()
+        self.layer, self.scale = nn.Linear(64, 64), scale
+
+    def forward(self, inputs):
+        out = self.layer(inputs) * self.scale
+        return out if type(self.layer) is nn.Linear else 2 * out
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_a_model_that_gives_something_else_with_sparse_layers_stays_dense(scale, gradients):
+    model = nn.ModuleDict({"net": Picky(scale)})
+    masks = gt.prune(gt.magnitude(model), to_sparsity=0.9)
+    with torch.set_grad_enabled(gradients), accelerate(model, masks, {"net": torch.randn(8, 64)}) as fast:
+        assert [(choice.sparse, choice.why) for choice in fast.choices] == [
+            (False, "the model gives something else with sparse layers")
+        ]
+        assert type(model["net"].layer) is nn.Linear
+
+
+@dataclasses.dataclass
+class Sample:
+    sample: torch.Tensor
+
+
+class Denoiser(nn.Module):
+    """Takes images, steps and, if there is one, a condition; gives a dataclass, wrong where asked to be."""
+
+    def __init__(self, honest=True):
+        super().__init__()
+        self.before, self.after, self.honest = nn.Linear(6, 8), nn.Linear(8, 6), honest
+
+    def forward(self, images, step, condition=None):
+        hidden = self.before(images).relu() + step[:, None]
+        out = self.after(hidden if condition is None else hidden + condition)
+        return Sample(out if self.honest or type(self.after) is nn.Linear else -out)
+
+
+IMAGES, STEPS = torch.linspace(-1, 1, 30).reshape(5, 6), torch.arange(5)
+GIVEN = {
+    "tuple": (IMAGES, STEPS),
+    "list": [IMAGES, STEPS, None],
+    "keywords": {"step": STEPS, "images": IMAGES, "condition": torch.ones(8)},
+}
+
+
+@pytest.mark.parametrize("way", GIVEN)
+@pytest.mark.parametrize("honest", [True, False])
+def test_components_take_several_arguments_and_what_they_give_is_compared(way, honest):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"unet": Denoiser(honest)})
+    masks = gt.prune(gt.magnitude(model), to_sparsity=0.5)
+    with accelerate(model, masks, {"unet": GIVEN[way]}) as fast:
+        assert {choice.sparse for choice in fast.choices} == {honest}
+        if not honest:
+            assert {choice.why for choice in fast.choices} == {"the model gives something else with sparse layers"}
+
+
+def test_a_network_by_itself_takes_its_bare_input():
+    torch.manual_seed(0)
+    net = Denoiser()
+    masks = gt.prune(gt.magnitude(net), to_sparsity=0.5)
+    masks.apply_(net)
+    expected = net(IMAGES, STEPS).sample
+    with accelerate(net, masks, (IMAGES, STEPS)) as fast:
+        assert [(choice.layer, choice.sparse) for choice in fast.choices] == [("before", True), ("after", True)]
+        torch.testing.assert_close(net(IMAGES, STEPS).sample, expected)
+    assert type(net.before) is nn.Linear
+
+
+def test_a_network_that_is_one_layer_is_not_swapped_and_says_so():
+    layer = nn.Linear(6, 4)
+    masks = gt.prune(gt.magnitude(layer), to_sparsity=0.5)
+    for model, given in ((layer, torch.ones(3, 6)), ({"net": layer}, {"net": torch.ones(3, 6)})):
+        named = masks if model is layer else gt.Masks({"net.weight": masks["weight"]})
+        with accelerate(model, named, given) as fast:
+            assert [choice.why for choice in fast.choices] == [
+                "it is the network itself, which is not swapped in place"
+            ]
+        assert layer(torch.ones(3, 6)).shape == (3, 4)
+
+
+def test_a_dict_of_networks_is_swapped_within_them():
+    torch.manual_seed(0)
+    gan = {"generator": nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6)), "discriminator": Denoiser()}
+    masks = gt.prune(gt.magnitude(gan), to_sparsity=0.5)
+    masks.apply_(gan)
+    expected = gan["generator"](torch.ones(3, 4))
+    fast = accelerate(gan, masks, {"generator": torch.ones(3, 4), "discriminator": (IMAGES, STEPS)})
+    assert all(choice.sparse for choice in fast.choices)
+    torch.testing.assert_close(gan["generator"](torch.ones(3, 4)), expected)
+    gt.restore(gan)
+    assert type(gan["generator"][0]) is type(gan["discriminator"].before) is nn.Linear
+
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 8)
+
+    def forward(self, inputs):
+        return self.layer(inputs).argmax(1)
+
+
+def test_where_nothing_can_be_compared_nothing_is_swapped():
+    model = nn.ModuleDict({"quantiser": Tokens()})
+    masks = gt.prune(gt.magnitude(model), to_sparsity=0.5)
+    with accelerate(model, masks, {"quantiser": IMAGES}) as fast:
+        assert not fast
+        assert all("component 'quantiser' gives no real numbers" in choice.why for choice in fast.choices)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_the_model_is_tried_forward_and_can_be_trained_afterwards(mode):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"net": nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))})
+    masks = gt.prune(gt.magnitude(model), to_sparsity=0.5)
+    masks.apply_(model)
+    expected = model["net"](IMAGES)
+    with mode():
+        with accelerate(model, masks, {"net": IMAGES.clone()}) as fast:
+            assert [(choice.sparse, choice.why) for choice in fast.choices] == [(True, "fewer multiplications")] * 2
+            torch.testing.assert_close(model["net"](IMAGES), expected)
+        accelerate(model, masks, {"net": IMAGES})
+    model["net"](IMAGES).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    gt.restore(model)
+    model["net"](IMAGES).sum().backward()
+
+
+def test_why_a_layer_stays_dense_names_the_batch_and_what_for():
+    model = nn.ModuleDict({"net": nn.Linear(8, 8)})
+    masks = gt.prune(gt.magnitude(model), to_sparsity=0.5)
+    for gradients, purpose in ((True, "in training"), (False, "without gradients")):
+        with torch.set_grad_enabled(gradients), gt.accelerate(model, masks, {"net": torch.ones(3, 8)}) as fast:
+            (choice,) = fast.choices
+            assert choice.why == f"dense is faster at density 0.50 and a batch of 3, {purpose}"
+
+
+def convolutional():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(4, 2, 4, 2, 1))
+    return nn.ModuleDict({"net": net}), torch.randn(5, 3, 6, 6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [nn.Module.bfloat16, nn.Module.half, lambda model: model.to("meta"), lambda model: model.to(torch.float16)],
+)
+def test_an_accelerated_model_is_not_converted_to_what_it_cannot_run_in(change):
+    model, images = convolutional()
+    with (
+        accelerate(model, gt.prune(gt.magnitude(model), to_sparsity=0.5), {"net": images}),
+        pytest.raises(MaskError, match=r"restore\(model\) first"),
+    ):
+        change(model)
+    assert model["net"](images).shape == (5, 2, 12, 12)
+
+
+def test_an_accelerated_model_runs_in_double_precision():
+    model, images = convolutional()
+    masks = gt.prune(gt.magnitude(model), to_sparsity=0.5)
+    expected = model["net"](images)
+    with accelerate(model, masks, {"net": images}):
+        expected = model["net"](images)
+        torch.testing.assert_close(model.double()["net"](images.double()).float(), expected)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda net, images: torch.export.export(net, (images,)),
+        lambda net, images: torch.func.grad(lambda inputs: net(inputs).sum())(images),
+        lambda net, images: torch.func.vmap(lambda image: net(image[None]))(images),
+        lambda net, images: torch.jit.trace(net, images),
+    ],
+)
+def test_an_accelerated_model_is_not_exported_nor_transformed(way):
+    model, images = convolutional()
+    masks = gt.prune(gt.magnitude(model), to_sparsity=0.5)
+    with (
+        accelerate(model, masks, {"net": images}),
+        pytest.raises(MaskError, match=r"restore\(model\) first"),
+    ):
+        way(model["net"], images)
+    way(model["net"], images)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+def test_traced_linear_layers_take_other_batches_and_weights():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    with accelerate(net, gt.prune(gt.magnitude(net), to_sparsity=0.5), IMAGES):
+        traced = torch.jit.trace(net, IMAGES)
+        with torch.no_grad():
+            net[0].values.mul_(2)
+        torch.testing.assert_close(traced(IMAGES[:3]), net(IMAGES[:3]))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 7, 10, 16, 25])
+def test_batches_of_any_size_go_through_what_was_laid_out_for_another(batch):
+    model, images = convolutional()
+    masks = gt.prune(gt.magnitude(model), to_sparsity=0.5)
+    masks.apply_(model)
+    given_images = torch.randn(batch, 3, 6, 6)
+    expected = model["net"](given_images)
+    with accelerate(model, masks, {"net": images}) as fast:
+        torch.testing.assert_close(model["net"](given_images), expected)
+        torch.testing.assert_close(model["net"](fast.laid_out(given_images)), expected)
+    assert fast.laid_out(torch.ones(3)).shape == (3,)

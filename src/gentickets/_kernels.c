@@ -12,7 +12,7 @@
  * Beside them: mask holds a dense layer to its mask (it reads one bit a weight, where a product reads four bytes), pad
  * puts zeros around images, turn transposes what comes in and goes out batch first, and tanh ends most generators.
  *
- * Offsets and positions count batches: element = (offset + position) * batch.
+ * Offsets and positions count places: element = (offset + position) * place, where a place has room for the batch.
  */
 #ifdef __has_include
 #if __has_include(<Python.h>)
@@ -36,6 +36,8 @@
 #endif
 #endif
 #define INLINE static inline __attribute__((always_inline))
+#define PASTED(a, b) a##b
+#define GLUED(a, b) PASTED(a, b) /* both expanded first */
 
 /* -- work shared among torch's own threads ------------------------------------------------------------------------- */
 
@@ -44,6 +46,9 @@ typedef void (*parallel_fn)(void (*fn)(void *), void *data, unsigned threads, un
 typedef struct { item_fn fn; const void *args; int64_t next, total; } job;
 
 static parallel_fn parallel = NULL; /* GOMP_parallel of the OpenMP that torch runs on; none: one thread */
+
+/* Of what is below, as kernels.py calls it: one that was compiled for another version is left alone. */
+const int64_t gt_version = 2;
 
 void gt_set_parallel(void *address) { parallel = (parallel_fn)address; }
 
@@ -87,40 +92,47 @@ typedef struct {
     const int32_t *to;      /* per position: in the output */
 } rows_of_class;
 
-/* Images with zeros around them; `place` bytes at each position, and how many rows and columns are added on each side. */
+/* Images with zeros around them; the bytes of a batch, and those of its place in the output, where zeros follow it; and how
+ * many rows and columns are added on each side. */
 typedef struct {
     const char *in;
     char *out;
-    int64_t height, width, place, top, bottom, left, right;
+    int64_t height, width, batch, place, top, bottom, left, right;
 } pad_args;
 
 /* An item is a channel. */
 static void pad_item(const void *args, int64_t item) {
     const pad_args *p = args;
-    const size_t row = (size_t)(p->width * p->place), left = (size_t)(p->left * p->place);
-    const size_t right = (size_t)(p->right * p->place), wide = left + row + right;
-    const char *in = p->in + (size_t)item * (size_t)p->height * row;
+    const size_t batch = (size_t)p->batch, place = (size_t)p->place, row = (size_t)p->width * place;
+    const size_t left = (size_t)p->left * place, right = (size_t)p->right * place, wide = left + row + right;
+    const char *in = p->in + (size_t)(item * p->height * p->width) * batch;
     char *out = p->out + (size_t)item * (size_t)(p->top + p->height + p->bottom) * wide;
     memset(out, 0, (size_t)p->top * wide);
     out += (size_t)p->top * wide;
-    for (int64_t i = 0; i < p->height; i++, in += row, out += wide) {
+    for (int64_t i = 0; i < p->height; i++, out += wide) {
         memset(out, 0, left);
-        memcpy(out + left, in, row);
+        if (batch == place)
+            memcpy(out + left, in, row), in += row;
+        else
+            for (size_t at = left; at < left + row; at += place, in += batch) {
+                memcpy(out + at, in, batch);
+                memset(out + at + batch, 0, place - batch);
+            }
         memset(out + left + row, 0, right);
     }
     memset(out, 0, (size_t)p->bottom * wide);
 }
 
-void gt_pad(const void *in, void *out, int64_t channels, int64_t height, int64_t width, int64_t place, int64_t top,
-            int64_t bottom, int64_t left, int64_t right, int64_t threads) {
-    const pad_args p = {in, out, height, width, place, top, bottom, left, right};
+void gt_pad(const void *in, void *out, int64_t channels, int64_t height, int64_t width, int64_t batch, int64_t place,
+            int64_t top, int64_t bottom, int64_t left, int64_t right, int64_t threads) {
+    const pad_args p = {in, out, height, width, batch, place, top, bottom, left, right};
     run(pad_item, &p, channels, threads_worth(threads, channels * height * width * place));
 }
 
 #define REAL float
 #define LANES 16
 #define WHOLE int32_t
-#define NAME(x) x##_f32
+#define NAME(x) GLUED(x, _f32)
 #include "_kernels_body.h"
 #undef REAL
 #undef LANES
@@ -160,7 +172,7 @@ void gt_tanh_f32(const float *in, float *out, int64_t count, int64_t threads) {
 #define REAL double
 #define LANES 8
 #define WHOLE int64_t
-#define NAME(x) x##_f64
+#define NAME(x) GLUED(x, _f64)
 #include "_kernels_body.h"
 
 #if AS_MODULE /* called by way of ctypes; as a module it is empty, for who imports all that lies in the package */

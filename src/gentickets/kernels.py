@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+_VERSION = 2  # of the functions in `_kernels.c` and their arguments
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 
 
@@ -69,8 +70,8 @@ def gather(
     """out[channel, target] = bias[channel] + Σ value * source[offset + source position], for every row; returns out.
 
     With a `slope` negative outputs are multiplied by it: a rectifier. With a `gate`, laid out as `out`, it is outputs
-    where the gate is not positive: a rectifier's derivative. `source` and `out` are contiguous: (channels,
-    positions …, batch).
+    where the gate is not positive: a rectifier's derivative. `source` and `out` are sides: (channels, positions …,
+    batch), contiguous or as `new_side` makes them.
     """
     batch = out.shape[-1]
     if not batch:
@@ -78,8 +79,8 @@ def gather(
     values, bias = values.contiguous(), None if bias is None else bias.contiguous()
     library()[values.dtype].gather(
         rows.count, rows.structures, values.data_ptr(), None if bias is None else bias.data_ptr(), source.data_ptr(),
-        out.data_ptr(), slope, None if gate is None else gate.data_ptr(), out.stride(0) // batch, batch,
-        torch.get_num_threads(),
+        out.data_ptr(), slope, None if gate is None else gate.data_ptr(), out.stride(0) // _place(out), batch,
+        _place(source), _place(out), torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -97,27 +98,73 @@ def sample(rows: Rows, small: Tensor, big: Tensor, grad: Tensor, sums: Tensor | 
         return
     library()[grad.dtype].sample(
         rows.structures, small.data_ptr(), big.data_ptr(), grad.data_ptr(), None if sums is None else sums.data_ptr(),
-        small.stride(0) // batch, batch, torch.get_num_threads(),
+        small.stride(0) // _place(small), batch, _place(small), _place(big), torch.get_num_threads(),
     )  # fmt: skip
 
 
-def padded(images: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
-    """(channels, height, width, batch), contiguous → with so many rows and columns of zeros before and after."""
-    channels, height, width, batch = images.shape
-    out = images.new_empty(channels, height + sum(rows), width + sum(columns), batch)
-    if not batch:
-        return out
-    library()[images.dtype].pad(
-        images.data_ptr(), out.data_ptr(), channels, height, width, batch * images.element_size(), *rows, *columns,
-        torch.get_num_threads(),
-    )  # fmt: skip
-    return out
+def room(batch: int, dtype: torch.dtype) -> int:
+    """Numbers from one place to the next in a side where vectors of 64 bytes begin at no odd place and are whole.
+
+    Half a vector or less is filled up to a power of two.
+    """
+    lanes, batch = 64 // dtype.itemsize, int(batch)  # a tensor while a model is traced
+    if batch <= lanes // 2:
+        return 1 << (batch - 1).bit_length() if batch else 0
+    return -(-batch // lanes) * lanes
 
 
-def turned(matrix: Tensor) -> Tensor:
-    """(rows, columns), contiguous → (columns, rows), contiguous: its transpose, in memory too."""
-    out = matrix.new_empty(matrix.shape[1], matrix.shape[0])
-    library()[matrix.dtype].turn(matrix.data_ptr(), out.data_ptr(), *matrix.shape, torch.get_num_threads())
+def new_side(like: Tensor, shape: Sequence[int], batch: int, *, roomy: bool) -> Tensor:
+    """(*shape, batch), uninitialised: contiguous, or where `roomy` with `room` at each place, of which zeros are left
+    where the batch does not fill one vector."""
+    place = room(batch, like.dtype) if roomy else batch
+    if place == batch:
+        return like.new_empty(*shape, batch)  # no view: who gets it may change it in place
+    lone = place <= 64 // like.dtype.itemsize
+    return (like.new_zeros if lone else like.new_empty)(*shape, place)[..., :batch]
+
+
+def is_roomy(side: Tensor) -> bool:
+    """Whether a side lies in memory as `new_side` makes a roomy one."""
+    place = room(side.shape[-1], side.dtype)
+    if place == side.shape[-1]:
+        return side.is_contiguous()
+    strides = [1, place]
+    for size in reversed(side.shape[1:-1]):
+        strides.append(strides[-1] * size)
+    return side.stride() == tuple(reversed(strides))
+
+
+def _place(side: Tensor) -> int:
+    """Numbers from one place of a side to the next."""
+    return side.shape[-1] if side.is_contiguous() else side.stride(-2)
+
+
+def padded(side: Tensor, rows: Sequence[int] = (0, 0), columns: Sequence[int] = (0, 0)) -> Tensor:
+    """(channels, height, width, batch), or (channels, batch), contiguous → roomy, with so many rows and columns of
+    zeros before and after."""
+    *shape, batch = side.shape
+    channels, height, width = shape if len(shape) == 3 else (*shape, 1, 1)
+    place = room(batch, side.dtype)
+    wide = (height + sum(rows), width + sum(columns)) if len(shape) == 3 else ()
+    out = side.new_empty(channels, *wide, place)
+    if batch:
+        library()[side.dtype].pad(
+            side.data_ptr(), out.data_ptr(), channels, height, width, batch * side.element_size(),
+            place * side.element_size(), *rows, *columns, torch.get_num_threads(),
+        )  # fmt: skip
+    return out[..., :batch]
+
+
+def turned(matrix: Tensor, shape: Sequence[int] | None = None, *, roomy: bool = False) -> Tensor:
+    """(rows, columns), each row contiguous → (columns, rows): its transpose, in memory too; contiguous, or roomy.
+
+    `shape`: of more than one axis in the place of the columns.
+    """
+    rows, columns = matrix.shape
+    out = new_side(matrix, (columns,) if shape is None else shape, rows, roomy=roomy)
+    library()[matrix.dtype].turn(
+        matrix.data_ptr(), out.data_ptr(), rows, columns, _place(matrix), _place(out), torch.get_num_threads()
+    )
     return out
 
 
@@ -165,8 +212,10 @@ def library() -> Mapping[torch.dtype, Functions]:
     """Dtype → functions of the compiled library, which work on the threads of torch's OpenMP; empty if not built."""
     try:
         lib = ctypes.CDLL(str(Path(__file__).with_name(f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}")))
+        if ctypes.c_int64.in_dll(lib, "gt_version").value != _VERSION:
+            return {}
         found = {dtype: _functions(lib, suffix) for dtype, suffix in _SUFFIX.items()}
-    except (OSError, AttributeError):  # not built, or by another version
+    except (OSError, AttributeError, ValueError):  # not built, or by another version
         return {}
     lib.gt_set_parallel.argtypes = (ctypes.c_void_p,)
     lib.gt_set_parallel(_torch_parallel())
@@ -182,11 +231,11 @@ def _functions(lib: Any, suffix: str) -> Functions:
         return function
 
     return Functions(
-        gather=bound(f"gt_gather_{suffix}", number, *(pointer,) * 5, ctypes.c_double, pointer, number, number, number),
-        sample=bound(f"gt_sample_{suffix}", *(pointer,) * 5, number, number, number),
+        gather=bound(f"gt_gather_{suffix}", number, *(pointer,) * 5, ctypes.c_double, pointer, *(number,) * 5),
+        sample=bound(f"gt_sample_{suffix}", *(pointer,) * 5, *(number,) * 5),
         mask=bound(f"gt_mask_{suffix}", pointer, pointer, number, number),
-        turn=bound(f"gt_turn_{suffix}", pointer, pointer, number, number, number),
-        pad=bound("gt_pad", pointer, pointer, *(number,) * 9),
+        turn=bound(f"gt_turn_{suffix}", pointer, pointer, *(number,) * 5),
+        pad=bound("gt_pad", pointer, pointer, *(number,) * 10),
         tanh=bound("gt_tanh_f32", pointer, pointer, number, number),
     )
 

@@ -124,7 +124,8 @@ class _Chain(torch.autograd.Function):
         sides = [innermost(inputs.t())]
         for (layout, slope), values, bias in zip(chain, tensors[::2], tensors[1::2], strict=True):
             assert values is not None
-            sides.append(layout.down(values, bias, sides[-1], slope))
+            roomy = batch_first or len(sides) < len(chain)  # what is given away is contiguous
+            sides.append(layout.down(values, bias, sides[-1], slope, roomy=roomy))
         # Without a rectifier the last side is not needed again, and whoever comes next may change it in place.
         ctx.save_for_backward(inputs, *sides[:-1], sides[-1] if chain[-1][1] != 1 else None, *tensors)
         ctx.chain, ctx.batch_first = chain, batch_first
@@ -142,9 +143,9 @@ class _Chain(torch.autograd.Function):
         grad = innermost(grad.t() if ctx.batch_first else grad)
         slope = ctx.chain[-1][1]
         if slope == 0:  # by another rule: 0 for an infinite gradient too
-            grad = torch.ops.aten.threshold_backward(grad, sides[-1], 0)
+            grad = innermost(torch.ops.aten.threshold_backward(grad, sides[-1], 0))
         elif slope != 1:
-            grad = torch.ops.aten.leaky_relu_backward(grad, sides[-1], slope, True)
+            grad = innermost(torch.ops.aten.leaky_relu_backward(grad, sides[-1], slope, True))
         for k in reversed(range(count)):
             layout = ctx.chain[k][0]
             if used[2 * k + 1] and used[2 * k + 2]:
@@ -156,7 +157,7 @@ class _Chain(torch.autograd.Function):
             if first > 2 * k:
                 return None, None, None, *grads
             slope = ctx.chain[k - 1][1] if k else 1.0  # of the rectifier before this layer
-            grad = layout.up(tensors[2 * k], None, grad, slope, sides[k])
+            grad = layout.up(tensors[2 * k], None, grad, slope, sides[k], roomy=k > 0)
         return grad.t(), None, None, *grads
 
 

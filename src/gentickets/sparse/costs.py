@@ -13,46 +13,80 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from gentickets.kernels import threads
+from gentickets.kernels import room, threads
 from gentickets.sparse.chain import runs
 
-# Of one thread, forward and backward together, in microseconds: rounded from what `python -m benchmarks sparse` found
-# (docs/performance.md). Only their ratios matter.
-_DENSE_RATE = 45_000.0  # multiply-adds a microsecond
-_CONV_RATE, _LINEAR_RATE = 27_000.0, 21_000.0  # the same of live weights alone; wide linear layers overflow the caches
-_DENSE_CALL, _SPARSE_CALL, _LINK_CALL = 40.0, 80.0, 40.0  # a call of a layer; a link: of a chain of linear layers
-_UPDATE = 0.0012  # a weight's gradient, Adam and mask
-_TURN = 0.0035  # an activation between a dense layer and a sparse one, which lie in memory in other orders
+
+@dataclass(frozen=True)
+class Rates:
+    """What work takes on one thread, in microseconds or multiply-adds a microsecond. Only their ratios matter.
+
+    The slower end for live weights of what `python -m benchmarks batches sparse` found on two makes of CPU
+    (docs/performance.md), so that what is chosen is faster on both.
+    """
+
+    dense: float  # multiply-adds
+    convolution: float  # the same of live weights alone, in whole vectors
+    linear: float  # wide linear layers overflow the caches
+    passes: int  # over the weights: forward, and for a step back to the inputs and the weights too
+    dense_call: float
+    sparse_call: float
+    link_call: float  # of a chain of linear layers
+    weight: float  # reading a weight; in a step its gradient, Adam and mask too
+    turn: float  # an activation between a dense layer and a sparse one, which lie in memory in other orders
+
+
+TRAINING = Rates(45_000.0, 17_000.0, 14_000.0, 3, 40.0, 80.0, 40.0, 0.0012, 0.0035)
+INFERENCE = Rates(50_000.0, 17_000.0, 14_000.0, 1, 10.0, 50.0, 25.0, 0.00005, 0.0015)
+
 _SHARED = 1e6  # multiply-adds from which on a kernel shares its work among threads, as _kernels.c says
 _MARGIN = 1.1  # by which sparse has to be the faster: rates differ between machines, shapes and batches
+_LEAST = 12  # numbers that take as long as any fewer: so much of a vector is spent on what is done for each weight
 
 
 @dataclass
 class Work:
-    """What a layer was seen to do: multiply-adds forward, numbers given, whether all it gave was (batch, outputs)."""
+    """What a layer was seen to do forward: multiply-adds; as many as they take in vectors, which a small batch does not
+    fill; numbers given to it; whether all it gave was (batch, outputs); and the largest batch."""
 
     multiply_adds: float = 0.0
+    in_vectors: float = 0.0
     inputs: int = 0
     flat: bool = True
+    batch: int = 0
+
+    def add(self, multiply_adds: float, batch: int, dtype: torch.dtype) -> None:
+        """Another call, on `batch` numbers side by side."""
+        self.batch = max(self.batch, batch)
+        self.multiply_adds += multiply_adds
+        self.in_vectors += multiply_adds * max(room(batch, dtype), _LEAST) / max(1, batch)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """A step of training a layer of so many weights, but for its call, in microseconds of some machine."""
+    """What a layer of so many weights takes, but for its call, in microseconds of some machine.
+
+    `gradients`: in a step of training; else forward alone.
+    """
 
     work: Work
     weights: int
     density: float
+    gradients: bool = True
+
+    @property
+    def rates(self) -> Rates:
+        return TRAINING if self.gradients else INFERENCE
 
     @property
     def dense(self) -> float:
-        return 3 * self.work.multiply_adds / _DENSE_RATE + self.weights * _UPDATE
+        return self.rates.passes * self.work.multiply_adds / self.rates.dense + self.weights * self.rates.weight
 
     @property
     def sparse(self) -> float:
         used = threads() if self.density * self.work.multiply_adds >= _SHARED else 1
-        rate = (_LINEAR_RATE if self.work.flat else _CONV_RATE) * used / torch.get_num_threads()
-        return self.density * (3 * self.work.multiply_adds / rate + self.weights * _UPDATE)
+        rate = (self.rates.linear if self.work.flat else self.rates.convolution) * used / torch.get_num_threads()
+        return self.density * (self.rates.passes * self.work.in_vectors / rate + self.weights * self.rates.weight)
 
 
 def faster(model: nn.Module, work: Mapping[int, Work], costs: Mapping[int, Cost]) -> set[int]:
@@ -63,18 +97,19 @@ def faster(model: nn.Module, work: Mapping[int, Work], costs: Mapping[int, Cost]
     linear layers share a call: the cheapest way through all of them.
     """
     linked = _linked(model, costs)
+    rates = next((cost.rates for cost in costs.values()), TRAINING)
     dense, sparse = _Way(0.0), _Way(math.inf)
     before = None
     for layer, done in work.items():
-        turning = done.inputs * _TURN if before is not None else 0.0  # the first is given what it likes best
+        turning = done.inputs * rates.turn if before is not None else 0.0  # the first is given what it likes best
         stay = _better(dense, sparse.then(turning))
         if layer not in costs:
             dense, sparse = stay.then(0.0), _Way(math.inf)
         else:
             cost = costs[layer]
-            call = _LINK_CALL if (before, layer) in linked else _SPARSE_CALL
-            go = _better(dense.then((turning + _SPARSE_CALL) * _MARGIN), sparse.then(call * _MARGIN))
-            dense = stay.then(_DENSE_CALL + cost.dense)
+            call = rates.link_call if (before, layer) in linked else rates.sparse_call
+            go = _better(dense.then((turning + rates.sparse_call) * _MARGIN), sparse.then(call * _MARGIN))
+            dense = stay.then(rates.dense_call + cost.dense)
             sparse = go.then(cost.sparse * _MARGIN, layer)
         before = layer
     return set(_better(dense, sparse).layers)
@@ -100,7 +135,7 @@ def _linked(model: nn.Module, costs: Mapping[int, Cost]) -> set[tuple[int | None
     links = {layer for layer, cost in costs.items() if cost.work.flat}
     found: set[tuple[int | None, int]] = set()
     for module in model.modules():
-        if type(module) is nn.Sequential:
+        if type(module) is nn.Sequential and module is not model:  # a model that is one itself is not swapped
             for run in runs(module, links):
                 found |= {(id(one), id(other)) for one, other in pairwise(run)}
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -11,19 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from gentickets.errors import MaskError
 from gentickets.evaluating import evaluating
+from gentickets.examples import Example, ExampleInputs, compare, examples_of, named_tensors
 from gentickets.kernels import missing
 from gentickets.masks import Masks
 from gentickets.naming import (
     WEIGHT_PLACES,
-    check_components,
-    components_of,
+    Model,
+    as_model,
+    component_at,
     named_layers,
     named_weights,
-    unwrap,
 )
 from gentickets.sparse.beside import STAND_INS, StandIn
 from gentickets.sparse.chain import SparseSequential
@@ -36,6 +36,9 @@ from gentickets.sparse.layers import (
     is_hooked,
     sparse_form,
 )
+
+Choose = Callable[[nn.Module, Mapping[int, Work], Mapping[int, Cost]], set[int]]
+"""(model, work of all layers by id, costs of those that can be sparse by id) → the ids of those that become so."""
 
 
 @dataclass(frozen=True)
@@ -88,51 +91,65 @@ class Accelerated:
         return sum(layer.nbytes for layer in self.model.modules() if isinstance(layer, SparseLayer))
 
 
-def accelerate(model: nn.Module, masks: Masks, example_inputs: Mapping[str, Tensor]) -> Accelerated:
+def accelerate(
+    model: Model, masks: Masks, example_inputs: ExampleInputs, *, choose: Choose | None = None
+) -> Accelerated:
     """Swaps each masked layer of `model`, in place, for one of its live weights alone, where that is faster.
 
     The swapped layers compute what the masked ones do, to rounding, and have gradients, optimiser state and memory
     for live weights only: make the optimiser after this call, from `model.parameters()`. Leaving the context, or
     `restore(model)`, puts the dense layers back, with the trained weights and 0.0 in the pruned places.
 
-    `example_inputs`: component → a batch of the size that is trained on, or run. By their shapes the work of each layer
-    is known, and by a table of measured rates which form is faster; so the choice is the same on every machine. A
-    layer stays dense where its weights are shared, hooked, or derived by other than a spectral norm, on a GPU, in half
-    precision, with a padding other than zeros, or where the package was installed without a C compiler; all do where
-    the model's code cannot run the examples with them, or gives something else. `choices` says why. What sparse layers
-    give is strided batch innermost: `reshape` it, where `view` would have joined the batch with another axis. Images
-    that go in by way of `laid_out` spare the first layer a transposition.
+    `example_inputs`: component → its input (see `examples`) in a batch of the size that is trained on, or run; of a
+    model that is one network, the bare input. By their shapes the work of each layer is known, and by a table of
+    measured rates which form is faster: in training, or under `torch.no_grad()` and `torch.inference_mode()` forward
+    alone. So the choice is the same on every machine; `choose` makes another. It is made for that batch: a model that
+    went sparse for a large one may be slower than dense at a much smaller one, as lanes are filled with the batch.
+
+    A layer stays dense where its weights are shared, hooked, or derived by other than a spectral norm, on a GPU, in
+    half precision, with a padding other than zeros, or where the package was installed without a C compiler; all do
+    where the model's code cannot run the examples with them, gives something else, or gives no real numbers by which
+    to tell. `choices` says why. What sparse layers give is strided batch innermost: `reshape` it, where `view` would
+    have joined the batch with another axis. Images that go in by way of `laid_out` spare the first layer a
+    transposition. A network that is given bare stays the same module, and so do the networks of a dict; their layers
+    are swapped, but a lone layer is not.
 
     Raises `MaskError` where the masks do not fit, or for a component that does not exist.
     """
+    fixed = {id(model), *(map(id, model.values()) if isinstance(model, Mapping) else ())}  # in the caller's own hands
+    model = as_model(model)
     masks.check_fits(model)
-    check_components(example_inputs, components_of(model))
+    examples = examples_of(model, example_inputs)
     if any(isinstance(layer, SparseLayer) for layer in model.modules()):
         raise MaskError("the model is accelerated already: restore(model) first")
-    masks.apply_(model)  # before anything passes through it
-    with _counted(model) as work:
-        expected = _outputs(model, example_inputs)
-    choices = _choose(model, masks, work)
-    try:
-        _swap_in(model, masks, choices)
-        reason = _differs(model, example_inputs, expected) if any(choice.sparse for choice in choices) else None
-    except BaseException:
-        restore(model)
-        raise
-    if reason is not None:
-        restore(model)
-        choices = tuple(replace(choice, sparse=False, why=reason) if choice.sparse else choice for choice in choices)
+    gradients = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients):  # what is made here outlasts the mode
+        masks.apply_(model)  # before anything passes through it
+        with _counted(model) as work:
+            expected = _outputs(model, examples, gradients)
+        choices = _choose(model, masks, work, fixed, gradients, choose or faster)
+        try:
+            _swap_in(model, masks, choices)
+            reason = _differs(model, examples, expected, gradients) if any(c.sparse for c in choices) else None
+        except BaseException:
+            restore(model)
+            raise
+        if reason is not None:
+            restore(model)
+            choices = tuple(replace(c, sparse=False, why=reason) if c.sparse else c for c in choices)
     return Accelerated(model, masks, choices)
 
 
-def restore(model: nn.Module) -> nn.Module:
+def restore(model: Model) -> nn.Module:
     """Puts dense layers back in the place of all sparse ones, in place; for copies and averages of a model too.
 
     Returns the model: another module only where `model` is itself a layer or a sequence that was swapped.
     """
-    for kind in (StandIn, SparseLayer):  # first what holds the others
-        _swap(model, {id(one): one.dense() for one in model.modules() if isinstance(one, kind)})
-    return model.dense() if isinstance(model, StandIn | SparseLayer) else model
+    model = as_model(model)
+    with torch.inference_mode(False):
+        for kind in (StandIn, SparseLayer):  # first what holds the others
+            _swap(model, {id(one): one.dense() for one in model.modules() if isinstance(one, kind)})
+        return model.dense() if isinstance(model, StandIn | SparseLayer) else model
 
 
 def lanes(images: Tensor) -> Tensor:
@@ -144,21 +161,26 @@ def lanes(images: Tensor) -> Tensor:
 # -- choosing ----------------------------------------------------------------------------------------------------------
 
 
-def _choose(model: nn.Module, masks: Masks, work: Mapping[int, Work]) -> tuple[Choice, ...]:
-    """How each masked layer is best run; `work`: what each was seen to do, by id."""
+def _choose(
+    model: nn.Module, masks: Masks, work: Mapping[int, Work], fixed: set[int], gradients: bool, choose: Choose
+) -> tuple[Choice, ...]:
+    """How each masked layer is best run; `work`: what each was seen to do, by id; `fixed`: who is not to be swapped."""
     counts, shared = masks.counts(), _shared(model)
     costs: dict[int, Cost] = {}
     found: list[tuple[int, Choice]] = []
     for name, layer, weight, parameter in _masked_layers(model, masks):
         density = counts[weight] / max(1, parameter.numel())
         why = _cannot(layer, parameter, shared)
+        if why is None and id(layer) in fixed:
+            why = "it is the network itself, which is not swapped in place"
         if why is None and id(layer) not in work:
             why = "not called as a layer on the example inputs"
         if why is None:
-            costs[id(layer)] = Cost(work[id(layer)], parameter.numel(), density)
-            why = f"dense is faster at density {density:.2f} and this size"
+            costs[id(layer)] = Cost(work[id(layer)], parameter.numel(), density, gradients)
+            batch, purpose = work[id(layer)].batch, "in training" if gradients else "without gradients"
+            why = f"dense is faster at density {density:.2f} and a batch of {batch}, {purpose}"
         found.append((id(layer), Choice(name, weight, density, False, why)))
-    chosen = faster(model, work, costs)
+    chosen = choose(model, work, costs)
     return tuple(
         replace(choice, sparse=True, why="fewer multiplications") if layer in chosen else choice
         for layer, choice in found
@@ -212,10 +234,12 @@ def _counted(model: nn.Module) -> Iterator[dict[int, Work]]:
 
     def count(layer: Any, given: tuple[Any, ...], output: Tensor) -> None:
         side = given[0] if isinstance(layer, nn.ConvTranspose2d) and given else output
-        places = output.numel() / layer.out_features if isinstance(layer, nn.Linear) else len(side) * _area(side)
-        found[id(layer)].multiply_adds += places * layer.weight.numel()
+        flat = isinstance(layer, nn.Linear)
+        batch = output.numel() // max(1, layer.out_features) if flat else len(side)
+        multiply_adds = (batch if flat else batch * _area(side)) * layer.weight.numel()
+        found[id(layer)].add(multiply_adds, batch, output.dtype)
         found[id(layer)].inputs += given[0].numel() if given else 0
-        found[id(layer)].flat &= isinstance(layer, nn.Linear) and output.dim() == 2
+        found[id(layer)].flat &= flat and output.dim() == 2
 
     with ExitStack() as stack:
         for layer in model.modules():
@@ -231,40 +255,52 @@ def _area(images: Tensor) -> int:
 # -- trying ------------------------------------------------------------------------------------------------------------
 
 
-def _outputs(model: nn.Module, example_inputs: Mapping[str, Tensor]) -> list[Tensor]:
-    """All tensors that the components give for their examples, in evaluation mode, with chance as it always falls."""
-    found: list[Tensor] = []
-    with evaluating(model), torch.enable_grad():
-        torch.manual_seed(0)
-        for component, example in example_inputs.items():
-            leaves = tree_leaves(getattr(unwrap(model), component)(example))
-            found += [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    return found
+def _outputs(model: nn.Module, examples: Mapping[str, Example], gradients: bool) -> dict[str, dict[str, Tensor]]:
+    """All tensors that each component gives for its example, in evaluation mode, with chance as it always falls."""
+    with evaluating(model), torch.set_grad_enabled(gradients):
+        torch.random.default_generator.manual_seed(0)
+        return {
+            name: dict(named_tensors(example(component_at(model, name)), name)) for name, example in examples.items()
+        }
 
 
-def _differs(model: nn.Module, example_inputs: Mapping[str, Tensor], expected: list[Tensor]) -> str | None:
-    """Why the model with its sparse layers is not what it was, in words: it fails, or gives something else."""
+def _differs(
+    model: nn.Module, examples: Mapping[str, Example], expected: Mapping[str, Mapping[str, Tensor]], gradients: bool
+) -> str | None:
+    """Why the model with its sparse layers is not what it was, in words: it fails, or gives something else, or nothing
+    by which to tell."""
     try:
-        found = _outputs(model, example_inputs)
+        found = _outputs(model, examples, gradients)
         weights = [weight for weight in model.parameters() if weight.requires_grad]
-        total = sum(leaf.float().sum() for leaf in found if leaf.requires_grad)
+        leaves = [leaf for given in found.values() for leaf in given.values() if leaf.requires_grad]
+        total = sum(leaf.abs().float().sum() for leaf in leaves)
         if weights and isinstance(total, Tensor):
             torch.autograd.grad(total, weights, allow_unused=True)
     except Exception as error:  # whatever the model's own code makes of layers that are not what it thinks
         first = next(iter(str(error).splitlines()), "")
         return f"the model does not run with sparse layers: {type(error).__name__}: {first}"
-    if len(found) != len(expected) or any(map(_strays, found, expected)):
-        return "the model gives something else with sparse layers"
+    for name, given in expected.items():
+        alike = compare(*_scaled(given, found[name]), allowed=lambda _: 1e-3)
+        if not alike.numbers and alike.worst <= 1:
+            part = f"component {name!r}" if name else "the model"
+            return f"{part} gives no real numbers for its example, by which to tell whether it stays the same"
+        if not alike.equal:
+            return "the model gives something else with sparse layers"
     return None
 
 
-def _strays(one: Tensor, other: Tensor) -> bool:
-    """Whether two outputs are not the same but for rounding, which may turn a comparison in the model: floats alone."""
-    if one.shape != other.shape:
-        return True
-    if not one.numel() or not (one.is_floating_point() and other.is_floating_point()):
-        return False
-    return float((one - other).detach().abs().max()) > 1e-3 * float(other.detach().abs().max())
+def _scaled(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Both, each tensor by the largest number that was expected of it, so that small ones are compared as closely."""
+    scales = {}
+    for path, tensor in expected.items():
+        finite = tensor.detach()[torch.isfinite(tensor)].abs() if tensor.is_floating_point() else tensor.new_empty(0)
+        scales[path] = float(finite.max()) or 1.0 if finite.numel() else None
+
+    def by(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        scaled = ((path, tensor, scales.get(path)) for path, tensor in tensors.items())
+        return {path: tensor if scale is None else tensor.detach() / scale for path, tensor, scale in scaled}
+
+    return by(expected), by(found)
 
 
 # -- swapping ----------------------------------------------------------------------------------------------------------

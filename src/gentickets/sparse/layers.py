@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
+from gentickets.errors import MaskError
 from gentickets.sparse.layout import ONE_POSITION, Geometry, Pattern
 from gentickets.sparse.operations import down, up
 from gentickets.sparse.spectral import LiveSpectralNorm, find, underlying
@@ -77,8 +78,25 @@ class SparseLayer(nn.Module):
             raise ValueError(
                 f"{type(self).__name__} takes {channels} channels along axis {axis}, not {tuple(given.shape)}"
             )
-        if self.values.device.type != "cpu" or given.device.type != "cpu":
+        if given.device.type != "cpu":
             raise ValueError(f"{type(self).__name__} works on the CPU: restore(model) before moving it")
+        traced = torch.jit.is_tracing() and not self.pattern.flat  # the layout for one size of images would be kept
+        if traced or torch.compiler.is_exporting() or _is_transformed(given):
+            raise MaskError(
+                f"{type(self).__name__} cannot be traced, exported or transformed by torch.func: restore(model) first"
+            )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLayer:
+        """For `.to(…)`, `.half()` and the like: what the kernels do not know is refused."""
+        after = fn(self.values.detach()[:0])
+        if after.device.type != "cpu" or after.dtype not in (torch.float32, torch.float64):
+            to = str(after.dtype).removeprefix("torch.") if after.device.type == "cpu" else after.device.type
+            raise MaskError(
+                f"an accelerated model works in float32 or float64 on the CPU, not in {to}: restore(model) first"
+                if after.device.type == "cpu"
+                else f"an accelerated model works on the CPU, not on {to}: restore(model) first"
+            )
+        return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         return f"{'x'.join(map(str, self.pattern.shape))}, {len(self.values):,} live weights"
@@ -147,6 +165,12 @@ def is_hooked(module: nn.Module) -> bool:
 def _lanes(images: Tensor, like: Tensor) -> Tensor:
     """(channels, height, width, batch), in the dtype of the weights."""
     return images.to(like.dtype).permute(1, 2, 3, 0)
+
+
+def _is_transformed(given: Tensor) -> bool:
+    """Whether a tensor is one of `torch.func`'s, in whose memory no numbers lie."""
+    wrapped = getattr(getattr(torch._C, "_functorch", None), "is_functorch_wrapped_tensor", None)
+    return wrapped is not None and bool(wrapped(given))
 
 
 def _geometry(layer: Any) -> Geometry:

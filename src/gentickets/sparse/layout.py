@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from gentickets.kernels import Rows, gather, padded, sample, turned
+from gentickets.kernels import Rows, gather, is_roomy, new_side, padded, sample, turned
 
 Pair = tuple[int, int]
 
@@ -114,16 +114,26 @@ class Layout:
         after = max(0, int(found.max(initial=0) + last) - (small[axis] - 1))
         return (before, after), steps
 
-    def down(self, values: Tensor, bias: Tensor | None, big: Tensor, slope: float = 1.0) -> Tensor:
+    def down(
+        self, values: Tensor, bias: Tensor | None, big: Tensor, slope: float = 1.0, *, roomy: bool = False
+    ) -> Tensor:
         """`big`, padded → small, unpadded, and rectified where there is a slope for negative numbers."""
-        out = big.new_empty(*self.small, big.shape[-1])
+        out = new_side(big, self.small, big.shape[-1], roomy=roomy)
         return gather(self._down, values, bias, big, out, slope)
 
     def up(
-        self, values: Tensor, bias: Tensor | None, small: Tensor, slope: float = 1.0, gate: Tensor | None = None
+        self,
+        values: Tensor,
+        bias: Tensor | None,
+        small: Tensor,
+        slope: float = 1.0,
+        gate: Tensor | None = None,
+        *,
+        roomy: bool = False,
     ) -> Tensor:
-        """`small`, padded → big, unpadded; times `slope` where `gate`, of the big side, is not positive."""
-        out = small.new_empty(*self.big, small.shape[-1])
+        """`small`, padded → big, unpadded; times `slope` where `gate`, of the big side and laid out as what is given
+        back, is not positive."""
+        out = new_side(small, self.big, small.shape[-1], roomy=roomy)
         return gather(self._up, values, bias, small, out, slope, gate)
 
     def sample(self, small: Tensor, big: Tensor) -> Tensor:
@@ -152,18 +162,26 @@ _NONE = -(2**31)
 
 
 def _padded(side: Tensor, pads: Any) -> Tensor:
-    """(channels, height, width, batch), or (channels, batch), contiguous, with zeros around."""
+    """(channels, height, width, batch), or (channels, batch), roomy, with zeros around."""
     rows, columns = pads
-    side = innermost(side)
-    return padded(side, rows, columns) if any(rows) or any(columns) else side
+    return padded(_innermost(side, roomy=False), rows, columns) if any(rows) or any(columns) else innermost(side)
 
 
 def innermost(side: Tensor) -> Tensor:
-    """(channels, …, batch), in memory batch innermost, or first as dense layers leave it → the same, contiguous."""
+    """(channels, …, batch), in memory batch innermost, or first as dense layers leave it → the same, roomy."""
+    if is_roomy(side):
+        return side
+    return padded(side) if side.is_contiguous() else _innermost(side, roomy=True)
+
+
+def _innermost(side: Tensor, *, roomy: bool) -> Tensor:
+    """The same, contiguous or roomy."""
     if side.is_contiguous():
         return side
     first = side.movedim(-1, 0)
-    return turned(first.reshape(len(first), -1)).view(side.shape) if first.is_contiguous() else side.contiguous()
+    if first.is_contiguous():
+        return turned(first.reshape(len(first), -1), side.shape[:-1], roomy=roomy)
+    return innermost(side.contiguous()) if roomy else side.contiguous()
 
 
 def _positions(count: Pair, step: Pair, width: int, start: Pair = (0, 0)) -> np.ndarray:
