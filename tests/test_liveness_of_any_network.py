@@ -14,7 +14,7 @@ import gentickets as gt
 
 
 def closed(masks: gt.Masks, *names: str) -> gt.Masks:
-    return masks.merge({name: torch.zeros_like(masks[name]) for name in names})
+    return masks.replace({name: torch.zeros_like(masks[name]) for name in names})
 
 
 @dataclasses.dataclass
