@@ -299,7 +299,7 @@ def test_masks_that_empty_a_normed_layer_are_refused(kind):
     model, images = block(NORMS[kind]), torch.randn(2, 3, 8, 8)
     masks = gt.Masks.dense(model)
     (name,) = (name for name in masks if "short" in name)
-    masks = masks.merge({name: torch.zeros(masks.shapes[name], dtype=torch.bool)})
+    masks = masks.replace({name: torch.zeros(masks.shapes[name], dtype=torch.bool)})
     with pytest.raises(Disconnected, match=r"'d\.short' keeps no weight.* 0/0"):
         gt.check_connected(model, masks, {"d": images})
     with pytest.raises(MaskError, match=r"'d\.short' keeps no weight.* 0/0"):

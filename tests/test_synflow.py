@@ -222,7 +222,7 @@ def test_transformers(net: nn.Module) -> None:
 
 def test_a_dead_query_leaves_even_attention() -> None:
     net = Attention("softmax")
-    masks = gt.Masks.dense(net).merge({"q.weight": torch.zeros(4, 4, dtype=torch.bool)})
+    masks = gt.Masks.dense(net).replace({"q.weight": torch.zeros(4, 4, dtype=torch.bool)})
     scores = gt.synflow(masks.apply_(net), torch.randn(1, 3, 4))
     assert not torch.cat([scores["q.weight"], scores["k.weight"]]).any()
     assert scores["v.weight"].all()
@@ -317,7 +317,7 @@ def test_a_layer_that_nothing_flows_through_is_named() -> None:
 def test_a_layer_that_a_mask_cut_off_scores_zero() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     for dead in ("0.weight", "2.weight", "4.weight"):
-        masks = gt.Masks.dense(net).merge({dead: torch.zeros(4, 4, dtype=torch.bool)})
+        masks = gt.Masks.dense(net).replace({dead: torch.zeros(4, 4, dtype=torch.bool)})
         assert not any(
             score.any() for score in gt.synflow(masks.apply_(nn.Sequential(*net)), torch.randn(1, 4)).values()
         )
