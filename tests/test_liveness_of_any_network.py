@@ -220,7 +220,7 @@ def test_masked_gains_count_and_unmasked_ones_do_not() -> None:
     gt.check_connected(net, gt.Masks.dense(net), x)
     gains = torch.zeros(2, dtype=torch.bool)
     with pytest.raises(gt.Disconnected):
-        gt.check_connected(net, gt.Masks.dense(net).merge({"1.weight": gains, "1.bias": gains}), x)
+        gt.check_connected(net, gt.Masks.dense(net).replace({"1.weight": gains, "1.bias": gains}), x)
 
 
 def test_an_input_that_is_written_into() -> None:

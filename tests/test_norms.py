@@ -15,7 +15,7 @@ from torch.nn.utils import prune as torch_prune
 import gentickets as gt
 from gentickets.errors import Disconnected, GenticketsError, MaskError
 from gentickets.export import folded
-from gentickets.naming import clone, prunable_weights
+from gentickets.naming import clone, named_weights, prunable_weights
 from gentickets.search.levels import Rounds
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -395,7 +395,7 @@ def test_pruned_norms_are_finite_and_zero_where_pruned(kind, shape, inputs, outp
         return  # a dim that the weight does not have
     model = nn.ModuleDict({"u": layer, "v": nn.Linear(2, 2)})
     ends = ("original", "original1", "weight_orig", "weight_v", "v.weight")
-    scores = gt.magnitude(model, include=[name for name, _ in model.named_parameters() if name.endswith(ends)])
+    scores = gt.magnitude(model, include=[name for name in named_weights(model) if name.endswith(ends)])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         masks = gt.prune(scores, fraction=amount, scope=scope, granularity=grain)

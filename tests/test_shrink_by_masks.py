@@ -161,7 +161,7 @@ def test_a_constant_that_training_can_change_stays_where_a_border_would_show_it(
     mask[1] = False
     masks, x = gt.Masks({"net.0.weight": mask}), {"net": torch.randn(2, 1, 6, 6)}
     assert gt.shrink(model, masks, x)["net"][0].out_channels == 3
-    masks = masks.merge({"net.0.bias": torch.tensor([True, False, True])})
+    masks = masks.replace({"net.0.bias": torch.tensor([True, False, True])})
     assert gt.shrink(model, masks, x)["net"][0].out_channels == 2
 
 
