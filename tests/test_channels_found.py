@@ -350,3 +350,21 @@ def test_errors_of_the_users_code_are_told_in_one_line():
     with pytest.raises(Untraceable, match=r"cannot be traced at `raise KeyError.*KeyError: 'no such table'") as caught:
         gt.channel_groups(one(Failing()), {"net": torch.randn(2, 4)})
     assert "\n" not in str(caught.value)
+
+
+def test_lazy_layers_are_refused_until_they_have_weights():
+    net = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(4))
+    with pytest.raises(Untraceable, match="lazy layers have no weights"):
+        gt.channel_groups(one(net), {"net": torch.randn(2, 5)})
+    net(torch.randn(2, 5))
+    assert len(gt.channel_groups(one(net), {"net": torch.randn(2, 5)})) == 8
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules")
+def test_complex_constants_are_folded_whole():
+    torch.manual_seed(0)
+    model = one(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)).to(torch.complex64))
+    mask = torch.ones(6, 4, dtype=torch.bool)
+    mask[:2] = False
+    small = gt.shrink(model, gt.Masks({"net.0.weight": mask}), {"net": torch.randn(2, 4, dtype=torch.complex64)})
+    assert small["net"][0].out_features == 4

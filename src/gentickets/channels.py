@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
 from gentickets.examples import Example, compare, examples_of, named_tensors, outputs, tolerance
 from gentickets.naming import Model, clone, component_at, joined, named_layers, unwrap
@@ -128,6 +129,8 @@ def trace(model: Model, component: str, example_input: Any) -> ChannelGraph:
     can be followed there; layers that it calls in training alone stay whole, with all that they read.
     """
     example = Example.of(example_input, component)
+    if any(is_lazy(weight) for weight in component_at(model, component).parameters()):
+        raise _untraceable(component, "as long as lazy layers have no weights (call it once before)")
     net = clone(unwrap(component_at(model, component))).eval()
     run = Run(net, component)
     try:

@@ -312,7 +312,8 @@ class _Plan:
         constant = value.flatten(1)[:, 0] if value.dim() > 1 else value
         layer = self.graph.layer_of(node)
         weight = _out_in(layer, layer.weight.detach()).sum(2)[:, lost]  # type: ignore[operator, union-attr]
-        return weight.double() @ constant[lost].double()
+        wide = torch.complex128 if weight.is_complex() else torch.float64
+        return weight.to(wide) @ constant[lost].to(wide)
 
 
 def _source(node: fx.Node) -> fx.Node:
