@@ -514,6 +514,8 @@ def test_refusals_are_one_line():
         cost(as_model(net), {"net": torch.zeros(0, 4)})
     with pytest.raises(MaskError, match=r"'net\.weight' has no shape yet: run the model once"):
         cost(as_model(nn.LazyLinear(3)), {"net": torch.zeros(2, 4)})
+    with pytest.raises(MaskError, match="ModuleDict has no forward of its own: name the component"):
+        cost(as_model(net), torch.zeros(2, 4))
     with pytest.raises(MaskError, match="'Linear' holds no tensor"):
         cost(net, 3)
 

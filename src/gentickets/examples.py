@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gentickets.errors import GenticketsError, MaskError
 from gentickets.evaluating import evaluating
-from gentickets.naming import Model, as_model, check_components, components_of
+from gentickets.naming import Model, check_components, components_of, unwrap
 
 ExampleInput = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 """One tensor, several positional arguments, or keywords: what one component is called with."""
@@ -91,7 +91,10 @@ def examples_of(model: Model, example_inputs: Any) -> dict[str, Example]:
     if isinstance(example_inputs, Mapping):
         check_components(example_inputs, components_of(model))
         return {name: Example.of(given, name) for name, given in example_inputs.items()}
-    return {WHOLE: Example.of(example_inputs, type(as_model(model)).__name__)}
+    kind = type(unwrap(model))
+    if kind.forward is nn.Module.forward and (names := components_of(model)):
+        raise MaskError(f"{kind.__name__} has no forward of its own: name the component, as in {{{names[0]!r}: input}}")
+    return {WHOLE: Example.of(example_inputs, kind.__name__)}
 
 
 def named_tensors(result: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -373,9 +373,10 @@ def warn_of_left_out(model: Model, components: Iterable[str] | None, exclude: It
         weights = named_weights(model)
         left = sum(weights[name].numel() for name in others)
         chosen = sum(weights[name].numel() for name in _default_prunable(unwrap(model)) if name not in others)
+        share = left / max(1, left + chosen)
         warnings.warn(
-            f"left dense: {_listed(others)}, {left / max(1, left + chosen):.0%} of the weights; only convolutions "
-            f"and linear layers are pruned by default, include= takes others (gentickets.left_out(model) lists them)",
+            f"left dense: {_listed(others)}, {share:.0%} of the weights; only convolutions and linear layers are "
+            f"pruned by default, include= takes others (gentickets.left_out(model) lists them)",
             stacklevel=3,
         )
 
