@@ -253,3 +253,12 @@ def test_the_csv_holds_the_floats_exactly(folder):
         "seed,level,arm,find_seconds,train_seconds,evaluate_seconds,images",
         "0,0,ticket,,12.5,0.8,32000",
     ]
+
+
+def test_a_run_is_called_by_its_title_and_is_as_deep_as_its_tickets(folder):
+    assert read_run(folder).title == "quick"
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"title": "A quick one"}))
+    build_level(folder, 0, 7, "random_mask")
+    run = read_run(folder)
+    assert (run.title, run.name, run.depth) == ("A quick one", "quick", 5)

@@ -149,6 +149,8 @@ def test_a_plain_recipe_is_compared_by_the_methods_of_the_field(file):
         search = arm.recipe.search
         assert search.rewind_step == (4 if arm.label in ("imp", "one-shot") else 0)
         assert search.sparsity_at(search.rounds) == pytest.approx(0.75)
+        # Pruning at random is the random mask: it is not its own control.
+        assert arm.recipe.controls.random_mask is (arm.label != "random-at-init")
 
 
 @pytest.mark.parametrize(
@@ -162,6 +164,7 @@ def test_a_plain_recipe_is_compared_by_the_methods_of_the_field(file):
         ({"study": {"arms": {"a/b": {}}}}, {}, "study.arms"),
         ({"study": {"arms": {}}}, {}, "study.arms"),
         ({"study": {"arms": {"dense": {}}}}, {}, "'dense' is what the controls are called"),
+        ({"study": {"arms": {"small-dense-12": {}}}}, {}, "'small-dense-12' is what the controls are called"),
         ({"study": {"arms": {"a": {}}, "small": True}}, {}, "study.unknown key small; known here: arms, small_dense"),
         ({"study": {"arms": {"a": {}}}}, {"methods": ["imp"]}, "names its own arms"),
         (

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from gentickets.lab import threads as module
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.run import load_data, prepared
+from gentickets.lab.seedrun import build_model
 from gentickets.lab.single import train_one
 from gentickets.lab.threads import fastest, threads_of
+from gentickets.metrics.cost import training_flops
 
 RAW = {
     "name": "tiny",
@@ -85,3 +87,33 @@ def test_what_was_measured_is_kept_with_the_run(monkeypatch, tmp_path):
         torch.set_num_threads(before)
     with prepared(recipe, tmp_path / "run") as ready:
         assert ready.threads == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "images_a_step"),
+    [
+        ({}, 16),
+        (
+            {"model": {"name": "dcgan", "width": 4, "latent": 3}, "objective": {"name": "adversarial", "n_critic": 3}},
+            48,
+        ),
+    ],
+)
+def test_threads_are_counted_from_the_work_of_all_the_images_of_a_step(monkeypatch, changes, images_a_step):
+    recipe = make_recipe({**RAW, **changes, "training": {**RAW["training"], "threads": "auto"}})
+    images, _ = load_data(recipe.data)
+    asked = []
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(module, "threads_for", lambda flops, cores: asked.append((flops, cores)) or 5)
+    assert threads_of(recipe, images, workers=2) == 5
+    objective = recipe.build_objective()
+    few = torch.zeros(2 * objective.batches_per_step, *images.shape)
+    each = training_flops(build_model(recipe, images, 0), objective, few).dense
+    assert asked == [(pytest.approx(each * images_a_step), 4)]
+
+
+def test_a_number_of_threads_that_is_told_is_taken(monkeypatch):
+    recipe = make_recipe({**RAW, "training": {**RAW["training"], "threads": 3}})
+    for name in ("threads_for", "fastest"):
+        monkeypatch.setattr(module, name, None)  # would fail: nothing is counted or measured
+    assert threads_of(recipe, load_data(recipe.data)[0], workers=2) == 3
