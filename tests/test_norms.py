@@ -15,7 +15,8 @@ from torch.nn.utils import prune as torch_prune
 import gentickets as gt
 from gentickets.errors import Disconnected, GenticketsError, MaskError
 from gentickets.export import folded
-from gentickets.naming import clone, named_weights, prunable_weights
+from gentickets.naming import clone, named_weights
+from gentickets.prunable import prunable_weights
 from gentickets.search.levels import Rounds
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")

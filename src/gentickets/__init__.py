@@ -15,8 +15,8 @@ from gentickets.groups import ChannelGroups, channel_groups
 from gentickets.liveness import check_connected
 from gentickets.masks import Masks
 from gentickets.metrics.cost import Cost, cost
-from gentickets.naming import left_out
 from gentickets.objectives import ELBO, Adversarial, Autoencoding, Objective
+from gentickets.prunable import left_out
 from gentickets.pruning import TiesBroken, prune, random_like
 from gentickets.saliency import grasp, snip, synflow, synflow_masks, synflow_score
 from gentickets.scores import batchnorm_scale, magnitude, random_scores

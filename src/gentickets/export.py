@@ -28,7 +28,8 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 from gentickets.errors import GenticketsError
 from gentickets.examples import Example, ExampleInput, named_tensors, nothing_to_compare, tolerance
 from gentickets.files import replace_file
-from gentickets.naming import CONVOLUTIONS, TRANSPOSED, check_not_pruned, clone, unwrap
+from gentickets.naming import CONVOLUTIONS, TRANSPOSED, clone, unwrap
+from gentickets.prunable import check_not_pruned
 
 Format = Literal["torch", "onnx"]
 

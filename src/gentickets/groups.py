@@ -20,7 +20,8 @@ from torch import Tensor, fx, nn
 from gentickets.channels import ChannelGraph, layers_of, trace_all
 from gentickets.errors import MaskError, PruneError
 from gentickets.masks import Masks
-from gentickets.naming import CHANNELWISE_NORMS, TRANSPOSED, WEIGHT_PLACES, Model, joined, weight_norm_lengths
+from gentickets.naming import CHANNELWISE_NORMS, TRANSPOSED, WEIGHT_PLACES, Model, joined
+from gentickets.prunable import weight_norm_lengths
 from gentickets.tracing import is_channelwise_norm, is_depthwise
 
 Side = Literal["output", "input"]

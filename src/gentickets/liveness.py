@@ -26,18 +26,8 @@ from gentickets.errors import Disconnected, MaskError
 from gentickets.examples import Example, ExampleInputs, examples_of, named_tensors
 from gentickets.flow import GAIN_AT, Double, each, gained, running, tensors_in, titled, writes
 from gentickets.masks import Masks
-from gentickets.naming import (
-    NORMS,
-    PRUNABLE,
-    WEIGHT_PLACES,
-    Model,
-    clone,
-    component_at,
-    divided_by_zero,
-    joined,
-    named_layers,
-    unwrap,
-)
+from gentickets.naming import NORMS, PRUNABLE, WEIGHT_PLACES, Model, clone, component_at, joined, named_layers, unwrap
+from gentickets.prunable import divided_by_zero
 
 
 def check_connected(model: Model, masks: Masks, example_inputs: ExampleInputs) -> None:

@@ -16,18 +16,8 @@ from torch.nn.utils import parametrize
 from gentickets.errors import MaskError
 from gentickets.holding import Hold
 from gentickets.memory import as_bits, nonzero, pack
-from gentickets.naming import (
-    Model,
-    as_names,
-    check_components,
-    check_zeros,
-    component_of,
-    divided_by_zero,
-    named_weights,
-    prunable_weights,
-    warn_of_left_out,
-    with_shape,
-)
+from gentickets.naming import Model, as_names, check_components, component_of, named_weights
+from gentickets.prunable import check_zeros, divided_by_zero, prunable_weights, warn_of_left_out, with_shape
 
 M = TypeVar("M", bound=Model)
 
@@ -291,7 +281,7 @@ class Masks(Mapping[str, Tensor]):
     def check_fits(self, model: Model) -> dict[str, nn.Parameter]:
         """The model's weights by name. Raises `MaskError` that names the first mask that fits none.
 
-        None fits a weight of which a zero would not be a zero in effect (see `naming.check_zeros`).
+        None fits a weight of which a zero would not be a zero in effect (see `prunable.check_zeros`).
         """
         weights = named_weights(model)
         for name, shape in self._shapes.items():

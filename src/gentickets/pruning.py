@@ -28,8 +28,9 @@ from torch import Tensor
 from gentickets.errors import PruneError
 from gentickets.groups import ChannelGroups
 from gentickets.masks import Masks
-from gentickets.naming import Model, component_of, norms_of
+from gentickets.naming import Model, component_of
 from gentickets.parametrised import Norm
+from gentickets.prunable import norms_of
 from gentickets.selection import Scored, Ties, keep_best
 
 Scope = Literal["global", "component", "layer", "erk"]

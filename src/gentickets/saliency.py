@@ -39,10 +39,10 @@ from gentickets.naming import (
     joined,
     named_layers,
     named_weights,
-    prunable_weights,
     unwrap,
 )
 from gentickets.objectives import Objective
+from gentickets.prunable import prunable_weights
 from gentickets.pruning import Scope, prune
 from gentickets.scores import Scores
 

@@ -24,9 +24,8 @@ from gentickets.naming import (
     components_of,
     joined,
     named_layers,
-    norms_of,
-    prunable_weights,
 )
+from gentickets.prunable import norms_of, prunable_weights
 
 
 class Scores(dict[str, Tensor]):

@@ -35,8 +35,8 @@ from gentickets.naming import (
     named_layers,
     named_weights,
     unwrap,
-    weight_norm_lengths,
 )
+from gentickets.prunable import weight_norm_lengths
 from gentickets.tracing import is_channelwise_norm, is_depthwise, is_unflatten
 
 Slices = dict[int, np.ndarray]

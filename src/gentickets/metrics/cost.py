@@ -21,7 +21,6 @@ from gentickets.masks import Masks
 from gentickets.metrics.operations import FLOPS_A_NORM, Operations, share_not_counted, uncompiled
 from gentickets.naming import (
     Model,
-    check_not_pruned,
     clone,
     component_at,
     component_of,
@@ -31,6 +30,7 @@ from gentickets.naming import (
     unwrap,
 )
 from gentickets.objectives import Objective
+from gentickets.prunable import check_not_pruned
 
 
 @dataclass(frozen=True)
