@@ -155,11 +155,53 @@ def test_steps_are_counted_to_the_total_whole_or_resumed(whole, stage, tmp_path)
             assert mine == theirs
 
 
-def test_a_ladder_with_a_hole_is_refused(whole, stage, tmp_path):
+def same_levels(folder, whole):
+    """Whether all levels are those of the undisturbed run, to the byte."""
+    files = ("ticket.safetensors", "trained.safetensors", "metrics.json")
+    return all((folder / level / file).read_bytes() == (whole / level / file).read_bytes()
+               for level in LEVELS for file in files)  # fmt: skip
+
+
+@pytest.mark.parametrize("gone", ["level-00", "level-01", "level-02", "level-02-random_mask"])
+def test_a_level_that_is_gone_is_made_again_under_those_that_follow(whole, stage, tmp_path, gone):
     shutil.copytree(whole, tmp_path / "seed-0")
-    shutil.rmtree(tmp_path / "seed-0" / "level-01")
-    with pytest.raises(gt.GenticketsError, match="lacks level-01 but has later levels: use --fresh"):
+    shutil.rmtree(tmp_path / "seed-0" / gone)
+    seed_run(recipe_with(), tmp_path, stage).run()
+    assert same_levels(tmp_path / "seed-0", whole)
+
+
+@pytest.mark.parametrize(("file", "damage"), [
+    ("level-00/trained.safetensors", "flip"),
+    ("level-01/trained.safetensors", "flip"),
+    ("level-01/ticket.safetensors", "cut"),
+    ("level-02/trained.safetensors", "empty"),
+    ("level-02/metrics.json", "cut"),
+    ("level-02-redrawn_weights/trained.safetensors", "zeros"),
+])  # fmt: skip
+def test_what_is_damaged_is_said_and_made_again(whole, stage, tmp_path, file, damage):
+    shutil.copytree(whole, tmp_path / "seed-0")
+    path = tmp_path / "seed-0" / file
+    path.write_bytes(damaged(path.read_bytes(), damage))
+    with pytest.warns(UserWarning, match="dropped, and made again"):
         seed_run(recipe_with(), tmp_path, stage).run()
+    assert same_levels(tmp_path / "seed-0", whole)
+
+
+def test_a_damaged_rewind_point_is_trained_again(whole, stage, tmp_path):
+    shutil.copytree(whole, tmp_path / "seed-0")
+    shutil.rmtree(tmp_path / "seed-0" / "level-00")
+    path = tmp_path / "seed-0" / "rewind.safetensors"
+    path.write_bytes(damaged(path.read_bytes(), "flip"))
+    with pytest.warns(UserWarning, match=r"rewind.safetensors is damaged .*: dropped, and trained again"):
+        seed_run(recipe_with(), tmp_path, stage).run()
+    assert same_levels(tmp_path / "seed-0", whole)
+
+
+def damaged(content, how):
+    if how == "flip":
+        middle = len(content) * 3 // 4
+        return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    return {"cut": content[: len(content) // 2], "empty": b"", "zeros": bytes(len(content))}[how]
 
 
 @pytest.mark.parametrize(("on_failure", "levels"), [("continue", 3), ("stop", 1)])

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gentickets.files import writing
+from gentickets.sealed import Damaged, sealed_state, unsealed_state
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Progress:
 
 
 class Checkpoint:
-    """The state of a training in one file, always whole.
+    """The state of a training in one file, always whole, and checked to the last bit before it is used.
 
     `key` tells whose checkpoint it is; one with another key is not resumed from. `every` seconds it is written.
     """
@@ -39,18 +39,23 @@ class Checkpoint:
 
     def save(self, state: Mapping[str, Any]) -> None:
         with writing(self.path) as file:
-            try:
-                torch.save({"key": self.key, **state}, file)
-            except RuntimeError as error:  # torch's own, in the place of what a full disk raised
-                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+            file.write(sealed_state({"key": self.key, **state}))
         self._last = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """The newest state, or None where there is none of this key. Never runs a pickle's code."""
+        """The newest state, or None where there is none of this key. Never runs a pickle's code.
+
+        A file that is damaged is removed with a warning: the training begins anew.
+        """
         if not self.path.exists():
             return None
-        state = torch.load(self.path, weights_only=True, map_location="cpu")
-        return state if state.pop("key") == self.key else None
+        try:
+            state = unsealed_state(self.path.read_bytes())
+        except Damaged as error:
+            self.path.unlink()
+            warnings.warn(f"{self.path} is damaged ({error}): dropped, and this training begins anew", stacklevel=2)
+            return None
+        return state if state.pop("key", None) == self.key else None
 
 
 class Curve:
@@ -61,7 +66,7 @@ class Curve:
 
     def rewind(self, step: int) -> None:
         lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        kept = [line for line in lines if (at := _step_of(line)) is not None and at <= step]
         self.path.write_text("".join(line + "\n" for line in kept))
 
     def add(self, progress: Progress) -> None:
@@ -72,6 +77,15 @@ class Curve:
         }
         with open(self.path, "a") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def _step_of(line: str) -> int | None:
+    """The step that a line is of; None for half a line, or one that is damaged."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, LookupError, TypeError):
+        return None
+    return step if isinstance(step, int) else None
 
 
 class Meter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gentickets.errors import GenticketsError
-from gentickets.files import writing
+from gentickets.files import replace_file
 from gentickets.groups import channel_groups
 from gentickets.lab import folder as disk
 from gentickets.lab.recipe import SearchPart
@@ -20,6 +21,7 @@ from gentickets.lab.trainer import Trainer
 from gentickets.masks import Masks
 from gentickets.objectives import GainPenalty
 from gentickets.pruning import random_like
+from gentickets.sealed import Damaged, sealed_state, unsealed_state
 from gentickets.search.early_bird import EarlyBird, random_channels_control
 from gentickets.shrink import Shrinking
 from gentickets.ticket import Ticket
@@ -75,8 +77,7 @@ def find_ticket(
     What was found is kept in the trainer's folder, and read back from there when the level is resumed. Raises
     `GenticketsError` where the mask never settles and the recipe says to stop then.
     """
-    if (trainer.folder / STATE).exists():
-        settled = read_settled(trainer.folder)
+    if (settled := _kept(trainer.folder)) is not None:
         trainer.recall(settled.step, settled.account)
         return settled
     groups = channel_groups(model, example_inputs) if search.granularity == "channel" else None
@@ -163,15 +164,29 @@ def _write_history(path: Path, watch: BirdWatch) -> None:
 def _write_settled(folder: Path, settled: Settled) -> None:
     settled.ticket.save(folder / "ticket.safetensors")
     state = {"step": settled.step, "account": dict(settled.account), "optimizers": dict(settled.optimizers)}
-    with writing(folder / STATE) as file:
-        torch.save(state, file)
+    replace_file(folder / STATE, sealed_state(state))
 
 
 def read_settled(folder: Path) -> Settled:
-    """What `find_ticket` left in a level's folder."""
+    """What `find_ticket` left in a level's folder. Raises `Damaged` where its state is not as it was written."""
     ticket = Ticket.load(folder / "ticket.safetensors")
-    state = torch.load(folder / STATE, weights_only=True, map_location="cpu")
-    return Settled(ticket, **state)
+    try:
+        return Settled(ticket, **unsealed_state((folder / STATE).read_bytes()))
+    except (Damaged, OSError) as error:
+        raise Damaged(f"{folder / STATE} is damaged ({error})") from None
+
+
+def _kept(folder: Path) -> Settled | None:
+    """What was found before, and is whole; what is damaged is removed with a warning, and found again."""
+    if not (folder / STATE).exists():
+        return None
+    try:
+        return read_settled(folder)
+    except GenticketsError as error:
+        warnings.warn(f"{error}: dropped, and found again", stacklevel=2)
+        (folder / STATE).unlink()
+        (folder / "ticket.safetensors").unlink(missing_ok=True)
+        return None
 
 
 def smaller(

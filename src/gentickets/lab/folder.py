@@ -25,13 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.files import replace_file
 from gentickets.lab.recipe import Recipe, differing_keys, kept_recipe
+from gentickets.sealed import Damaged, sealed_tensors, unsealed_tensors
 
 CHECKPOINT = "checkpoint.pt"
 LOCK = ".lock"
@@ -92,16 +91,16 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Writes named tensors as safetensors, whole or not at all."""
-    replace_file(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}))
+    """Writes named tensors as safetensors with a digest, whole or not at all."""
+    replace_file(path, sealed_tensors(state))
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Reads what `save_weights` wrote. Raises `GenticketsError` where the file is broken."""
+    """Reads what `save_weights` wrote. Raises `Damaged` where a bit of it is not as it was written."""
     try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise GenticketsError(f"{path} cannot be read ({error}): remove its folder and run the command again") from None
+        return unsealed_tensors(path.read_bytes())[0]
+    except (Damaged, OSError) as error:
+        raise Damaged(f"{path} is damaged ({error})") from None
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gentickets.averaging import settle
+from gentickets.lab import early
 from gentickets.lab import folder as disk
 from gentickets.lab.evaluation import Judge
 from gentickets.lab.trainer import Outcome, Price
@@ -36,6 +37,17 @@ class Made:
     model: nn.Module
     masks: Masks
     span: tuple[int, int]
+
+
+def check_level(folder: Path) -> None:
+    """Raises `GenticketsError` where a file of a complete level that others rest on is not as it was written."""
+    disk.read_metrics(folder)
+    Ticket.load(folder / "ticket.safetensors")
+    for name in ("trained.safetensors", "averaged.safetensors", BEST):
+        if (folder / name).exists():
+            disk.load_weights(folder / name)
+    if (folder / early.STATE).exists():
+        early.read_settled(folder)
 
 
 def write_level(

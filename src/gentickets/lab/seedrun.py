@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from gentickets.errors import Disconnected, GenticketsError, RecipeError
 from gentickets.lab import early, methods
 from gentickets.lab import folder as disk
 from gentickets.lab.evaluation import Judge
-from gentickets.lab.level_files import Made, read_price, with_stored_averages, write_level, write_untrained
+from gentickets.lab.level_files import Made, check_level, read_price, with_stored_averages, write_level, write_untrained
 from gentickets.lab.recipe import AT_INIT, Recipe
 from gentickets.lab.trainer import Event, Price, Trainer
 from gentickets.liveness import check_connected
@@ -108,26 +110,31 @@ class SeedRun:
                     self._control(level, arm)
 
     def _chain(self) -> int:
-        """Runs the ticket levels; returns the last that there is."""
+        """Runs the ticket levels that are not there; returns the last that there is."""
+        self._drop_damaged()
         rounds = self.search.rounds
-        complete = [n for n in range(rounds + 1) if self._place(n).exists()]
-        last = len(complete) - 1
-        if complete != list(range(last + 1)):
-            lacking = disk.level_name(min(set(range(last + 1)) - set(complete)))
-            raise GenticketsError(f"{self.folder} lacks {lacking} but has later levels: use --fresh")
-        for index in complete:
-            self.trainer.done += self._steps_of("ticket", index)
-        if last >= 0 and self._ended_at(last):
-            return last
-        levels = self._search(last)
-        for index in range(last + 1, rounds + 1):
-            if index and self.search.method == "early-bird":
+        levels: Iterator[Level] | None = None
+        for index in range(rounds + 1):
+            if self._place(index).exists():
+                self.trainer.done += self._steps_of("ticket", index)
+                levels = None  # the search has not made this one
+            elif index and self.search.method == "early-bird":
                 self._early_level(index)
             else:
+                levels = self._search(index - 1) if levels is None else levels
                 self._searched_level(index, levels)
             if self._ended_at(index):
                 return index
         return rounds
+
+    def _drop_damaged(self) -> None:
+        """Removes, with a warning, what is there and is not as it was written, so that it is made again."""
+        for place in sorted(self.folder.glob("level-*")):
+            try:
+                check_level(place)
+            except GenticketsError as error:
+                warnings.warn(f"{error}: dropped, and made again", stacklevel=2)
+                shutil.rmtree(place)
 
     def _searched_level(self, index: int, levels: Iterator[Level]) -> None:
         """The next level of the recipe's search."""
@@ -235,15 +242,27 @@ class SeedRun:
         """The `train` that the searches call, with the rewind point kept on disk."""
         rewind = self.folder / "rewind.safetensors"
         to_rewind = end_step == self.search.rewind_step
-        if to_rewind and rewind.exists():
-            Ticket(masks, disk.load_weights(rewind)).install(model)
-            self.trainer.recall(end_step - start_step, disk.read_json(self.folder / "rewind.json"))
+        if to_rewind and self._recalled(rewind, model, masks, end_step - start_step):
             return
         trained = self.trainer.train(model, masks, start_step, end_step)
         # Not after a divergence: a resumed run must come upon it, and record it, again.
         if to_rewind and trained is not None and self.trainer.outcome.status == "complete":
             disk.write_json(self.folder / "rewind.json", self.trainer.account())
             disk.save_weights(rewind, named_state(model))
+
+    def _recalled(self, rewind: Path, model: nn.Module, masks: Masks, steps: int) -> bool:
+        """Whether the rewind point is there, and whole: then the model is put there, at its price then."""
+        if not rewind.exists():
+            return False
+        try:
+            weights, account = disk.load_weights(rewind), disk.read_json(rewind.with_suffix(".json"))
+        except GenticketsError as error:
+            warnings.warn(f"{error}: dropped, and trained again", stacklevel=2)
+            rewind.unlink()
+            return False
+        Ticket(masks, weights).install(model)
+        self.trainer.recall(steps, account)
+        return True
 
     # -- early birds --------------------------------------------------------------------------------------
 

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,9 +17,10 @@ from gentickets.data import Batches, ImageSet
 from gentickets.data.cache import cache_folder, content_key, writing
 from gentickets.metrics.features import FeatureExtractor, random_features, seeded
 from gentickets.models.resnet import basic_block
+from gentickets.sealed import Damaged, sealed_tensors, unsealed_tensors
 
 # Raise it where the same images would now give another network.
-_FORMAT = 1
+_FORMAT = 2
 _SMALL = 16  # images up to this side get the smaller network, and fewer steps
 
 Network = Literal["small", "resnet18"]
@@ -73,8 +72,7 @@ def classifier_features(
         _fit(built, train, classes, *effort(network, train.shape))
         accuracy = _accuracy(built, held_out, classes)
         with writing(path) as file:
-            meta = {"accuracy": json.dumps(accuracy)}
-            file.write(safetensors.torch.save(built.cpu().state_dict(), metadata=meta))
+            file.write(sealed_tensors(built.cpu().state_dict(), {"accuracy": json.dumps(accuracy)}))
     word = "classifier" if network == "small" else network
     slug = re.sub(r"[^a-z0-9]+", "_", train.name.lower()).strip("_")
     return Classifier(f"{train.name}-{word} features", f"{slug}_{word}", built, train.shape[0], classes, accuracy)
@@ -170,11 +168,10 @@ def effort(network: Network, shape: tuple[int, int, int]) -> tuple[int, int]:
 def _read(path: Path, network: _Network) -> float | None:
     """The accuracy kept with the network at `path`, which is loaded; None where it is absent or damaged."""
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no iterator
-            accuracy = float(json.loads(file.metadata()["accuracy"]))
+        state, metadata = unsealed_tensors(path.read_bytes())
+        accuracy = float(json.loads(metadata["accuracy"]))
         network.load_state_dict(state)
-    except (OSError, safetensors.SafetensorError, RuntimeError, KeyError, ValueError, TypeError):
+    except (OSError, Damaged, RuntimeError, KeyError, ValueError, TypeError):
         return None
     return accuracy
 

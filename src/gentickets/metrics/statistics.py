@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -18,8 +16,9 @@ from gentickets.data.cache import cache_folder, content_key, writing
 from gentickets.errors import DataError
 from gentickets.metrics.features import FeatureExtractor
 from gentickets.metrics.frechet import Gaussian, Moments
+from gentickets.sealed import Damaged, sealed_tensors, unsealed_tensors
 
-_FORMAT = 2
+_FORMAT = 3
 KEPT = 10_000
 """How many images' own features are kept beside the Gaussian, for what needs more than mean and covariance."""
 
@@ -107,10 +106,10 @@ def _small(batches: Iterable[Tensor], most: int = 256) -> Iterator[Tensor]:
 def _read(path: Path, extractor: FeatureExtractor, count: int) -> FeatureStatistics | None:
     """The statistics kept at `path`, or None where they are absent or damaged."""
     try:
-        kept = safetensors.torch.load_file(path)
+        kept, _ = unsealed_tensors(path.read_bytes())
         gaussian = Gaussian(kept["mean"], kept["root"], count)
         return FeatureStatistics(extractor.key, count, gaussian, kept["features"])
-    except (OSError, safetensors.SafetensorError, KeyError):
+    except (OSError, Damaged, KeyError):
         return None
 
 
@@ -119,4 +118,4 @@ def _write(path: Path, found: FeatureStatistics) -> None:
         return
     tensors = {"mean": found.gaussian.mean, "root": found.gaussian.root, "features": found.features}
     with writing(path) as file:
-        file.write(safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+        file.write(sealed_tensors(tensors))

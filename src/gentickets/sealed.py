@@ -1,0 +1,97 @@
+"""Files of state whose every bit is checked before it is used.
+
+A flipped bit in a checkpoint or in stored weights is another state, from which a run goes on to other numbers without a
+word. So what is written here carries the SHA-256 of itself, and what does not fit its own is `Damaged`. It is no
+signature: it says that the file is whole, not who made it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_safetensors
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from gentickets.errors import GenticketsError
+
+_HEAD = b"gentickets.sealed/1 "
+_BLANK = "0" * 64
+_DIGEST = re.compile(rb'"digest":"([0-9a-f]{64})"')
+
+
+class Damaged(GenticketsError):
+    """A file of ours that is cut off, or of which a bit is not as it was written."""
+
+
+def sealed(content: bytes) -> bytes:
+    """`content` behind a line with its digest."""
+    return _HEAD + hashlib.sha256(content).hexdigest().encode() + b"\n" + content
+
+
+def unsealed(raw: bytes) -> bytes:
+    """What `sealed` was given. Raises `Damaged`."""
+    start = len(_HEAD) + 65
+    if not raw.startswith(_HEAD) or raw[:start] != sealed(raw[start:])[:start]:
+        raise Damaged("its digest does not fit its content")
+    return raw[start:]
+
+
+def sealed_state(state: Mapping[str, Any]) -> bytes:
+    """A state of tensors, numbers, text, and lists and dictionaries of them, sealed."""
+    content = io.BytesIO()
+    torch.save(dict(state), content)
+    return sealed(content.getvalue())
+
+
+def unsealed_state(raw: bytes) -> dict[str, Any]:
+    """What `sealed_state` was given, on the CPU; no code of a pickle is run. Raises `Damaged`.
+
+    One of before files were sealed, which is a plain archive, is taken as it is.
+    """
+    content = raw if raw.startswith(b"PK") else unsealed(raw)
+    try:
+        return dict(torch.load(io.BytesIO(content), weights_only=True, map_location="cpu"))
+    except (RuntimeError, ValueError, EOFError, TypeError, pickle.UnpicklingError) as error:
+        raise Damaged(f"it holds no state: {' '.join(str(error).split())[:100]}") from None
+
+
+def sealed_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """A safetensors file of tensors on any device, with its digest among the metadata, as a ticket has it."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    blank = to_safetensors(plain, {**(metadata or {}), "digest": _BLANK})
+    return blank.replace(_field(_BLANK), _field(hashlib.sha256(blank).hexdigest()), 1)
+
+
+def unsealed_tensors(raw: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a file; one of before files had digests is taken as it is.
+
+    Raises `Damaged` for a file that is none, or does not fit its digest.
+    """
+    header = raw[: 8 + int.from_bytes(raw[:8], "little")]
+    digests = _DIGEST.findall(header)
+    if len(digests) != header.count(b'"digest"') or len(digests) > 1:
+        raise Damaged("it has no digest that could be read")
+    if digests:
+        found = hashlib.sha256(header.replace(_field(digests[0].decode()), _field(_BLANK)))
+        found.update(memoryview(raw)[len(header) :])
+        if found.hexdigest().encode() != digests[0]:
+            raise Damaged("its digest does not fit its content")
+    try:
+        metadata = json.loads(header[8:]).get("__metadata__", {})
+        return from_safetensors(raw), {key: str(value) for key, value in metadata.items() if key != "digest"}
+    except (SafetensorError, ValueError, AttributeError, RecursionError) as error:
+        raise Damaged(f"it is no safetensors file: {' '.join(str(error).split())[:100]}") from None
+
+
+def _field(digest: str) -> bytes:
+    """The digest's place in the header, as JSON writes it."""
+    return f'"digest":"{digest}"'.encode()
