@@ -51,6 +51,7 @@ class Hold:
         optimizers: tuple[torch.optim.Optimizer, ...],
         copies: tuple[Model, ...],
     ):
+        self._was_entered = True  # until it is made: one that is refused has told so
         self.masks, self.model = masks, as_model(model)
         self.copies = tuple(as_model(net) for net in copies)
         self._given = optimizers
@@ -66,7 +67,9 @@ class Hold:
         self.strangers = 0  # steps of optimisers that were not given: after each of them every weight is looked at
         self.passing: nn.Module | None = None  # what is being passed through: its parts need not look again
         self._handles: list[Any] = []
-        self._warned = False
+        self._parts: list[tuple[Mapping[str, nn.Module | None], str, nn.Module]] = []  # (children, name, layer)
+        self._watching: list[Any] = []  # the handles of what lies in the model: of its layers as they are now
+        self._warned = self._was_entered = False
 
     def __repr__(self) -> str:
         state = "entered" if self._handles else "not entered"
@@ -76,9 +79,9 @@ class Hold:
     def __enter__(self) -> Hold:
         if self._handles:
             raise MaskError("this hold is entered already: make another with masks.hold(...)")
+        self._was_entered, self._warned, self.passing = True, False, None
         for net in (self.model, *self.copies):
             self.masks.apply_(net)
-        self._warned, self.passing = False, None
         self._find_weights()
         self._watch_loads()
         self._watch_passes()
@@ -90,9 +93,12 @@ class Hold:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        for handle in self._handles:
+        if not self._handles:
+            return
+        for handle in (*self._handles, *self._watching):
             handle.remove()
         self._handles.clear()
+        self._watching.clear()
         _entered.remove(self)
         self._ours.clear()
         self._stepping.clear()
@@ -101,6 +107,12 @@ class Hold:
             self.audit()
         self._held.clear()
         self._by_id.clear()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_was_entered", True):
+            warnings.warn(
+                "a hold that was never entered held nothing: with masks.hold(model, *optimizers): ...", stacklevel=2
+            )
 
     @property
     def must_look(self) -> bool:
@@ -116,6 +128,7 @@ class Hold:
     @torch.no_grad()
     def mask(self) -> None:
         """Sets the pruned weights of the model to 0.0, now: for a loop that writes weights by hand."""
+        self._check_entered()
         self._clear(self._held.values())
 
     @torch.no_grad()
@@ -125,6 +138,7 @@ class Hold:
         Not needed for sparsity. Call it between `backward` and gradient clipping, so that the norm is that of
         the sparse network and not of weights that do not exist.
         """
+        self._check_entered()
         mask_gradients((held.now(), held) for held in self._held.values())
 
     @torch.no_grad()
@@ -134,8 +148,15 @@ class Hold:
         No weight depends on it. Where a gradient has become exactly zero, as below a unit that never fires, a moment
         shrinks from step to step, into denormal numbers, with which Adam's step takes twice as long.
         """
+        self._check_entered()
         for optimizer in self.optimizers:
             self._drop_momentum(optimizer)
+
+    def _check_entered(self) -> None:
+        if not self._handles:
+            raise MaskError(
+                "this hold is not entered and holds nothing: with masks.hold(model, *optimizers) as hold: ..."
+            )
 
     # -- around the steps of optimisers -------------------------------------------------------------------
 
@@ -152,6 +173,7 @@ class Hold:
 
     def _before_any_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         """Refuses, before it changes anything, an optimiser of held weights that the hold was not given."""
+        self.follow_layers()
         if id(optimizer) in self._ours:
             return
         of_ours = self._stepping or any(
@@ -256,38 +278,62 @@ class Hold:
         for held in self._held.values():
             owned.setdefault(id(held.layer), (held.layer, []))[1].append(held)
         for layer, weights in owned.values():
-            self._handles.append(layer.register_load_state_dict_post_hook(_AfterLoad(self, weights)))
+            self._watching.append(layer.register_load_state_dict_post_hook(_AfterLoad(self, weights)))
 
     def _watch_passes(self) -> None:
         """A look before every pass of whatever has held weights below it: any part may be called by itself."""
         below: dict[int, dict[str, HeldWeight]] = {}
         own: dict[int, dict[str, HeldWeight]] = {}
+        self._parts.clear()
         for held in self._held.values():
             own.setdefault(id(held.layer), {})[held.name] = held
 
         def gather(module: nn.Module) -> dict[str, HeldWeight]:
             if id(module) not in below:
                 found = below[id(module)] = dict(own.get(id(module), {}))
-                for child in module.children():
-                    found |= gather(child)
+                parts = {}
+                for name, child in module._modules.items():
+                    if child is not None and (inside := gather(child)):
+                        found |= inside
+                        parts[name] = child
+                self._parts += [(module._modules, name, part) for name, part in parts.items()]
                 if found:
-                    hook = _BeforePass(self, list(found.values()), module)
+                    hook = _BeforePass(self, list(found.values()), module, parts)
                     # First of all, so that an old-style spectral norm sees masked weights.
-                    self._handles.append(module.register_forward_pre_hook(hook, prepend=True))
+                    self._watching.append(module.register_forward_pre_hook(hook, prepend=True))
                     if hook.has_parts:
                         after = module.register_forward_hook(_AfterPass(self), always_call=True)
-                        self._handles.append(after)
+                        self._watching.append(after)
                     if getattr(module, "_compiled_call_impl", None) is not None:
-                        self._handles.append(_BeforeCompiled(module, hook))
+                        self._watching.append(_BeforeCompiled(module, hook))
             return below[id(module)]
 
         gather(self.model)
+
+    def follow_layers(self) -> None:
+        """Where a layer was replaced: holds what bears the names of the masks now."""
+        if all(children.get(name) is part for children, name, part in self._parts):
+            return
+        self.masks.check_fits(self.model)
+        for handle in self._watching:
+            handle.remove()
+        self._watching.clear()
+        self._find_weights()
+        self._watch_loads()
+        self._watch_passes()
+        for held in self._held.values():
+            self.look(held)
 
     @torch.no_grad()
     def look(self, held: HeldWeight) -> None:
         """Before a pass, at a weight that somebody may have written: masks it, and says so where that changed it."""
         weight = held.now()
         if weight is not held.parameters[0]:
+            if weight is None:
+                raise MaskError(
+                    f"{held.name!r} is no longer a parameter of its layer: leave the hold before a parametrisation is "
+                    f"registered or a parameter taken away, then mask and hold what is there"
+                )
             if not isinstance(weight, nn.Parameter):
                 return  # in its place for this one call (`torch.func.functional_call`): the caller's own
             self._follow(held, weight)
@@ -363,14 +409,17 @@ class _BeforePass(_Inert):
     at every so often, and where the module has changed between training and evaluation.
     """
 
-    def __init__(self, hold: Hold, weights: Sequence[HeldWeight], module: nn.Module):
+    def __init__(self, hold: Hold, weights: Sequence[HeldWeight], module: nn.Module, parts: Mapping[str, nn.Module]):
         self.hold, self.weights, self.training = hold, weights, module.training
+        self.children, self.parts = module._modules, tuple(parts.items())
         self.own = [held for held in weights if held.layer is module]
         self.has_parts = len(self.own) < len(weights)
 
     def __call__(self, module: nn.Module, args: object) -> None:
         if torch.compiler.is_compiling():
             return  # no Python runs in a compiled pass
+        if any(self.children.get(name) is not part for name, part in self.parts):
+            self.hold.follow_layers()
         hold, look = self.hold, module.training is not self.training
         self.training = module.training
         if hold.passing is not None and hold.passing is not module and not look and not hold.must_look:
