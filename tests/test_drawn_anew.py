@@ -71,7 +71,7 @@ def test_a_factory_that_gives_one_model_over_and_over_is_refused() -> None:
     with pytest.raises(gt.PruneError, match="gave a model that it had given before"):
         gt.redrawn_weights_control(level, lambda: model)
     parts = dict(make().items())
-    with pytest.raises(gt.PruneError, match="others=fresh: .* gave a model that it had given before"):
+    with pytest.raises(gt.PruneError, match=r"others=fresh: .* gave a model that it had given before"):
         search(lambda: parts, components="g", others="fresh")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,8 @@ class HeldWeight:
         self._memory: np.ndarray | None = None
         self._places: np.ndarray | None = None
         self._zeros = b""
-        self.version = self.address = -1
+        self.version: float = -1
+        self.address = -1
         self.strangers = 0  # steps of others when it was last known to be clean
         self.steps = 0  # of held optimisers, since the last pass
         self.unlooked = 0  # passes since it was last known to be clean that took its version's word for it
@@ -55,7 +57,7 @@ class HeldWeight:
     def known_clean(self, strangers: int) -> None:
         """Takes note of how the weight, masked just now, looks."""
         weight = self.parameters[0]
-        self.version, self.strangers, self.unlooked = weight._version, strangers, 0
+        self.version, self.strangers, self.unlooked = _version(weight), strangers, 0
         if (address := weight.data_ptr()) != self.address:
             self.address = address
             self._memory, self._places = None, None
@@ -66,7 +68,7 @@ class HeldWeight:
 
     def stepped(self) -> None:
         """After a held optimiser's step, which masked it."""
-        self.version = self.parameters[0]._version
+        self.version = _version(self.parameters[0])
         self.steps += 1
         self.unlooked = 0
 
@@ -75,7 +77,7 @@ class HeldWeight:
         weight = self.parameters[0]
         return (
             self.layer._parameters.get(self.key) is not weight
-            or weight._version != self.version
+            or _version(weight) != self.version
             or weight.data_ptr() != self.address
         )
 
@@ -110,6 +112,11 @@ class HeldWeight:
             # In the tensor's own strides, so that the product is one flat loop (channels_last included).
             self._keep[key] = torch.empty_like(bits).copy_(mask if bits.dim() == mask.dim() else mask[..., None])
         return self._keep[key]
+
+
+def _version(weight: Tensor) -> float:
+    """How often the weight was written to, as autograd counts; it does not for what is made in inference mode."""
+    return math.nan if weight.is_inference() else weight._version  # NaN is no number's equal: looked at each time
 
 
 def _some_of(places: np.ndarray) -> np.ndarray:

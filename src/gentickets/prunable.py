@@ -155,10 +155,11 @@ def check_zeros(model: Model, names: Container[str]) -> None:
         if one.mend is not None:
             raise MaskError(_pruned_already(layer_name, one))
         if (reason := not_zero_in_effect(one, origin)) is not None:
+            made = "another weight" if one.tensor == origin else repr(joined(layer_name, one.tensor))
             plain = layer_name and name == joined(layer_name, origin) and not re.search(r"[][*?]", layer_name)
             pattern = f"{layer_name}.*" if plain else name
             raise MaskError(
-                f"{name!r} cannot be pruned: {one.by} makes {joined(layer_name, one.tensor)!r} of it, and {reason}; "
+                f"{name!r} cannot be pruned: {one.by} makes {made} of it, and {reason}; "
                 f"leave it out with exclude=({pattern!r},) or components="
             )
 

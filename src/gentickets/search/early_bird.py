@@ -6,7 +6,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping
-from numbers import Integral, Real
+from numbers import Real
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -22,7 +22,7 @@ from gentickets.masks import Masks
 from gentickets.naming import Model, as_model, as_names, check_components, component_of, components_of, unwrap
 from gentickets.pruning import Granularity, Scope, prune
 from gentickets.scores import Criterion, Scores, batchnorm_scale, magnitude
-from gentickets.search.levels import check_share
+from gentickets.search.levels import check_count, check_share
 from gentickets.ticket import Ticket
 
 Rule = Literal["chance", "hamming"]
@@ -76,8 +76,7 @@ class EarlyBird:
         rule: Rule = "chance",
     ):
         check_share("fraction", fraction)
-        if not isinstance(window, Integral) or window < 2:
-            raise PruneError(f"window={window!r}: 2 or more masks, or there is nothing to compare")
+        check_count("window", window, 2)  # or there is nothing to compare
         if granularity not in get_args(Granularity):
             raise PruneError(f"granularity={granularity!r} is none of {', '.join(get_args(Granularity))}")
         if scope not in get_args(Scope):
@@ -276,7 +275,8 @@ class EarlyBird:
 
 def check_tolerance(tolerance: float, rule: Rule, sparsity: float) -> None:
     """Raises `PruneError` for a tolerance that is no distance, or that independent masks of `sparsity` would meet."""
-    if not isinstance(tolerance, Real) or not 0 < float(tolerance) <= 1:
+    number: object = tolerance  # whatever a caller makes of it
+    if not isinstance(number, Real) or not 0 < float(number) <= 1:
         raise PruneError(f"tolerance={tolerance!r} is out of range: above 0, at most 1")
     if rule == "chance" and tolerance == 1:
         raise PruneError("tolerance=1: by rule=chance independent masks are 1 apart; take one well below")

@@ -199,8 +199,9 @@ def redrawn_weights_control(level: Level, make_model: MakeModel) -> Ticket:
     origin = {**level.ticket.origin, "rewind_step": 0, "retrain": "rewind", "control": "redrawn_weights"}
     model = draw_anew(make_model, "the re-drawn control")
     found = {name: tensor for name, tensor in named_state(model).items() if name in level.masks}
-    for known in (level.drawn, _digests(level.ticket.weights), _digests(named_state(level.model))):
-        _check_drawn_anew(found, known or {}, "the re-drawn control")
+    _check_drawn_anew(found, level.drawn or {}, "the re-drawn control")
+    for weights in (level.ticket.weights, named_state(level.model)):
+        _check_drawn_anew(_living(found, level.masks), _digests(_living(weights, level.masks)), "the re-drawn control")
     return Ticket(level.masks, model, origin)
 
 
@@ -250,6 +251,10 @@ def _digests(state: Mapping[str, Tensor]) -> dict[str, str]:
         for name, tensor in state.items()
         if tensor.is_floating_point() and tensor.numel() and bool((tensor != tensor.flatten()[0]).any())
     }
+
+
+def _living(weights: Mapping[str, Tensor], masks: Masks) -> dict[str, Tensor]:
+    return {name: weights[name].detach().cpu()[mask] for name, mask in masks.items() if name in weights}
 
 
 def _check_drawn_anew(weights: Mapping[str, Tensor], known: Mapping[str, str], what: str) -> None:
