@@ -181,5 +181,6 @@ def test_what_things_say_of_themselves():
     assert repr(hold).endswith("ModuleDict, SGD, not entered)")
     with hold:
         assert repr(hold).endswith("ModuleDict, SGD, entered)")
+    assert repr(gt.magnitude(gan)) == "Scores(2 tensors, 48 weights)"
     [level] = gt.imp(networks, train, steps=1, rounds=0)
     assert repr(level) == "Level(0, Masks(2 tensors, 48 of 48 alive, sparsity 0.00%), ModuleDict)"

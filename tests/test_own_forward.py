@@ -1,4 +1,4 @@
-"""Layers that make another weight of theirs in a forward pass of their own: a zero there is one in effect, or refused."""
+"""Layers that make another weight of theirs in a forward pass of their own: refused, where a zero is none in effect."""
 
 import pytest
 import torch

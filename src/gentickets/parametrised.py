@@ -142,7 +142,7 @@ def _by_forward(layer: nn.Module) -> Iterator[Derived]:
     """What a subclass makes of its weight in a forward pass of its own, as in weight standardisation."""
     plain = next((kind for kind in _LAYERS if isinstance(layer, kind)), None)
     own = plain is not None and type(layer).forward is not plain.forward and type(layer).__module__ != plain.__module__
-    if own and "weight" in layer._parameters and _passed(layer) is not None:
+    if own and "weight" in layer._parameters and _makes_another(layer):
         by = f"the forward pass of {type(layer).__name__}"
         yield Derived("weight", ("weight",), by, maker=(layer, _used))
 
@@ -261,17 +261,17 @@ class _Uses(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-_passes: WeakKeyDictionary[nn.Module, Tensor | None] = WeakKeyDictionary()
+_passes: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
-def _passed(layer: nn.Module) -> Tensor | None:
-    """The weight that a layer with a forward pass of its own multiplies with; None where no one tensor tells."""
+def _makes_another(layer: nn.Module) -> bool:
+    """Whether a layer with a forward pass of its own is known to multiply with another tensor than its weight."""
     if layer not in _passes:
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
-                _passes[layer] = _used(_copy(layer))
+                _passes[layer] = _used(twin := _copy(layer)) is not twin.weight
         except Exception:  # it takes more than one tensor, or another one: no pass, no knowledge
-            _passes[layer] = None
+            _passes[layer] = False
     return _passes[layer]
 
 
