@@ -47,6 +47,14 @@ def test_other_floating_dtypes_are_fine(dtype, half) -> None:
     assert torch.equal(found.u[0].weight, expected)
 
 
+@pytest.mark.parametrize("wrong", [None, 5, {"u.0.weight": torch.ones(6, 4, dtype=torch.bool)}])
+def test_a_ticket_is_made_of_masks_and_its_origin_is_a_dict(wrong, half) -> None:
+    with pytest.raises(TicketError, match="a ticket is made of Masks, and not of a"):
+        Ticket(wrong, model("u"))
+    with pytest.raises(TicketError, match="origin="):
+        Ticket(half(model("u")), origin=5)
+
+
 @pytest.mark.parametrize("components", ["u", ["u"], ("u", "v")])
 def test_components_say_what_goes_where(components, half) -> None:
     start = model("u", "v")

@@ -63,6 +63,10 @@ class Ticket:
         weights: Model | Ticket | Mapping[str, Tensor] | None = None,
         origin: Mapping[str, Any] | None = None,
     ):
+        if not isinstance(masks, Masks):
+            raise TicketError(f"a ticket is made of Masks, and not of a {type(masks).__name__}: Masks(...) makes them")
+        if not isinstance(origin, Mapping | None):
+            raise TicketError(f"origin={origin!r}: a dict that JSON can hold")
         state = _state_of(weights)
         _check_covered(masks, state)
         if hasattr(weights, "_metadata") and _decided_by(masks, state):  # as `state_dict` makes them
