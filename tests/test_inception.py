@@ -236,22 +236,58 @@ def script(tmp_path):
     return path
 
 
+def published(path, monkeypatch) -> str:
+    """Makes this file one of the published ones; its digest."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(inception_module, "PUBLISHED", {digest})
+    return digest
+
+
 def test_only_published_weights_may_be_called_fid(weights, script, monkeypatch) -> None:
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    other = inception_features(weights)
+    assert not isinstance(other, InceptionFeatures)
+    assert (other.name, other.key) == (f"Inception-v3 features of weights {digest[:8]}", f"inception_{digest[:8]}")
     for path in (weights, script):
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        other = inception_features(path)
-        assert not isinstance(other, InceptionFeatures)
-        assert (other.name, other.key) == (
-            f"Inception-v3 features of weights {digest[:8]}",
-            f"inception_{digest[:8]}",
-        )
-        monkeypatch.setattr(inception_module, "PUBLISHED", {digest})
+        published(path, monkeypatch)
         true = inception_features(path)
         assert isinstance(true, InceptionFeatures)
         assert (true.name, true.key, true.num_features) == ("Inception features", "inception", 2048)
 
 
-def test_a_local_script_sees_bytes_and_has_no_head(script) -> None:
+class Hostile(nn.Module):
+    """Overwrites a file of whoever loads it, without being called."""
+
+    def __init__(self, victim: str):
+        super().__init__()
+        self.victim, self.kept = victim, torch.zeros(8, dtype=torch.uint8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images
+
+    @torch.jit.export
+    def __getstate__(self):
+        return self.victim, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]):
+        self.victim, self.training = state
+        self.kept = torch.from_file(self.victim, True, 8, dtype=torch.uint8).fill_(66)
+
+
+def test_a_stranger_s_program_is_not_loaded(tmp_path, capfd) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "weights.pth"
+    torch.jit.script(Hostile(str(victim))).save(path)
+    victim.write_bytes(b"precious")
+    with pytest.raises(DataError, match=r"weights\.pth is a TorchScript program and not the published one"):
+        inception_features(path)
+    assert victim.read_bytes() == b"precious"
+    torch.jit.load(path)  # what it would have done
+    assert victim.read_bytes() == b"BBBBBBBB"
+
+
+def test_the_published_script_sees_bytes_and_has_no_head(script, monkeypatch) -> None:
+    published(script, monkeypatch)
     extractor = inception_features(script)
     grey = torch.tensor([-1.0, 1.0, 0.0]).reshape(3, 1, 1, 1).expand(3, 1, 4, 4)
     assert torch.allclose(extractor(grey)[:, 0], torch.tensor([0.0, 1.0, 128 / 255]))

@@ -19,6 +19,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from gentickets.files import replace_file
 from gentickets.lab.recipe import Recipe, differing_keys, kept_recipe
 
 CHECKPOINT = "checkpoint.pt"
+LOCK = ".lock"
 
 # What may change between two commands on one folder without making a finished level wrong.
 _MAY_GROW = ("title", "seeds", "search.rounds", "controls", "on_failure", "training.checkpoint_seconds")
@@ -118,17 +120,52 @@ def one_line_errors(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Only one command at a time works on a run folder. Raises `GenticketsError` for the second."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
+def locked(folder: Path) -> Iterator[int]:
+    """Only one command at a time works on a run folder; yields the number of the open file that holds the lock.
+
+    A folder that was made for it, and in which nothing else came to be, is removed. Raises `GenticketsError` for the
+    second command, and where the lock's file is not one of ours: a link is not followed, and nothing is emptied.
+    """
+    handle = _locked_file(folder)
+    try:
+        yield handle
+    finally:
+        if [entry.name for entry in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        os.close(handle)
+
+
+def _locked_file(folder: Path) -> int:
+    path = folder / LOCK
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = _open_lock(path)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            os.close(handle)
             raise GenticketsError(
                 f"{folder} is being written by another command: wait for it, or take name=…"
             ) from None
-        yield
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        os.close(handle)  # its file was removed meanwhile, by a command that left nothing behind
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise GenticketsError(f"{path} is no lock of ours, but a link or the like: remove it") from None
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise GenticketsError(f"{path} is no lock of ours, but a pipe or a device: remove it")
+    return handle
 
 
 def opened(folder: Path, asked: Recipe) -> tuple[Recipe, dict[str, Any]] | None:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import platform
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +17,12 @@ import torch
 
 from gentickets import __version__
 from gentickets.data import ImageSet, load
-from gentickets.errors import GenticketsError, RecipeError
+from gentickets.errors import RecipeError
 from gentickets.lab import folder as disk
 from gentickets.lab.evaluation import Judge
 from gentickets.lab.level_files import measure_level, metrics_json
 from gentickets.lab.plan import Plan, fit, measure
+from gentickets.lab.processes import interrupt, side_by_side, stopping
 from gentickets.lab.recipe import DataPart, Recipe, make_recipe
 from gentickets.lab.results import read_run, write_csv
 from gentickets.lab.seedrun import SeedRun, build_model
@@ -40,7 +36,8 @@ Tell = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is ready to go: what was asked made definite. `plan`: None where the run is resumed."""
+    """A run that is ready to go: what was asked made definite. `plan`: None where the run is resumed; `lock`:
+    the number of the open file that holds the folder's lock."""
 
     folder: Path
     recipe: Recipe
@@ -48,6 +45,7 @@ class Prepared:
     workers: int
     plan: Plan | None
     gave_up: tuple[str, ...]
+    lock: int
 
 
 def load_data(part: DataPart) -> tuple[ImageSet, ImageSet]:
@@ -75,7 +73,7 @@ def prepared(
     A new run is measured first: how long, how much memory, how much disk; with `seconds`, its rounds and steps
     are fitted into that time. Raises `RecipeError` for a folder of another recipe.
     """
-    with disk.one_line_errors(folder), disk.locked(folder):
+    with disk.one_line_errors(folder), disk.locked(folder) as lock:
         there = None if fresh else disk.opened(folder, asked)
         train, held_out = load_data(asked.data)
         check_buildable(asked, train)
@@ -91,7 +89,7 @@ def prepared(
                     disk.remove_run(folder)
                 disk.write_recipe(folder, recipe)
                 disk.write_json(folder / "origin.json", origin)
-            yield Prepared(folder, recipe, threads, workers, plan, gave_up)
+            yield Prepared(folder, recipe, threads, workers, plan, gave_up, lock)
         else:
             recipe, origin = there
             recipe = _grown(recipe, asked, fitted=bool(origin["gave_up"]))
@@ -104,7 +102,7 @@ def prepared(
                 disk.write_json(folder / "origin.json", {**origin, "asked": asked.dump()})
             # Equal bits need an equal number of threads.
             threads, workers = origin["threads"], min(len(recipe.seeds), os.cpu_count() or 1)
-            yield Prepared(folder, recipe, threads, workers, None, tuple(origin["gave_up"]))
+            yield Prepared(folder, recipe, threads, workers, None, tuple(origin["gave_up"]), lock)
 
 
 def _grown(recipe: Recipe, asked: Recipe, fitted: bool) -> Recipe:
@@ -201,136 +199,26 @@ def machine() -> dict[str, Any]:
 def run_seeds(ready: Prepared, tell: Tell) -> None:
     """Runs every seed to its end, several at once in processes of their own, and writes the results.
 
-    On Ctrl-C each training saves its state; the same command goes on from there.
+    On Ctrl-C and its like each training saves its state; the same command goes on from there.
     """
     seeds = ready.recipe.seeds
+    work = partial(_run_seed, ready.folder, ready.recipe, ready.threads)
     with disk.one_line_errors(ready.folder):
         if ready.workers == 1:
-            with stopping() as stop:
+            with stopping(urgent=interrupt) as stop:
                 for seed in seeds:
-                    _run_seed(ready.folder, ready.recipe, seed, ready.threads, tell, stop)
+                    work(seed, tell, stop)
         else:
-            _run_processes(ready, tell)
+            side_by_side(seeds, ready.workers, work, tell, ready.lock)
         write_csv(read_run(ready.folder))
 
 
-def _run_processes(ready: Prepared, tell: Tell) -> None:
-    context = multiprocessing.get_context("spawn")
-    events: multiprocessing.Queue[Event | None] = context.Queue()
-    halt = context.Event()
-    with stopping() as stop:
-        listener = threading.Thread(target=_listen, args=(events, tell), daemon=True)
-        listener.start()
-        with ProcessPoolExecutor(ready.workers, context, _begin_process, (events, halt)) as pool:
-            with _interrupts_held():
-                jobs: list[Future[None]] = [
-                    pool.submit(_in_process, ready.folder, ready.recipe, seed, ready.threads)
-                    for seed in ready.recipe.seeds
-                ]
-                pool.submit(int)  # nothing: the pool looks anew which processes there are, and sees when the last dies
-            pending = set(jobs)
-            while pending:
-                done, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
-                if stop() or any(job.exception() for job in done):
-                    halt.set()
-        events.put(None)
-        listener.join(timeout=5)
-        # The first that failed by itself, not the ones that were told to stop on its account.
-        failures = [error for job in jobs if (error := job.exception()) is not None]
-        for error in sorted(failures, key=lambda error: isinstance(error, KeyboardInterrupt)):
-            if isinstance(error, BrokenProcessPool):
-                raise GenticketsError(
-                    "a training's process was killed from outside (too little memory?): the same command goes on"
-                ) from None
-            raise error
-        if stop():
-            raise KeyboardInterrupt
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits until this is left. It reaches the whole group of processes, and one that is started in here
-    never hears of it: the parent passes it on as `halt`."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _listen(events: multiprocessing.Queue[Event | None], tell: Tell) -> None:
-    while (event := events.get()) is not None:
-        tell(event)
-
-
-_FROM_PARENT: dict[str, Any] = {}
-"""In a seed's process: where its events go, and whether it is to halt."""
-
-
-def _begin_process(events: multiprocessing.Queue[Event | None], halt: Any) -> None:
-    """Readies a process for seeds. It ends with its parent, even one that was killed: two must not write one folder."""
-    events.cancel_join_thread()
-    _FROM_PARENT.update(events=events, halt=halt)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _in_process(folder: Path, recipe: Recipe, seed: int, threads: int) -> None:
-    """One seed in a process of its own."""
-    waiting = _Sparingly(_FROM_PARENT["halt"].is_set)
-    try:
-        with disk.one_line_errors(folder):
-            _run_seed(folder, recipe, seed, threads, _FROM_PARENT["events"].put, waiting)
-    except KeyboardInterrupt:
-        return
-
-
-class _Sparingly:
-    """Asks a question that costs a lock between processes at most some twice a second."""
-
-    def __init__(self, ask: Callable[[], bool]):
-        self._ask, self._next = ask, 0.0
-
-    def __call__(self) -> bool:
-        if time.monotonic() < self._next:
-            return False
-        self._next = time.monotonic() + 0.5
-        return self._ask()
-
-
-def _run_seed(folder: Path, recipe: Recipe, seed: int, threads: int, tell: Tell, stop: Callable[[], bool]) -> None:
-    torch.set_num_threads(threads)
-    train, held_out = load_data(recipe.data)
-    judge = make_judge(recipe, train, held_out)
-    SeedRun(recipe, folder, seed, train, judge, tell, stop).run()
-
-
-@contextmanager
-def stopping() -> Iterator[Callable[[], bool]]:
-    """While inside, the first Ctrl-C (or a polite kill) asks for a stop; a second one interrupts as ever."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-    before = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, frame: object) -> None:
-        asked.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    for which in before:
-        signal.signal(which, ask)
-    try:
-        yield asked.is_set
-    finally:
-        for which, handler in before.items():
-            signal.signal(which, handler)
+def _run_seed(folder: Path, recipe: Recipe, threads: int, seed: int, tell: Tell, stop: Callable[[], bool]) -> None:
+    with disk.one_line_errors(folder):
+        torch.set_num_threads(threads)
+        train, held_out = load_data(recipe.data)
+        judge = make_judge(recipe, train, held_out)
+        SeedRun(recipe, folder, seed, train, judge, tell, stop).run()
 
 
 # -- judging again ------------------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ import torch
 
 from gentickets.errors import RecipeError
 from gentickets.lab import folder as disk
+from gentickets.lab.processes import interrupt, stopping
 from gentickets.lab.recipe import Recipe
-from gentickets.lab.run import check_buildable, load_data, make_judge, stopping
+from gentickets.lab.run import check_buildable, load_data, make_judge
 from gentickets.lab.seedrun import SeedRun, build_model
 from gentickets.lab.threads import threads_of
 from gentickets.lab.trainer import Event
@@ -42,7 +43,7 @@ def train_one(
         disk.write_json(folder / "origin.json", {**origin, "threads": threads})
         torch.set_num_threads(threads)
         judge = make_judge(recipe, train, held_out)
-        with stopping() as stop:
+        with stopping(urgent=interrupt) as stop:
             return SeedRun(recipe, folder, seed, train, judge, tell, stop).run_one(ticket)
 
 

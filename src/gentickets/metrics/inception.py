@@ -1,9 +1,15 @@
-"""The one network whose Fréchet distance may be called FID: Inception v3, weights of December 2015."""
+"""The one network whose Fréchet distance may be called FID: Inception v3, weights of December 2015.
+
+A file of weights may be a stranger's, named by a stranger's recipe. TorchScript is a program, which can overwrite any
+file of whoever loads it, before it is ever called: it is loaded only where it is the published one, bit for bit.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
+import zipfile
 from pathlib import Path
 
 import torch
@@ -34,21 +40,25 @@ def inception_features(weights: str | Path | None = None) -> FeatureExtractor:
     """Inception's pool features; what a distance in them may be called depends on the weights.
 
     `weights`: a state dict as pytorch-fid and torch-fidelity publish it (2,048 features and 1,008 logits; images
-    are resized to 299 x 299 as pytorch-fid does, bilinear without antialiasing), or a TorchScript file that resizes
-    for itself (features only). None downloads the state dict once, into the cache. A file that is not bit for bit
-    a published one gives features under another name, and no FID.
+    are resized to 299 x 299 as pytorch-fid does, bilinear without antialiasing), or the published TorchScript file,
+    which resizes for itself (features only). None downloads the state dict once, into the cache. A state dict that is
+    not bit for bit the published one gives features under another name, and no FID.
 
-    Raises `DataError`, one line, for a file that is absent or neither of these, or a download that fails.
+    Nothing in the file is run, unless its SHA-256 is that of the published TorchScript. Raises `DataError`, one line,
+    for a file that is absent or neither of these, or a download that fails.
     """
     path = _downloaded() if weights is None else Path(weights)
     if not path.is_file():
         raise DataError(f"inception weights: {path} does not exist: {_MEND}")
-    body: nn.Module | None = _script(path)
-    head = None
-    if body is None:
-        network = _network(path)
+    content = path.read_bytes()  # once, so that what was checked is what is loaded
+    digest = hashlib.sha256(content).hexdigest()
+    body: nn.Module
+    head: nn.Module | None = None
+    if _is_program(content):
+        body = _script(content, digest, path)
+    else:
+        network = _network(content, path)
         body, head = _Resized(network), _Logits(network)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest in PUBLISHED:
         return InceptionFeatures("Inception features", "inception", 2048, body, head=head)
     key = f"inception_{digest[:8]}"
@@ -94,18 +104,29 @@ class _Logits(nn.Module):
         return F.linear(features, self.fc.weight)
 
 
-def _script(path: Path) -> nn.Module | None:
-    """The TorchScript module at `path`, or None where it is none."""
+def _is_program(content: bytes) -> bool:
+    """Whether torch would take the file for a program rather than for weights."""
     try:
-        return _ScriptBody(torch.jit.load(path, map_location="cpu").eval())
-    except RuntimeError:
-        return None
+        names = zipfile.ZipFile(io.BytesIO(content)).namelist()
+    except (zipfile.BadZipFile, ValueError, OSError):
+        return False
+    return any(name.endswith("constants.pkl") or "/code/" in f"/{name}" for name in names)
 
 
-def _network(path: Path) -> FIDInception:
-    """The network with the weights of the state dict at `path`, which is opened without running what is in it."""
+def _script(content: bytes, digest: str, path: Path) -> nn.Module:
+    """The published TorchScript module. Raises `DataError` for any other."""
+    if digest not in PUBLISHED:
+        raise DataError(
+            f"inception weights: {path} is a TorchScript program and not the published one (SHA-256 {digest[:8]}…): "
+            f"it could do anything when it is loaded; {_MEND}"
+        )
+    return _ScriptBody(torch.jit.load(io.BytesIO(content), map_location="cpu").eval())
+
+
+def _network(content: bytes, path: Path) -> FIDInception:
+    """The network with the weights of the state dict in a file, which is opened without running what is in it."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
         reason = " ".join(str(error).split())[:80]
         raise DataError(f"inception weights: {path} cannot be read ({reason}): {_MEND}") from error

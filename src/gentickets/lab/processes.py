@@ -1,0 +1,276 @@
+"""Seeds side by side in processes of their own, and one way out for every signal.
+
+Ctrl-C, a polite kill and a terminal that is closed all mean the same: trainings save their state and end; only then
+does the command end, and say so. The parent alone hears signals, and passes on that a stop was asked for; its children
+never do, whether a signal went to the parent or to the whole group of processes (a terminal, systemd, SLURM). A child
+that does not end within a grace time, or that a third signal finds still there, is ended. While one may write, it holds
+the lock of the run's folder, even if its parent is gone.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing import connection, reduction
+from typing import Any
+
+from gentickets.errors import GenticketsError
+
+GRACE_SECONDS = 60.0
+"""How long trainings have to save their state once a stop was asked for."""
+
+_POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_URGENT = 3
+"""So many signals mean: at once."""
+
+Work = Callable[[int, Callable[[Any], None], Callable[[], bool]], None]
+"""`work(seed, tell, stop)`: does one seed; where `stop()` says so it saves its state and raises KeyboardInterrupt."""
+
+
+class Asked:
+    """Whether a stop was asked for, and how many times."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self) -> bool:
+        return self.times > 0
+
+
+@contextmanager
+def stopping(urgent: Callable[[], None] | None = None) -> Iterator[Asked]:
+    """While inside, a polite signal asks for a stop and does nothing else; the third calls `urgent`.
+
+    So one key that reaches the command twice, through a wrapper that forwards signals, costs nothing.
+
+    A signal that was ignored before (SIGHUP under nohup) stays ignored. Outside the main thread nothing is heard.
+    """
+    asked = Asked()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def hear(number: int, frame: object) -> None:
+        asked.times += 1
+        if asked.times >= _URGENT and urgent is not None:
+            urgent()
+
+    before = {which: signal.getsignal(which) for which in _POLITE}
+    heard = [which for which, handler in before.items() if which == signal.SIGINT or handler is not signal.SIG_IGN]
+    for which in heard:
+        signal.signal(which, hear)
+    try:
+        yield asked
+    finally:
+        for which in heard:
+            signal.signal(which, before[which])
+
+
+def interrupt() -> None:
+    """What a third signal does to a training in the command's own process: it ends where it is."""
+    raise KeyboardInterrupt
+
+
+class KeptOpen:
+    """An open file's number that a child gets too: a lock on the file is held until the last of them has ended."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _kept_open, (reduction.DupFd(self.number),)
+
+
+def _kept_open(duplicate: Any) -> KeptOpen:
+    return KeptOpen(duplicate.detach())
+
+
+def side_by_side(seeds: Sequence[int], workers: int, work: Work, tell: Callable[[Any], None], lock: int) -> None:
+    """Does `work` for every seed, `workers` at once, each in a process of its own. `tell` hears what they tell.
+
+    `work` and what it tells must be picklable; `lock`: the number of the open file whose lock they share. The first
+    failure asks the others to stop, and is raised when all have ended; so is KeyboardInterrupt where a stop was asked
+    for. However this is left, no process of it is left behind.
+    """
+    context = multiprocessing.get_context("spawn")
+    with _unheard_by_children():  # multiprocessing's own helper is one
+        events: multiprocessing.Queue[Any] = context.Queue()
+        crew = _Crew(context, work, events, KeptOpen(lock))
+    listener = threading.Thread(target=_listen, args=(events, tell), daemon=True)
+    listener.start()
+    with stopping() as asked:
+        try:
+            crew.run(list(seeds), workers, asked)
+        finally:
+            crew.dismiss(asked)
+            events.put(None)
+            listener.join(timeout=5)
+    for error in crew.failures:
+        raise error
+    if asked():
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _unheard_by_children() -> Iterator[None]:
+    """A process inherits which signals are blocked: one that is started in here never hears the polite ones."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _POLITE)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _listen(events: multiprocessing.Queue[Any], tell: Callable[[Any], None]) -> None:
+    while (event := events.get()) is not None:
+        tell(event)
+
+
+@dataclass
+class _Crew:
+    """The processes, and what became of their seeds."""
+
+    context: Any
+    work: Work
+    events: Any
+    lock: KeptOpen
+    failures: list[Exception] = field(default_factory=list)
+    _members: list[tuple[Any, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._halt = self.context.Event()
+
+    def run(self, seeds: list[int], workers: int, asked: Asked) -> None:
+        """Hands out seeds until none is left, or a stop was asked for, or one has failed."""
+        while len(self._members) < min(workers, len(seeds)) and not asked():
+            self._members.append(self._hired())
+        idle = [pipe for _, pipe in self._members]
+        busy: set[Any] = set()
+        while not (asked() or self.failures) and (seeds or busy):
+            while seeds and idle:
+                pipe = idle.pop()
+                _send(pipe, seeds.pop(0))
+                busy.add(pipe)
+            for pipe in connection.wait(busy, timeout=0.2):
+                busy.discard(pipe)
+                self._hear(pipe)
+                idle.append(pipe)
+
+    def dismiss(self, asked: Asked) -> None:
+        """Lets every process end: those that train save their state first, within the grace time."""
+        if asked() or self.failures:
+            self._halt.set()
+        deadline = time.monotonic() + GRACE_SECONDS
+        for _, pipe in self._members:
+            _send(pipe, None)
+        while living := [(process, pipe) for process, pipe in self._members if process.is_alive()]:
+            for pipe in connection.wait([pipe for _, pipe in living], timeout=0.1):
+                self._hear(pipe)
+            if time.monotonic() > deadline or asked.times >= _URGENT:
+                for process, _ in living:
+                    process.kill()
+        for process, pipe in self._members:
+            process.join()
+            pipe.close()
+
+    def _hired(self) -> tuple[Any, Any]:
+        ours, theirs = self.context.Pipe()
+        process = self.context.Process(
+            target=_member, args=(theirs, self.work, self.events, self._halt, self.lock), daemon=True
+        )
+        with _unheard_by_children():
+            process.start()
+        theirs.close()
+        return process, ours
+
+    def _hear(self, pipe: Any) -> None:
+        """What came of a seed: nothing, an error, or a process that is gone without a word."""
+        try:
+            outcome = pipe.recv()
+        except (EOFError, OSError):
+            process = next(process for process, own in self._members if own is pipe)
+            process.join(timeout=5)
+            if process.exitcode != 0 and not self._halt.is_set():
+                self.failures.append(
+                    GenticketsError(
+                        "a training's process was killed from outside (too little memory?): the same command goes on"
+                    )
+                )
+            return
+        if outcome is not None:
+            self.failures.append(outcome)
+
+
+def _send(pipe: Any, what: int | None) -> None:
+    with suppress(OSError):  # it is gone; who listens to it will hear of that
+        pipe.send(what)
+
+
+# -- in a process of its own ------------------------------------------------------------------------------------------
+
+
+def _member(pipe: Any, work: Work, events: Any, halt: Any, lock: KeptOpen) -> None:
+    """Does one seed after the other, as told by the pipe."""
+    assert lock.number >= 0  # held open as long as this process is there
+    _end_with_parent()
+    events.cancel_join_thread()
+    while (seed := _told(pipe)) is not None and not halt.is_set():
+        try:
+            work(seed, events.put, _Sparingly(halt.is_set))
+        except KeyboardInterrupt:
+            pipe.send(None)
+        except Exception as error:
+            pipe.send(_portable(error))
+        else:
+            pipe.send(None)
+
+
+def _told(pipe: Any) -> int | None:
+    try:
+        return int(number) if (number := pipe.recv()) is not None else None
+    except EOFError:
+        return None
+
+
+def _portable(error: Exception) -> Exception:
+    """The error as it can travel between processes, with where it arose where that is no mistake of the user's."""
+    if not isinstance(error, GenticketsError):
+        error.add_note("".join(traceback.format_exception(error)))
+    try:
+        reduction.ForkingPickler.loads(reduction.ForkingPickler.dumps(error))
+    except Exception:
+        kind = type(error) if isinstance(error, GenticketsError) else RuntimeError
+        return kind(str(error))
+    return error
+
+
+def _end_with_parent() -> None:
+    """Ends this process with its parent, even one that was killed: two must not write one folder."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class _Sparingly:
+    """Asks a question that costs a lock between processes at most some twice a second."""
+
+    def __init__(self, ask: Callable[[], bool]):
+        self._ask, self._next = ask, 0.0
+
+    def __call__(self) -> bool:
+        if time.monotonic() < self._next:
+            return False
+        self._next = time.monotonic() + 0.5
+        return self._ask()
