@@ -89,6 +89,11 @@ def test_weights_of_the_ticket_or_trained_from_it_are_not_drawn_anew(of) -> None
         gt.redrawn_weights_control(level, lambda: copy.deepcopy(of(level)))
 
 
+def test_a_factory_of_other_shapes_is_refused_by_name() -> None:
+    with pytest.raises(gt.TicketError, match=r"'g.weight' is \(3, 6\) in the weights and \(6, 6\) in the masks"):
+        gt.redrawn_weights_control(search(make)[-1], lambda: {"g": nn.Linear(6, 3), "d": nn.Linear(6, 6)})
+
+
 @pytest.mark.parametrize("factory", [make(), None, {"g": nn.Linear(2, 2)}])
 def test_a_model_is_no_factory(factory) -> None:
     with pytest.raises(gt.PruneError, match=r"make_model is a function that makes a model, as lambda: GAN\(\); not"):

@@ -254,7 +254,8 @@ def _digests(state: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _living(weights: Mapping[str, Tensor], masks: Masks) -> dict[str, Tensor]:
-    return {name: weights[name].detach().cpu()[mask] for name, mask in masks.items() if name in weights}
+    fitting = {n: weights[n].detach().cpu() for n, s in masks.shapes.items() if n in weights and weights[n].shape == s}
+    return {name: weight[masks[name]] for name, weight in fitting.items()}
 
 
 def _check_drawn_anew(weights: Mapping[str, Tensor], known: Mapping[str, str], what: str) -> None:
