@@ -174,6 +174,18 @@ def test_a_mask_is_named_after_a_weight(name):
         gt.Masks(nn.Linear(2, 2))
 
 
+@pytest.mark.parametrize("option", ["components", "include", "exclude"])
+def test_names_are_a_string_or_several(option):
+    with pytest.raises(gt.MaskError, match="names are a string or several of them, and not 5"):
+        gt.Masks.dense(networks(), **{option: 5})
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, None, "0"])
+def test_a_random_mask_has_a_seed(seed):
+    with pytest.raises(gt.PruneError, match="seed="):
+        gt.random_like(gt.Masks.dense(networks()), seed)
+
+
 def test_what_things_say_of_themselves():
     gan = networks()
     masks = gt.Masks.dense(gan)
@@ -181,5 +193,6 @@ def test_what_things_say_of_themselves():
     assert repr(hold).endswith("ModuleDict, SGD, not entered)")
     with hold:
         assert repr(hold).endswith("ModuleDict, SGD, entered)")
+    assert repr(gt.magnitude(gan)) == "Scores(2 tensors, 48 weights)"
     [level] = gt.imp(networks, train, steps=1, rounds=0)
     assert repr(level) == "Level(0, Masks(2 tensors, 48 of 48 alive, sparsity 0.00%), ModuleDict)"

@@ -122,9 +122,9 @@ def test_origins_say_where_a_ticket_comes_from(make):
         assert origin["lineage"][-1]["masks"] == level.masks.fingerprint
 
 
-def test_controls_say_what_they_are(make):
+def test_controls_say_what_they_are(make, make_autoencoder):
     [*_, level] = gt.imp(make, Recorder(), steps=6, rewind_step=2, rounds=2, retrain="learning-rate")
-    shuffled, redrawn = gt.random_mask_control(level, seed=5), gt.redrawn_weights_control(level, make)
+    shuffled, redrawn = gt.random_mask_control(level, seed=5), gt.redrawn_weights_control(level, make_autoencoder)
     assert (shuffled.origin["control"], shuffled.origin["control_seed"]) == ("random_mask", 5)
     assert (shuffled.origin["rewind_step"], shuffled.origin["retrain"]) == (2, "learning-rate")
     assert redrawn.origin["control"] == "redrawn_weights"

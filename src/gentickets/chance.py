@@ -102,5 +102,6 @@ class Overlap:
 
 def overlap(one: Masks, other: Masks) -> Overlap:
     """How two masks of the same weights overlap, beside chance. Raises `MaskError` where names or shapes differ."""
+    one.check_same(other)
     mine, theirs, both = one.counts(), other.counts(), (one & other).counts()
     return Overlap({name: (math.prod(one.shapes[name]), mine[name], theirs[name], both[name]) for name in one})

@@ -6,15 +6,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from gentickets.adam import FusedAdamW
 from gentickets.errors import MaskError
-from gentickets.kernels import can_mask, mask_
-from gentickets.memory import as_bits, nonzero, window
+from gentickets.held import HeldWeight, mask_gradients, zero_dead
 from gentickets.naming import Model, as_model, named_layers, named_weights
 
 if TYPE_CHECKING:
@@ -42,12 +40,6 @@ state (schedule-free, Lookahead), or look at the model inside its step (SAM)."""
 _TRANSPARENT = ("Fabric", "Lightning", "Accelerated")
 """Wrappers of optimisers that write no weight themselves, by how their class's name begins."""
 
-_EVERY = 64
-"""How many passes lie between two looks at every weight that nobody seems to have written."""
-
-_SAMPLE = 16
-"""How many pruned places of each weight are looked at before every pass."""
-
 
 class Hold:
     """`Masks.hold` at work. Use it as a context; see there."""
@@ -59,6 +51,7 @@ class Hold:
         optimizers: tuple[torch.optim.Optimizer, ...],
         copies: tuple[Model, ...],
     ):
+        self._was_entered = True  # until it is made: one that is refused has told so
         self.masks, self.model = masks, as_model(model)
         self.copies = tuple(as_model(net) for net in copies)
         self._given = optimizers
@@ -67,14 +60,16 @@ class Hold:
             masks.check_fits(net)
         for optimizer in self.optimizers:
             _check_can_be_held(optimizer, self.model)
-        self._held: dict[str, _HeldWeight] = {}
-        self._by_id: dict[int, _HeldWeight] = {}
+        self._held: dict[str, HeldWeight] = {}
+        self._by_id: dict[int, HeldWeight] = {}
         self._ours: set[int] = set()
         self._stepping: set[int] = set()
         self.strangers = 0  # steps of optimisers that were not given: after each of them every weight is looked at
         self.passing: nn.Module | None = None  # what is being passed through: its parts need not look again
         self._handles: list[Any] = []
-        self._warned = False
+        self._parts: list[tuple[Mapping[str, nn.Module | None], str, nn.Module]] = []  # (children, name, layer)
+        self._watching: list[Any] = []  # the handles of what lies in the model: of its layers as they are now
+        self._warned = self._was_entered = False
 
     def __repr__(self) -> str:
         state = "entered" if self._handles else "not entered"
@@ -84,9 +79,9 @@ class Hold:
     def __enter__(self) -> Hold:
         if self._handles:
             raise MaskError("this hold is entered already: make another with masks.hold(...)")
+        self._was_entered, self._warned, self.passing = True, False, None
         for net in (self.model, *self.copies):
             self.masks.apply_(net)
-        self._warned, self.passing = False, None
         self._find_weights()
         self._watch_loads()
         self._watch_passes()
@@ -98,9 +93,12 @@ class Hold:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        for handle in self._handles:
+        if not self._handles:
+            return
+        for handle in (*self._handles, *self._watching):
             handle.remove()
         self._handles.clear()
+        self._watching.clear()
         _entered.remove(self)
         self._ours.clear()
         self._stepping.clear()
@@ -109,6 +107,12 @@ class Hold:
             self.audit()
         self._held.clear()
         self._by_id.clear()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_was_entered", True):
+            warnings.warn(
+                "a hold that was never entered held nothing: with masks.hold(model, *optimizers): ...", stacklevel=2
+            )
 
     @property
     def must_look(self) -> bool:
@@ -124,6 +128,7 @@ class Hold:
     @torch.no_grad()
     def mask(self) -> None:
         """Sets the pruned weights of the model to 0.0, now: for a loop that writes weights by hand."""
+        self._check_entered()
         self._clear(self._held.values())
 
     @torch.no_grad()
@@ -133,7 +138,8 @@ class Hold:
         Not needed for sparsity. Call it between `backward` and gradient clipping, so that the norm is that of
         the sparse network and not of weights that do not exist.
         """
-        _mask_gradients((held.now(), held) for held in self._held.values())
+        self._check_entered()
+        mask_gradients((held.now(), held) for held in self._held.values())
 
     @torch.no_grad()
     def drop_momentum(self) -> None:
@@ -142,8 +148,15 @@ class Hold:
         No weight depends on it. Where a gradient has become exactly zero, as below a unit that never fires, a moment
         shrinks from step to step, into denormal numbers, with which Adam's step takes twice as long.
         """
+        self._check_entered()
         for optimizer in self.optimizers:
             self._drop_momentum(optimizer)
+
+    def _check_entered(self) -> None:
+        if not self._handles:
+            raise MaskError(
+                "this hold is not entered and holds nothing: with masks.hold(model, *optimizers) as hold: ..."
+            )
 
     # -- around the steps of optimisers -------------------------------------------------------------------
 
@@ -160,6 +173,7 @@ class Hold:
 
     def _before_any_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         """Refuses, before it changes anything, an optimiser of held weights that the hold was not given."""
+        self.follow_layers()
         if id(optimizer) in self._ours:
             return
         of_ours = self._stepping or any(
@@ -213,7 +227,7 @@ class Hold:
                 (parameter, held) for group in optimizer.param_groups for parameter in group["params"]
                 if (held := self._by_id.get(id(parameter))) is not None and parameter.grad is not None
             ]  # fmt: skip
-            _zero_dead(stepped)
+            zero_dead(stepped)
             for _parameter, held in stepped:
                 held.stepped()
             return
@@ -223,16 +237,16 @@ class Hold:
         self._clear(held for _, held in mine)
         self._drop_momentum(optimizer)  # or what looks like it, and is a weight: of the schedule-free, of Lookahead
 
-    def _held_of(self, optimizer: torch.optim.Optimizer) -> list[tuple[Tensor, _HeldWeight]]:
+    def _held_of(self, optimizer: torch.optim.Optimizer) -> list[tuple[Tensor, HeldWeight]]:
         return [(p, held) for p in _parameters(optimizer) if (held := self._by_id.get(id(p))) is not None]
 
     @torch.no_grad()
     def _mask_gradients_of(self, optimizer: torch.optim.Optimizer) -> None:
-        _mask_gradients(self._held_of(optimizer))
+        mask_gradients(self._held_of(optimizer))
 
     @torch.no_grad()
     def _drop_momentum(self, optimizer: torch.optim.Optimizer) -> None:
-        _zero_dead([
+        zero_dead([
             (value, held) for parameter, state in optimizer.state.items() if (held := self._by_id.get(id(parameter)))
             for value in _tensors(state) if value.shape == parameter.shape
         ])  # fmt: skip
@@ -244,12 +258,12 @@ class Hold:
         places = _places(self.model)
         for name, weight in named_weights(self.model).items():
             if name in self.masks:
-                held = self._held.get(name) or _HeldWeight(self.masks, name)
+                held = self._held.get(name) or HeldWeight(self.masks, name)
                 held.layer, held.key = places[id(weight)]
                 self._held[name] = held
                 self._follow(held, weight)
 
-    def _follow(self, held: _HeldWeight, weight: nn.Parameter) -> None:
+    def _follow(self, held: HeldWeight, weight: nn.Parameter) -> None:
         """From here on `held` is this parameter. It is kept, so that no other tensor can come to have its id."""
         stepped = {id(p) for optimizer in self.optimizers for p in _parameters(optimizer)}
         before = held.parameters
@@ -260,42 +274,66 @@ class Hold:
         held.known_clean(self.strangers)
 
     def _watch_loads(self) -> None:
-        owned: dict[int, tuple[nn.Module, list[_HeldWeight]]] = {}
+        owned: dict[int, tuple[nn.Module, list[HeldWeight]]] = {}
         for held in self._held.values():
             owned.setdefault(id(held.layer), (held.layer, []))[1].append(held)
         for layer, weights in owned.values():
-            self._handles.append(layer.register_load_state_dict_post_hook(_AfterLoad(self, weights)))
+            self._watching.append(layer.register_load_state_dict_post_hook(_AfterLoad(self, weights)))
 
     def _watch_passes(self) -> None:
         """A look before every pass of whatever has held weights below it: any part may be called by itself."""
-        below: dict[int, dict[str, _HeldWeight]] = {}
-        own: dict[int, dict[str, _HeldWeight]] = {}
+        below: dict[int, dict[str, HeldWeight]] = {}
+        own: dict[int, dict[str, HeldWeight]] = {}
+        self._parts.clear()
         for held in self._held.values():
             own.setdefault(id(held.layer), {})[held.name] = held
 
-        def gather(module: nn.Module) -> dict[str, _HeldWeight]:
+        def gather(module: nn.Module) -> dict[str, HeldWeight]:
             if id(module) not in below:
                 found = below[id(module)] = dict(own.get(id(module), {}))
-                for child in module.children():
-                    found |= gather(child)
+                parts = {}
+                for name, child in module._modules.items():
+                    if child is not None and (inside := gather(child)):
+                        found |= inside
+                        parts[name] = child
+                self._parts += [(module._modules, name, part) for name, part in parts.items()]
                 if found:
-                    hook = _BeforePass(self, list(found.values()), module)
+                    hook = _BeforePass(self, list(found.values()), module, parts)
                     # First of all, so that an old-style spectral norm sees masked weights.
-                    self._handles.append(module.register_forward_pre_hook(hook, prepend=True))
+                    self._watching.append(module.register_forward_pre_hook(hook, prepend=True))
                     if hook.has_parts:
                         after = module.register_forward_hook(_AfterPass(self), always_call=True)
-                        self._handles.append(after)
+                        self._watching.append(after)
                     if getattr(module, "_compiled_call_impl", None) is not None:
-                        self._handles.append(_BeforeCompiled(module, hook))
+                        self._watching.append(_BeforeCompiled(module, hook))
             return below[id(module)]
 
         gather(self.model)
 
+    def follow_layers(self) -> None:
+        """Where a layer was replaced: holds what bears the names of the masks now."""
+        if all(children.get(name) is part for children, name, part in self._parts):
+            return
+        self.masks.check_fits(self.model)
+        for handle in self._watching:
+            handle.remove()
+        self._watching.clear()
+        self._find_weights()
+        self._watch_loads()
+        self._watch_passes()
+        for held in self._held.values():
+            self.look(held)
+
     @torch.no_grad()
-    def look(self, held: _HeldWeight) -> None:
+    def look(self, held: HeldWeight) -> None:
         """Before a pass, at a weight that somebody may have written: masks it, and says so where that changed it."""
         weight = held.now()
         if weight is not held.parameters[0]:
+            if weight is None:
+                raise MaskError(
+                    f"{held.name!r} is no longer a parameter of its layer: leave the hold before a parametrisation is "
+                    f"registered or a parameter taken away, then mask and hold what is there"
+                )
             if not isinstance(weight, nn.Parameter):
                 return  # in its place for this one call (`torch.func.functional_call`): the caller's own
             self._follow(held, weight)
@@ -312,10 +350,10 @@ class Hold:
                 stacklevel=5,
             )
 
-    def _clear(self, weights: Iterable[_HeldWeight]) -> None:
+    def _clear(self, weights: Iterable[HeldWeight]) -> None:
         """Sets pruned places to 0.0 out of autograd's sight: a graph that saw them masked stays valid."""
         weights = [held for held in weights if held.parameters[0].shape == held.shape]
-        _zero_dead([(held.parameters[0].data, held) for held in weights])
+        zero_dead([(held.parameters[0].data, held) for held in weights])
         for held in weights:
             held.known_clean(self.strangers)
 
@@ -340,144 +378,6 @@ _entered: list[Hold] = []
 """The holds that are at work now."""
 
 
-class _HeldWeight:
-    """A weight under its mask: where it lies, and what it looked like when it was last known to be clean."""
-
-    layer: nn.Module
-    key: str
-
-    def __init__(self, masks: Masks, name: str):
-        self.name, self.packed, self.shape = name, masks.packed[name], masks.shapes[name]
-        self.parameters: list[nn.Parameter] = []  # the one in the model, then others that an optimiser still steps
-        self._masks = masks
-        self._keep: dict[tuple[torch.dtype, torch.device], Tensor] = {}
-        dead = ~masks[name].numpy().reshape(-1)
-        self.dead = bool(dead.any())
-        self._sample = np.unravel_index(_some_of(dead), self.shape or (1,))
-        self._memory: np.ndarray | None = None
-        self._places: np.ndarray | None = None
-        self._zeros = b""
-        self.version = self.address = -1
-        self.strangers = 0  # steps of others when it was last known to be clean
-        self.steps = 0  # of held optimisers, since the last pass
-        self.unlooked = 0  # passes since it was last known to be clean that took its version's word for it
-
-    def mask(self) -> Tensor:
-        """True where the weight is alive."""
-        return self._masks[self.name]
-
-    def now(self) -> Tensor | None:
-        """What stands in the weight's place in its layer."""
-        return self.layer._parameters.get(self.key)
-
-    def known_clean(self, strangers: int) -> None:
-        """Takes note of how the weight, masked just now, looks."""
-        weight = self.parameters[0]
-        self.version, self.strangers, self.unlooked = weight._version, strangers, 0
-        if (address := weight.data_ptr()) != self.address:
-            self.address = address
-            self._memory, self._places = None, None
-            if self.dead and weight.shape == self.shape and (found := window(weight)) is not None:
-                self._memory, strides = found
-                self._places = np.tensordot(strides, self._sample, 1)
-                self._zeros = bytes(self._places.size * weight.element_size())
-
-    def stepped(self) -> None:
-        """After a held optimiser's step, which masked it."""
-        self.version = self.parameters[0]._version
-        self.steps += 1
-        self.unlooked = 0
-
-    def is_written(self) -> bool:
-        """Whether somebody has written to it, or put another in its place, in a way that leaves a trace."""
-        weight = self.parameters[0]
-        return (
-            self.layer._parameters.get(self.key) is not weight
-            or weight._version != self.version
-            or weight.data_ptr() != self.address
-        )
-
-    def is_suspect(self, strangers: int) -> bool:
-        """Whether somebody may have written to it since it was last known to be clean."""
-        return (
-            self.is_written()
-            or self.strangers != strangers
-            or self.unlooked > _EVERY
-            or (self._memory is not None and self._memory[self._places].tobytes() != self._zeros)
-        )
-
-    def written_late(self, strangers: int) -> bool:
-        """Whether what is written in it now can only have been written after the last pass."""
-        if self.steps > 1:
-            return False  # there were passes that nobody saw
-        return not self.unlooked or self.is_suspect(strangers)  # which it was not at the last pass
-
-    def strays(self) -> int:
-        """How many pruned weights are not 0.0."""
-        weight = self.parameters[0]
-        if weight.shape != self.shape:
-            return 0
-        found = nonzero(weight) & ~self.packed
-        return int(np.bitwise_count(found).sum(dtype=np.int64)) if found.any() else 0
-
-    def keep(self, bits: Tensor) -> Tensor:
-        """What to multiply `bits` by: 0 where a weight is pruned, 1 elsewhere."""
-        key = (bits.dtype, bits.device)
-        if key not in self._keep:
-            mask = self.mask()
-            # In the tensor's own strides, so that the product is one flat loop (channels_last included).
-            self._keep[key] = torch.empty_like(bits).copy_(mask if bits.dim() == mask.dim() else mask[..., None])
-        return self._keep[key]
-
-
-def _some_of(places: np.ndarray) -> np.ndarray:
-    """Where some of the true ones are, spread over all there are; without a list of them all."""
-    if not len(places):
-        return np.array([], dtype=np.int64)
-    starts = np.linspace(0, len(places), _SAMPLE, endpoint=False).astype(np.int64)
-    found = {int(start + places[start:].argmax()) for start in starts}
-    return np.array(sorted(place for place in found if places[place]), dtype=np.int64)
-
-
-def _mask_gradients(weights: Iterable[tuple[Tensor | None, _HeldWeight]]) -> None:
-    dense = []
-    for parameter, held in weights:
-        if parameter is None or (grad := parameter.grad) is None:
-            continue
-        if grad.is_sparse:
-            parameter.grad = _masked_rows(grad, held)
-        else:
-            dense.append((grad, held))
-    _zero_dead(dense)
-
-
-def _masked_rows(grad: Tensor, held: _HeldWeight) -> Tensor:
-    """A sparse gradient, as an embedding with `sparse=True` gives it, without what belongs to pruned weights."""
-    grad = grad.coalesce()
-    places, values = grad.indices(), grad.values()
-    keep = held.mask()[tuple(places.cpu())].to(values.device)
-    return torch.sparse_coo_tensor(
-        places, values.masked_fill(~keep, 0.0), grad.shape, is_coalesced=True, check_invariants=False
-    )
-
-
-def _zero_dead(tensors: Sequence[tuple[Tensor, _HeldWeight]]) -> None:
-    """Sets the pruned places of these tensors to 0.0, be they NaN or infinite.
-
-    By their bits: in one pass of a compiled kernel over the packed mask, which costs 1 % of a small net's step, or,
-    where it cannot be had, by a product of whole numbers with 0 or 1, which reads four times as much.
-    """
-    others = []
-    for tensor, held in tensors:
-        if tensor.shape == held.shape and can_mask(tensor):  # another shape: the product refuses it
-            mask_(tensor, held.packed)
-            torch.autograd.graph.increment_version(tensor)  # so that a graph that needs the old weights is refused
-        else:
-            others.append((as_bits(tensor), held))
-    if others:
-        torch._foreach_mul_([bits for bits, _ in others], [held.keep(bits) for bits, held in others])
-
-
 class _Inert:
     """A hook that does nothing in a copy of the model, made in memory or through a file: a copy is not held."""
 
@@ -491,13 +391,13 @@ class _Inert:
 class _AfterLoad(_Inert):
     """Masks the weights of a held layer again when weights are loaded into it, alone or with the whole model."""
 
-    def __init__(self, hold: Hold, weights: Sequence[_HeldWeight]):
+    def __init__(self, hold: Hold, weights: Sequence[HeldWeight]):
         self.hold, self.weights = hold, weights
 
     @torch.no_grad()
     def __call__(self, layer: nn.Module, incompatible_keys: object) -> None:
         self.hold._find_weights()  # `load_state_dict(..., assign=True)` puts new tensors in their place
-        _zero_dead([(weight, held) for held in self.weights if (weight := held.now()) is not None])
+        zero_dead([(weight, held) for held in self.weights if (weight := held.now()) is not None])
         self.hold._clear(self.weights)
 
 
@@ -509,14 +409,17 @@ class _BeforePass(_Inert):
     at every so often, and where the module has changed between training and evaluation.
     """
 
-    def __init__(self, hold: Hold, weights: Sequence[_HeldWeight], module: nn.Module):
+    def __init__(self, hold: Hold, weights: Sequence[HeldWeight], module: nn.Module, parts: Mapping[str, nn.Module]):
         self.hold, self.weights, self.training = hold, weights, module.training
+        self.children, self.parts = module._modules, tuple(parts.items())
         self.own = [held for held in weights if held.layer is module]
         self.has_parts = len(self.own) < len(weights)
 
     def __call__(self, module: nn.Module, args: object) -> None:
         if torch.compiler.is_compiling():
             return  # no Python runs in a compiled pass
+        if any(self.children.get(name) is not part for name, part in self.parts):
+            self.hold.follow_layers()
         hold, look = self.hold, module.training is not self.training
         self.training = module.training
         if hold.passing is not None and hold.passing is not module and not look and not hold.must_look:

@@ -251,10 +251,13 @@ class Masks(Mapping[str, Tensor]):
 
         It says little by itself: `overlap` has it beside that of independent masks.
         """
+        self.check_same(other)
         return (self ^ other).alive / self.total if self.total else 0.0
 
     def check_same(self, other: Masks) -> None:
         """Raises `MaskError` that names the first weight by which the two sets differ in name or shape."""
+        if not isinstance(other, Masks):
+            raise MaskError(f"masks are compared with Masks, and not with a {type(other).__name__}")
         for name, shape in self._shapes.items():
             if name not in other._shapes:
                 raise MaskError(f"mask {name!r} is in one set and not in the other")
@@ -332,7 +335,7 @@ class Masks(Mapping[str, Tensor]):
                 count = int(np.bitwise_count(stray).sum(dtype=np.int64))
                 raise MaskError(f"{what} is no longer sparse: {name!r} has {count:,} pruned weights that are not 0.0")
 
-    def hold(self, model: Model, *optimizers: torch.optim.Optimizer, copies: Iterable[Model] = ()) -> Hold:
+    def hold(self, model: Model, *optimizers: torch.optim.Optimizer, copies: Iterable[Model] | nn.Module = ()) -> Hold:
         """A context in which every pass of `model` finds its pruned weights exactly 0.0, whoever writes them.
 
         On entry: applies the masks to `model` and to `copies` (EMA or other averages of it) and drops what
@@ -342,12 +345,13 @@ class Masks(Mapping[str, Tensor]):
         (any but torch's that move each by itself), its gradients and its state are masked too, and what it asks of a
         closure sees masked weights. After `load_state_dict` of the model or a part of it: applies the masks again.
 
-        Before each pass of the model, or of a part of it, it looks whether anybody else has written to its weights,
-        and sets strays to 0.0, with one warning that names the weight; `Hold.mask` does so when asked, for loops that
-        write by hand. Noticed at once is what autograd can see, every write that is dense, and whatever happens
-        while another optimiser steps; a single place written through `.data` at the 64th pass at the latest. Of a
-        compiled pass nobody hears but the compiled module itself: hold that (`masks.hold(torch.compile(gan), ...)`).
-        On a GPU it masks without looking, since to look would wait for it.
+        Before each pass of the model, or of a part of it, it looks whether anybody else has written to its
+        weights, and sets strays to 0.0, with one warning that names the weight; `Hold.mask` does so when asked,
+        for loops that write by hand. A layer that is put in another's place is held in its stead. Noticed at once
+        is what autograd can see, every write that is dense, and whatever happens while another optimiser steps; a
+        single place written through `.data` at the 64th pass at the latest. Of a compiled pass nobody hears but
+        the compiled module itself: hold that (`masks.hold(torch.compile(gan), ...)`). On a GPU it masks without
+        looking, since to look would wait for it.
 
         On exit: sets what was written after the last pass to 0.0, with a warning, and audits all.
 
@@ -355,7 +359,8 @@ class Masks(Mapping[str, Tensor]):
         parameter of the model; on leaving, where a pass may have seen a pruned weight alive; and inside, at its first
         step and before it changes anything, for an optimiser of a pruned weight that the hold was not given.
         """
-        return Hold(self, model, optimizers, tuple(copies))
+        several = (copies,) if isinstance(copies, nn.Module) else tuple(copies)
+        return Hold(self, model, optimizers, several)
 
 
 def _check_name(name: object) -> None:

@@ -195,5 +195,7 @@ def check_components(wanted: Iterable[str], known: Iterable[str]) -> None:
 
 
 def as_names(names: Iterable[str] | str) -> tuple[str, ...]:
-    """One name or several as several."""
+    """One name or several as several. Raises `MaskError` for what is neither."""
+    if not isinstance(names, Iterable):
+        raise MaskError(f"names are a string or several of them, and not {names!r}")
     return (names,) if isinstance(names, str) else tuple(names)

@@ -15,10 +15,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.parametrizations import _Orthogonal, _SpectralNorm, _WeightNorm
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm as OldSpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm as OldWeightNorm
+from torch.overrides import TorchFunctionMode
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ class Derived:
 def derived(layer: nn.Module) -> list[Derived]:
     """What the layer derives, by torch's parametrisations and by hooks that run before it."""
     if not layer._forward_pre_hooks and "parametrizations" not in layer._modules:
-        return []
-    return [*_by_parametrisations(layer), *_by_hooks(layer)]
+        return [*_by_forward(layer)]
+    return [*_by_parametrisations(layer), *_by_hooks(layer), *_by_forward(layer)]
 
 
 def norm_of(one: Derived, origin: str) -> Norm | None:
@@ -136,6 +138,15 @@ def _by_unknown_hooks(layer: nn.Module, known: set[str]) -> Iterator[Derived]:
                 yield Derived(tensor, origins, "a hook before its forward pass", maker=(layer, _hooked(tensor)))
 
 
+def _by_forward(layer: nn.Module) -> Iterator[Derived]:
+    """What a subclass makes of its weight in a forward pass of its own, as in weight standardisation."""
+    plain = next((kind for kind in _LAYERS if isinstance(layer, kind)), None)
+    own = plain is not None and type(layer).forward is not plain.forward and type(layer).__module__ != plain.__module__
+    if own and "weight" in layer._parameters and _makes_another(layer):
+        by = f"the forward pass of {type(layer).__name__}"
+        yield Derived("weight", ("weight",), by, maker=(layer, _used))
+
+
 # -- trying ------------------------------------------------------------------------------------------------------------
 
 _SHARES = (0.2, 0.5, 0.9)
@@ -164,6 +175,9 @@ def _tried_out(one: Derived, origin: str) -> _Trial:
                 known[key] = _try_out(one, origin)
         except Exception as error:  # whatever a stranger's code does with numbers that it did not expect
             first = next(iter(str(error).splitlines()), "")
+            if one.maker[1] is _used:  # it passed, and other numbers are no reason to refuse a layer
+                known[key] = _Trial(None)
+                return known[key]
             known[key] = _Trial(f"it cannot be tried out: {type(error).__name__}: {first}")
     return known[key]
 
@@ -198,7 +212,7 @@ def _try_out(one: Derived, origin: str) -> _Trial:
         found = effect(alive)
         if (found[~alive] != 0).any() or (effect(alive, training=True)[~alive] != 0).any():
             return _Trial(_NOT_ZERO)
-        if (found[alive] == 0).any():
+        if (found[alive] == 0).any() and effect_of is not _used:  # of which a causal convolution is none the worse
             return _Trial("what is not 0 underneath is 0 in effect")
     return _Trial(None, norm)
 
@@ -225,6 +239,53 @@ def _copy(maker: nn.Module) -> nn.Module:
     """A copy in double precision; `deepcopy` refuses the derived tensors that hooks leave in a layer."""
     made = {id(value): value.detach().clone() for value in vars(maker).values() if isinstance(value, Tensor)}
     return copy.deepcopy(maker, made).cpu().double()
+
+
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_USE_A_WEIGHT = {
+    F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
+}  # fmt: skip
+
+
+class _Uses(TorchFunctionMode):
+    """Notes the weights that are multiplied with while it lasts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: list[Tensor] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function in _USE_A_WEIGHT:
+            self.weights.append(kwargs["weight"] if "weight" in kwargs else args[1])
+        return function(*args, **kwargs)
+
+
+_passes: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def _makes_another(layer: nn.Module) -> bool:
+    """Whether a layer with a forward pass of its own is known to multiply with another tensor than its weight."""
+    if layer not in _passes:
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                _passes[layer] = _used(twin := _copy(layer)) is not twin.weight
+        except Exception:  # it takes more than one tensor, or another one: no pass, no knowledge
+            _passes[layer] = False
+    return _passes[layer]
+
+
+def _used(layer: Any) -> Tensor:
+    """The weight that a forward pass multiplies with, of the shape that the layer's has."""
+    if isinstance(layer, nn.Linear):
+        example = torch.ones(1, layer.in_features, dtype=torch.float64)
+    else:
+        reach = [dilation * (side - 1) + 1 for side, dilation in zip(layer.kernel_size, layer.dilation, strict=True)]
+        example = torch.ones(1, layer.in_channels, *(side + 2 for side in reach), dtype=torch.float64)
+    with _Uses() as uses:
+        layer(example)
+    (found,) = (weight for weight in uses.weights if weight.shape == layer.weight.shape)
+    return found
 
 
 def _called(chain: nn.Module) -> Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
@@ -94,11 +95,18 @@ def _default_prunable(model: Model) -> list[str]:
 
 
 def with_shape(name: str, weight: nn.Parameter) -> nn.Parameter:
-    """The weight itself. Raises `MaskError` where it has no shape yet, or only a share of it is here."""
+    """The weight itself. Raises `MaskError` where it has no shape yet, or not each of its numbers is here by itself."""
     if is_lazy(weight):
         raise MaskError(f"{name!r} has no shape yet (a lazy layer): pass a batch through the model first")
     if any(kind.__name__ == "DTensor" for kind in type(weight).__mro__):
         raise MaskError(f"{name!r} is sharded (a DTensor): mask and hold the model before fully_shard, or use DDP")
+    if weight.layout != torch.strided:
+        raise MaskError(f"{name!r} is stored as {weight.layout}, without its zeros: give the layer weight.to_dense()")
+    if any(side > 1 and not step for side, step in zip(weight.shape, weight.stride(), strict=True)):
+        raise MaskError(
+            f"{name!r} is expanded: several of its weights are one number in memory, and cannot be pruned one by one; "
+            f"give the layer nn.Parameter(weight.detach().clone())"
+        )
     return weight
 
 
@@ -147,10 +155,11 @@ def check_zeros(model: Model, names: Container[str]) -> None:
         if one.mend is not None:
             raise MaskError(_pruned_already(layer_name, one))
         if (reason := not_zero_in_effect(one, origin)) is not None:
+            made = "another weight" if one.tensor == origin else repr(joined(layer_name, one.tensor))
             plain = layer_name and name == joined(layer_name, origin) and not re.search(r"[][*?]", layer_name)
             pattern = f"{layer_name}.*" if plain else name
             raise MaskError(
-                f"{name!r} cannot be pruned: {one.by} makes {joined(layer_name, one.tensor)!r} of it, and {reason}; "
+                f"{name!r} cannot be pruned: {one.by} makes {made} of it, and {reason}; "
                 f"leave it out with exclude=({pattern!r},) or components="
             )
 

@@ -18,7 +18,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from decimal import Decimal
-from numbers import Real
+from numbers import Integral, Real
 from typing import Literal, get_args
 
 import numpy as np
@@ -317,6 +317,8 @@ def random_like(masks: Masks, seed: int, model: Model | None = None) -> Masks:
     The control for "is it the mask, or only how much each layer keeps?". Equal seeds, equal masks. `model`: whose
     masks they are; where it has weight norm, each slice with a length of its own keeps a weight, as after `prune`.
     """
+    if not isinstance(seed, Integral) or seed < 0:
+        raise PruneError(f"seed={seed!r}: a whole number, 0 or more")
     norms = {} if model is None else norms_of(model, masks)
     rng = np.random.default_rng(seed)
     shuffled = masks

@@ -62,6 +62,9 @@ class Scores(dict[str, Tensor]):
             tied = own in WEIGHT_PLACES and isinstance(bias, Tensor) and len(bias) == channels
             self.tied[name] = (joined(owner, "bias"),) if tied else ()
 
+    def __repr__(self) -> str:
+        return f"Scores({len(self)} tensors, {sum(score.numel() for score in self.values()):,} weights)"
+
 
 Criterion = Callable[[nn.Module], Mapping[str, Tensor]]
 

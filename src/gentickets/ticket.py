@@ -29,13 +29,15 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 
 from gentickets.errors import MaskError, TicketError
+from gentickets.examples import WHOLE
 from gentickets.files import writing
 from gentickets.masks import M, Masks
 from gentickets.memory import bytes_of
-from gentickets.naming import A_MODEL_IS, Model, as_names, component_of, named_by, named_state, unwrap
+from gentickets.naming import A_MODEL_IS, Model, as_names, component_of, is_in, joined, named_by, named_state, unwrap
 
 FORMAT = "gentickets.ticket/1"
 _BLANK = "0" * 64
+_WRAPPERS = re.compile(r"\b(module|_orig_mod|_forward_module)\.")
 _DIGEST = re.compile(rb'"digest":"([0-9a-f]{64})"')
 
 
@@ -61,6 +63,10 @@ class Ticket:
         weights: Model | Ticket | Mapping[str, Tensor] | None = None,
         origin: Mapping[str, Any] | None = None,
     ):
+        if not isinstance(masks, Masks):
+            raise TicketError(f"a ticket is made of Masks, and not of a {type(masks).__name__}: Masks(...) makes them")
+        if not isinstance(origin, Mapping | None):
+            raise TicketError(f"origin={origin!r}: a dict that JSON can hold")
         state = _state_of(weights)
         _check_covered(masks, state)
         if hasattr(weights, "_metadata") and _decided_by(masks, state):  # as `state_dict` makes them
@@ -97,6 +103,7 @@ class Ticket:
                     raise MaskError(f"{ours} and absent from the ticket")
                 if self.weights[name].shape != state[name].shape:
                     raise MaskError(f"{ours} and {tuple(self.weights[name].shape)} in the ticket")
+                _check_holds(name, self.weights[name], state[name].dtype)
             for name, tensor in self.weights.items():
                 if name not in places:
                     raise MaskError(f"the model has no {name!r}, which is {tuple(tensor.shape)} in the ticket")
@@ -123,20 +130,23 @@ class Ticket:
         `"*.head.*"` where a head's outputs mean something else in another family. The new ticket starts from step 0;
         its origin says which masks were left behind, and which components.
 
-        Raises `TicketError` for a component that is missing on either side, for a tensor of another shape (both
-        shapes named: a ticket does not travel between widths), for an entry of `exclude` that fits nothing, and where
-        nothing would be carried.
+        `""` is the whole of a ticket or model that is one network, as in `{"": "generator"}`.
+
+        Raises `TicketError` for a component that is missing on either side, for two that go to one, for a tensor of
+        another shape (both shapes named: a ticket does not travel between widths), for an entry of `exclude` that fits
+        nothing, and where nothing would be carried.
         """
         state = named_state(model)
         weights = {name: tensor.detach().clone() for name, tensor in state.items()}
         masks: dict[str, Tensor] = {}
         left: list[str] = []
         names: dict[str, str] = {}
+        _check_pairs(components)
         for source, target in components.items():
             _check_component(source, self.weights or self.masks, "the ticket")
             _check_component(target, state, "the model")
-            names |= {n: f"{target}{n.removeprefix(source)}" for n in {**self.weights, **self.masks.shapes}
-                      if component_of(n) == source}  # fmt: skip
+            own = [name for name in {**self.weights, **self.masks.shapes} if is_in(source, name)]
+            names |= {name: joined(target, name.removeprefix(source).lstrip(".")) for name in own}
         try:
             stays = set(named_by(exclude, {**dict.fromkeys(names.values()), **state}, "exclude"))
         except MaskError as error:
@@ -160,7 +170,8 @@ class Ticket:
         if not masks:
             but = f" but what exclude={as_names(exclude)} leaves behind" if left else ""
             raise TicketError(f"nothing to carry: no mask is in {', '.join(components)}{but}")
-        left += [f"{component}.*" for component in self.masks.components if component not in components]
+        gone = [] if WHOLE in components else [name for name in self.masks.components if name not in components]
+        left += [f"{component}.*" for component in gone]
         facts = {"components": dict(components), "with_weights": with_weights, "masks": len(masks), "left": left}
         origin = {"from": self.origin, "transfer": facts, "rewind_step": 0}
         return Ticket(Masks(masks), weights, origin)
@@ -302,6 +313,15 @@ def _decided_by(masks: Masks, weights: Mapping[str, Tensor]) -> bool:
     return some
 
 
+def _check_holds(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    """Raises `TicketError` where a dtype of the model would make something else of a ticket's tensor."""
+    if not torch.can_cast(tensor.dtype, dtype):
+        raise TicketError(f"{name!r} is {tensor.dtype} in the ticket and {dtype} in the model, which cannot hold it")
+    narrower = dtype.is_floating_point and tensor.is_floating_point() and dtype.itemsize < tensor.dtype.itemsize
+    if narrower and bool((tensor.isfinite() & ~tensor.to(dtype).isfinite()).any()):
+        raise TicketError(f"{name!r} has values beyond the range of {dtype}, which it is in the model")
+
+
 def _layer_of(name: str) -> str:
     """A pattern of all that lies beside a weight in its layer."""
     return f"{name.rpartition('.')[0]}.*" if "." in name else name
@@ -311,7 +331,9 @@ def _check_covered(masks: Masks, weights: Mapping[str, Tensor]) -> None:
     """Raises `TicketError` where there are weights, and not of all shapes that the masks have."""
     for name, shape in masks.shapes.items() if weights else ():
         if name not in weights:
-            raise TicketError(f"the weights lack {name!r}, which the masks cover")
+            wrapped = next((other for other in weights if _WRAPPERS.sub("", other) == name), None)
+            hint = "" if wrapped is None else f"; a wrapper calls it {wrapped!r}: give the model, and not its state"
+            raise TicketError(f"the weights lack {name!r}, which the masks cover{hint}")
         found = tuple(weights[name].shape)
         if found != shape:
             raise TicketError(f"{name!r} is {found} in the weights and {shape} in the masks")
@@ -327,7 +349,22 @@ def _metadata(raw: bytes) -> dict[str, str]:
         return {}
 
 
+def _check_pairs(components: Mapping[str, str]) -> None:
+    """Raises `TicketError` for what does not say which component goes where, each to a place of its own."""
+    if not isinstance(components, Mapping):
+        raise TicketError(
+            f"components={components!r}: say which component goes where, such as {{'decoder': 'generator'}}"
+        )
+    targets = list(components.values())
+    if twice := [target for target in targets if targets.count(target) > 1]:
+        raise TicketError(f"two components of the ticket would go to {twice[0]!r}: only one of them can be there")
+    if len(components) > 1 and WHOLE in (*components, *targets):
+        raise TicketError("'' is the whole network, and what goes from it or to it goes alone")
+
+
 def _check_component(name: str, named: Iterable[str], whose: str) -> None:
+    if name == WHOLE:
+        return
     known = tuple(dict.fromkeys(component_of(n) for n in named))
     if name not in known:
         raise TicketError(f"{whose} has no component {name!r}: it has {', '.join(known)}")

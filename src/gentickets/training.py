@@ -67,6 +67,12 @@ class Settings:
     execution: Execution = "auto"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.ema is not None and not 0 <= self.ema <= 1:
+            raise GenticketsError(f"ema={self.ema} is out of range: the decay of the moving average, from 0 to 1")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise GenticketsError(f"betas={self.betas} are out of range: two numbers from 0 to below 1")
+
     def lr_of(self, component: str) -> float:
         if isinstance(self.lr, Mapping):
             if component not in self.lr:
@@ -268,7 +274,7 @@ class _Loop:
         return (FusedAdamW if plain else torch.optim.AdamW)(
             self.parameters[component],
             lr=settings.lr_of(component),
-            betas=settings.betas,
+            betas=(float(settings.betas[0]), float(settings.betas[1])),  # torch takes no whole number, such as 0
             weight_decay=settings.weight_decay,
             fused=device in ("cpu", "cuda"),
         )

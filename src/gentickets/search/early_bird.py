@@ -6,6 +6,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -21,6 +22,7 @@ from gentickets.masks import Masks
 from gentickets.naming import Model, as_model, as_names, check_components, component_of, components_of, unwrap
 from gentickets.pruning import Granularity, Scope, prune
 from gentickets.scores import Criterion, Scores, batchnorm_scale, magnitude
+from gentickets.search.levels import check_count, check_share
 from gentickets.ticket import Ticket
 
 Rule = Literal["chance", "hamming"]
@@ -73,10 +75,12 @@ class EarlyBird:
         groups: ChannelGroups | None = None,
         rule: Rule = "chance",
     ):
-        if not 0 < fraction < 1:
-            raise PruneError(f"fraction={fraction} is out of range: above 0 and below 1")
-        if window < 2:
-            raise PruneError(f"window={window}: 2 or more masks, or there is nothing to compare")
+        check_share("fraction", fraction)
+        check_count("window", window, 2)  # or there is nothing to compare
+        if granularity not in get_args(Granularity):
+            raise PruneError(f"granularity={granularity!r} is none of {', '.join(get_args(Granularity))}")
+        if scope not in get_args(Scope):
+            raise PruneError(f"scope={scope!r} is none of {', '.join(get_args(Scope))}")
         if rule not in get_args(Rule):
             raise PruneError(f"rule={rule!r} is none of {', '.join(get_args(Rule))}")
         if groups is not None and granularity != "channel":
@@ -97,6 +101,10 @@ class EarlyBird:
         self._told: set[str] = set()
         self._masks: Masks | None = None
         self._ticket: Ticket | None = None
+
+    def __repr__(self) -> str:
+        state = "settled" if self.settled else "not settled"
+        return f"EarlyBird(fraction={self.fraction}, {self.granularity}, {len(self.history)} observations, {state})"
 
     def observe(self, model: Model) -> bool:
         """Draws the mask of `model` as it stands; True once it has settled (and ever after: nothing moves any more).
@@ -267,8 +275,9 @@ class EarlyBird:
 
 def check_tolerance(tolerance: float, rule: Rule, sparsity: float) -> None:
     """Raises `PruneError` for a tolerance that is no distance, or that independent masks of `sparsity` would meet."""
-    if not 0 < tolerance <= 1:
-        raise PruneError(f"tolerance={tolerance} is out of range: above 0, at most 1")
+    number: object = tolerance  # whatever a caller makes of it
+    if not isinstance(number, Real) or not 0 < float(number) <= 1:
+        raise PruneError(f"tolerance={tolerance!r} is out of range: above 0, at most 1")
     if rule == "chance" and tolerance == 1:
         raise PruneError("tolerance=1: by rule=chance independent masks are 1 apart; take one well below")
     chance = 2 * sparsity * (1 - sparsity)

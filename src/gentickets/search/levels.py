@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +84,8 @@ class Rounds:
             raise PruneError(f"retrain={retrain!r} is none of {', '.join(get_args(Retrain))}")
         if retrain != "rewind" and others == "rewind":
             others = "trained"  # nothing is rewound, so the unpruned components are not either
+        if not callable(train):
+            raise PruneError(f"train={train!r} is no function: train(model, masks, start_step, end_step)")
         self.make_model, self._train = make_model, train
         self.steps, self.rewind_step, self.others = steps, rewind_step, others
         self.retraining: Retrain = retrain
@@ -149,7 +152,8 @@ class Rounds:
         if self.others == "initial":
             source = self._initial_state
         else:
-            source = named_state(previous.model if self.others == "trained" else draw(self.make_model))
+            fresh = self.others == "fresh"
+            source = named_state(draw_anew(self.make_model, "others=fresh") if fresh else previous.model)
         found = {name: tensor for name, tensor in source.items() if component_of(name) not in masks.components}
         if self.others == "fresh":
             _check_drawn_anew(found, self._drawn, "others=fresh")
@@ -188,24 +192,56 @@ def redrawn_weights_control(level: Level, make_model: MakeModel) -> Ticket:
 
     Trained from step 0: the weights have no steps behind them, so the whole of training is theirs.
 
-    Raises `PruneError` where nothing is re-drawn: where `make_model` seeds itself, and gives the weights with which
-    the search began, or those of the ticket. Give it another seed then: `lambda: make_gan(seed=1)`.
+    Raises `PruneError` where nothing is re-drawn: where `make_model` seeds itself, or gives a model that there is
+    already, and with it the weights with which the search began, those of the ticket, or those that were trained from
+    it. Give it another seed then: `lambda: make_gan(seed=1)`.
     """
     origin = {**level.ticket.origin, "rewind_step": 0, "retrain": "rewind", "control": "redrawn_weights"}
-    model = draw(make_model)
+    model = draw_anew(make_model, "the re-drawn control")
     found = {name: tensor for name, tensor in named_state(model).items() if name in level.masks}
-    known = level.drawn if level.drawn is not None else _digests(level.ticket.weights)
-    _check_drawn_anew(found, known, "the re-drawn control")
+    _check_drawn_anew(found, level.drawn or {}, "the re-drawn control")
+    for weights in (level.ticket.weights, named_state(level.model)):
+        _check_drawn_anew(_living(found, level.masks), _digests(_living(weights, level.masks)), "the re-drawn control")
     return Ticket(level.masks, model, origin)
 
 
 def draw(make_model: MakeModel) -> nn.Module:
     """A new model. Where `make_model` seeds torch's generator for itself, the caller's goes on as if it did not."""
+    if isinstance(make_model, nn.Module) or not callable(make_model):
+        raise PruneError(
+            f"make_model is a function that makes a model, as lambda: GAN(); not {type(make_model).__name__}"
+        )
     before, seed = torch.get_rng_state(), torch.initial_seed()
-    model = as_model(make_model())
+    made = make_model()
+    model = as_model(made)
+    _made.update(_nets(made))
     if torch.initial_seed() != seed:
         torch.set_rng_state(before)
     return model
+
+
+_made: WeakSet[nn.Module] = WeakSet()
+"""The models, or components, that a search has been given."""
+
+
+def _nets(made: Model) -> list[nn.Module]:
+    return [made] if isinstance(made, nn.Module) else list(made.values())
+
+
+def draw_anew(make_model: MakeModel, what: str) -> nn.Module:
+    """As `draw`. Raises `PruneError` for a model that has been given before, and trained perhaps."""
+    before = set(_made)
+
+    def make() -> Model:
+        made = make_model()
+        if isinstance(made, nn.Module | Mapping) and made and before.issuperset(_nets(made)):
+            raise PruneError(
+                f"{what}: make_model() gave a model that it had given before, with whatever training has made of it; "
+                f"it is to make a new one each time, as lambda: GAN()"
+            )
+        return made
+
+    return draw(make)
 
 
 def _digests(state: Mapping[str, Tensor]) -> dict[str, str]:
@@ -217,13 +253,18 @@ def _digests(state: Mapping[str, Tensor]) -> dict[str, str]:
     }
 
 
+def _living(weights: Mapping[str, Tensor], masks: Masks) -> dict[str, Tensor]:
+    fitting = {n: weights[n].detach().cpu() for n, s in masks.shapes.items() if n in weights and weights[n].shape == s}
+    return {name: weight[masks[name]] for name, weight in fitting.items()}
+
+
 def _check_drawn_anew(weights: Mapping[str, Tensor], known: Mapping[str, str], what: str) -> None:
-    """Raises `PruneError` where every weight is one that is known already; warns where some are (a pretrained part)."""
+    """Raises `PruneError` where every weight is one that is there already; warns where some are (a pretrained part)."""
     found = {name: digest for name, digest in _digests(weights).items() if name in known}
     same = [name for name, digest in found.items() if digest == known[name]]
     if same and len(same) == len(found):
         raise PruneError(
-            f"{what}: make_model() drew the very weights that the search began with ({same[0]!r} and all others): "
+            f"{what}: make_model() drew the very weights that the search has already ({same[0]!r} and all others): "
             f"it seeds itself; give one that draws others, such as lambda: make_model(seed=1), or seed outside of it"
         )
     if same:
