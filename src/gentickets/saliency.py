@@ -9,6 +9,7 @@ statistics of the batch in batch norm, as in the originals.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -69,7 +70,8 @@ def snip(
     """Connection sensitivity |w · dL/dw|: how fast the loss changes with a factor on w (Lee et al. 2019, Sec. 4.1).
 
     L is, for each weight, the sum of those losses that train its component, over all batches: the gradients are
-    summed first, then comes the absolute value. A weight that no loss reaches scores 0. The scores of all
+    summed first, then comes the absolute value. A weight that no loss reaches scores 0, and a whole tensor of such is
+    warned of. The scores of all
     components stand as they are, not scaled to each other: where the losses differ in size, a scope of "component"
     compares like with like.
 
@@ -82,6 +84,13 @@ def snip(
     model = as_model(model)
     chosen = prunable_weights(model, components, include, exclude)
     total = _over_losses(_gradient, model, objective, batches, chosen, seed)
+    if silent := [name for name, gradient in total.items() if not gradient.any()]:
+        more = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
+        warnings.warn(
+            f"snip: no loss has a gradient by {silent[0]!r}{more}: all of it scores 0 and goes first (unused, behind a "
+            f"quantiser, or before weights that start from 0); exclude= leaves it out",
+            stacklevel=2,
+        )
     return Scores({name: (weight.detach() * total[name]).abs() for name, weight in chosen.items()}, model)
 
 
@@ -404,10 +413,19 @@ def _slopes_of_flow(
     def ones(tensor: Tensor) -> Tensor:
         return torch.ones_like(tensor).requires_grad_().clone() if tensor.is_floating_point() else tensor
 
-    with _random_state(torch.device("cpu"), 0), torch.enable_grad():
-        inputs = example.first(1).to("cpu", torch.float64).map(ones)
+    def run(example: Example) -> list[Tensor]:
+        torch.random.default_generator.manual_seed(0)
+        inputs = example.to("cpu", torch.float64).map(ones)
         with Linear(component):
-            given = [tensor for _, tensor in named_tensors(inputs(copy)) if tensor.is_floating_point()]
+            return [tensor for _, tensor in named_tensors(inputs(copy)) if tensor.is_floating_point()]
+
+    with _random_state(torch.device("cpu"), 0), torch.enable_grad():
+        try:
+            given = run(example.first(1))
+        except RuntimeError:  # the first axis is no batch: of a vector by itself, say
+            if example.batch == 1:
+                raise
+            given = run(example)
         if not given:
             raise PruneError(f"{titled(component)} gives no tensor of real numbers: synflow has nothing to follow")
         flow = torch.stack([tensor.sum() for tensor in given]).sum()
