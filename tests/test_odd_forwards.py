@@ -231,3 +231,55 @@ def test_snip_tells_of_weights_that_no_gradient_reaches():
 @pytest.mark.filterwarnings("error")
 def test_snip_tells_of_nothing_where_gradients_reach_all():
     gt.snip(nn.ModuleDict({"net": Two()}), Reconstruction(), [torch.rand(3, 6)])
+
+
+# -- masks and arguments that fit nothing -----------------------------------------------------------------------
+
+
+def test_a_weight_that_another_component_names_is_a_cut_in_this_one_too():
+    shared = nn.Linear(6, 6)
+    model = nn.ModuleDict({"one": nn.Sequential(shared), "other": nn.Sequential(nn.Linear(6, 6), shared)})
+    dense = gt.Masks.dense(model)
+    assert "other.1.weight" not in dense
+    gt.check_connected(model, dense, {"other": torch.ones(1, 6)})
+    closed = dense.replace({"one.0.weight": torch.zeros(6, 6, dtype=torch.bool)})
+    with pytest.raises(gt.Disconnected, match=r"nothing passes layer 'other.1'"):
+        gt.check_connected(model, closed, {"other": torch.ones(1, 6)})
+
+
+def test_masks_of_another_model_are_no_masks_to_check_by():
+    net, x = Two(), torch.ones(1, 6)
+    with pytest.raises(gt.MaskError, match="no weight 'q', which the masks cover"):
+        gt.check_connected(net, gt.Masks({"q": torch.ones(6, 6, dtype=torch.bool)}), x)
+    with pytest.raises(gt.MaskError, match=r"'a.weight' is \(6, 6\) in the model and \(2, 2\) in the masks"):
+        gt.check_connected(net, gt.Masks({"a.weight": torch.ones(2, 2, dtype=torch.bool)}), x)
+
+
+@pytest.mark.parametrize("use", [gt.check_connected, gt.shrink, gt.accelerate])
+def test_what_is_no_masks_is_refused_and_a_dict_of_bools_is(use):
+    net, x = Two(), torch.ones(1, 6)
+    with pytest.raises(gt.MaskError, match="masks are a dict from a weight's name to a bool tensor, not a NoneType"):
+        use(net, None, x)
+    use(net, {"a.weight": torch.ones(6, 6, dtype=torch.bool)}, x)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"iterations": 2.5}, "iterations=2.5"),
+        ({"iterations": 0}, "iterations=0"),
+        ({"to_sparsity": "half"}, "to_sparsity='half'"),
+    ],
+)
+def test_amounts_and_steps_that_are_no_numbers_are_refused(given, named):
+    with pytest.raises(gt.PruneError, match=named):
+        gt.synflow_masks(Two(), torch.ones(1, 6), **{"to_sparsity": 0.5, "iterations": 1} | given)
+
+
+@pytest.mark.parametrize("criterion", [gt.snip, gt.grasp])
+def test_what_is_no_objective_and_what_is_no_batch_are_refused(criterion):
+    model = nn.ModuleDict({"net": Two()})
+    with pytest.raises(gt.PruneError, match="objective= is a function"):
+        criterion(model, lambda *_: 0, [torch.ones(1, 6)])
+    with pytest.raises(gt.PruneError, match="batches= holds a list"):
+        criterion(model, Reconstruction(), [[torch.ones(1, 6)]])

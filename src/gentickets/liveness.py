@@ -12,7 +12,7 @@ codebook counts as one. And nothing is called a cut that is none in the dense ne
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,16 +52,30 @@ def check_connected(model: Model, masks: Masks, example_inputs: ExampleInputs) -
     not matter, whole numbers are taken as they are); for a model that is one network, the bare input. The message
     names the component, and the layer that cuts it in two; or a layer of which so little is left that its norm divides
     by 0. The model, its statistics and the random state stay as they are. Raises `MaskError` for a component that does
-    not exist, and where it cannot be run for the check.
+    not exist, for masks that do not fit the model, and where it cannot be run for the check.
     """
+    masks = masks if isinstance(masks, Masks) else Masks(masks)
+    owned = {id(weight): masks[name] for name, weight in masks.check_fits(model).items() if name in masks}
     for component, example in examples_of(model, example_inputs).items():
         net = component_at(model, component)
         with running(net, example, component, MaskError, "cannot be checked for live paths"):
-            cut = _cut(net, masks, component, example)
+            cut = _cut(net, _with_shared(masks, owned, net, component), component, example)
         if cut is not None:
             raise Disconnected(_message(component, cut, masks))
     if (reason := divided_by_zero(model, masks)) is not None:
         raise Disconnected(f"{reason}: prune less, or keep a weight there")
+
+
+def _with_shared(masks: Masks, owned: Mapping[int, Tensor], net: nn.Module, component: str) -> Masks:
+    """The masks by the names that weights have in this component too: another may share, and name, them."""
+    return masks.replace(
+        {
+            joined(name, key): owned[id(weight)]
+            for name, layer in named_layers(net, component)
+            for key, weight in layer._parameters.items()
+            if id(weight) in owned and joined(name, key) not in masks
+        }
+    )
 
 
 def empty_layers(masks: Masks) -> list[str]:

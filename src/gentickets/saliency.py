@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -168,6 +169,8 @@ def _over_losses(
     seed: int,
 ) -> dict[str, Tensor]:
     """Name → the sum of `derivative` over all losses of all batches, each only into the components it trains."""
+    if not (hasattr(objective, "components") and hasattr(objective, "losses")):
+        raise PruneError(f"objective= is a {type(objective).__name__}: give an Objective, with components and losses")
     check_components(objective.components, components_of(model))
     if isinstance(batches, Tensor):
         raise PruneError("batches= is one tensor: give a list of batches, such as [images]")
@@ -178,6 +181,8 @@ def _over_losses(
     with _random_state(device, seed), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         rng = torch.Generator(device).manual_seed(seed)
         for batch in batches:
+            if not isinstance(batch, Tensor):
+                raise PruneError(f"batches= holds a {type(batch).__name__}: each is one tensor of images")
             copy = _mended(clone(model).train())
             weights = named_weights(copy)
             scored = {name: weights[name].requires_grad_() for name in chosen}
@@ -333,8 +338,11 @@ def prune_gradually(
 
     Raises `PruneError` for fewer than one step, and as `prune` does.
     """
-    if iterations < 1:
-        raise PruneError(f"iterations={iterations}: 1 or more")
+    if not isinstance(iterations, int) or iterations < 1:
+        raise PruneError(f"iterations={iterations!r}: a whole number, 1 or more")
+    if isinstance(to_sparsity, bool) or not isinstance(to_sparsity, Real):
+        raise PruneError(f"to_sparsity={to_sparsity!r} is no number: a share from 0 to 1")
+    to_sparsity = float(to_sparsity)
     model = as_model(model)
     masks = Masks.dense(model) if within is None else within
     start: float | None = None
