@@ -58,10 +58,11 @@ def check_connected(model: Model, masks: Masks, example_inputs: ExampleInputs) -
     owned = {id(weight): masks[name] for name, weight in masks.check_fits(model).items() if name in masks}
     for component, example in examples_of(model, example_inputs).items():
         net = component_at(model, component)
+        here = _with_shared(masks, owned, net, component)
         with running(net, example, component, MaskError, "cannot be checked for live paths"):
-            cut = _cut(net, _with_shared(masks, owned, net, component), component, example)
+            cut = _cut(net, here, component, example)
         if cut is not None:
-            raise Disconnected(_message(component, cut, masks))
+            raise Disconnected(_message(component, cut, here))
     if (reason := divided_by_zero(model, masks)) is not None:
         raise Disconnected(f"{reason}: prune less, or keep a weight there")
 
