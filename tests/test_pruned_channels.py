@@ -78,3 +78,27 @@ def test_biases_by_name_have_an_axis_of_their_own():
 def test_a_single_number_has_no_channels():
     with pytest.raises(gt.PruneError, match="'scale' is a single number and has no channels"):
         gt.prune({"scale": torch.tensor(1.0), "w": torch.randn(3, 2)}, fraction=0.5, granularity="channel")
+
+
+class Conv1D(nn.Module):
+    """As in transformers, for GPT-2: a linear layer whose weight is (inputs, outputs)."""
+
+    def __init__(self, nf: int, nx: int):
+        super().__init__()
+        self.nf, self.nx = nf, nx
+        self.weight, self.bias = nn.Parameter(torch.empty(nx, nf)), nn.Parameter(torch.zeros(nf))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x, self.weight)
+
+
+@pytest.mark.parametrize("outputs", [6, 4])
+def test_channels_of_a_layer_that_stores_its_inputs_first_are_its_outputs(outputs):
+    model = nn.ModuleDict({"net": Conv1D(outputs, 4)})
+    model["net"].weight.data = torch.ones(4, 1) * torch.arange(1.0, outputs + 1)
+    scores = gt.magnitude(model, include=["net.weight"])
+    masks = gt.prune(scores, to_sparsity=0.5, granularity="channel")
+    kept = torch.arange(outputs) >= outputs // 2
+    assert torch.equal(masks["net.weight"], kept.expand(4, outputs))
+    assert torch.equal(masks["net.bias"], kept)
+    masks.check_fits(model)

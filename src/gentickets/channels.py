@@ -131,6 +131,8 @@ def trace(model: Model, component: str, example_input: Any) -> ChannelGraph:
     example = Example.of(example_input, component)
     if any(is_lazy(weight) for weight in component_at(model, component).parameters()):
         raise _untraceable(component, "as long as lazy layers have no weights (call it once before)")
+    if any(tensor.is_meta for tensor in (*component_at(model, component).parameters(), *example.tensors)):
+        raise _untraceable(component, "on the meta device, which has no values (to_empty and load it before)")
     net = clone(unwrap(component_at(model, component))).eval()
     run = Run(net, component)
     try:

@@ -7,8 +7,10 @@ lists, mappings, dataclasses and plain objects. Whoever runs components on examp
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,11 +52,16 @@ class Example:
                 f"the example input of component {component!r} holds no tensor ({type(given).__name__}): give a "
                 f"tensor, a tuple of arguments, or a dict of keywords"
             )
+        if not example.batch:
+            raise MaskError(
+                f"the example input of component {component!r} is a batch of none: give one example or more"
+            )
         return example
 
     def __call__(self, component: nn.Module) -> Any:
-        """What the component gives for it, in whatever mode it is in."""
-        return component(*self.args, **self.kwargs)
+        """What the component gives for it, in whatever mode it is in; it may write into what it gets, a copy."""
+        given = self.map(torch.clone)
+        return component(*given.args, **given.kwargs)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -85,16 +92,35 @@ class Example:
 def examples_of(model: Model, example_inputs: Any) -> dict[str, Example]:
     """Component → example, from what a user gave for `model`; see `component_at` for the name of all of it.
 
-    A mapping whose keys are components of the model is component → input. Anything else that is no mapping is the bare
-    input of a model that is one network. Raises `MaskError` for a component that does not exist, and for no tensor.
+    A mapping whose keys are components of the model is component → input. Anything else is the bare input of a model
+    that is one network: a mapping whose keys are all arguments of its forward, the keywords of a call. Raises
+    `MaskError` for a component that does not exist, for no tensor, and for a batch of none.
     """
+    kind, known = type(unwrap(model)), components_of(model)
     if isinstance(example_inputs, Mapping):
-        check_components(example_inputs, components_of(model))
-        return {name: Example.of(given, name) for name, given in example_inputs.items()}
-    kind = type(unwrap(model))
-    if kind.forward is nn.Module.forward and (names := components_of(model)):
-        raise MaskError(f"{kind.__name__} has no forward of its own: name the component, as in {{{names[0]!r}: input}}")
+        keywords = [] if kind.forward is nn.Module.forward else _keywords(unwrap(model))
+        if not example_inputs or set(example_inputs) & set(known) or not set(example_inputs) <= set(keywords):
+            _check_components(example_inputs, known, keywords)
+            return {name: Example.of(given, name) for name, given in example_inputs.items()}
+    if kind.forward is nn.Module.forward and known:
+        raise MaskError(f"{kind.__name__} has no forward of its own: name the component, as in {{{known[0]!r}: input}}")
     return {WHOLE: Example.of(example_inputs, kind.__name__)}
+
+
+def _keywords(net: nn.Module) -> list[str]:
+    """The arguments of a network's forward that have a name."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [name for name, argument in inspect.signature(net.forward).parameters.items() if argument.kind in named]
+
+
+def _check_components(wanted: Mapping[Any, Any], known: tuple[str, ...], keywords: list[str]) -> None:
+    """As `check_components`, with a word on keywords where the model is a network that takes some."""
+    try:
+        check_components(wanted, known)
+    except MaskError as error:
+        free = ", ".join(name for name in keywords if name not in known)
+        hint = f"; as keywords of the network itself, all must be of {free}" if free else ""
+        raise MaskError(f"{error}{hint}") from None
 
 
 def named_tensors(result: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -128,7 +154,12 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: _mapped(part, change) for key, part in value.items()}
+        changed = {key: _mapped(part, change) for key, part in value.items()}
+        if type(value) is dict or not isinstance(value, MutableMapping):
+            return changed
+        same = copy.copy(value)  # of its class, whose parts may be read by attribute
+        same.update(changed)
+        return same
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(_mapped(part, change) for part in value))
     if isinstance(value, list | tuple):

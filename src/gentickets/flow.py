@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
 
 from gentickets.errors import GenticketsError, PruneError
 from gentickets.examples import Example, outputs
@@ -29,9 +30,9 @@ def titled(component: str) -> str:
 def running(net: nn.Module, example: Example, component: str, kind: type[GenticketsError], what: str) -> Iterator[None]:
     """Turns what goes wrong in a copy of `net` in double precision into one line of this kind, that begins with what
     cannot be done. What goes wrong in `net` itself, on its example as it is, has an error of its own, and keeps it.
-    Compiled functions run operation by operation."""
+    Compiled functions run operation by operation, and checkpointed ones once."""
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"), _without_checkpoints():
             yield
     except GenticketsError:
         raise
@@ -41,6 +42,33 @@ def running(net: nn.Module, example: Example, component: str, kind: type[Gentick
             f"{titled(component)} {what}: in double precision on the CPU it fails with {type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}"
         ) from error
+
+
+class _Called:
+    """Stands for the function of a checkpoint that keeps nothing: it just calls."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+def _once(*_: Any, **__: Any) -> Iterator[None]:
+    """Stands for the account that a checkpoint keeps of what it has to compute again."""
+    yield
+
+
+@contextmanager
+def _without_checkpoints() -> Iterator[None]:
+    """Checkpoints keep what they compute: computed again, for a derivative, they would do so outside of any mode."""
+    stands_for = {"CheckpointFunction": _Called, "_checkpoint_without_reentrant_generator": _once}
+    kept = {name: getattr(checkpoint, name) for name in stands_for if hasattr(checkpoint, name)}
+    try:
+        for name in kept:
+            setattr(checkpoint, name, stands_for[name])
+        yield
+    finally:
+        for name, own in kept.items():
+            setattr(checkpoint, name, own)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

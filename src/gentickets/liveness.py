@@ -12,7 +12,7 @@ codebook counts as one. And nothing is called a cut that is none in the dense ne
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,18 @@ from gentickets.errors import Disconnected, MaskError
 from gentickets.examples import Example, ExampleInputs, examples_of, named_tensors
 from gentickets.flow import GAIN_AT, Double, each, gained, running, tensors_in, titled, writes
 from gentickets.masks import Masks
-from gentickets.naming import NORMS, PRUNABLE, WEIGHT_PLACES, Model, clone, component_at, joined, named_layers, unwrap
+from gentickets.naming import (
+    NORMS,
+    PRUNABLE,
+    WEIGHT_PLACES,
+    Model,
+    clone,
+    component_at,
+    is_in,
+    joined,
+    named_layers,
+    unwrap,
+)
 from gentickets.prunable import divided_by_zero
 
 
@@ -41,16 +52,31 @@ def check_connected(model: Model, masks: Masks, example_inputs: ExampleInputs) -
     not matter, whole numbers are taken as they are); for a model that is one network, the bare input. The message
     names the component, and the layer that cuts it in two; or a layer of which so little is left that its norm divides
     by 0. The model, its statistics and the random state stay as they are. Raises `MaskError` for a component that does
-    not exist, and where it cannot be run for the check.
+    not exist, for masks that do not fit the model, and where it cannot be run for the check.
     """
+    masks = masks if isinstance(masks, Masks) else Masks(masks)
+    owned = {id(weight): masks[name] for name, weight in masks.check_fits(model).items() if name in masks}
     for component, example in examples_of(model, example_inputs).items():
         net = component_at(model, component)
+        here = _with_shared(masks, owned, net, component)
         with running(net, example, component, MaskError, "cannot be checked for live paths"):
-            cut = _cut(net, masks, component, example)
+            cut = _cut(net, here, component, example)
         if cut is not None:
-            raise Disconnected(_message(component, cut, masks))
+            raise Disconnected(_message(component, cut, here))
     if (reason := divided_by_zero(model, masks)) is not None:
         raise Disconnected(f"{reason}: prune less, or keep a weight there")
+
+
+def _with_shared(masks: Masks, owned: Mapping[int, Tensor], net: nn.Module, component: str) -> Masks:
+    """The masks by the names that weights have in this component too: another may share, and name, them."""
+    return masks.replace(
+        {
+            joined(name, key): owned[id(weight)]
+            for name, layer in named_layers(net, component)
+            for key, weight in layer._parameters.items()
+            if id(weight) in owned and joined(name, key) not in masks
+        }
+    )
 
 
 def empty_layers(masks: Masks) -> list[str]:
@@ -68,10 +94,15 @@ class _Cut:
 
 def _message(component: str, cut: _Cut, masks: Masks) -> str:
     places = {joined(cut.layer, place) for place in WEIGHT_PLACES}
-    mask = next((mask for name, mask in masks.items() if name in places), torch.ones(0, dtype=torch.bool))
+    mask = next((mask for name, mask in masks.items() if name in places), None)
+    if mask is None:  # weights that are not used by way of a layer
+        empty = [name for name in empty_layers(masks) if is_in(component, name)]
+        layer = f"weight {empty[0]!r}, which keeps none" if empty else f"layer {cut.layer!r}, which no mask covers"
+    else:
+        layer = f"layer {cut.layer!r}, which keeps {int(mask.sum()):,} of {mask.numel():,} weights"
     return (
-        f"{titled(component)} has no live path from input to output{cut.where}: nothing passes layer "
-        f"{cut.layer!r}, which keeps {int(mask.sum()):,} of {mask.numel():,} weights; prune less, or with scope=layer"
+        f"{titled(component)} has no live path from input to output{cut.where}: nothing passes {layer}; "
+        f"prune less, or with scope=layer"
     )
 
 
@@ -154,9 +185,14 @@ class _Paths(Double):
     and past what is detached."""
 
     _STEPS = ("round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside", "bernoulli", "floor_divide")
+    _ENDS = (*_STEPS, "detach")
 
     def run(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        with torch.enable_grad():
+        # Whatever the code around it switches off: a derivative that is not taken looks like one that ends.
+        with torch.inference_mode(False), torch.enable_grad():
+            if name.endswith("_") and name.rstrip("_") in self._ENDS and args[0].requires_grad:
+                before = args[0].clone()
+                return args[0].copy_(_LedOn.apply(func(before.detach().clone(), *args[1:], **kwargs), before))
             result = gained(name, func, args, kwargs) if name in GAIN_AT else func(*args, **kwargs)
         origins = list({id(o): o for tensor in tensors_in((args, kwargs)) for o in _origins(tensor)}.values())
         if not origins:
@@ -171,7 +207,7 @@ class _Paths(Double):
             if writes(name) or not (value.is_floating_point() or value.is_complex()):
                 _carry(value, origins)
                 return value
-            with torch.enable_grad():
+            with torch.inference_mode(False), torch.enable_grad():
                 return _LedOn.apply(value.detach(), *origins)
 
         return each(result, led_on)

@@ -9,9 +9,11 @@ statistics of the batch in batch norm, as in the originals.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +71,8 @@ def snip(
     """Connection sensitivity |w · dL/dw|: how fast the loss changes with a factor on w (Lee et al. 2019, Sec. 4.1).
 
     L is, for each weight, the sum of those losses that train its component, over all batches: the gradients are
-    summed first, then comes the absolute value. A weight that no loss reaches scores 0. The scores of all
+    summed first, then comes the absolute value. A weight that no loss reaches scores 0, and a whole tensor of such is
+    warned of. The scores of all
     components stand as they are, not scaled to each other: where the losses differ in size, a scope of "component"
     compares like with like.
 
@@ -82,6 +85,13 @@ def snip(
     model = as_model(model)
     chosen = prunable_weights(model, components, include, exclude)
     total = _over_losses(_gradient, model, objective, batches, chosen, seed)
+    if silent := [name for name, gradient in total.items() if not gradient.any()]:
+        more = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
+        warnings.warn(
+            f"snip: no loss has a gradient by {silent[0]!r}{more}: all of it scores 0 and goes first (unused, behind a "
+            f"quantiser, or before weights that start from 0); exclude= leaves it out",
+            stacklevel=2,
+        )
     return Scores({name: (weight.detach() * total[name]).abs() for name, weight in chosen.items()}, model)
 
 
@@ -159,6 +169,8 @@ def _over_losses(
     seed: int,
 ) -> dict[str, Tensor]:
     """Name → the sum of `derivative` over all losses of all batches, each only into the components it trains."""
+    if not (hasattr(objective, "components") and hasattr(objective, "losses")):
+        raise PruneError(f"objective= is a {type(objective).__name__}: give an Objective, with components and losses")
     check_components(objective.components, components_of(model))
     if isinstance(batches, Tensor):
         raise PruneError("batches= is one tensor: give a list of batches, such as [images]")
@@ -169,6 +181,8 @@ def _over_losses(
     with _random_state(device, seed), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         rng = torch.Generator(device).manual_seed(seed)
         for batch in batches:
+            if not isinstance(batch, Tensor):
+                raise PruneError(f"batches= holds a {type(batch).__name__}: each is one tensor of images")
             copy = _mended(clone(model).train())
             weights = named_weights(copy)
             scored = {name: weights[name].requires_grad_() for name in chosen}
@@ -324,8 +338,11 @@ def prune_gradually(
 
     Raises `PruneError` for fewer than one step, and as `prune` does.
     """
-    if iterations < 1:
-        raise PruneError(f"iterations={iterations}: 1 or more")
+    if not isinstance(iterations, int) or iterations < 1:
+        raise PruneError(f"iterations={iterations!r}: a whole number, 1 or more")
+    if isinstance(to_sparsity, bool) or not isinstance(to_sparsity, Real):
+        raise PruneError(f"to_sparsity={to_sparsity!r} is no number: a share from 0 to 1")
+    to_sparsity = float(to_sparsity)
     model = as_model(model)
     masks = Masks.dense(model) if within is None else within
     start: float | None = None
@@ -404,10 +421,19 @@ def _slopes_of_flow(
     def ones(tensor: Tensor) -> Tensor:
         return torch.ones_like(tensor).requires_grad_().clone() if tensor.is_floating_point() else tensor
 
-    with _random_state(torch.device("cpu"), 0), torch.enable_grad():
-        inputs = example.first(1).to("cpu", torch.float64).map(ones)
+    def run(example: Example) -> list[Tensor]:
+        torch.random.default_generator.manual_seed(0)
+        inputs = example.to("cpu", torch.float64).map(ones)
         with Linear(component):
-            given = [tensor for _, tensor in named_tensors(inputs(copy)) if tensor.is_floating_point()]
+            return [tensor for _, tensor in named_tensors(inputs(copy)) if tensor.is_floating_point()]
+
+    with _random_state(torch.device("cpu"), 0), torch.enable_grad():
+        try:
+            given = run(example.first(1))
+        except RuntimeError:  # the first axis is no batch: of a vector by itself, say
+            if example.batch == 1:
+                raise
+            given = run(example)
         if not given:
             raise PruneError(f"{titled(component)} gives no tensor of real numbers: synflow has nothing to follow")
         flow = torch.stack([tensor.sum() for tensor in given]).sum()

@@ -58,12 +58,19 @@ class Scores(dict[str, Tensor]):
             self.channel_axis[name], channels = 0, len(scores[name]) if scores[name].dim() else 1
             if isinstance(layer, TRANSPOSED) and own in WEIGHT_PLACES:
                 self.channel_axis[name], self.blocks[name], channels = 1, layer.groups, layer.out_channels
+            elif own == "weight" and _is_input_first(layer, scores[name]):
+                self.channel_axis[name], channels = 1, scores[name].shape[1]
             bias = layer._parameters.get("bias")
             tied = own in WEIGHT_PLACES and isinstance(bias, Tensor) and len(bias) == channels
             self.tied[name] = (joined(owner, "bias"),) if tied else ()
 
     def __repr__(self) -> str:
         return f"Scores({len(self)} tensors, {sum(score.numel() for score in self.values()):,} weights)"
+
+
+def _is_input_first(layer: nn.Module, weight: Tensor) -> bool:
+    """Whether a layer is Hugging Face's `Conv1D` (GPT-2): a linear layer whose weight has its outputs along axis 1."""
+    return type(layer).__name__ == "Conv1D" and weight.dim() == 2 and getattr(layer, "nf", None) == weight.shape[1]
 
 
 Criterion = Callable[[nn.Module], Mapping[str, Tensor]]

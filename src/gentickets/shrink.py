@@ -53,6 +53,7 @@ class Shrinking:
 
     def __init__(self, model: Model, masks: Masks, example_inputs: Any):
         model = unwrap(model)
+        masks = masks if isinstance(masks, Masks) else Masks(masks)
         device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
         # Which channels go is worked out on the CPU: it is bookkeeping, and the comparison is exact to rounding there.
         masked = _moved(masks.apply_(clone(model)), "cpu")

@@ -144,7 +144,7 @@ class Run:
         self.module = fx.GraphModule(tracer.root, graph)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(0)
-            result = _Recorder(self).run(*example.tensors)
+            result = _Recorder(self).run(*example.map(torch.clone).tensors)
         self.outputs = {path: tensor.detach() for path, tensor in named_tensors(result)}
 
 

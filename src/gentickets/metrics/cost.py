@@ -112,8 +112,7 @@ def _forward(model: Model, name: str, example: Example, alive: _Alive) -> _Forwa
     """One pass of an example through one component."""
     component = unwrap(component_at(model, name))
     where = next((p.device for p in component.parameters()), example.tensors[0].device)
-    if not (batch := example.batch):
-        raise MaskError(f"the example input of component {name!r} is a batch of none: give one example or more")
+    batch = example.batch
     counter = alive.counter(model)
 
     def count_norm(layer: nn.Module, given: Any, output: Any) -> None:

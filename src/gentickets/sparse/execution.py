@@ -118,6 +118,7 @@ def accelerate(
     """
     fixed = {id(model), *(map(id, model.values()) if isinstance(model, Mapping) else ())}  # in the caller's own hands
     model = as_model(model)
+    masks = masks if isinstance(masks, Masks) else Masks(masks)
     masks.check_fits(model)
     examples = examples_of(model, example_inputs)
     if any(isinstance(layer, SparseLayer) for layer in model.modules()):
