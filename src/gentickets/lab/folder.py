@@ -24,11 +24,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.files import replace_file
+from gentickets.lab.plain_yaml import read_yaml, write_yaml
 from gentickets.lab.recipe import Recipe, differing_keys, kept_recipe
 from gentickets.sealed import Damaged, sealed_tensors, unsealed_tensors
 
@@ -87,7 +87,7 @@ def read_json(path: Path) -> Any:
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
     """A run's recipe.yaml: every key of the resolved recipe."""
-    replace_file(folder / "recipe.yaml", yaml.safe_dump(recipe.dump(), sort_keys=False).encode())
+    replace_file(folder / "recipe.yaml", write_yaml(recipe.dump()))
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
@@ -200,9 +200,10 @@ def remove_run(folder: Path) -> None:
 def read_run_recipe(folder: Path) -> Recipe:
     """The resolved recipe of a run. Raises `RecipeError` where the folder is no run."""
     try:
-        raw = yaml.safe_load((folder / "recipe.yaml").read_text())
-    except (OSError, yaml.YAMLError):
+        text = (folder / "recipe.yaml").read_bytes()
+    except OSError:
         raise RecipeError(f"{folder} is no run: it has no readable recipe.yaml") from None
+    raw = read_yaml(text, str(folder / "recipe.yaml"))
     return kept_recipe(raw, str(folder / "recipe.yaml"))
 
 

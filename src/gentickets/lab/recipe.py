@@ -11,21 +11,28 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gentickets import models
 from gentickets.errors import PruneError, RecipeError
+from gentickets.lab.plain_yaml import read_yaml
 from gentickets.objectives import OBJECTIVES, Objective
 from gentickets.pruning import Granularity, Scope
 from gentickets.search.early_bird import TOLERANCES, Rule, check_tolerance
 from gentickets.search.levels import Others, Retrain
 from gentickets.training import Execution, Schedule, Settings
 
-Share = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
+# A number is a number: not a truth value, nor text that could be read as one; and always a finite one.
+Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Whole = Annotated[int, Field(strict=True, le=10**12)]
+Share = Annotated[Real, Field(gt=0, lt=1)]
+Positive = Annotated[Real, Field(gt=0)]
+NotNegative = Annotated[Real, Field(ge=0)]
+Count = Annotated[Whole, Field(ge=1)]
+Steps = Annotated[Whole, Field(ge=0)]
+Flag = Annotated[bool, Field(strict=True)]
 
 
 class _Part(BaseModel):
@@ -40,7 +47,7 @@ class ModelPart(_Part):
     depth: Count | None = None
     latent: Count | None = None
     hidden: list[Count] | None = None
-    critic_norm: bool | None = None
+    critic_norm: Flag | None = None
 
     @model_validator(mode="after")
     def _known(self) -> ModelPart:
@@ -66,12 +73,12 @@ class DataPart(_Part):
     """The images: where from, and what they are made into. See `gentickets.data.load`."""
 
     source: str = "digits"
-    size: Annotated[int, Field(ge=4)] = 16
+    size: Annotated[Whole, Field(ge=4)] = 16
     channels: Literal[1, 3] | None = None
     crop: Count | None = None
     test: str | None = None
     limit: Count | None = None
-    flip: bool = False
+    flip: Flag = False
 
 
 class ObjectivePart(_Part):
@@ -79,13 +86,13 @@ class ObjectivePart(_Part):
 
     name: Literal["autoencoding", "elbo", "adversarial"]
     loss: str | None = None
-    beta: float | None = None
+    beta: NotNegative | None = None
     likelihood: Literal["gaussian", "bernoulli"] | None = None
-    scale: Annotated[float, Field(gt=0)] | None = None
-    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    scale: Positive | None = None
+    warmup_steps: Steps | None = None
     n_critic: Count | None = None
-    clip: Annotated[float, Field(gt=0)] | None = None
-    gradient_penalty: Annotated[float, Field(ge=0)] | None = None
+    clip: Positive | None = None
+    gradient_penalty: NotNegative | None = None
 
     _losses = {"autoencoding": ("mse", "l1", "bce"), "adversarial": ("nonsaturating", "hinge", "wasserstein")}
 
@@ -114,20 +121,20 @@ class TrainingPart(_Part):
     cores; "measured" by timing some steps when the run begins, on the machine as it is then.
     """
 
-    steps: Annotated[int, Field(ge=2)] = 2000
-    batch_size: Annotated[int, Field(ge=2)] = 64
-    lr: Annotated[float, Field(gt=0)] | dict[str, Annotated[float, Field(gt=0)]] = 1e-3
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    steps: Annotated[Whole, Field(ge=2)] = 2000
+    batch_size: Annotated[Whole, Field(ge=2)] = 64
+    lr: Positive | dict[str, Positive] = 1e-3
+    betas: tuple[Annotated[Real, Field(ge=0, lt=1)], Annotated[Real, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    weight_decay: NotNegative = 0.0
     schedule: Schedule = "constant"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Steps = 0
     ema: Share | None = None
-    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    clip_norm: Positive | None = None
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     execution: Execution = "auto"
     accelerator: Literal["cpu", "cuda", "auto"] = "auto"
     threads: Count | Literal["auto", "measured"] = "auto"
-    checkpoint_seconds: Annotated[float, Field(ge=0)] = 20.0
+    checkpoint_seconds: NotNegative = 20.0
 
     def settings(self, seed: int) -> Settings:
         plain = self.model_dump(exclude={"accelerator", "threads", "checkpoint_seconds"})
@@ -165,9 +172,9 @@ class SearchPart(_Part):
         "early-bird",
         "transferred",
     ] = "imp"
-    rounds: Annotated[int, Field(ge=0)] = 10
+    rounds: Annotated[Whole, Field(ge=0, le=10**4)] = 10
     fraction: Share = 0.2
-    rewind_step: Annotated[int, Field(ge=0)] = 0
+    rewind_step: Steps = 0
     scope: Scope = "global"
     components: list[str] | None = None
     include: list[str] | None = None
@@ -176,16 +183,16 @@ class SearchPart(_Part):
     retrain: Retrain = "rewind"
     score_batches: Count = 10
     granularity: Granularity = "weight"
-    window: Annotated[int, Field(ge=2)] = 5
+    window: Annotated[Whole, Field(ge=2)] = 5
     rule: Rule = "chance"
-    tolerance: Annotated[float, Field(gt=0, le=1)] = TOLERANCES["chance"]
+    tolerance: Annotated[Real, Field(gt=0, le=1)] = TOLERANCES["chance"]
     interval: Count | None = None
-    settle_by: Annotated[float, Field(gt=0, le=1)] = 0.5
+    settle_by: Annotated[Real, Field(gt=0, le=1)] = 0.5
     unsettled: Literal["last", "stop"] = "last"
-    gain_penalty: Annotated[float, Field(ge=0)] = 0.0
+    gain_penalty: NotNegative = 0.0
     source: str | None = None
     carry: dict[str, str] | None = None
-    with_weights: bool = False
+    with_weights: Flag = False
 
     @model_validator(mode="before")
     @classmethod
@@ -227,8 +234,8 @@ class ControlsPart(_Part):
     """At which levels the controls are run ("auto": three, spread over the deeper two thirds), and which."""
 
     levels: list[Count] | Literal["auto"] = "auto"
-    random_mask: bool = True
-    redrawn_weights: bool = True
+    random_mask: Flag = True
+    redrawn_weights: Flag = True
 
     def chosen(self, rounds: int) -> list[int]:
         if self.levels == "auto":
@@ -248,7 +255,7 @@ class EvaluationPart(_Part):
 
     primary: str | None = None
     metrics: Literal["all"] | Annotated[list[str], Field(min_length=1)] = "all"
-    samples: Annotated[int, Field(ge=16)] = 2000
+    samples: Annotated[Whole, Field(ge=16)] = 2000
     features: Literal["classifier", "inception", "none"] = "classifier"
     inception_weights: str | None = None
     classifier: Literal["small", "resnet18"] = "small"
@@ -267,7 +274,7 @@ class Recipe(_Part):
     search: SearchPart = SearchPart()
     controls: ControlsPart = ControlsPart()
     evaluation: EvaluationPart = EvaluationPart()
-    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    seeds: Annotated[list[Annotated[Whole, Field(ge=0)]], Field(min_length=1)] = [0]
     on_failure: Literal["continue", "stop"] = "continue"
 
     @model_validator(mode="after")
@@ -317,20 +324,35 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = (), budget: str | N
     """
     raw = read_keys(path, overrides, budget)
     raw.pop("study", None)
-    return make_recipe(raw, str(path))
+    recipe = make_recipe(raw, str(path))
+    _check_asked(recipe, str(path))
+    return recipe
+
+
+def _check_asked(recipe: Recipe, where: str) -> None:
+    """Refuses what could be run and would not be what was asked for. Run folders of before may have it."""
+    training, levels, rounds = recipe.training, recipe.controls.levels, recipe.search.rounds
+    if training.warmup_steps >= training.steps:
+        raise RecipeError(
+            f"{where}: training.warmup_steps={training.warmup_steps} is not before training.steps={training.steps}"
+        )
+    if isinstance(levels, list) and (beyond := [level for level in levels if level > rounds]):
+        raise RecipeError(
+            f"{where}: controls.levels={levels}: there is no level {beyond[0]} with search.rounds={rounds}; "
+            f"take controls.levels={[level for level in levels if level <= rounds]}, or auto"
+        )
 
 
 def read_keys(path: str | Path, overrides: Iterable[str] = (), budget: str | None = None) -> dict[str, Any]:
     """The keys of a recipe or study file as plain data, its budgets used up, not validated. Raises `RecipeError`."""
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text())
+        text = path.read_bytes()
     except OSError as error:
         raise RecipeError(
             f"cannot read recipe {path}: {error.strerror}; `gentickets list recipes` names some"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    raw = read_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise RecipeError(f"{path} is no recipe: it holds {type(raw).__name__}, not keys and values")
     budgets = _mappings(raw.pop("budgets", {}), f"{path}: budgets")
@@ -391,7 +413,7 @@ def make_recipe(raw: dict[str, Any], where: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise RecipeError(f"{where}: {first_complaint(error)}") from None
+        raise RecipeError(f"{where}: {complaints(error)}") from None
 
 
 def differing_keys(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -417,30 +439,31 @@ def _override(raw: dict[str, Any], override: str) -> None:
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise RecipeError(f"override {override!r} is not key=value, such as training.steps=500")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise RecipeError(f"override {override!r}: the value is no YAML; quote it") from None
-    if isinstance(value, str):
-        value = _number(value)
+    value = read_yaml(text, f"override {override!r}: the value")
     place = raw
     for key in keys[:-1]:
         place = _below(place, key, f"override {override!r}")
     place[keys[-1]] = value
 
 
-def _number(text: str) -> str | float:
-    """YAML reads `1e-3` as text (it wants `1.0e-3`); people mean a number."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
+def complaints(error: ValidationError, whole: type[BaseModel] = Recipe) -> str:
+    """All that pydantic found wrong in a `whole`, one thing a key, as key, value and mend."""
+    found: dict[str, str] = {}
+    for first in error.errors():
+        found.setdefault(_key(first["loc"]), _complaint(first, whole))
+    return "; ".join(dict.fromkeys(found.values()))
 
 
-def first_complaint(error: ValidationError, whole: type[BaseModel] = Recipe) -> str:
-    """The first thing that pydantic found wrong in a `whole`, as key, value and mend."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("literal[", "constrained", "list[")))
+_KINDS = ("literal[", "constrained", "list[", "dict[", "float", "int", "function-")
+"""How pydantic calls the members of a union, among the keys of a place."""
+
+
+def _key(place: tuple[str | int, ...]) -> str:
+    return ".".join(str(part) for part in place if not str(part).startswith(_KINDS))
+
+
+def _complaint(first: Any, whole: type[BaseModel]) -> str:
+    key = _key(first["loc"])
     if first["type"] == "extra_forbidden":
         return f"unknown key {key}; {_known_keys(first['loc'], whole)}"
     if first["type"] == "missing":
@@ -453,7 +476,8 @@ def first_complaint(error: ValidationError, whole: type[BaseModel] = Recipe) -> 
 
 def _known_keys(location: tuple[str | int, ...], part: type[BaseModel]) -> str:
     for key in location[:-1]:
-        inner = part.model_fields[str(key)].annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            part = inner
+        named = part.model_fields.get(str(key))
+        for inner in (named.annotation, *get_args(named.annotation)) if named is not None else ():
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                part = inner
     return f"known here: {', '.join(part.model_fields)}"

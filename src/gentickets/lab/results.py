@@ -18,11 +18,11 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from gentickets.errors import RecipeError
 from gentickets.files import replace_file
+from gentickets.lab.plain_yaml import read_yaml
 
 Arm = Literal["ticket", "random_mask", "redrawn_weights"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
@@ -289,10 +289,7 @@ def read_run(folder: Path | str) -> Run:
     recipe_path = folder / "recipe.yaml"
     if not recipe_path.is_file():
         raise RecipeError(f"{folder}: no run (there is no recipe.yaml in it)")
-    try:
-        recipe = yaml.safe_load(recipe_path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{recipe_path}: not YAML ({_one_line(error)})") from None
+    recipe = read_yaml(recipe_path.read_bytes(), str(recipe_path))
     levels = sorted(_read_levels(folder), key=lambda r: (r.seed, r.level, ARMS.index(r.arm)))
     if not levels:
         raise RecipeError(f"{folder}: no level is complete yet")

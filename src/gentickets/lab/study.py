@@ -17,16 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gentickets.errors import HardwareError, RecipeError
 from gentickets.files import replace_file
 from gentickets.lab import folder as disk
+from gentickets.lab.plain_yaml import read_yaml, write_yaml
 from gentickets.lab.recipe import (
     Recipe,
     SearchPart,
-    first_complaint,
+    complaints,
     make_recipe,
     read_keys,
     with_keys,
@@ -155,7 +155,7 @@ def _study(raw: dict[str, Any], where: str) -> Study:
     try:
         part = StudyPart.model_validate(raw["study"])
     except ValidationError as error:
-        raise RecipeError(f"{where}: study.{first_complaint(error, StudyPart)}") from None
+        raise RecipeError(f"{where}: study.{complaints(error, StudyPart)}") from None
     name = make_recipe(recipe, where).name
     arms = tuple(_arm(recipe, label, changes, f"{where}: arm {label}") for label, changes in part.arms.items())
     for label in part.arms:
@@ -264,16 +264,16 @@ def write_record(folder: Path, study: Study, command: str) -> None:
         "arms": {arm.label: arm.title for arm in study.arms},
         "published": study.published.model_dump(mode="json") if study.published else None,
     }
-    replace_file(folder / "study.yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True).encode())
+    replace_file(folder / "study.yaml", write_yaml(kept))
 
 
 def read_record(folder: Path) -> Record:
     """The record of the study in `folder`. Raises `RecipeError` where there is none that can be read."""
     path = folder / "study.yaml"
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path.read_bytes(), str(path))
         published = Published.model_validate(raw["published"]) if raw["published"] else None
         arms = {str(label): str(title) for label, title in raw["arms"].items()}
         return Record(folder, str(raw["name"]), str(raw["title"]), arms, published, str(raw["command"]))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError, KeyError, TypeError, AttributeError):
+    except (OSError, RecipeError, ValidationError, KeyError, TypeError, AttributeError):
         raise RecipeError(f"{folder} is no study: it has no readable study.yaml") from None
