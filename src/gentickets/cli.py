@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from gentickets import __version__
 from gentickets.errors import GenticketsError
+from gentickets.terminal import Terminal, bear_with_any_encoding
 
 if TYPE_CHECKING:
     from gentickets.lab.study import Stage, Study
@@ -26,9 +27,10 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Terminal()
+err = Terminal(stderr=True)
 
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe, such as recipes/quickstart/gan.yaml.", show_default=False)]
 Overrides = Annotated[
@@ -46,34 +48,50 @@ RunsFolder = Annotated[Path, typer.Option("--runs", help="Where run folders lie.
 
 def main() -> None:
     """The program. A user's mistake is one line on stderr and exit code 2; Ctrl-C is exit code 130."""
+    bear_with_any_encoding()
+    # Until a training listens by itself, a polite kill means what Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if sys.argv[1:2] == ["help"]:
+        sys.argv[1:] = [*sys.argv[2:], "--help"]
     try:
         code = app(standalone_mode=False)
     except GenticketsError as error:
         code = _complain(str(error))
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
+        code = 130
+    except typer.Abort as error:
+        if isinstance(error.__cause__, EOFError):  # typer takes the end of any file for that of the terminal
+            raise error.__cause__ from None
         code = 130
     except Exception as error:
-        if not _is_usage_error(error):
+        if _is_a(error, "NoArgsIsHelpError"):
+            out.print(error.format_message())  # type: ignore[attr-defined]
+            code = 0
+        elif _is_a(error, "UsageError"):
+            code = _complain(f"{error.format_message()}; see --help")  # type: ignore[attr-defined]
+        else:
             raise
-        code = _complain(f"{error.format_message()}; see --help")  # type: ignore[attr-defined]
     if code == 130:
         err.print("stopped; the same command goes on from here")
     sys.exit(code)
 
 
 def _complain(message: str) -> int:
-    err.print(f"[bold red]gentickets:[/] {escape(' '.join(message.split()))}")
+    err.print(Text.assemble(("gentickets:", "bold red"), f" {' '.join(message.split())}"))
     return 2
 
 
-def _is_usage_error(error: Exception) -> bool:
-    """Whether typer says that the call itself was wrong: its base class moves between its releases."""
-    return any(kind.__name__ == "UsageError" for kind in type(error).__mro__)
+def _is_a(error: Exception, name: str) -> bool:
+    """Whether typer says so of the call itself: its classes move between its releases."""
+    return any(kind.__name__ == name for kind in type(error).__mro__)
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        out.print(f"gentickets {__version__}")
+        from gentickets.kernels import missing
+
+        reason = missing()
+        out.print(f"gentickets {__version__}{'' if reason is None else f'; masked layers stay dense: {reason}'}")
         raise typer.Exit
 
 
@@ -84,7 +102,7 @@ def _program(
     pass
 
 
-@app.command(epilog="Example: gentickets find recipes/quickstart/gan.yaml training.steps=800 --time 30m")
+@app.command(epilog="Example: gentickets find recipes/quickstart/gan.yaml training.steps=800 name=longer --time 30m")
 def find(
     recipe: RecipeFile,
     overrides: Overrides = None,
@@ -173,7 +191,7 @@ def _run_study(study: Study, runs: Path, resume: bool, plan_only: bool) -> None:
         command = shlex.join(["gentickets", *sys.argv[1:]])
         left_out = run_study(study, folder, begin, fresh=not resume, dry=plan_only, command=command)
     for label, reason in left_out.items():
-        out.print(f"not run: {label}: {reason}", markup=False)
+        out.print(f"not run: {label}: {reason}")
     if plan_only:
         out.print(f"{study.name}: {len(study.arms)} arms, about {duration(seconds)} in all; less what they share")
         return
@@ -209,7 +227,7 @@ def _show_study(folder: Path) -> None:
     if (table := published_table(comparison)) is not None:
         out.print(table)
         for words in published_words(comparison):
-            out.print(words, markup=False)
+            out.print(words)
     out.print(f"results: {folder / 'study.csv'}\nreport:  {page}")
 
 
@@ -291,8 +309,8 @@ def shrink(
     shrunk = shipping.shrink_to(shipment, output)
     out.print(shipping.shrunk_table(shrunk))
     for words in (*shrunk.words, *([shipping.reading_words()] if shrunk.time else [])):
-        out.print(words, markup=False)
-    out.print(f"results: {output} ({shrunk.bytes:,} bytes); gentickets.load_small reads it", markup=False)
+        out.print(words)
+    out.print(f"results: {output} ({shrunk.bytes:,} bytes); gentickets.load_small reads it")
 
 
 @app.command(epilog="Example: gentickets export runs/quickstart-gan/seed-0/level-03 --component generator")
@@ -319,7 +337,7 @@ def export(
         f"run on examples and compared: {made.compared:,} numbers, whose largest difference is {made.difference:.1e} "
         "of the largest output"
     )
-    out.print(f"results: {made.path} ({made.bytes:,} bytes)", markup=False)
+    out.print(f"results: {made.path} ({made.bytes:,} bytes)")
 
 
 @app.command(epilog="Example: gentickets evaluate runs/quickstart-gan --samples 5000")
@@ -371,7 +389,7 @@ def inspect(
     from gentickets.lab.listings import run_table, ticket_words
 
     for shown in [run_table(what)] if what.is_dir() else ticket_words(what):
-        out.print(shown, markup=False)
+        out.print(shown)
 
 
 @app.command("list", epilog="Example: gentickets list models")
@@ -393,7 +411,7 @@ def list_(
 @contextmanager
 def _progress() -> Iterator[Progress]:
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TextColumn("{task.percentage:3.0f} %"),
         TextColumn("{task.fields[rate]}"),

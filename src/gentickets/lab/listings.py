@@ -30,8 +30,15 @@ def ticket_words(path: Path) -> Iterator[str | Table]:
     yield table
     lineage = ticket.origin.pop("lineage", [])
     yield f"origin: {json.dumps(ticket.origin)}"
-    yield "lineage: " + ", ".join(f"{entry['sparsity']:.1%}" for entry in lineage)
+    yield f"lineage: {', '.join(_sparsities(lineage))}"
     yield "digest: fits; every tensor and all metadata are as they were written"
+
+
+def _sparsities(lineage: object) -> Iterator[str]:
+    """The sparsities of the rounds before, as far as a stranger's file says any."""
+    for entry in lineage if isinstance(lineage, list) else ():
+        sparsity = entry.get("sparsity") if isinstance(entry, dict) else None
+        yield f"{sparsity:.1%}" if isinstance(sparsity, int | float) else "?"
 
 
 def run_table(folder: Path) -> Table:
@@ -64,8 +71,8 @@ def _objectives(runs: Path) -> Table:
 def _data(runs: Path) -> Table:
     table = Table("data.source", "what")
     table.add_row("digits", "1,797 handwritten digits that come with scikit-learn; no network")
-    table.add_row("mnist, fashion-mnist, cifar10, celeba", "from the hub; needs gentickets\\[hub]")
-    table.add_row("owner/name", "any image data set of the hub; needs gentickets\\[hub]")
+    table.add_row("mnist, fashion-mnist, cifar10, celeba", "from the hub; needs the package datasets")
+    table.add_row("owner/name", "any image data set of the hub; needs the package datasets")
     table.add_row("path/to/train.parquet", "a parquet file with an image column; test.parquet beside it is held out")
     table.add_row("path/to/folder", "a folder of images; train/ and test/ are understood, so is CelebA's layout")
     return table

@@ -1,0 +1,37 @@
+"""What is shown on a terminal: text as it is, whoever wrote it, on whatever terminal there is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.segment import Segment
+
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) != "\n"}
+
+
+def printable(text: str) -> str:
+    """`text` with its control characters written out: a name may come from a stranger's file, and set a terminal's
+    title or colours."""
+    return text.translate(_CONTROLS)
+
+
+class Terminal(Console):
+    """A console that takes no markup, and shows control characters as what they are."""
+
+    def __init__(self, **options: Any):
+        super().__init__(highlight=False, soft_wrap=True, markup=False, emoji=False, **options)
+
+    def render(self, *args: Any, **options: Any) -> Iterable[Segment]:
+        for segment in super().render(*args, **options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+def bear_with_any_encoding() -> None:
+    """Lets a terminal that lacks a character show another in its place, where Python would end the program."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
