@@ -7,7 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gentickets.lab import cores as cores_module
 from gentickets.lab import threads as module
+from gentickets.lab.cores import cores, threads_at_most
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.run import load_data, prepared
 from gentickets.lab.seedrun import build_model
@@ -37,6 +39,37 @@ def test_the_smallest_number_of_threads_that_is_as_good_as_the_best(each):
     assert all(other > 1.05 * min(each) * (1 - 1e-9) for other in each[:place])
 
 
+def on_cores(monkeypatch, count):
+    """A process that was given so many cores, and told nothing of threads."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(count)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"), [("1", 1), ("3", 3), ("64", 8), ("2,4", 2), ("", 8), ("many", 8), ("0", 1)]
+)
+def test_threads_are_no_more_than_omp_num_threads(monkeypatch, told, expected):
+    on_cores(monkeypatch, 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
+    assert threads_at_most(cores()) == expected
+
+
+@pytest.mark.parametrize(("limits", "expected"), [
+    ({}, 8), ({"": "max 100000"}, 8), ({"": "200000 100000"}, 2), ({"a/b": "150000 100000"}, 1),
+    ({"a": "300000 100000", "a/b": "max 100000"}, 3), ({"a": "50000 100000"}, 1), ({"a/b": "nonsense"}, 8),
+])  # fmt: skip
+def test_cores_are_no_more_than_the_cgroups_quota(monkeypatch, tmp_path, limits, expected):
+    on_cores(monkeypatch, 8)
+    (tmp_path / "own").write_text("0::/a/b\n")
+    root = tmp_path / "root"
+    (root / "a" / "b").mkdir(parents=True)
+    for folder, text in limits.items():
+        (root / folder / "cpu.max").write_text(f"{text}\n")
+    monkeypatch.setattr(cores_module, "OWN_CGROUP", tmp_path / "own")
+    monkeypatch.setattr(cores_module, "CGROUPS", root)
+    assert cores() == expected
+
+
 def test_one_disturbed_timing_does_not_decide():
     calls = []
 
@@ -48,20 +81,20 @@ def test_one_disturbed_timing_does_not_decide():
     assert fastest([1, 2], seconds) == 2
 
 
-@pytest.mark.parametrize(("cores", "expected"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (16, [1, 2, 4, 8, 16])])
-def test_what_is_measured(monkeypatch, cores, expected):
+@pytest.mark.parametrize(("count", "expected"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (16, [1, 2, 4, 8, 16])])
+def test_what_is_measured(monkeypatch, count, expected):
     recipe = make_recipe(RAW)
     images, _ = load_data(recipe.data)
     seen = []
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    on_cores(monkeypatch, count)
     monkeypatch.setattr(module, "fastest", lambda choices, seconds: seen.append(choices) or choices[-1])
-    assert threads_of(recipe, images, workers=1) == cores
-    assert seen == ([expected] if cores > 1 else [])  # where there is no choice nothing is timed
-    assert threads_of(recipe, images, workers=2 * cores) == 1
+    assert threads_of(recipe, images, workers=1) == count
+    assert seen == ([expected] if count > 1 else [])  # where there is no choice nothing is timed
+    assert threads_of(recipe, images, workers=2 * count) == 1
 
 
 def test_real_steps_are_timed_and_the_threads_of_the_process_stay(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    on_cores(monkeypatch, 2)
     monkeypatch.setattr(module, "BLOCK_SECONDS", 0.01)
     before = torch.get_num_threads()
     recipe = make_recipe(RAW)
@@ -71,7 +104,7 @@ def test_real_steps_are_timed_and_the_threads_of_the_process_stay(monkeypatch):
 
 def test_what_was_measured_is_kept_with_the_run(monkeypatch, tmp_path):
     recipe = make_recipe(RAW)
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    on_cores(monkeypatch, 4)
     monkeypatch.setattr(module, "fastest", lambda *_: 3)
     with prepared(recipe, tmp_path / "run") as ready:
         assert ready.threads == 3
@@ -103,7 +136,7 @@ def test_threads_are_counted_from_the_work_of_all_the_images_of_a_step(monkeypat
     recipe = make_recipe({**RAW, **changes, "training": {**RAW["training"], "threads": "auto"}})
     images, _ = load_data(recipe.data)
     asked = []
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    on_cores(monkeypatch, 8)
     monkeypatch.setattr(module, "threads_for", lambda flops, cores: asked.append((flops, cores)) or 5)
     assert threads_of(recipe, images, workers=2) == 5
     objective = recipe.build_objective()

@@ -32,7 +32,7 @@ def _read(source: str, identity: str, split: str) -> Rows:
     try:
         import datasets
     except ImportError as error:
-        raise DataError(f"source: {source!r} is a set of the hub: install the package datasets (pip install datasets)") from error
+        raise DataError(f"source: {source!r} is a set of the hub: pip install datasets") from error
     try:
         splits = datasets.load_dataset(identity)
         held = next((name for name in _TEST_SPLITS if name in splits), None)

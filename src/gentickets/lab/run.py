@@ -19,6 +19,7 @@ from gentickets import __version__
 from gentickets.data import ImageSet, load
 from gentickets.errors import RecipeError
 from gentickets.lab import folder as disk
+from gentickets.lab.cores import cores
 from gentickets.lab.evaluation import Judge
 from gentickets.lab.level_files import measure_level, metrics_json
 from gentickets.lab.plan import Plan, fit, measure
@@ -79,7 +80,7 @@ def prepared(
         check_buildable(asked, train)
         judge = make_judge(asked, train, held_out)
         if there is None:
-            workers = min(len(asked.seeds), os.cpu_count() or 1)
+            workers = min(len(asked.seeds), cores())
             threads = threads_of(asked, train, workers)
             plan = measure(asked, train, judge, threads, workers)
             recipe, plan, gave_up = fit(asked, plan, seconds, workers) if seconds is not None else (asked, plan, ())
@@ -101,7 +102,7 @@ def prepared(
                 disk.write_recipe(folder, recipe)
                 disk.write_json(folder / "origin.json", {**origin, "asked": asked.dump()})
             # Equal bits need an equal number of threads.
-            threads, workers = origin["threads"], min(len(recipe.seeds), os.cpu_count() or 1)
+            threads, workers = origin["threads"], min(len(recipe.seeds), cores())
             yield Prepared(folder, recipe, threads, workers, None, tuple(origin["gave_up"]), lock)
 
 
@@ -190,7 +191,7 @@ def machine() -> dict[str, Any]:
                 break
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": cpu, "cores": os.cpu_count(), "memory_gib": round(memory), "gpu": gpu}
+    return {"cpu": cpu, "cores": cores(), "memory_gib": round(memory), "gpu": gpu}
 
 
 # -- the seeds side by side ---------------------------------------------------------------------------------

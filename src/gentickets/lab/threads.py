@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 
 from gentickets.data import ImageSet
+from gentickets.lab.cores import cores, threads_at_most
 from gentickets.lab.plan import rehearsal
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.seedrun import build_model
@@ -23,9 +23,10 @@ ROUNDS, BLOCK_SECONDS = 5, 0.2
 def threads_of(recipe: Recipe, images: ImageSet, workers: int) -> int:
     """Intra-op threads of each of `workers` trainings side by side, which share the cores.
 
-    Measured ones are to be kept with the run: another measurement may find another number, which gives other bits.
+    Counted and measured ones go by the cores that this process was given, and by OMP_NUM_THREADS. Measured ones are to
+    be kept with the run: another measurement may find another number, which gives other bits.
     """
-    asked, share = recipe.training.threads, max(1, (os.cpu_count() or 1) // workers)
+    asked, share = recipe.training.threads, threads_at_most(max(1, cores() // workers))
     if asked == "measured":
         return _fastest(recipe, images, share)
     return _counted(recipe, images, share) if asked == "auto" else asked

@@ -1,0 +1,45 @@
+"""How many cores there are to use: those that this process was given, not those of the machine."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUP = Path("/proc/self/cgroup")
+
+
+def cores() -> int:
+    """The cores that this process may run on, by its affinity (taskset, SLURM, cpusets) and its cgroup's quota."""
+    try:
+        given = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this system
+        given = os.cpu_count() or 1
+    return max(1, int(min(given, _quota(OWN_CGROUP, CGROUPS))))
+
+
+def threads_at_most(share: int) -> int:
+    """`share` cores, or fewer where OMP_NUM_THREADS says so: whoever sets it means all that counts threads."""
+    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return max(1, min(share, int(told))) if told.isdecimal() else share
+
+
+def _quota(own: Path, root: Path) -> float:
+    """Cores' worth of time that the cgroup, or one above it, may take (`cpu.max`); infinite where nothing says so."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return math.inf
+    path = next((line.partition("::")[2] for line in lines if line.startswith("0::")), "/")
+    place = root / path.strip("/")
+    found = math.inf
+    for folder in (place, *place.parents):
+        if folder == root.parent:
+            break
+        try:
+            quota, period = (folder / "cpu.max").read_text().split()
+            found = min(found, int(quota) / int(period))
+        except (OSError, ValueError, ZeroDivisionError):  # no such limit, or "max"
+            continue
+    return found
