@@ -18,6 +18,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
@@ -37,6 +38,10 @@ LOCK = ".lock"
 
 # What may change between two commands on one folder without making a finished level wrong.
 _MAY_GROW = ("title", "seeds", "search.rounds", "controls", "on_failure", "training.checkpoint_seconds")
+
+
+# What `--time` may have made smaller than was asked.
+_FITTED = ("training.steps", "search.rewind_step", "search.rounds")
 
 
 def level_name(level: int, arm: str = "ticket") -> str:
@@ -170,31 +175,61 @@ def _open_lock(path: Path) -> int:
 def opened(folder: Path, asked: Recipe) -> tuple[Recipe, dict[str, Any]] | None:
     """The recipe and origin of a run that is there already and that `asked` may go on with; None for a new run.
 
-    Raises `RecipeError` that says which keys differ, where the folder was made by another recipe.
+    Raises `RecipeError` that says which keys differ, where the folder was made by another recipe or its recipe.yaml was
+    changed since, and for a folder that holds what is no run's.
     """
     if not (folder / "recipe.yaml").exists():
         if (folder / "origin.json").exists():
             raise RecipeError(f"{folder} holds what `gentickets train` made: take name=… for a new run, or --fresh")
+        if foreign := sorted(entry.name for entry in folder.iterdir() if not _is_ours(entry)):
+            raise RecipeError(
+                f"{folder} holds what is no run's ({', '.join(foreign[:3])}{' …' if len(foreign) > 3 else ''}): "
+                f"take another name=…"
+            )
         return None
     if not (folder / "origin.json").exists():
         return None
-    origin = read_origin(folder)
+    origin, recipe = read_origin(folder), read_run_recipe(folder)
     # Read as a recipe: keys that are newer than the folder have their defaults.
-    before, now = _fixed(kept_recipe(origin["asked"], str(folder)).dump()), _fixed(asked.dump())
-    if differing := differing_keys(before, now):
+    before = kept_recipe(_asked(origin, folder), str(folder)).dump()
+    if differing := differing_keys(_fixed(before), _fixed(asked.dump())):
         raise RecipeError(
             f"{folder} was made by another recipe: {'; '.join(differing)}; take name=… for a new run, or --fresh"
         )
-    return read_run_recipe(folder), origin
+    fitted = _FITTED if origin.get("gave_up") else ()
+    if changed := differing_keys(_fixed(recipe.dump(), fitted), _fixed(before, fitted)):
+        raise RecipeError(
+            f"{folder / 'recipe.yaml'} was changed since the run began: {'; '.join(changed)} (first what stands there "
+            f"now): put it back, or take --fresh"
+        )
+    return recipe, origin
+
+
+def _asked(origin: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    asked = origin.get("asked")
+    if not isinstance(asked, dict):
+        raise RecipeError(f"{folder} is no run: its origin.json does not say what was asked")
+    return asked
+
+
+_OURS = ("recipe.yaml", "origin.json", "results.csv", "timings.csv", "report.html", "figures", LOCK)
+
+
+def _is_ours(entry: Path) -> bool:
+    """Whether something in a run's folder is what a run makes, by its name."""
+    return entry.name in _OURS or re.fullmatch(r"seed-\d+|\..*\.partial", entry.name) is not None
 
 
 def remove_run(folder: Path) -> None:
-    """Removes what is in a run's folder. Raises `RecipeError` where the folder is something else."""
-    entries = [entry for entry in folder.iterdir() if entry.name != ".lock"]
+    """Removes what a run makes from its folder, and nothing else; a link is removed and not followed.
+
+    Raises `RecipeError` where the folder is something else.
+    """
+    entries = [entry for entry in folder.iterdir() if entry.name != LOCK]
     if entries and not (folder / "origin.json").exists() and not (folder / "recipe.yaml").exists():
         raise RecipeError(f"{folder} is no run, and --fresh would remove what is in it: take another name=…")
-    for entry in entries:
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    for entry in filter(_is_ours, entries):
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
 def read_run_recipe(folder: Path) -> Recipe:
@@ -223,10 +258,10 @@ def read_metrics(place: Path) -> dict[str, Any]:
         raise GenticketsError(f"{place} is broken: remove it and run the command again") from None
 
 
-def _fixed(dumped: dict[str, Any]) -> dict[str, Any]:
-    """A dumped recipe without the keys that may grow."""
+def _fixed(dumped: dict[str, Any], fitted: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A dumped recipe without the keys that may grow, and without those that were fitted into a time."""
     kept = {key: dict(value) if isinstance(value, dict) else value for key, value in dumped.items()}
-    for path in _MAY_GROW:
+    for path in (*_MAY_GROW, *fitted):
         part, _, key = path.partition(".")
         if key:
             kept[part].pop(key, None)
