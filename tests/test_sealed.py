@@ -50,6 +50,8 @@ def test_tensors_are_a_plain_safetensors_file_with_their_metadata():
     raw = sealed_tensors(TENSORS, {"accuracy": "0.5"})
     assert all(torch.equal(load(raw)[name], tensor) for name, tensor in TENSORS.items())
     assert unsealed_tensors(raw)[1] == {"accuracy": "0.5"}
+    one, other = {"b": "1", "accuracy": "0.5"}, {"accuracy": "0.5", "b": "1"}
+    assert all(sealed_tensors(TENSORS, one) == sealed_tensors(TENSORS, other) for _ in range(20))
     older = save(TENSORS)
     assert set(unsealed_tensors(older)[0]) == set(TENSORS)
 

@@ -71,6 +71,8 @@ def main() -> None:
             code = _complain(f"{error.format_message()}; see --help")  # type: ignore[attr-defined]
         else:
             raise
+    for which in (signal.SIGINT, signal.SIGTERM):  # there is nothing left to stop
+        signal.signal(which, signal.SIG_IGN)
     if code == 130:
         err.print("stopped; the same command goes on from here")
     sys.exit(code)

@@ -67,8 +67,19 @@ def unsealed_state(raw: bytes) -> dict[str, Any]:
 def sealed_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """A safetensors file of tensors on any device, with its digest among the metadata, as a ticket has it."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    blank = to_safetensors(plain, {**(metadata or {}), "digest": _BLANK})
+    blank = _in_order(to_safetensors(plain, {**(metadata or {}), "digest": _BLANK}))
     return blank.replace(_field(_BLANK), _field(hashlib.sha256(blank).hexdigest()), 1)
+
+
+def _in_order(raw: bytes) -> bytes:
+    """The same file with its metadata in alphabetical order, which the library leaves to chance: equal tensors give
+    equal bytes."""
+    end = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + raw[end:]
 
 
 def unsealed_tensors(raw: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -101,10 +101,12 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Reads what `save_weights` wrote. Raises `Damaged` where a bit of it is not as it was written."""
+    """Reads what `save_weights` wrote. Raises `Damaged` where it is not there, or a bit is not as it was written."""
     try:
         return unsealed_tensors(path.read_bytes())[0]
-    except (Damaged, OSError) as error:
+    except OSError as error:
+        raise Damaged(f"{path} cannot be read ({error.strerror})") from None
+    except Damaged as error:
         raise Damaged(f"{path} is damaged ({error})") from None
 
 

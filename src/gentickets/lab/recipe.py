@@ -336,7 +336,8 @@ def _check_asked(recipe: Recipe, where: str) -> None:
         raise RecipeError(
             f"{where}: training.warmup_steps={training.warmup_steps} is not before training.steps={training.steps}"
         )
-    if isinstance(levels, list) and (beyond := [level for level in levels if level > rounds]):
+    # Without rounds there is the dense model alone, and nobody can take it for more.
+    if rounds and isinstance(levels, list) and (beyond := [level for level in levels if level > rounds]):
         raise RecipeError(
             f"{where}: controls.levels={levels}: there is no level {beyond[0]} with search.rounds={rounds}; "
             f"take controls.levels={[level for level in levels if level <= rounds]}, or auto"
