@@ -479,3 +479,24 @@ def test_levels_that_cannot_be_handed_out(run, tmp_path):
     disk.write_json(level / "metrics.json", {**facts, "status": "disconnected", "reason": "decoder.0 is cut"})
     with pytest.raises(GenticketsError, match=r"is disconnected \(decoder.0 is cut\)"):
         of_level(level)
+
+
+@pytest.mark.parametrize("changes", [
+    {"options": {"depth": 2**40}}, {"options": {"depth": 10**7}}, {"options": {"hidden": [1] * 10**6}},
+    {"options": {"depth": 2**64}}, {"size": "F4", "channels": 2**31}, {"channels": 2**31}, {"size": 10**9},
+    {"size": True}, {"size": [16, 16]}, {"options": {"width": 1.5}}, {"options": [["width", 8]]}, {"options": None},
+    {"model": ["linear-autoencoder"]}, {"more": 1}, {"options": {"width": "16"}}, {"options": {"hidden": [2**64]}},
+])  # fmt: skip
+def test_a_file_cannot_ask_for_more_than_it_can_fill(changes):
+    network = {
+        "model": "linear-autoencoder",
+        "size": 8,
+        "channels": 1,
+        "options": {"width": 8, "depth": 1},
+        "sizes": {},
+    }
+    ticket = gt.Ticket(gt.Masks({}), {"encoder.1.weight": torch.zeros(2, 2)}, {"network": {**network, **changes}})
+    with pytest.raises(gt.TicketError, match="no small network") as caught:
+        rebuilt(ticket)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400

@@ -84,16 +84,45 @@ def rebuilt(ticket: Ticket) -> nn.Module:
     try:
         network = dict(ticket.origin["network"])
         sizes = network.pop("sizes")
+        _check_bounds(network, len(ticket.weights))
         model = Architecture(**network).skeleton()
         _set_sizes(model, sizes)
         for name, tensor in ticket.weights.items():
             _put(model, name, tensor.clone())
-    except (LookupError, AttributeError, ValueError, TypeError, RuntimeError) as error:
+    except (LookupError, AttributeError, ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError) as error:
         reason = "its origin does not say how to build one" if "network" not in ticket.origin else error
-        raise TicketError(f"no small network: {reason}") from None
+        raise TicketError(f"no small network: {' '.join(str(reason).split())[:300]}") from None
     if missing := [name for name, tensor in named_state(model).items() if tensor.is_meta]:
         raise TicketError(f"no small network: it lacks {', '.join(missing[:3])}")
     return model.eval()
+
+
+_WIDEST = 2**16
+"""More than any side of a network, or of its images, that a file may ask for."""
+
+_WIDTHS = ("width", "latent")
+"""Options that say how wide layers are, and not how many there are."""
+
+
+def _check_bounds(network: Mapping[str, Any], tensors: int) -> None:
+    """Raises `ValueError` for what would take more to build than the file can fill: it may be a stranger's.
+
+    Widths cost nothing, as the skeleton has no values. Of layers there can be no more than the file has tensors.
+    """
+    model, options = network["model"], network["options"]
+    if set(network) != {"model", "size", "channels", "options"} or not isinstance(model, str):
+        raise ValueError(f"it says {', '.join(sorted(map(str, network)))[:100]} of the network")
+    if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
+        raise ValueError("its options are no keys and values")
+    for key, value in {"size": network["size"], "channels": network["channels"], **options}.items():
+        each = value if isinstance(value, list) else [value]
+        most = _WIDEST if key in ("size", "channels", *_WIDTHS) or isinstance(value, list) else tensors
+        if len(each) > tensors or not all(_is_plain(one, most) for one in each):
+            raise ValueError(f"it cannot have {key}={str(value)[:40]}")
+
+
+def _is_plain(value: object, most: int) -> bool:
+    return value is None or isinstance(value, bool) or (type(value) is int and 1 <= value <= most)
 
 
 def _changed_sizes(full: nn.Module, small: nn.Module) -> dict[str, dict[str, int | list[int]]]:
@@ -121,7 +150,7 @@ def _set_sizes(model: nn.Module, sizes: Mapping[str, Mapping[str, int | list[int
         known = _sizes(layers[name])
         for key, value in changed.items():
             whole = [value] if isinstance(value, int) else list(value)
-            if key not in known or not all(type(side) is int and side >= 1 for side in whole):
+            if key not in known or not all(type(side) is int and 1 <= side <= 2**31 for side in whole):
                 raise ValueError(f"{name} cannot have {key}={value!r}")
             setattr(layers[name], key, value if isinstance(value, int) else tuple(value))
 
