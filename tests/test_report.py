@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from rich.console import Console
 from scipy import stats
 
@@ -209,6 +211,27 @@ def test_a_run_of_little_still_makes_a_page(tmp_path):
         control.rmdir()
     page = Page(write_report([folder]).read_text(encoding="utf-8"))
     assert "No verdict: the dense model diverged." in page.text
+
+
+def test_a_strangers_pictures_are_not_links_and_of_bounded_size(tmp_path):
+    folder = build_run(tmp_path / "run")
+    secret, place = tmp_path / "secret.png", folder / "seed-0" / "level-01" / "samples.png"
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(secret)
+    place.unlink(missing_ok=True)
+    place.symlink_to(secret)
+    text = write_report([folder]).read_text(encoding="utf-8")
+    assert base64.b64encode(secret.read_bytes()).decode() not in text
+    place.unlink()
+    Image.new("1", (5000, 5000)).save(place)
+    assert "too large" in write_report([folder]).read_text(encoding="utf-8")
+
+
+def test_a_level_that_is_a_link_is_not_read(tmp_path):
+    folder = build_run(tmp_path / "run")
+    level = folder / "seed-0" / "level-01"
+    level.rename(tmp_path / "elsewhere")
+    level.symlink_to(tmp_path / "elsewhere")
+    assert not [result for result in read_run(folder).levels if (result.seed, result.level) == (0, 1)]
 
 
 def test_a_picture_that_is_broken_is_said_to_be(tmp_path):

@@ -162,7 +162,8 @@ class LevelResult:
 
     def _picture(self, name: str) -> Path | None:
         path = self.folder / name
-        return path if path.is_file() else None
+        # A link is none of ours: in a stranger's folder it may name any picture of the reader's.
+        return path if path.is_file() and not path.is_symlink() else None
 
 
 @dataclass(frozen=True)
@@ -305,10 +306,15 @@ def read_run(folder: Path | str) -> Run:
 def _read_levels(folder: Path) -> Iterator[LevelResult]:
     for seed_folder in folder.iterdir():
         seed = _SEED_FOLDER.fullmatch(seed_folder.name)
-        for level_folder in seed_folder.iterdir() if seed and seed_folder.is_dir() else ():
+        for level_folder in seed_folder.iterdir() if seed and _is_own_folder(seed_folder) else ():
             place = _LEVEL_FOLDER.fullmatch(level_folder.name)
-            if seed and place and (level_folder / "metrics.json").is_file():
+            if seed and place and _is_own_folder(level_folder) and (level_folder / "metrics.json").is_file():
                 yield _read_level(level_folder, int(seed[1]), int(place[1]), place[2] or "ticket")
+
+
+def _is_own_folder(path: Path) -> bool:
+    """Whether a folder lies where it seems to: links are not followed in what a stranger may have made."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def _read_level(folder: Path, seed: int, level: int, arm: str) -> LevelResult:

@@ -202,12 +202,19 @@ def _level_picture(result: LevelResult, column: int, verdict: Verdict) -> _Pictu
     return _picture(column, result.samples, heading, caption, alt)
 
 
+_MOST_PIXELS, _MOST_BYTES = 2**24, 2**24
+"""Of a picture that is shown: many times what a run makes. A folder may be a stranger's."""
+
+
 def _picture(column: int, path: Path, heading: str, caption: str, alt: str) -> _Picture:
     try:
         with Image.open(path) as image:
             width = image.width
-    except OSError:
+            fits = image.width * image.height <= _MOST_PIXELS and path.stat().st_size <= _MOST_BYTES
+    except (OSError, ValueError, Image.DecompressionBombError):
         return _Picture(column, heading, "cannot be read", alt)
+    if not fits:
+        return _Picture(column, heading, "too large", alt)
     source = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
     return _Picture(column, heading, caption, alt, source, width < _DISPLAY_WIDTH)
 
