@@ -603,3 +603,19 @@ def test_a_model_without_values_is_refused_and_said(autoencoder):
         ticket.install(empty)
     filled = ticket.install(empty.to_empty(device="cpu"))
     assert torch.equal(filled.encoder[0].weight, autoencoder.encoder[0].weight)
+
+
+def test_what_has_no_end_is_no_ticket(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero", tmp_path):
+        with pytest.raises(TicketError, match="cannot read ticket"):
+            Ticket.load(path)
+
+
+def test_a_long_header_of_nonsense_is_not_parsed(tmp_path, monkeypatch):
+    text = b'{"a":[' + b"[]," * 2_000_000 + b"0]}"
+    path = tmp_path / "long.ticket"
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    monkeypatch.setattr(json, "loads", None)  # would fail
+    with pytest.raises(TicketError, match="no ticket that this version reads"):
+        Ticket.load(path)

@@ -12,10 +12,12 @@ The digest finds every changed bit. It is no signature: it says that the file is
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
+import stat
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -241,22 +243,24 @@ class Ticket:
         bit, or no ticket.
         """
         try:
-            raw = Path(path).read_bytes()
+            raw = _read_regular(Path(path))
         except OSError as error:
             raise TicketError(f"cannot read ticket {path}: {error.strerror or error}") from None
-        meta = _metadata(raw)
-        if meta.get("format") != FORMAT:
-            found = f"format {meta['format']!r}" if "format" in meta else "it has no format"
-            raise TicketError(f"{path} is damaged, or no ticket that this version reads: {found}")
+        # The digest before anything is parsed: a long header of nonsense would cost seconds.
         header = raw[: 8 + int.from_bytes(raw[:8], "little")]
         digests = _DIGEST.findall(header)
+        if len(digests) == 1:
+            digest = digests[0].decode()
+            found_digest = hashlib.sha256(header.replace(_field(digest), _field(_BLANK)))
+            found_digest.update(memoryview(raw)[len(header) :])
+            if found_digest.hexdigest() != digest:
+                raise TicketError(f"{path} is damaged or was changed: its digest does not fit its content")
+        meta = _metadata(raw) if digests or len(header) < _SHORT else {}
+        if meta.get("format") != FORMAT:
+            found = f"format {meta['format'][:40]!r}" if "format" in meta else "it has no format"
+            raise TicketError(f"{path} is damaged, or no ticket that this version reads: {found}")
         if len(digests) != 1:
             raise TicketError(f"{path} has no digest: it was changed, or written by another tool")
-        digest = digests[0].decode()
-        found_digest = hashlib.sha256(header.replace(_field(digest), _field(_BLANK)))
-        found_digest.update(memoryview(raw)[len(header) :])
-        if found_digest.hexdigest() != digest:
-            raise TicketError(f"{path} is damaged or was changed: its digest does not fit its content")
         # From here on the file is what somebody wrote, who need not have been this class.
         try:
             tensors = dict(sorted(from_safetensors(raw).items()))  # the library's order changes from run to run
@@ -278,6 +282,19 @@ class Ticket:
             RuntimeError,
         ) as error:
             raise TicketError(f"{path} is no ticket: {' '.join(str(error).split())}") from None
+
+
+_SHORT = 2**20
+"""Bytes of a header that is parsed without a digest, to say what the file is."""
+
+
+def _read_regular(path: Path) -> bytes:
+    """The bytes of a file; not of a pipe or a device, which may have no end."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file")
+        return file.read()
 
 
 def _state_of(weights: Model | Ticket | Mapping[str, Tensor] | None) -> dict[str, Tensor]:
