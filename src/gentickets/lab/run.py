@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -94,10 +94,7 @@ def prepared(
         else:
             recipe, origin = there
             recipe = _grown(recipe, asked, fitted=bool(origin["gave_up"]))
-            data = origin["data"]
-            kept = data["fingerprint"], data.get("test_fingerprint", held_out.fingerprint)
-            if kept != (train.fingerprint, held_out.fingerprint):
-                raise RecipeError(f"{folder}: the data of {asked.data.source!r} has changed since; use --fresh")
+            _check_same_data(folder, origin, train, held_out)
             if not dry:
                 disk.write_recipe(folder, recipe)
                 disk.write_json(folder / "origin.json", {**origin, "asked": asked.dump()})
@@ -228,7 +225,8 @@ def _run_seed(folder: Path, recipe: Recipe, threads: int, seed: int, tell: Tell,
 def evaluate_again(folder: Path, samples: int | None, features: str | None, weights: str | None, tell: Tell) -> None:
     """Measures every complete level of a run anew, with other samples or features, and writes its results.
 
-    Raises `RecipeError` for a folder that is no run.
+    All is measured before anything is written: where it ends early the run is as it was. Raises `RecipeError` for a
+    folder that is no run, or where the data are not those that the run was trained and judged on.
     """
     recipe = disk.read_run_recipe(folder)
     changes = {"samples": samples, "features": features, "inception_weights": weights}
@@ -239,19 +237,29 @@ def evaluate_again(folder: Path, samples: int | None, features: str | None, weig
     with disk.one_line_errors(folder), disk.locked(folder):
         torch.set_num_threads(origin["threads"])
         train, held_out = load_data(recipe.data)
+        _check_same_data(folder, origin, train, held_out)
         judge = make_judge(recipe, train, held_out)
         levels = [(level.seed, level.level, level.arm) for level in read_run(folder).levels]
-        # The run is one of the new evaluation from here on: levels judged otherwise may not be added to it.
-        origin["asked"]["evaluation"] = raw["evaluation"]
-        disk.write_json(folder / "origin.json", origin)
-        disk.write_recipe(folder, recipe)
+        found: dict[Path, dict[str, Any]] = {}
         for done, (seed, index, arm) in enumerate(levels, start=1):
             seed_run = SeedRun(recipe, folder, seed, train, judge)
             place = seed_run.folder / disk.level_name(index, arm)
             metrics = disk.read_metrics(place)
             if metrics["status"] == "complete":
                 measured = measure_level(place, seed_run.load_level(index, arm).model, judge)
-                metrics |= {"metrics": metrics_json(measured), "primary": judge.primary}
-                disk.write_json(place / "metrics.json", metrics)
+                found[place] = {**metrics, "metrics": metrics_json(measured), "primary": judge.primary}
             tell(Event(seed, place.name, done, len(levels)))
+        for place, metrics in found.items():
+            disk.write_json(place / "metrics.json", metrics)
+        origin["asked"]["evaluation"] = raw["evaluation"]
+        disk.write_json(folder / "origin.json", origin)
+        disk.write_recipe(folder, recipe)
         write_csv(read_run(folder))
+
+
+def _check_same_data(folder: Path, origin: Mapping[str, Any], train: ImageSet, held_out: ImageSet) -> None:
+    """Raises `RecipeError` where the images are not those that the run began with."""
+    data = origin["data"]
+    kept = data["fingerprint"], data.get("test_fingerprint", held_out.fingerprint)
+    if kept != (train.fingerprint, held_out.fingerprint):
+        raise RecipeError(f"{folder}: the data of {train.name!r} has changed since; put it back, or use find --fresh")
