@@ -11,6 +11,9 @@ from PIL import Image, ImageOps
 
 from gentickets.errors import DataError
 
+BACKGROUND = (255, 255, 255, 255)
+"""What shows through where an image is transparent: white, as on a page."""
+
 
 class Example(NamedTuple):
     """One image as its source has it: where it lies (for messages), what is to be decoded, its label."""
@@ -21,14 +24,17 @@ class Example(NamedTuple):
 
 
 def decode(example: Example, size: int, channels: int, crop: int | None) -> np.ndarray:
-    """uint8 (channels, size, size): centre crop, resize (antialiased), grey or RGB.
+    """uint8 (channels, size, size): as a viewer shows it, then centre crop, resize (antialiased), grey or RGB.
 
-    Without `crop` the largest centred square is taken. Raises `DataError` that names the image where it is
-    broken, or smaller than `crop`.
+    What is transparent shows `BACKGROUND`, whatever colours lie hidden under it. Without `crop` the largest centred
+    square is taken. Raises `DataError` that names the image where it is broken, smaller than `crop`, or of numbers
+    whose range nothing says.
     """
     with _opened(example) as image:
         try:
-            image = _upright(image, example).convert("L" if channels == 1 else "RGB")
+            image = _composited(_upright(image, example)).convert("L" if channels == 1 else "RGB")
+        except DataError:
+            raise
         except Exception as error:  # Pillow lets through whatever its many decoders raise
             raise _broken(example, error) from error
     side = min(image.size) if crop is None else crop
@@ -61,11 +67,25 @@ def _opened(example: Example) -> Image.Image:
 
 def _upright(image: Image.Image, example: Example) -> Image.Image:
     """As a viewer would show it: turned as its EXIF says, 16 bits brought to 8 (Pillow would clip them)."""
-    if isinstance(example.content, Path):
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        low, high = image.getextrema()
+        raise DataError(
+            f"{example.where} has 32 bits a pixel (mode {image.mode}, {low} to {high}), and nothing says which is "
+            f"black and which white: bring it to 8 or 16 bits"
+        )
+    if not isinstance(example.content, np.ndarray):
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) // 257).astype(np.uint8))
     return image
+
+
+def _composited(image: Image.Image) -> Image.Image:
+    """The image over the background, where it is transparent anywhere or might be."""
+    if not image.has_transparency_data:
+        return image
+    shown = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", shown.size, BACKGROUND), shown).convert("RGB")
 
 
 def _broken(example: Example, error: Exception) -> DataError:

@@ -21,7 +21,7 @@ from gentickets.data.sources import Rows, Source
 from gentickets.errors import DataError
 
 # Raise it where the same source would now decode to other pixels.
-_FORMAT = 1
+_FORMAT = 2
 _AT_ONCE = 512
 _SHOW_PROGRESS_FROM = 4_000
 # A set without a test split of its own holds one image in ten out.
