@@ -29,7 +29,8 @@ from torch.optim.swa_utils import AveragedModel
 import gentickets as gt
 from gentickets import GenticketsError, Masks, Ticket, TicketError
 from gentickets.naming import named_weights
-from gentickets.ticket import FORMAT, _field
+from gentickets.sealed import field
+from gentickets.ticket import FORMAT
 
 ORIGIN = {"recipe": "gan", "seed": 7, "step": 1000, "lineage": [0.2, 0.36], "näme": {"b": None, "a": True}}
 
@@ -144,7 +145,7 @@ def test_any_ticket_survives(tmp_path_factory, shapes: list[tuple[int, ...]], se
 
 
 def test_an_origin_that_speaks_of_digests(tmp_path: Path) -> None:
-    text = _field("0" * 64).decode()
+    text = field("0" * 64).decode()
     ticket = Ticket(Masks({"w": torch.ones(3, dtype=torch.bool)}), None, {"digest": "0" * 64, text: text})
     ticket.save(tmp_path / "t")
     assert same(Ticket.load(tmp_path / "t"), ticket)
@@ -281,7 +282,7 @@ def forged(meta: dict[str, str], tensors: dict[str, torch.Tensor]) -> bytes:
     """A file with a right digest, as a stranger can make one."""
     raw = to_safetensors(tensors, metadata={"format": FORMAT, "digest": "0" * 64} | meta)
     digest = hashlib.sha256(raw).hexdigest()
-    return raw.replace(_field("0" * 64), _field(digest))
+    return raw.replace(field("0" * 64), field(digest))
 
 
 def test_forged_files(tmp_path: Path) -> None:

@@ -24,8 +24,9 @@ from torch import Tensor
 from gentickets.errors import GenticketsError
 
 _HEAD = b"gentickets.sealed/1 "
-_BLANK = "0" * 64
-_DIGEST = re.compile(rb'"digest":"([0-9a-f]{64})"')
+BLANK = "0" * 64
+DIGEST = re.compile(rb'"digest":"([0-9a-f]{64})"')
+"""A digest in a header of safetensors, and what stands in its place while it is computed: as in tickets."""
 
 
 class Damaged(GenticketsError):
@@ -67,8 +68,8 @@ def unsealed_state(raw: bytes) -> dict[str, Any]:
 def sealed_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """A safetensors file of tensors on any device, with its digest among the metadata, as a ticket has it."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    blank = _in_order(to_safetensors(plain, {**(metadata or {}), "digest": _BLANK}))
-    return blank.replace(_field(_BLANK), _field(hashlib.sha256(blank).hexdigest()), 1)
+    blank = _in_order(to_safetensors(plain, {**(metadata or {}), "digest": BLANK}))
+    return blank.replace(field(BLANK), field(hashlib.sha256(blank).hexdigest()), 1)
 
 
 def _in_order(raw: bytes) -> bytes:
@@ -88,14 +89,11 @@ def unsealed_tensors(raw: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises `Damaged` for a file that is none, or does not fit its digest.
     """
     header = raw[: 8 + int.from_bytes(raw[:8], "little")]
-    digests = _DIGEST.findall(header)
+    digests = DIGEST.findall(header)
     if len(digests) != header.count(b'"digest"') or len(digests) > 1:
         raise Damaged("it has no digest that could be read")
-    if digests:
-        found = hashlib.sha256(header.replace(_field(digests[0].decode()), _field(_BLANK)))
-        found.update(memoryview(raw)[len(header) :])
-        if found.hexdigest().encode() != digests[0]:
-            raise Damaged("its digest does not fit its content")
+    if digests and not fits(raw, header, digests[0].decode()):
+        raise Damaged("its digest does not fit its content")
     try:
         metadata = json.loads(header[8:]).get("__metadata__", {})
         return from_safetensors(raw), {key: str(value) for key, value in metadata.items() if key != "digest"}
@@ -103,6 +101,13 @@ def unsealed_tensors(raw: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise Damaged(f"it is no safetensors file: {' '.join(str(error).split())[:100]}") from None
 
 
-def _field(digest: str) -> bytes:
+def fits(raw: bytes, header: bytes, digest: str) -> bool:
+    """Whether a file that begins with this header has this digest, the digest's own place left blank."""
+    found = hashlib.sha256(header.replace(field(digest), field(BLANK)))
+    found.update(memoryview(raw)[len(header) :])
+    return found.hexdigest() == digest
+
+
+def field(digest: str) -> bytes:
     """The digest's place in the header, as JSON writes it."""
     return f'"digest":"{digest}"'.encode()

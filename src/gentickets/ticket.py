@@ -36,11 +36,10 @@ from gentickets.files import writing
 from gentickets.masks import M, Masks
 from gentickets.memory import bytes_of
 from gentickets.naming import A_MODEL_IS, Model, as_names, component_of, is_in, joined, named_by, named_state, unwrap
+from gentickets.sealed import BLANK, DIGEST, field, fits
 
 FORMAT = "gentickets.ticket/1"
-_BLANK = "0" * 64
 _WRAPPERS = re.compile(r"\b(module|_orig_mod|_forward_module)\.")
-_DIGEST = re.compile(rb'"digest":"([0-9a-f]{64})"')
 
 
 class Ticket:
@@ -192,7 +191,7 @@ class Ticket:
         digest = hashlib.sha256(blank)
         for key in (ordered := [key for key in json.loads(blank[8:]) if key != "__metadata__"]):
             digest.update(tensors[key])
-        return [blank.replace(_field(_BLANK), _field(digest.hexdigest()), 1), *(tensors[key] for key in ordered)]
+        return [blank.replace(field(BLANK), field(digest.hexdigest()), 1), *(tensors[key] for key in ordered)]
 
     def _blank_header(self, tensors: Mapping[str, memoryview]) -> bytes:
         """The header of a file of these bytes, its digest still to come.
@@ -200,7 +199,7 @@ class Ticket:
         The library decides on the order and names the types, from tensors without elements: it would copy whole ones.
         """
         meta = {
-            "digest": _BLANK,
+            "digest": BLANK,
             "format": FORMAT,
             "origin": self._origin_json(),
             "shapes": json.dumps(dict(self.masks.shapes)),
@@ -248,13 +247,9 @@ class Ticket:
             raise TicketError(f"cannot read ticket {path}: {error.strerror or error}") from None
         # The digest before anything is parsed: a long header of nonsense would cost seconds.
         header = raw[: 8 + int.from_bytes(raw[:8], "little")]
-        digests = _DIGEST.findall(header)
-        if len(digests) == 1:
-            digest = digests[0].decode()
-            found_digest = hashlib.sha256(header.replace(_field(digest), _field(_BLANK)))
-            found_digest.update(memoryview(raw)[len(header) :])
-            if found_digest.hexdigest() != digest:
-                raise TicketError(f"{path} is damaged or was changed: its digest does not fit its content")
+        digests = DIGEST.findall(header)
+        if len(digests) == 1 and not fits(raw, header, digests[0].decode()):
+            raise TicketError(f"{path} is damaged or was changed: its digest does not fit its content")
         meta = _metadata(raw) if digests or len(header) < _SHORT else {}
         if meta.get("format") != FORMAT:
             found = f"format {meta['format'][:40]!r}" if "format" in meta else "it has no format"
@@ -385,8 +380,3 @@ def _check_component(name: str, named: Iterable[str], whose: str) -> None:
     known = tuple(dict.fromkeys(component_of(n) for n in named))
     if name not in known:
         raise TicketError(f"{whose} has no component {name!r}: it has {', '.join(known)}")
-
-
-def _field(digest: str) -> bytes:
-    """The digest's place in the header, as JSON writes it."""
-    return f'"digest":"{digest}"'.encode()
