@@ -86,7 +86,7 @@ DAMAGES = ("a bit", "half", "zeros", "empty", "garbage", "removed")
 WALL_CLOCK = ("timing.json", "settled.pt", "SHA256SUMS")
 """Files of a level that hold seconds, or the digest of one that does. Of a curve the rate is one too."""
 
-RESUMPTIONS = 6
+RESUMPTIONS, PATIENCE = 20, 300.0
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def undisturbed(place: Path, recipe: str) -> tuple[dict[str, bytes], float]:
     _prepared(place, recipe)
     begun = time.monotonic()
     program = Program(place)
-    assert program.ended(120), "an undisturbed run has no end"
+    assert program.ended(PATIENCE), "an undisturbed run has no end"
     assert program.process.exitcode == 0, program.said
     return contents(place / "runs" / "tiny"), time.monotonic() - begun
 
@@ -180,13 +180,13 @@ def outcome(case: Case, place: Path, whole: dict[str, bytes], seconds: float) ->
     program = Program(place)
     if not program.ended(case.moment * seconds) and case.way != "damage":
         _disturb(program, case.way)
-    assert program.ended(90), f"{case}: no end after {case.way}"
+    assert program.ended(PATIENCE), f"{case}: no end after {case.way}"
     assert "Traceback" not in program.said, f"{case}\n{program.said}"
     program.signal(signal.SIGKILL)  # nothing that it left behind may go on for ever
     hurt = _damage(rng, place / "runs" / "tiny", case.damage) if case.damage else None
     for _ in range(RESUMPTIONS):
         program = Program(place)
-        assert program.ended(90), f"{case}: no end when it goes on"
+        assert program.ended(PATIENCE), f"{case}: no end when it goes on"
         said = program.said
         assert "Traceback" not in said, f"{case}, {hurt}\n{said}"
         if program.process.exitcode == 0:

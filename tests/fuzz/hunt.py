@@ -69,18 +69,26 @@ def hunt(attempt: Attempt, numbers: range, seed: int = 0, seconds: float = 5.0, 
     return found
 
 
+_PATIENCE = 60.0
+"""Seconds by the clock, for what waits without computing; those of a limit are of this process."""
+
+
 @contextmanager
 def _limited(seconds: float) -> Iterator[None]:
     def end(number: int, frame: object) -> None:
         raise TookTooLong
 
-    before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    timers = ((signal.ITIMER_PROF, signal.SIGPROF, seconds), (signal.ITIMER_REAL, signal.SIGALRM, _PATIENCE))
+    before = {heard: signal.signal(heard, end) for _, heard, _ in timers}
+    for timer, _, limit in timers:
+        signal.setitimer(timer, limit)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for timer, _, _ in timers:
+            signal.setitimer(timer, 0)
+        for heard, handler in before.items():
+            signal.signal(heard, handler)
 
 
 def main(what: str, prepare: Callable[[], Attempt]) -> None:

@@ -38,7 +38,7 @@ def _sparsities(lineage: object) -> Iterator[str]:
     """The sparsities of the rounds before, as far as a stranger's file says any."""
     for entry in lineage if isinstance(lineage, list) else ():
         sparsity = entry.get("sparsity") if isinstance(entry, dict) else None
-        yield f"{sparsity:.1%}" if isinstance(sparsity, int | float) else "?"
+        yield f"{sparsity:.1%}" if isinstance(sparsity, int | float) and 0 <= sparsity <= 1 else "?"
 
 
 def run_table(folder: Path) -> Table:
