@@ -32,13 +32,10 @@ def test_a_disturbed_run_ends_as_the_undisturbed_one(tmp_path, whole, number):
 
 
 @pytest.mark.soak
-def test_two_hundred_disturbed_runs(tmp_path, whole):
-    outcomes = []
-    for number in range(1000, 1200):
-        case = case_of(number)
-        outcomes.append(outcome(case, tmp_path / str(number), *whole(case.recipe)))
-        print(f"{case}: {outcomes[-1]}", flush=True)
-    assert len(outcomes) == 200
+@pytest.mark.parametrize("number", range(1000, 1200))
+def test_so_do_two_hundred(tmp_path, whole, number):
+    case = case_of(number)
+    print(f"{case}: {outcome(case, tmp_path / 'place', *whole(case.recipe))}", flush=True)
 
 
 def test_every_recipe_is_disturbed_in_the_ordinary_suite():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gentickets.errors import GenticketsError, RecipeError
+from gentickets.errors import DataError, GenticketsError, RecipeError
 from gentickets.lab import folder as disk
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.report import write_report
@@ -19,6 +20,8 @@ from gentickets.lab.results import read_run, write_csv
 from gentickets.lab.run import prepared, run_seeds
 from gentickets.lab.validation import BEST, Validation
 from gentickets.lab.verdict import judge
+from gentickets.metrics import FeatureExtractor, FeatureStatistics, manifold_coverage
+from gentickets.metrics.frechet import Moments
 from tests.fuzz.runs import RECIPES
 
 RECIPE = make_recipe(RECIPES[0])
@@ -179,3 +182,25 @@ def test_best_weights_that_are_lost_are_not_gone_on_without(tmp_path):
     (tmp_path / BEST).unlink()
     with pytest.raises(disk.Damaged, match=BEST):
         Validation(lambda model: 1.0, 1, tmp_path).load_state_dict(state)
+
+
+def test_pixels_are_not_taken_for_normalised_images():
+    extractor = FeatureExtractor("means", "means", 3, torch.nn.AdaptiveAvgPool2d(1))
+    pixels = torch.randint(0, 256, (8, 3, 4, 4), dtype=torch.uint8)
+    with pytest.raises(DataError, match=r"torch\.uint8"):
+        FeatureStatistics.of_batches(extractor, pixels)
+
+
+def test_there_is_no_gaussian_of_nothing_and_none_of_nan():
+    for rows in (torch.zeros(0, 3), torch.zeros(1, 3), torch.full((5, 3), torch.nan), torch.full((2, 3), torch.inf)):
+        moments = Moments(3)
+        moments.add(rows)
+        with pytest.raises(DataError):
+            moments.gaussian()
+
+
+def test_one_feature_that_is_none_leaves_no_coverage():
+    real, fake = torch.randn(20, 3), torch.randn(20, 3)
+    fake[0, 0] = torch.nan
+    found = manifold_coverage(real, fake)
+    assert all(math.isnan(value) for value in (found.precision, found.recall, found.density, found.coverage))

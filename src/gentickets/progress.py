@@ -67,6 +67,10 @@ class Curve:
     def rewind(self, step: int) -> None:
         lines = self.path.read_text(errors="replace").splitlines() if self.path.exists() else []
         kept = [line for line in lines if (at := _step_of(line)) is not None and at <= step]
+        if damaged := sum(_step_of(line) is None for line in lines[:-1]):  # the last may be half, of a kill
+            warnings.warn(
+                f"{self.path}: {damaged} damaged lines are dropped; nothing is computed from them", stacklevel=2
+            )
         self.path.write_text("".join(line + "\n" for line in kept))
 
     def add(self, progress: Progress) -> None:

@@ -253,7 +253,8 @@ class SeedRun:
 
     def _recalled(self, rewind: Path, model: nn.Module, masks: Masks, steps: int) -> bool:
         """Whether the rewind point is there, and whole: then the model is put there, at its price then."""
-        if not rewind.exists():
+        # Without the curve of what led there the level was dropped, and is to be made from its beginning.
+        if not rewind.exists() or not (self.trainer.folder / "curve.jsonl").exists():
             return False
         try:
             weights, account = disk.load_weights(rewind), disk.read_json(rewind.with_suffix(".json"))

@@ -42,7 +42,7 @@ class FeatureStatistics:
     ) -> FeatureStatistics:
         """Of batches (n, channels, height, width) in [-1, 1]; what lies beyond is clamped, as saving would.
 
-        Raises `DataError` for fewer than two images.
+        Raises `DataError` for fewer than two images, and for whole numbers, such as pixels from 0 to 255.
         """
         moments, features, finite = Moments(extractor.num_features), [torch.empty(0, extractor.num_features)], True
         count = 0
@@ -93,6 +93,10 @@ class FeatureStatistics:
 def _extracted(extractor: FeatureExtractor, batches: Tensor | Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
     """(float32 (n, features) on the CPU, whether images and features are all finite), batch by batch."""
     for batch in _small([batches] if isinstance(batches, Tensor) else batches):
+        if not batch.is_floating_point():
+            raise DataError(
+                f"images of {batch.dtype}: statistics are of floats in [-1, 1]; pixels / 127.5 - 1 makes them"
+            )
         batch = batch.detach().to(extractor.device, torch.float32)
         features = extractor(batch.clamp(-1.0, 1.0)).cpu()
         yield features, bool(batch.isfinite().all()) and bool(features.isfinite().all())
