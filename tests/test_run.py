@@ -23,6 +23,7 @@ from gentickets.lab.plan import Plan, fit, parse_time
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.results import read_run
 from gentickets.lab.verdict import judge
+from gentickets.lab.verdict_words import headline
 
 TINY = {
     "name": "tiny",
@@ -105,8 +106,7 @@ def test_find_report_inspect_evaluate_and_list(gentickets, tmp_path):
     assert "random_mask" in gentickets("inspect", "runs/tiny").stdout
     page = gentickets("report", "runs/tiny", "--out", "page.html").stdout
     assert "page.html" in page
-    headline = judge(read_run(run)).headline
-    assert headline in " ".join(html.unescape((tmp_path / "page.html").read_text()).split())
+    assert headline(judge(read_run(run))) in " ".join(html.unescape((tmp_path / "page.html").read_text()).split())
     assert "tiny" in gentickets("list", "runs").stdout
     assert "linear-autoencoder" in gentickets("list", "models").stdout
 

@@ -37,7 +37,15 @@ CHECKPOINT = "checkpoint.pt"
 LOCK = ".lock"
 
 # What may change between two commands on one folder without making a finished level wrong.
-_MAY_GROW = ("title", "seeds", "search.rounds", "controls", "on_failure", "training.checkpoint_seconds")
+_MAY_GROW = (
+    "title",
+    "seeds",
+    "search.rounds",
+    "controls",
+    "on_failure",
+    "training.checkpoint_seconds",
+    "evaluation.margin",
+)
 
 
 # What `--time` may have made smaller than was asked.

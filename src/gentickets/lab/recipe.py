@@ -250,7 +250,8 @@ class EvaluationPart(_Part):
     where `primary` names none. `features`: the network in whose features samples are compared; "inception" costs
     much on a CPU, the most of it for `frechet_train`. `classifier`: what is trained on the labels, for
     `features: classifier` and for `downstream_accuracy`. With `every` a training is judged every so many steps, on
-    training images, for the step at which it could have stopped and for its best weights.
+    training images, for the step at which it could have stopped and for its best weights. `margin`: the share of the
+    dense model's value by which a ticket may be worse and still be called as good.
     """
 
     primary: str | None = None
@@ -260,6 +261,7 @@ class EvaluationPart(_Part):
     inception_weights: str | None = None
     classifier: Literal["small", "resnet18"] = "small"
     every: Count | None = None
+    margin: Annotated[Real, Field(gt=0, lt=1)] = 0.05
 
 
 class Recipe(_Part):

@@ -110,6 +110,7 @@ def _grown(recipe: Recipe, asked: Recipe, fitted: bool) -> Recipe:
     for key in ("title", "seeds", "controls", "on_failure"):
         new[key] = now[key]
     new["training"]["checkpoint_seconds"] = now["training"]["checkpoint_seconds"]
+    new["evaluation"]["margin"] = now["evaluation"]["margin"]
     if not fitted:
         new["search"]["rounds"] = now["search"]["rounds"]
     return make_recipe(new)
