@@ -17,8 +17,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from gentickets.lab import paper_rule
+from gentickets.lab.baseline import Reference, falls_short, reference_of
 from gentickets.lab.estimation import CONFIDENCE, Answer, Cells, Estimate, holm
 from gentickets.lab.results import ARMS, Arm, Run, Summary
 
@@ -30,6 +32,8 @@ ARM_NAMES: dict[Arm, str] = {
 }
 MARGIN = 0.05
 """Of runs whose recipe says none: those of before there was one."""
+
+NoVerdict = Literal["dense", "baseline", "levels", "controls"]
 
 _ALPHA = (1 - CONFIDENCE) / 2
 DENSE: tuple[Arm, int] = ("ticket", 0)
@@ -71,11 +75,9 @@ class Level:
         """How many more seeds would decide what this level leaves open, as things stand. None: unknown, or too many."""
         if self.ticket.missing or any(beside.why == "unfinished" for beside in self.ahead):
             return None
-        needed = (
-            [self.to_dense.seeds_for_not_worse(margin) if self.to_dense else None]
-            if self.not_worse == "undecided"
-            else []
-        )
+        needed = []
+        if self.not_worse == "undecided":
+            needed.append(self.to_dense.seeds_for_not_worse(margin) if self.to_dense else None)
         for beside in self.ahead:
             if beside.answer == "undecided":
                 needed.append(beside.estimate.seeds_for_ahead(margin) if beside.estimate else None)
@@ -88,10 +90,10 @@ class Verdict:
     """What one run shows. Sparsities are shares, 0 to 1, and None where no level qualifies.
 
     `answer`: whether there is a winning ticket at a level that has controls; None where there is nothing to judge
-    (`no_verdict` says why). `judged`: the level that it is of, the deepest that is shown, else the one that is nearest
-    to be decided. `deepest`: the last level of those that are shown to be not worse without a gap. `not_worse`: the
-    answer for every arm and level by itself. `more_seeds`: how many would decide what `judged` leaves open, None for
-    unknown or too many.
+    (`no_verdict` says why). `reference`: that of the dense model, if one is known. `judged`: the level that the
+    answer is of, the deepest that is shown, else the one that is nearest to be decided. `deepest`: the last level of
+    those that are shown to be not worse without a gap. `not_worse`: the answer for every arm and level by itself.
+    `more_seeds`: how many would decide what `judged` leaves open, None for unknown or too many.
     """
 
     key: str
@@ -102,7 +104,8 @@ class Verdict:
     summary: Mapping[tuple[Arm, int], Summary]
     levels: tuple[Level, ...]
     answer: Answer | None
-    no_verdict: str | None
+    no_verdict: NoVerdict | None
+    reference: Reference | None
     deepest: Level | None
     judged: Level | None
     not_worse: Mapping[tuple[Arm, int], Answer]
@@ -138,7 +141,8 @@ def judge(run: Run) -> Verdict:
     levels = tuple(
         _level(level, summary, cells, margin) for level in range(1, run.depth + 1) if ("ticket", level) in summary
     )
-    no_verdict = _no_verdict(run, summary.get(DENSE), levels)
+    reference = reference_of(run)
+    no_verdict = _no_verdict(summary.get(DENSE), levels, reference, lower)
     answer, judged = (None, None) if no_verdict else _answer(levels, margin)
     return Verdict(
         key=run.primary,
@@ -150,6 +154,7 @@ def judge(run: Run) -> Verdict:
         levels=levels,
         answer=answer,
         no_verdict=no_verdict,
+        reference=reference,
         deepest=_deepest(levels),
         judged=judged,
         not_worse={place: _not_worse(place, summary, cells, margin)[0] for place in summary if place[1]},
@@ -211,10 +216,14 @@ def _beside(ticket: Summary, other: Summary, cells: Cells, margin: float) -> Bes
     return Beside(other.arm, other, estimate, estimate.ahead(margin), estimate.p_worse_by(0.0))
 
 
-def _no_verdict(run: Run, dense: Summary | None, levels: tuple[Level, ...]) -> str | None:
-    """Why there is nothing to judge: `dense`, `levels` or `controls` are not there; None where there is."""
+def _no_verdict(
+    dense: Summary | None, levels: tuple[Level, ...], reference: Reference | None, lower_is_better: bool
+) -> NoVerdict | None:
+    """Why there is nothing to judge: what is not there, or that the dense model falls short of its reference."""
     if dense is None or not dense.complete:
         return "dense"
+    if reference is not None and falls_short(dense, reference, lower_is_better):
+        return "baseline"
     if not levels:
         return "levels"
     return None if any(level.ahead for level in levels) else "controls"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gentickets.lab.baseline import still_falling, told
 from gentickets.lab.estimation import MOST_SEEDS, Answer, Estimate
 from gentickets.lab.results import Run, Summary
 from gentickets.lab.verdict import ARM_NAMES, CONTROLS, Beside, Level, Verdict
@@ -23,6 +24,9 @@ def headline(verdict: Verdict) -> str:
     dense = f"within {verdict.margin:.0%} of the dense model"
     if verdict.no_verdict == "dense":
         return f"No verdict: the dense model {_what_happened(verdict.dense, verdict.seeds)}."
+    if verdict.no_verdict == "baseline" and verdict.dense and verdict.reference:
+        far = told(verdict.dense, verdict.reference)
+        return f"No verdict: the dense model is not trained far enough to compare: {far} ({over})."
     if verdict.no_verdict == "levels":
         return "No verdict yet: there is only the dense model."
     if verdict.no_verdict == "controls" or verdict.judged is None:
@@ -201,8 +205,24 @@ def _what_happened(arm: Summary | None, seeds: int) -> str:
     return " and ".join(f"{verb} on {n} of {count(seeds, 'seed')}" for verb, n in counts if n)
 
 
-def _say_caveats(verdict: Verdict, run: Run) -> list[str]:
+def _say_baseline(verdict: Verdict, run: Run) -> list[str]:
+    """Whether the dense model is one to compare with."""
+    if verdict.no_verdict in ("dense", "levels"):
+        return []
     said = []
+    if verdict.reference is None:
+        said.append("No reference of this dense model is known: whether it was trained far enough was not judged.")
+    elif verdict.dense and verdict.no_verdict != "baseline":
+        said.append(f"The dense model is as good as its reference: {told(verdict.dense, verdict.reference)}.")
+    fall = still_falling(run)
+    if fall is not None and fall > verdict.margin:
+        quarters = f"its training loss fell by {fall:.0%} from the third quarter to the last"
+        said.append(f"The dense model was still learning: {quarters}.")
+    return said
+
+
+def _say_caveats(verdict: Verdict, run: Run) -> list[str]:
+    said = _say_baseline(verdict, run)
     if missing := _missing(run, verdict):
         said.append(f"The run is not finished: {count(missing, 'result')} of a seed at a level still to come.")
     if verdict.deepest is not None and verdict.deepest.level == run.depth:
