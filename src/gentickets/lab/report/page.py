@@ -296,11 +296,16 @@ def _numbers(run: Run, verdict: Verdict) -> dict[str, Any]:
 
 def _made(run: Run) -> list[tuple[str, str]]:
     """What the run rests on: (what, words), whatever of it `origin.json` tells."""
+    data = run.origin.get("data")
+    told = data.get("told") if isinstance(data, dict) else None
+    if isinstance(data, dict):
+        data = {key: value for key, value in data.items() if key != "told"}
     counts = {metric.label: f"{metric.samples:,} samples" for metric in run.metrics().values() if metric.samples}
     rows = {
         "command": run.origin.get("command"),
         "started": run.origin.get("started"),
-        "data": run.origin.get("data"),
+        "data": data,
+        "images": told,
         "features": run.origin.get("features"),
         "measured on": counts,
         "seeds": list(run.seeds),
