@@ -17,6 +17,7 @@ from PIL import Image
 from gentickets.cli import main
 from gentickets.data import ImageSet, line, load, load_splits
 from gentickets.data.arranging import arrange
+from gentickets.data.folders import suffixes
 from gentickets.data.sources import split_of
 from gentickets.errors import DataError
 from gentickets.lab.recipe import make_recipe
@@ -480,3 +481,9 @@ def test_what_cannot_be_run_is_refused_at_the_plan(place, tmp_path, monkeypatch,
     code, told = plan()
     assert code == 2
     assert "holds out 1 image (a tenth of 12)" in told
+
+
+def test_the_docs_name_every_suffix():
+    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
+    named = page.partition("Files with the suffix (in any case) ")[2].partition(", as far as")[0]
+    assert set(named.replace(" or ", ", ").replace("\n", " ").replace("  ", " ").split(", ")) >= suffixes()
