@@ -23,6 +23,8 @@ _SUFFIXES = frozenset(
     | {".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".webp"}
 )
 
+_NAMED = 8  # so many suffixes that are not read are named
+
 
 @cache
 def suffixes() -> frozenset[str]:
@@ -123,7 +125,9 @@ class Walked:
 
     def left_out(self) -> tuple[str, ...]:
         """What was left out, a phrase each."""
-        by_suffix = ", ".join(f"{suffix or 'none'} {count:,}" for suffix, count in self.suffixes.most_common())
+        by_suffix = ", ".join(f"{suffix or 'none'} {count:,}" for suffix, count in self.suffixes.most_common(_NAMED))
+        if rest := self.suffixes.total() - sum(count for _, count in self.suffixes.most_common(_NAMED)):
+            by_suffix += f", others {rest:,}"
         phrases = (
             (by_suffix, f"files by suffix ({by_suffix})"),
             (self.hidden, f"hidden files ({few(self.hidden)})"),
