@@ -70,7 +70,8 @@ def refused(place, **options):
 @pytest.mark.parametrize(("train", "held"), [
     ("train", "test"), ("Train", "Test"), ("TRAIN", "TEST"), ("training", "testing"), ("training_set", "test_set"),
     ("train", "val"), ("train", "valid"), ("Train", "Validation"), ("train", "dev"), ("train2017", "val2017"),
-    ("train-images", "evaluation"), ("trainA", "testA"),
+    ("train-images", "evaluation"), ("trainA", "testA"), ("seg_train", "seg_test"),
+    ("DIV2K_train_HR", "DIV2K_valid_HR"),
 ])  # fmt: skip
 def test_split_folders_by_their_usual_names(place, train, held):
     fill(place, f"{train}/a", f"{train}/b")
@@ -83,8 +84,11 @@ def test_split_folders_by_their_usual_names(place, train, held):
     assert ours.told["labels"] == "2 classes (a, b)"
 
 
-def test_a_split_may_say_so_twice(place):
-    fill(place, "set/train/train/a", "set/train/train/b", "set/test/Test/a", "set/test/Test/b", count=3)
+@pytest.mark.parametrize(
+    ("train", "held"), [("train/train", "test/Test"), ("seg_train/seg_train", "seg_test/seg_test")]
+)
+def test_a_split_may_say_so_twice(place, train, held):
+    fill(place, f"set/{train}/a", f"set/{train}/b", f"set/{held}/a", f"set/{held}/b", count=3)
     ours, theirs = both(place)
     assert (len(ours), len(theirs), ours.told["labels"]) == (6, 6, "2 classes (a, b)")
 
@@ -127,7 +131,7 @@ def test_classes_without_a_training_folder_are_trained_on_and_the_test_folder_is
 
 @pytest.mark.parametrize(("folders", "message"), [
     (["trainA", "trainB", "testA", "testB"], r"2 training folders \(trainA, trainB\)"),
-    (["DIV2K_train_HR", "DIV2K_valid_HR"], "splits within its folders"),
+    (["DIV2K_train", "other_valid"], "splits within its folders"),
     (["cat/train", "cat/test", "dog/train", "dog/test"], r"splits within its folders \(cat/test, cat/train\)"),
     (["train/train", "train/test"], "splits within its folders"),
     (["cat/train", "dog/train"], "splits within its folders"),
