@@ -134,6 +134,7 @@ def find(
     folder = runs / asked.name
     command = shlex.join(["gentickets", *sys.argv[1:]])
     with prepared(asked, folder, seconds=seconds, fresh=not resume, dry=plan_only, command=command) as ready:
+        err.print(f"data: {ready.data}")
         if ready.plan is not None:
             out.print(f"{asked.name}: {ready.plan.words()}")
         else:
@@ -181,11 +182,14 @@ def _run_study(study: Study, runs: Path, resume: bool, plan_only: bool) -> None:
     from gentickets.lab.study import run_study
 
     folder = runs / study.name
-    seconds = 0.0
+    seconds, data = 0.0, ""
     with _progress() as bars:
 
         def begin(stage: Stage) -> _Teller:
-            nonlocal seconds
+            nonlocal seconds, data
+            if stage.ready.data != data:
+                data = stage.ready.data
+                bars.console.print(f"data: {data}")
             seconds += stage.ready.plan.seconds if stage.ready.plan else 0.0
             bars.console.print(_stage_words(stage))
             return _Teller(bars, stage.ready.recipe.training.steps, f"{stage.index + 1}/{stage.total} {stage.label}, ")
@@ -249,7 +253,7 @@ def train(
     asked = read_recipe(recipe, overrides or ())
     folder = runs / (name or f"{asked.name}-train")
     with _progress() as bars:
-        metrics = train_one(asked, folder, seed, ticket, _Teller(bars, asked.training.steps))
+        metrics = train_one(asked, folder, seed, ticket, _Teller(bars, asked.training.steps), bars.console.print)
     _show_metrics(metrics)
     out.print(f"results: {folder}")
 

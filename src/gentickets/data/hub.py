@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gentickets.data.decoding import Example
-from gentickets.data.sources import CELEBA_CROP, IMAGE_COLUMNS, LABEL_COLUMNS, Rows, Source
+from gentickets.data.sources import CELEBA_CROP, IMAGE_COLUMNS, LABEL_COLUMNS, Opened, Rows, Source
 from gentickets.errors import DataError
 
 SHORT_NAMES = {
@@ -20,32 +20,38 @@ SHORT_NAMES = {
 _TEST_SPLITS = ("test", "validation", "valid")
 
 
-def find(source: str, split: str) -> Source:
+def find(source: str) -> Source:
     """The hub's set of this short name or id. The hub is asked only where the cache has nothing."""
     identity = SHORT_NAMES.get(source, source)
     name = source if source in SHORT_NAMES else source.rsplit("/", 1)[-1]
     crop = CELEBA_CROP if name.lower() == "celeba" else None
-    return Source(name, {"hub": identity}, lambda: _read(source, identity, split), crop)
+    return Source(name, {"hub": identity}, lambda: _read(source, identity), crop)
 
 
-def _read(source: str, identity: str, split: str) -> Rows:
+def _read(source: str, identity: str) -> Opened:
     try:
         import datasets
     except ImportError as error:
         raise DataError(f"source: {source!r} is a set of the hub: pip install datasets") from error
     try:
         splits = datasets.load_dataset(identity)
-        held = next((name for name in _TEST_SPLITS if name in splits), None)
-        table = splits[held if split == "test" and held else "train"]
+        train = splits["train"]
     except Exception as error:  # the package has no base class for what can go wrong on the way to the hub
         raise DataError(
             f"source: {source!r} cannot be had from the hub as {identity} ({_line(error)}): check the "
             f"name and the network, or name a .parquet file or a folder of images"
         ) from error
+    held = next((name for name in _TEST_SPLITS if name in splits), None)
+    if held is None:
+        return Opened(_rows(datasets, train, source))
+    return Opened(_rows(datasets, train, source), _rows(datasets, splits[held], source), f"the split {held}")
+
+
+def _rows(datasets: Any, table: Any, source: str) -> Rows:
     column = _image_column(datasets, table, source)
     label = next((name for name in LABEL_COLUMNS if _is_integer(table.features.get(name))), None)
     table = table.cast_column(column, datasets.Image(decode=False))
-    return Rows(len(table), _examples(table, source, column, label), hold_out=held is None)
+    return Rows(len(table), lambda: _examples(table, source, column, label))
 
 
 def _image_column(datasets: Any, table: Any, source: str) -> str:

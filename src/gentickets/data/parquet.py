@@ -7,21 +7,31 @@ from pathlib import Path
 from typing import Any
 
 from gentickets.data.decoding import Example
-from gentickets.data.sources import IMAGE_COLUMNS, LABEL_COLUMNS, Rows, Source, file_identity
+from gentickets.data.sources import IMAGE_COLUMNS, LABEL_COLUMNS, Opened, Rows, Source, file_identity
 from gentickets.errors import DataError
+
+WHAT = "a .parquet file"
 
 # Rows held in memory at once. Encoded images are small; 512 of CelebA are 5 MB.
 _ROWS_AT_ONCE = 512
 
 
-def find(path: Path, split: str, test: str | None) -> Source:
-    """The rows of `path`, or of the test file that `test` names or that lies beside a `train.parquet`."""
+def holds(path: Path) -> bool:
+    return path.is_file()
+
+
+def find(path: Path) -> Source:
+    """The rows of `path`; the test file that lies beside a `train.parquet` is held out."""
     beside = path.with_name("test.parquet")
-    if test is None and path.name == "train.parquet" and beside.is_file():
-        test = str(beside)
-    chosen = path if test is None or split == "train" else Path(test).expanduser()
-    hold_out = test is None
-    return Source(name_of(path), {"file": file_identity(chosen), "hold_out": hold_out}, lambda: _read(chosen, hold_out))
+    if path.name != "train.parquet" or not beside.is_file():
+        return whole(path)
+    identity = {"file": file_identity(path), "test": file_identity(beside)}
+    return Source(name_of(path), identity, lambda: Opened(_rows(path), _rows(beside), beside.name))
+
+
+def whole(path: Path) -> Source:
+    """All rows of one file, as they are."""
+    return Source(name_of(path), {"file": file_identity(path)}, lambda: Opened(_rows(path)))
 
 
 def name_of(path: Path) -> str:
@@ -29,12 +39,7 @@ def name_of(path: Path) -> str:
     return path.resolve().parent.name if path.stem in ("train", "test") else path.stem
 
 
-def whole(path: Path, name: str) -> Source:
-    """All rows of one file, as they are."""
-    return Source(name, {"file": file_identity(path), "hold_out": False}, lambda: _read(path, hold_out=False))
-
-
-def _read(path: Path, hold_out: bool) -> Rows:
+def _rows(path: Path) -> Rows:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -43,7 +48,7 @@ def _read(path: Path, hold_out: bool) -> Rows:
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"source: {path} is no parquet file that can be read ({_line(error)})") from error
     image, label = _image_column(file.schema_arrow, path), _label_column(file.schema_arrow)
-    return Rows(file.metadata.num_rows, _examples(file, path, image, label), hold_out)
+    return Rows(file.metadata.num_rows, lambda: _examples(file, path, image, label))
 
 
 def _examples(file: Any, path: Path, image: str, label: str | None) -> Iterator[Example]:

@@ -7,7 +7,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from gentickets import __version__
-from gentickets.data import ImageSet, load
+from gentickets.data import ImageSet, check_room, line, load_splits
 from gentickets.errors import RecipeError
 from gentickets.lab import folder as disk
 from gentickets.lab.cores import cores
@@ -38,7 +38,7 @@ Tell = Callable[[Event], None]
 @dataclass(frozen=True)
 class Prepared:
     """A run that is ready to go: what was asked made definite. `plan`: None where the run is resumed; `lock`:
-    the number of the open file that holds the folder's lock."""
+    the number of the open file that holds the folder's lock; `data`: what was read of the images, in a line."""
 
     folder: Path
     recipe: Recipe
@@ -47,13 +47,16 @@ class Prepared:
     plan: Plan | None
     gave_up: tuple[str, ...]
     lock: int
+    data: str
 
 
 def load_data(part: DataPart) -> tuple[ImageSet, ImageSet]:
-    """The training and the held-out images of a recipe."""
-    options: dict[str, Any] = part.model_dump(exclude={"source", "flip"})
-    train, test = (load(part.source, split=split, **options) for split in ("train", "test"))
-    return train, test
+    """The training and the held-out images of a recipe, and with both what was read, as `told`."""
+    train, test = load_splits(part.source, **part.model_dump(exclude={"source", "flip"}))
+    told = dict(train.told)
+    if "size" not in part.model_fields_set and "made" in told:
+        told["made"] += f" (data.size is not given: {part.size})"
+    return replace(train, told=told), replace(test, told=told)
 
 
 @contextmanager
@@ -76,6 +79,7 @@ def prepared(
     """
     with disk.one_line_errors(folder), disk.locked(folder) as lock:
         there = None if fresh else disk.opened(folder, asked)
+        _check_room(asked, asked.data.channels or 1)
         train, held_out = load_data(asked.data)
         check_buildable(asked, train)
         judge = make_judge(asked, train, held_out)
@@ -90,7 +94,7 @@ def prepared(
                     disk.remove_run(folder)
                 disk.write_recipe(folder, recipe)
                 disk.write_json(folder / "origin.json", origin)
-            yield Prepared(folder, recipe, threads, workers, plan, gave_up, lock)
+            yield Prepared(folder, recipe, threads, workers, plan, gave_up, lock, line(train.told))
         else:
             recipe, origin = there
             recipe = _grown(recipe, asked, fitted=bool(origin["gave_up"]))
@@ -100,7 +104,7 @@ def prepared(
                 disk.write_json(folder / "origin.json", {**origin, "asked": asked.dump()})
             # Equal bits need an equal number of threads.
             threads, workers = origin["threads"], min(len(recipe.seeds), cores())
-            yield Prepared(folder, recipe, threads, workers, None, tuple(origin["gave_up"]), lock)
+            yield Prepared(folder, recipe, threads, workers, None, tuple(origin["gave_up"]), lock, line(train.told))
 
 
 def _grown(recipe: Recipe, asked: Recipe, fitted: bool) -> Recipe:
@@ -118,6 +122,7 @@ def _grown(recipe: Recipe, asked: Recipe, fitted: bool) -> Recipe:
 
 def check_buildable(recipe: Recipe, images: ImageSet) -> None:
     """Raises `RecipeError` where model, objective and images do not go together, before anything is computed."""
+    _check_room(recipe, images.shape[0])
     with torch.device("meta"):
         model = build_model(recipe, images, seed=0)
     has, needs = components_of(model), recipe.build_objective().components
@@ -127,6 +132,13 @@ def check_buildable(recipe: Recipe, images: ImageSet) -> None:
             f"model.name={recipe.model.name} has {', '.join(has)}"
         )
     make_fabric(recipe)
+
+
+def _check_room(recipe: Recipe, channels: int) -> None:
+    """Raises `DataError` where not even the images of one step fit into memory."""
+    count = recipe.training.batch_size * recipe.build_objective().batches_per_step
+    size = recipe.data.size
+    check_room("data.size", count, (channels, size, size), 4, "take a smaller one, or a smaller training.batch_size")
 
 
 def make_judge(recipe: Recipe, train: ImageSet, held_out: ImageSet) -> Judge:
@@ -170,6 +182,7 @@ def _origin(
             "train": len(train),
             "test": len(held_out),
             "shape": list(train.shape),
+            "told": dict(train.told),
         },
         "features": features,
         "threads": threads,

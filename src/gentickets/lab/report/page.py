@@ -132,7 +132,7 @@ def _section(run: Run, index: int) -> dict[str, Any]:
         "sentences": sentences(verdict, run),
         "pill": (_COLOURS.get(verdict.answer, ""), PILLS[verdict.answer]),
         "cells": verdict_cells(run, verdict),
-        "facts": _facts(verdict),
+        "facts": [*_facts(verdict), *_images(run)],
         "main": next((figure for figure in metrics if figure.drawing.name == main), None),
         "further": [figure for figure in metrics if figure.drawing.name != main],
         "stopping": named.get("early-stopping"),
@@ -169,6 +169,16 @@ def _facts(verdict: Verdict) -> list[tuple[str, str]]:
             *facts,
         ]
     return facts
+
+
+def _images(run: Run) -> list[tuple[str, str]]:
+    """How many images of which kind the run was trained on, where its origin tells."""
+    try:
+        data = run.origin["data"]
+        channels, height, width = data["shape"]
+        return [("images trained on", f"{data['train']:,} of {width}x{height}, {'grey' if channels == 1 else 'RGB'}")]
+    except (LookupError, TypeError, ValueError):
+        return []
 
 
 # -- pictures -----------------------------------------------------------------------------------------------
@@ -309,11 +319,16 @@ def _numbers(run: Run, verdict: Verdict) -> dict[str, Any]:
 
 def _made(run: Run) -> list[tuple[str, str]]:
     """What the run rests on: (what, words), whatever of it `origin.json` tells."""
+    data = run.origin.get("data")
+    told = data.get("told") if isinstance(data, dict) else None
+    if isinstance(data, dict):
+        data = {key: value for key, value in data.items() if key != "told"}
     counts = {metric.label: f"{metric.samples:,} samples" for metric in run.metrics().values() if metric.samples}
     rows = {
         "command": run.origin.get("command"),
         "started": run.origin.get("started"),
-        "data": run.origin.get("data"),
+        "data": data,
+        "images": told,
         "features": run.origin.get("features"),
         "measured on": counts,
         "seeds": list(run.seeds),
