@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from gentickets.lab import plan as module
-from gentickets.lab.plan import Plan, duration, fit, measure, rehearsal, size
+from gentickets.lab.durations import duration, size
+from gentickets.lab.plan import Plan, fit, measure, rehearsal
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.run import load_data
 from gentickets.naming import named_state

@@ -19,7 +19,8 @@ import yaml
 import gentickets as gt
 from gentickets.lab import folder as disk
 from gentickets.lab import run as run_module
-from gentickets.lab.plan import Plan, fit, parse_time
+from gentickets.lab.durations import parse_time
+from gentickets.lab.plan import Plan, fit
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.results import read_run
 from gentickets.lab.verdict import judge

@@ -32,10 +32,14 @@ app = typer.Typer(
 out = Terminal()
 err = Terminal(stderr=True)
 
-RecipeFile = Annotated[Path, typer.Argument(help="A recipe, such as recipes/quickstart/gan.yaml.", show_default=False)]
+RecipeFile = Annotated[
+    Path, typer.Argument(help="A recipe: a file, or one that `list recipes` names: quickstart/gan.", show_default=False)
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Keys of the recipe to override: training.steps=500.", show_default=False),
+    typer.Argument(
+        help="Keys of the recipe to override: training.steps=500; `gentickets list keys` shows all.", show_default=False
+    ),
 ]
 _TICKET = "runs/quickstart-gan/seed-0/level-03/ticket.safetensors"
 Budget = Annotated[
@@ -49,8 +53,7 @@ RunsFolder = Annotated[Path, typer.Option("--runs", help="Where run folders lie.
 def main() -> None:
     """The program. A user's mistake is one line on stderr and exit code 2; Ctrl-C is exit code 130."""
     bear_with_any_encoding()
-    # Until a training listens by itself, a polite kill means what Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    heard = _listening()
     if sys.argv[1:2] == ["help"]:
         sys.argv[1:] = [*sys.argv[2:], "--help"]
     try:
@@ -69,6 +72,8 @@ def main() -> None:
             code = 0
         elif _is_a(error, "UsageError"):
             code = _complain(f"{error.format_message()}; see --help")  # type: ignore[attr-defined]
+        elif heard:  # an import that was stopped may say so with an error of its own
+            code = 130
         else:
             raise
     for which in (signal.SIGINT, signal.SIGTERM):  # there is nothing left to stop
@@ -76,6 +81,20 @@ def main() -> None:
     if code == 130:
         err.print("stopped; the same command goes on from here")
     sys.exit(code)
+
+
+def _listening() -> list[int]:
+    """Until a training listens by itself, Ctrl-C and a polite kill end what is done; which of them came is noted."""
+    heard: list[int] = []
+
+    def hear(number: int, frame: object) -> None:
+        heard.append(number)
+        raise KeyboardInterrupt
+
+    for which in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(which) is not signal.SIG_IGN:
+            signal.signal(which, hear)
+    return heard
 
 
 def _complain(message: str) -> int:
@@ -90,7 +109,7 @@ def _is_a(error: Exception, name: str) -> bool:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from gentickets.kernels import missing
+        from gentickets.compiled import missing
 
         reason = missing()
         out.print(f"gentickets {__version__}{'' if reason is None else f'; masked layers stay dense: {reason}'}")
@@ -118,19 +137,22 @@ def find(
 
     Of a study, such as recipes/paper/table2.yaml, it runs every arm: see compare.
     """
-    from gentickets.lab.plan import parse_time
-    from gentickets.lab.recipe import read_recipe
-    from gentickets.lab.report import verdict_table, write_report
-    from gentickets.lab.run import prepared, run_seeds
-    from gentickets.lab.study import is_study, read_study
+    from gentickets.lab.durations import parse_time
+    from gentickets.lab.recipe import is_study, read_recipe
 
+    asked = read_recipe(recipe, overrides or (), budget)
     if is_study(recipe):
         if time:
             raise GenticketsError(f"--time fits one run, and {recipe} is a study: take --budget, or training.steps=…")
+        from gentickets.lab.study import read_study
+
         _run_study(read_study(recipe, overrides or (), budget=budget), runs, resume, plan_only)
         return
-    asked = read_recipe(recipe, overrides or (), budget)
     seconds = parse_time(time) if time else None
+    # Only here: what is wrong with a recipe is said without waiting for torch.
+    from gentickets.lab.report import verdict_table, write_report
+    from gentickets.lab.run import prepared, run_seeds
+
     folder = runs / asked.name
     command = shlex.join(["gentickets", *sys.argv[1:]])
     with prepared(asked, folder, seconds=seconds, fresh=not resume, dry=plan_only, command=command) as ready:
@@ -169,6 +191,9 @@ def compare(
 
     The dense model is trained once and shared. A plain recipe is compared by --methods; a study names its own arms.
     """
+    from gentickets.lab.recipe import read_recipe
+
+    read_recipe(recipe, overrides or (), budget)  # what is wrong with it is said without waiting for torch
     from gentickets.lab.study import read_study
 
     names = [name.strip() for name in methods.split(",") if name.strip()] if methods is not None else None
@@ -177,7 +202,7 @@ def compare(
 
 def _run_study(study: Study, runs: Path, resume: bool, plan_only: bool) -> None:
     """What `compare` does, and `find` of a study."""
-    from gentickets.lab.plan import duration
+    from gentickets.lab.durations import duration
     from gentickets.lab.study import run_study
 
     folder = runs / study.name
@@ -239,15 +264,20 @@ def train(
     overrides: Overrides = None,
     ticket: Annotated[Path | None, typer.Option(help="Start from this ticket, and keep to its masks.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the weights, the data order and the noise.")] = 0,
+    budget: Budget = None,
     runs: RunsFolder = Path("runs"),
     name: Annotated[str | None, typer.Option(help="Name of the folder; default: the recipe's, with -train.")] = None,
 ) -> None:
-    """Train one model: dense, or from a ticket. Nothing is pruned."""
+    """Train one model: dense, or from a ticket. Nothing is pruned.
+
+    RECIPE may be that of a run, such as runs/quickstart-gan/recipe.yaml, with all that was said when it was made.
+    """
     from gentickets.lab.recipe import read_recipe
+
+    asked = read_recipe(recipe, overrides or (), budget)
+    folder = runs / (name or f"{asked.name}-train")
     from gentickets.lab.single import train_one
 
-    asked = read_recipe(recipe, overrides or ())
-    folder = runs / (name or f"{asked.name}-train")
     with _progress() as bars:
         metrics = train_one(asked, folder, seed, ticket, _Teller(bars, asked.training.steps))
     _show_metrics(metrics)
@@ -277,20 +307,23 @@ def transfer(
     masks_only: Annotated[bool, typer.Option("--masks-only", help="Leave the weights behind.")] = False,
     exclude: Annotated[list[str] | None, typer.Option(help="What stays behind, such as '*.head.*'.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the weights that do not travel.")] = 0,
+    budget: Budget = None,
 ) -> None:
     """Carry a ticket's components into the model of a recipe: a VAE's decoder into a GAN's generator, say."""
     from gentickets.lab.recipe import read_recipe
-    from gentickets.lab.single import transferred
 
     pairs = [entry for entry in components if "." not in entry.partition("=")[0]]
     overrides = [entry for entry in components if entry not in pairs]
-    asked = read_recipe(recipe, overrides)
+    asked = read_recipe(recipe, overrides, budget)
+    from gentickets.lab.single import transferred
+
     mapping = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
     moved = transferred(ticket, asked, mapping, not masks_only, seed, exclude or ())
     moved.save(output)
     left = ", ".join(moved.origin["transfer"]["left"]) or "nothing"
     out.print(f"{moved.masks!r}\nleft behind: {left}\nresults: {output}; train it with")
-    out.print(shlex.join(["gentickets", "train", str(recipe), *overrides, "--ticket", str(output)]))
+    chosen = ["--budget", budget] if budget is not None else []
+    out.print(shlex.join(["gentickets", "train", str(recipe), *overrides, *chosen, "--ticket", str(output)]))
 
 
 @app.command(epilog="Example: gentickets shrink runs/quickstart-gan/seed-0/level-03 --out small.safetensors")
@@ -385,21 +418,23 @@ def report(
 
 @app.command(epilog=f"Example: gentickets inspect {_TICKET}")
 def inspect(
-    what: Annotated[Path, typer.Argument(help="A ticket file, or a run folder.", show_default=False)],
+    what: Annotated[
+        Path, typer.Argument(help="A ticket file, or the folder of a level, a run or a study.", show_default=False)
+    ],
 ) -> None:
-    """Show what is in a ticket, or where a run stands; checks a ticket's digest on the way."""
-    from gentickets.lab.listings import run_table, ticket_words
+    """Show what is in a ticket or a level, or where a run stands; checks a ticket's digest on the way."""
+    from gentickets.lab.listings import what_is_in
 
-    for shown in [run_table(what)] if what.is_dir() else ticket_words(what):
+    for shown in what_is_in(what):
         out.print(shown)
 
 
 @app.command("list", epilog="Example: gentickets list models")
 def list_(
-    what: Annotated[str, typer.Argument(help="models, objectives, data, recipes or runs.")] = "models",
+    what: Annotated[str, typer.Argument(help="models, objectives, data, recipes, keys or runs.")] = "models",
     runs: RunsFolder = Path("runs"),
 ) -> None:
-    """List models, objectives, data sources, recipes or runs."""
+    """List models, objectives, data sources, recipes, the keys of recipes, or runs."""
     from gentickets.lab.listings import LISTINGS
 
     if what not in LISTINGS:

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.segment import Segment
+from rich.table import Table
 
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) != "\n"}
 
@@ -19,13 +21,17 @@ def printable(text: str) -> str:
 
 
 class Terminal(Console):
-    """A console that takes no markup, and shows control characters as what they are."""
+    """A console that takes no markup, shows control characters as what they are, and cuts no word of a table short."""
 
     def __init__(self, **options: Any):
         super().__init__(highlight=False, soft_wrap=True, markup=False, emoji=False, **options)
 
-    def render(self, *args: Any, **options: Any) -> Iterable[Segment]:
-        for segment in super().render(*args, **options):
+    def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
+        if isinstance(renderable, Table):  # as wide as its longest words, on however narrow a terminal
+            options = options or self.options
+            least = Measurement.get(self, options.update(width=10**6), renderable).minimum
+            options = options.update(width=max(options.max_width, least))
+        for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import resource
 import sys
 import time
@@ -13,6 +12,7 @@ from torch import nn
 
 from gentickets.data import Batches, ImageSet
 from gentickets.errors import RecipeError
+from gentickets.lab.durations import duration, size
 from gentickets.lab.evaluation import Judge
 from gentickets.lab.recipe import Recipe, make_recipe
 from gentickets.lab.seedrun import build_model, steps_of_seed
@@ -167,35 +167,3 @@ def _given_up(asked: Recipe, fitted: Recipe) -> tuple[str, ...]:
     if len(after) < len(before):
         lost.append(f"controls at {len(before)} levels → {len(after)}")
     return tuple(lost)
-
-
-def parse_time(text: str) -> float:
-    """Seconds of `90s`, `30m`, `2h`, `1h30m`. Raises `RecipeError`."""
-    match = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", text.strip())
-    try:
-        parts = [float(part or 0) for part in match.groups()] if match else []
-    except ValueError:
-        parts = []
-    seconds = sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
-    if not seconds:
-        raise RecipeError(f"--time {text!r} is no duration: write 2h, 90m, 1h30m or 45s")
-    return seconds
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 20 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min"
-
-
-def size(count: float) -> str:
-    """Bytes in the unit that fits: `340 MB`, `1.2 GB`."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

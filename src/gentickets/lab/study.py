@@ -107,11 +107,6 @@ class Study:
 # -- reading ------------------------------------------------------------------------------------------------
 
 
-def is_study(path: Path) -> bool:
-    """Whether a recipe file holds a study. Raises `RecipeError` where it cannot be read."""
-    return "study" in read_keys(path)
-
-
 def read_study(
     path: Path, overrides: Iterable[str] = (), methods: Sequence[str] | None = None, budget: str | None = None
 ) -> Study:
