@@ -5,9 +5,10 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,6 +18,7 @@ from rich.text import Text
 
 from gentickets import __version__
 from gentickets.errors import GenticketsError
+from gentickets.lab.lines import Lines
 from gentickets.terminal import Terminal, bear_with_any_encoding
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ app = typer.Typer(
 )
 out = Terminal()
 err = Terminal(stderr=True)
+
+_NOTHING_TRAINED = 3
+"""The exit code where every level diverged or was cut in two."""
 
 RecipeFile = Annotated[
     Path, typer.Argument(help="A recipe: a file, or one that `list recipes` names: quickstart/gan.", show_default=False)
@@ -51,7 +56,7 @@ RunsFolder = Annotated[Path, typer.Option("--runs", help="Where run folders lie.
 
 
 def main() -> None:
-    """The program. A user's mistake is one line on stderr and exit code 2; Ctrl-C is exit code 130."""
+    """The program. A user's mistake is one line on stderr and exit code 2; Ctrl-C is exit code 130; see `find`."""
     bear_with_any_encoding()
     heard = _listening()
     if sys.argv[1:2] == ["help"]:
@@ -123,7 +128,7 @@ def _program(
     pass
 
 
-@app.command(epilog="Example: gentickets find recipes/quickstart/gan.yaml training.steps=800 name=longer --time 30m")
+@app.command(epilog="Example: gentickets find quickstart/gan training.steps=800 name=longer --time 30m")
 def find(
     recipe: RecipeFile,
     overrides: Overrides = None,
@@ -135,7 +140,11 @@ def find(
 ) -> None:
     """Find winning tickets: the dense model, a ladder of tickets, their controls, and the verdict.
 
-    Of a study, such as recipes/paper/table2.yaml, it runs every arm: see compare.
+    Of a study, such as paper/table2, it runs every arm: see compare.
+
+    Exit codes of every command: 0 done; 1 a fault of gentickets;
+    2 refused, in one line that says the mend; 130 stopped;
+    3 every level diverged or was cut in two, as its page shows.
     """
     from gentickets.lab.durations import parse_time
     from gentickets.lab.recipe import is_study, read_recipe
@@ -150,12 +159,16 @@ def find(
         return
     seconds = parse_time(time) if time else None
     # Only here: what is wrong with a recipe is said without waiting for torch.
+    begun = perf_counter()
     from gentickets.lab.report import verdict_table, write_report
-    from gentickets.lab.run import prepared, run_seeds
+    from gentickets.lab.run import keep_time, prepared, run_seeds
 
+    loading = perf_counter() - begun
     folder = runs / asked.name
     command = shlex.join(["gentickets", *sys.argv[1:]])
-    with prepared(asked, folder, seconds=seconds, fresh=not resume, dry=plan_only, command=command) as ready:
+    with prepared(
+        asked, folder, seconds=seconds, fresh=not resume, dry=plan_only, command=command, loading_seconds=loading
+    ) as ready:
         if ready.plan is not None:
             out.print(f"{asked.name}: {ready.plan.words()}")
         else:
@@ -164,14 +177,20 @@ def find(
             out.print(f"given up to fit into the time: {lost}")
         if plan_only:
             return
+        begun = perf_counter()
         with _progress() as bars:
             run_seeds(ready, _Teller(bars, ready.recipe.training.steps))
     page = write_report([folder])
     out.print(verdict_table([folder]))
+    if ready.plan is not None:
+        took = perf_counter() - begun
+        keep_time(folder, ready.plan, took)
+        out.print(ready.plan.against(took))
     out.print(f"results: {folder / 'results.csv'}\nreport:  {page}")
+    _check_trained([folder])
 
 
-@app.command(epilog="Example: gentickets compare recipes/quickstart/vae.yaml seeds=[0,1] --methods imp,snip,synflow")
+@app.command(epilog="Example: gentickets compare quickstart/vae seeds=[0,1] --methods imp,snip,synflow")
 def compare(
     recipe: RecipeFile,
     overrides: Overrides = None,
@@ -223,6 +242,17 @@ def _run_study(study: Study, runs: Path, resume: bool, plan_only: bool) -> None:
         out.print(f"{study.name}: {len(study.arms)} arms, about {duration(seconds)} in all; less what they share")
         return
     _show_study(folder)
+    _check_trained(folder / arm.label for arm in study.arms if arm.label not in left_out)
+
+
+def _check_trained(runs: Iterable[Path]) -> None:
+    """Leaves with an exit code of its own where no level of any of the runs was trained to its end."""
+    from gentickets.lab.results import read_run
+
+    levels = [level for run in runs for level in read_run(run).levels]
+    if levels and not any(level.status == "complete" for level in levels):
+        err.print(f"nothing was trained to its end: {levels[0].status}: {levels[0].reason}")
+        raise typer.Exit(_NOTHING_TRAINED)
 
 
 def _stage_words(stage: Stage) -> str:
@@ -258,7 +288,7 @@ def _show_study(folder: Path) -> None:
     out.print(f"results: {folder / 'study.csv'}\nreport:  {page}")
 
 
-@app.command(epilog=f"Example: gentickets train recipes/quickstart/gan.yaml --ticket {_TICKET}")
+@app.command(epilog=f"Example: gentickets train quickstart/gan --ticket {_TICKET}")
 def train(
     recipe: RecipeFile,
     overrides: Overrides = None,
@@ -282,6 +312,8 @@ def train(
         metrics = train_one(asked, folder, seed, ticket, _Teller(bars, asked.training.steps))
     _show_metrics(metrics)
     out.print(f"results: {folder}")
+    if metrics["status"] != "complete":
+        raise typer.Exit(_NOTHING_TRAINED)
 
 
 def _show_metrics(metrics: dict[str, Any]) -> None:
@@ -290,11 +322,11 @@ def _show_metrics(metrics: dict[str, Any]) -> None:
         table.add_row(entry["label"], f"{entry['value']:.5g}", str(entry["samples"]))
     out.print(table)
     if metrics["status"] != "complete":
-        out.print(f"{metrics['status']}: {metrics['reason']}")
+        err.print(f"nothing was trained to its end: {metrics['status']}: {metrics['reason']}")
 
 
 @app.command(
-    epilog=f"Example: gentickets transfer {_TICKET.replace('gan', 'vae')} recipes/quickstart/gan.yaml "
+    epilog=f"Example: gentickets transfer {_TICKET.replace('gan', 'vae')} quickstart/gan "
     "decoder=generator --out moved.ticket model.width=16 model.latent=16"
 )
 def transfer(
@@ -456,34 +488,35 @@ def _progress() -> Iterator[Progress]:
         TextColumn("{task.fields[losses]}"),
         console=err,
         refresh_per_second=4,
+        disable=not err.is_terminal,
     ) as bars:
         yield bars
 
 
 class _Teller:
-    """Shows what the seeds tell: one bar a seed; a plain line a stage where there is no terminal."""
+    """Shows what the seeds tell: one bar a seed; where there is no terminal, a plain line a stage and a minute."""
 
     def __init__(self, bars: Progress, steps: int | None, prefix: str = ""):
         self._bars, self._steps, self._prefix = bars, steps, prefix
         self._tasks: dict[int, TaskID] = {}
-        self._stages: dict[int, str] = {}
+        self._lines: dict[int, Lines] = {}
 
     def __call__(self, event: Any) -> None:
+        rate = f"{event.progress.images_per_second:,.0f} images/s" if event.progress is not None else ""
+        if not err.is_terminal:
+            line = self._lines.setdefault(event.seed, Lines()).line(event.stage, event.done, event.total, rate)
+            if line is not None:
+                err.print(f"{self._prefix}seed {event.seed} {line}")
+            return
         if event.seed not in self._tasks:
             self._tasks[event.seed] = self._bars.add_task(
                 f"{self._prefix}seed {event.seed}", total=event.total, rate="", losses=""
             )
-        rate, losses = "", ""
-        if event.progress is not None:
-            rate = f"{event.progress.images_per_second:,.0f} images/s"
-            losses = " ".join(f"{key} {value:.3g}" for key, value in event.progress.losses.items())
+        losses = event.progress.losses if event.progress is not None else {}
         self._bars.update(
             self._tasks[event.seed],
             completed=event.done,
             description=f"{self._prefix}seed {event.seed} {event.stage}",
             rate=rate,
-            losses=losses,
+            losses=" ".join(f"{key} {value:.3g}" for key, value in losses.items()),
         )
-        if not err.is_terminal and self._stages.get(event.seed) != event.stage:
-            self._stages[event.seed] = event.stage
-            err.print(f"{self._prefix}seed {event.seed} {event.stage}: {event.done:,} of {event.total:,} steps done")

@@ -1,4 +1,4 @@
-"""What is shown on a terminal: text as it is, whoever wrote it, on whatever terminal there is."""
+"""What is shown on a terminal, or in a file: text as it is, whoever wrote it, on whatever terminal there is."""
 
 from __future__ import annotations
 

@@ -315,7 +315,7 @@ class EvaluationPart(_Part):
     """The metric that decides; null: the first of `metrics`."""
     metrics: Literal["all"] | Annotated[list[str], Field(min_length=1)] = "all"
     """Which are measured: all that the model and the images allow, or a list."""
-    samples: Annotated[Whole, Field(ge=16, le=10**8)] = 2000
+    samples: Annotated[Whole, Field(ge=16, le=10**6)] = 2000
     """How many images are generated for them."""
     features: Literal["classifier", "inception", "none"] = "classifier"
     """The network in whose features samples are compared; Inception costs much on a CPU."""
