@@ -35,7 +35,7 @@ def test_the_page_is_what_the_types_say():
 @pytest.mark.parametrize(
     ("name", "takes", "default"),
     [
-        ("name", "text (at most 100 letters)", "(must be said)"),
+        ("name", "text", "(must be said)"),
         ("training.steps", "whole number (at least 2)", "2000"),
         ("training.lr", "number (above 0) or for each name: number (above 0)", "0.001"),
         ("search.fraction", "number (above 0, below 1)", "0.2"),

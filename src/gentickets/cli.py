@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 import signal
 import sys
@@ -67,6 +69,11 @@ def main() -> None:
         code = _complain(str(error))
     except KeyboardInterrupt:
         code = 130
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        _drop_what_cannot_be_written()
+        code = _complain(f"{error.filename or 'what is printed cannot be written'}: {error.strerror}")
     except typer.Abort as error:
         if isinstance(error.__cause__, EOFError):  # typer takes the end of any file for that of the terminal
             raise error.__cause__ from None
@@ -100,6 +107,14 @@ def _listening() -> list[int]:
         if signal.getsignal(which) is not signal.SIG_IGN:
             signal.signal(which, hear)
     return heard
+
+
+def _drop_what_cannot_be_written() -> None:
+    """Where standard output is full or gone, what Python still holds for it would be a second error, on leaving."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(message: str) -> int:
@@ -302,9 +317,11 @@ def train(
 
     RECIPE may be that of a run, such as runs/quickstart-gan/recipe.yaml, with all that was said when it was made.
     """
-    from gentickets.lab.recipe import read_recipe
+    from gentickets.lab.recipe import NAME, read_recipe
 
     asked = read_recipe(recipe, overrides or (), budget)
+    if name is not None and re.fullmatch(NAME, name) is None:
+        raise GenticketsError(f"--name {name[:80]!r}: a name of letters, digits, dots, - and _ is needed, no path")
     folder = runs / (name or f"{asked.name}-train")
     from gentickets.lab.single import train_one
 
@@ -434,6 +451,8 @@ def report(
     output: Annotated[Path | None, typer.Option("--out", help="The page to write.")] = None,
 ) -> None:
     """Write the page that shows whether the tickets won, from what is complete so far."""
+    if output is not None and (output.is_dir() or output.suffix.lower() not in (".html", ".htm")):
+        raise GenticketsError(f"--out {output}: a file is needed, whose name ends in .html")
     from gentickets.lab.report import verdict_table, write_report
     from gentickets.lab.results import read_run, write_csv
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions
 from rich.measure import Measurement
 from rich.segment import Segment
 from rich.table import Table
@@ -27,12 +27,18 @@ class Terminal(Console):
         super().__init__(highlight=False, soft_wrap=True, markup=False, emoji=False, **options)
 
     def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
-        if isinstance(renderable, Table):  # as wide as its longest words, on however narrow a terminal
-            options = options or self.options
-            least = Measurement.get(self, options.update(width=10**6), renderable).minimum
-            options = options.update(width=max(options.max_width, least))
+        if isinstance(renderable, Table):
+            options = self._wide_enough(renderable, options or self.options)
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+    def _wide_enough(self, table: Table, options: ConsoleOptions) -> ConsoleOptions:
+        """Options by which each column is as wide as its longest word, on however narrow a terminal."""
+        endless = options.update(width=10**6)
+        for column in table.columns:
+            cells = (column.header, *column.cells, column.footer)
+            column.min_width = max(Measurement.get(self, endless, cell).minimum for cell in cells)
+        return options.update(width=max(options.max_width, Measurement.get(self, endless, table).minimum))
 
 
 def bear_with_any_encoding() -> None:

@@ -21,7 +21,6 @@ _BOUNDS = {
     "maximum": "at most {}",
     "exclusiveMaximum": "below {}",
     "minItems": "at least {} of them",
-    "maxLength": "at most {} letters",
 }
 _UNBOUNDED = 10**9
 _SHORT_OF = "Numbers are finite, whole ones at most 1,000,000,000,000."

@@ -47,6 +47,10 @@ Steps = Annotated[Whole, Field(ge=0)]
 Flag = Annotated[bool, Field(strict=True)]
 
 
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"
+"""What a run's folder may be called: no path, and short enough for every file system."""
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -330,7 +334,7 @@ class EvaluationPart(_Part):
 class Recipe(_Part):
     """Everything that decides a run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    name: Annotated[str, Field(pattern=f"^{NAME}$")]
     """What the run's folder is called."""
     title: str | None = None
     """What its page is called."""
@@ -386,6 +390,9 @@ class Recipe(_Part):
         return self.model_dump(mode="json")
 
 
+_LARGEST = 10**6
+"""Bytes that a recipe may have: what is larger is something else, or has no end."""
+
 FULL = "full"
 """The budget that every recipe has: the recipe as it is written."""
 
@@ -430,13 +437,16 @@ def read_keys(path: str | Path, overrides: Iterable[str] = (), budget: str | Non
     """
     path = recipe_file(path)
     try:
-        text = path.read_bytes()
+        with path.open("rb") as file:
+            text = file.read(_LARGEST + 1)
     except OSError as error:
         near = difflib.get_close_matches(str(path), recipes(), n=1)
         mend = f"did you mean {near[0]}? " if near else ""
         raise RecipeError(
             f"cannot read recipe {path}: {error.strerror}; {mend}`gentickets list recipes` names some"
         ) from None
+    if len(text) > _LARGEST:
+        raise RecipeError(f"{path} is no recipe: it is larger than {_LARGEST:,} bytes")
     raw = read_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise RecipeError(f"{path} is no recipe: it holds {type(raw).__name__}, not keys and values")
@@ -521,13 +531,14 @@ def _flat(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _override(raw: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
+    shown = repr(override) if len(override) <= 100 else f"{override[:90]!r} …"
     keys = path.strip().split(".")
     if not equals or not all(keys):
-        raise RecipeError(f"override {override!r} is not key=value, such as training.steps=500")
-    value = read_yaml(text, f"override {override!r}: the value")
+        raise RecipeError(f"override {shown} is not key=value, such as training.steps=500")
+    value = read_yaml(text, f"override {shown}: the value")
     place = raw
     for key in keys[:-1]:
-        place = _below(place, key, f"override {override!r}")
+        place = _below(place, key, f"override {shown}")
     place[keys[-1]] = value
 
 
@@ -567,6 +578,8 @@ def _complaint(first: Any, whole: type[BaseModel]) -> str:
         return f"{key}={shown}: a list is needed{mend}"
     if kind == "int_type" and isinstance(said, float) and said.is_integer():
         return f"{key}={shown}: a whole number is needed: {int(said)}"
+    if kind == "string_pattern_mismatch" and key == "name":
+        return f"name={shown}: letters, digits, dots, - and _ are taken, 200 at most, no path"
     if kind == "string_type" and isinstance(said, bool | int | float):
         return f"{key}={shown}: text is needed; put it in quotes, also inside those of a shell"
     return f"{key}={shown}: {first['msg'][0].lower()}{first['msg'][1:]}"
