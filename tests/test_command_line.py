@@ -177,3 +177,12 @@ def test_a_file_gets_no_control_codes_and_no_bars(program, tmp_path):
     for arguments in (["inspect", run], ["list", "keys"], ["find", "--help"], ["find", "absent.yaml"]):
         _, out, err = program(*arguments)
         assert "\x1b" not in out + err
+
+
+def test_a_page_of_all_runs_leaves_single_trainings_out_and_says_so(program, tmp_path):
+    build_run(tmp_path / "runs" / "a", seeds=(0,), levels=2)
+    (tmp_path / "runs" / "a-train").mkdir()
+    (tmp_path / "runs" / "a-train" / "origin.json").write_text("{}")
+    code, _, err = program("report", "runs/a", "runs/a-train", "--out", "page.html")
+    assert (code, "left out" in err, "runs/a-train" in err) == (0, True, True)
+    assert "no run" in refused(program, "report", "runs/a-train", "--out", "page.html")

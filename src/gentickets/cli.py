@@ -459,6 +459,10 @@ def report(
     if len(runs) == 1 and output is None and (runs[0] / "study.yaml").is_file():
         _show_study(runs[0])
         return
+    single = [folder for folder in runs if (folder / "origin.json").is_file() and not (folder / "recipe.yaml").exists()]
+    if single and len(single) < len(runs):  # what a shell's * finds
+        err.print(f"left out, as `gentickets train` made them: {', '.join(map(str, single))}")
+        runs = [folder for folder in runs if folder not in single]
     read = [read_run(folder) for folder in runs]
     for run in read:
         write_csv(run)
