@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -168,17 +169,16 @@ def find(
     if is_study(recipe):
         if time:
             raise GenticketsError(f"--time fits one run, and {recipe} is a study: take --budget, or training.steps=…")
+        loading = _load_the_lab()
         from gentickets.lab.study import read_study
 
-        _run_study(read_study(recipe, overrides or (), budget=budget), runs, resume, plan_only)
+        _run_study(read_study(recipe, overrides or (), budget=budget), runs, resume, plan_only, loading)
         return
     seconds = parse_time(time) if time else None
-    # Only here: what is wrong with a recipe is said without waiting for torch.
-    begun = perf_counter()
+    loading = _load_the_lab()  # only here: what is wrong with a recipe is said without waiting for torch
     from gentickets.lab.report import verdict_table, write_report
     from gentickets.lab.run import keep_time, prepared, run_seeds
 
-    loading = perf_counter() - begun
     folder = runs / asked.name
     command = shlex.join(["gentickets", *sys.argv[1:]])
     with prepared(
@@ -228,13 +228,22 @@ def compare(
     from gentickets.lab.recipe import read_recipe
 
     read_recipe(recipe, overrides or (), budget)  # what is wrong with it is said without waiting for torch
+    loading = _load_the_lab()
     from gentickets.lab.study import read_study
 
     names = [name.strip() for name in methods.split(",") if name.strip()] if methods is not None else None
-    _run_study(read_study(recipe, overrides or (), names, budget), runs, resume, plan_only)
+    _run_study(read_study(recipe, overrides or (), names, budget), runs, resume, plan_only, loading)
 
 
-def _run_study(study: Study, runs: Path, resume: bool, plan_only: bool) -> None:
+def _load_the_lab() -> float:
+    """Loads what trains and judges; the seconds that it took, which is what starting a process takes."""
+    begun = perf_counter()
+    for name in ("gentickets.lab.report", "gentickets.lab.study"):
+        import_module(name)
+    return perf_counter() - begun
+
+
+def _run_study(study: Study, runs: Path, resume: bool, plan_only: bool, loading: float) -> None:
     """What `compare` does, and `find` of a study."""
     from gentickets.lab.durations import duration
     from gentickets.lab.study import run_study
@@ -250,7 +259,9 @@ def _run_study(study: Study, runs: Path, resume: bool, plan_only: bool) -> None:
             return _Teller(bars, stage.ready.recipe.training.steps, f"{stage.index + 1}/{stage.total} {stage.label}, ")
 
         command = shlex.join(["gentickets", *sys.argv[1:]])
-        left_out = run_study(study, folder, begin, fresh=not resume, dry=plan_only, command=command)
+        left_out = run_study(
+            study, folder, begin, fresh=not resume, dry=plan_only, command=command, loading_seconds=loading
+        )
     for label, reason in left_out.items():
         out.print(f"not run: {label}: {reason}")
     if plan_only:
