@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
+
+from gentickets import models
+from gentickets.lab.recipe import read_recipe
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -223,3 +227,47 @@ def test_early_birds_are_what_their_csvs_say():
         assert agree(distance, values(rows, "frechet", level=1, arm="ticket", seed=seed))
         assert agree(find, values(seconds, "find_seconds", level=1, seed=seed))
         assert agree(train, values(seconds, "train_seconds", level=1, seed=seed))
+
+
+def test_no_table_of_results_is_left_unchecked():
+    """A new one in these pages needs a test above, or a line here that says why there is nothing to recompute."""
+    recomputed = [t for t in ALL if t in LADDERS or t.head[0] in ("technique", "ticket from") or "wins" in t.head]
+    recomputed += [t for t in ALL if "find + train, of dense" in t.head]
+    told_in_words = [t for t in ALL if t.page == "docs/paper.md" and t.head[0] == "in the paper"]
+    speed = [t for t in ALL if t.page == "README.md" and any("6.9M" in row[0] for row in t.rows)]  # test_docs_speed.py
+    pages = ("README.md", "docs/results.md", "docs/paper.md")
+    assert [t for t in ALL if t.page in pages and t not in [*recomputed, *told_in_words, *speed]] == []
+
+
+def parameters(name: str, side: int, channels: int) -> int:
+    with torch.device("meta"):
+        return sum(weight.numel() for weight in models.CATALOGUE[name](side, channels).parameters())
+
+
+def test_the_counts_of_the_presets_are_those_of_the_networks():
+    (table,) = (t for t in ALL if t.head[0] == "preset")
+    for name, ours, _, _, large in table.rows:
+        preset = name.split("`")[1]
+        side, channels = (28, 1) if preset == "paper-linear-ae" else (32, 3)
+        assert ours == f"{parameters(preset, side, channels):,}"
+        assert large == f"{parameters(preset, 64, 3):,}"
+
+
+def test_the_settings_of_the_paper_are_those_of_its_recipes():
+    (table,) = (t for t in ALL if t.head[:2] == ["network", "objective"])
+    checked = 0
+    for network, _, adam, batch, steps, _ in table.rows:
+        path = ROOT / "recipes" / "paper" / f"table1-{network.lower().replace(' ', '-')}.yaml"
+        if not path.exists():  # another way of training a network of the table
+            continue
+        training = read_recipe(path).training
+        rate, _, betas = adam.partition(", (")
+        assert float(rate) == training.lr
+        wanted = tuple(map(float, betas.rstrip(")").split(","))) if betas else (0.9, 0.999)
+        assert (wanted, int(batch), int(steps.replace(",", ""))) == (
+            training.betas,
+            training.batch_size,
+            training.steps,
+        )
+        checked += 1
+    assert checked == 9
