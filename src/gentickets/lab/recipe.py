@@ -580,6 +580,8 @@ def _complaint(first: Any, whole: type[BaseModel]) -> str:
         return f"{key}={shown}: a whole number is needed: {int(said)}"
     if kind == "string_pattern_mismatch" and key == "name":
         return f"name={shown}: letters, digits, dots, - and _ are taken, 200 at most, no path"
+    if kind == "string_type" and said is None:
+        return f"{key} is empty: text is needed, or leave {key} out"
     if kind == "string_type" and isinstance(said, bool | int | float):
         return f"{key}={shown}: text is needed; put it in quotes, also inside those of a shell"
     return f"{key}={shown}: {first['msg'][0].lower()}{first['msg'][1:]}"
