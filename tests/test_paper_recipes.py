@@ -10,11 +10,11 @@ import yaml
 from gentickets.data import ImageSet
 from gentickets.lab import plan
 from gentickets.lab.comparison import read_comparison
-from gentickets.lab.recipe import read_recipe
+from gentickets.lab.recipe import is_study, read_recipe
 from gentickets.lab.report import write_report, write_study
 from gentickets.lab.results import read_run
 from gentickets.lab.run import check_buildable, prepared, run_seeds
-from gentickets.lab.study import is_study, read_study, run_study
+from gentickets.lab.study import read_study, run_study
 
 FOLDER = Path(__file__).parent.parent / "recipes" / "paper"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
