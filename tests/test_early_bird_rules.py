@@ -431,7 +431,9 @@ def test_a_run_folder_of_before_the_rule_is_read_as_it_was_made(method, tmp_path
     asked = recipe_with(method=method, rule="hamming") if method == "early-bird" else recipe_with(method=method)
     kept = asked.dump()
     kept["search"] = {key: value for key, value in kept["search"].items() if key != "rule"} | {"tolerance": 0.1}
-    disk.write_json(tmp_path / "origin.json", {"asked": kept})
+    disk.write_json(
+        tmp_path / "origin.json", {"asked": kept, "threads": 1, "gave_up": [], "data": {"fingerprint": "0"}}
+    )
     disk.write_recipe(tmp_path, asked)
     (tmp_path / "recipe.yaml").write_text((tmp_path / "recipe.yaml").read_text().replace("  rule: hamming\n", ""))
     found = disk.read_run_recipe(tmp_path).search

@@ -16,11 +16,14 @@ RECIPE = make_recipe({
 })  # fmt: skip
 
 
+BEGUN = {"asked": RECIPE.dump(), "threads": 1, "gave_up": [], "data": {"fingerprint": "0"}}
+
+
 def made(folder, recipe=RECIPE, gave_up=()):
     """A run's folder as it is when the run has begun."""
     folder.mkdir()
     disk.write_recipe(folder, recipe)
-    disk.write_json(folder / "origin.json", {"asked": RECIPE.dump(), "gave_up": list(gave_up)})
+    disk.write_json(folder / "origin.json", BEGUN | {"gave_up": list(gave_up)})
     (folder / "seed-0" / "level-00").mkdir(parents=True)
     return folder
 
@@ -52,7 +55,7 @@ def test_a_recipe_that_lost_its_end_is_refused(tmp_path):
     raw["evaluation"]["samples"] = 64
     recipe = make_recipe(raw)
     folder = made(tmp_path / "run", recipe)
-    disk.write_json(folder / "origin.json", {"asked": recipe.dump(), "gave_up": []})
+    disk.write_json(folder / "origin.json", BEGUN | {"asked": recipe.dump()})
     text = (folder / "recipe.yaml").read_text()
     (folder / "recipe.yaml").write_text(text[: text.index("evaluation:")])
     with pytest.raises(RecipeError, match=r"evaluation.samples \(2000 there, 64 here\)"):
@@ -66,11 +69,32 @@ def test_what_was_fitted_into_a_time_may_be_smaller_and_what_may_grow_may_differ
     assert disk.opened(made(tmp_path / "grown", grown), RECIPE) is not None
 
 
-@pytest.mark.parametrize("origin", [{}, {"asked": 3}, {"asked": {"name": "x"}}])
-def test_an_origin_that_does_not_say_what_was_asked_is_refused(tmp_path, origin):
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [(key, value) for key in BEGUN for value in (None, "2", -1, {}) if (key, value) != ("asked", {})],
+)
+def test_an_origin_that_lacks_what_a_run_rests_on_is_refused(tmp_path, key, value):
     folder = made(tmp_path / "run")
-    (folder / "origin.json").write_text(json.dumps(origin))
+    for broken in (BEGUN | {key: value}, {other: BEGUN[other] for other in BEGUN if other != key}):
+        (folder / "origin.json").write_text(json.dumps(broken))
+        with pytest.raises(RecipeError, match=key) as refused:
+            disk.opened(folder, RECIPE)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("asked", [{}, {"name": "x"}, RECIPE.dump() | {"seeds": "none"}])
+def test_an_origin_whose_recipe_is_none_is_refused(tmp_path, asked):
+    folder = made(tmp_path / "run")
+    disk.write_json(folder / "origin.json", BEGUN | {"asked": asked})
     with pytest.raises(RecipeError):
+        disk.opened(folder, RECIPE)
+
+
+@pytest.mark.parametrize("text", ["[1]", "3", "", "\udcff", "[" * 10_000])
+def test_an_origin_that_is_none_is_refused(tmp_path, text):
+    folder = made(tmp_path / "run")
+    (folder / "origin.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(RecipeError, match=r"no readable origin\.json"):
         disk.opened(folder, RECIPE)
 
 

@@ -50,7 +50,8 @@ def run(folder, stop=lambda: False):
     recipe = make_recipe(TINY)
     train, held_out = load_data(recipe.data)
     disk.write_recipe(folder, recipe)
-    disk.write_json(folder / "origin.json", {"asked": recipe.dump(), "threads": 1, "gave_up": []})
+    data = {"fingerprint": train.fingerprint, "test_fingerprint": held_out.fingerprint}
+    disk.write_json(folder / "origin.json", {"asked": recipe.dump(), "threads": 1, "gave_up": [], "data": data})
     SeedRun(recipe, folder, 0, train, make_judge(recipe, train, held_out), stop=stop).run()
 
 

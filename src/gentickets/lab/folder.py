@@ -191,27 +191,20 @@ def opened(folder: Path, asked: Recipe) -> tuple[Recipe, dict[str, Any]] | None:
         return None
     if not (folder / "origin.json").exists():
         return None
-    origin, recipe = read_origin(folder), read_run_recipe(folder)
+    origin, recipe = read_run_origin(folder), read_run_recipe(folder)
     # Read as a recipe: keys that are newer than the folder have their defaults.
-    before = kept_recipe(_asked(origin, folder), str(folder)).dump()
+    before = kept_recipe(origin["asked"], str(folder)).dump()
     if differing := differing_keys(_fixed(before), _fixed(asked.dump())):
         raise RecipeError(
             f"{folder} was made by another recipe: {'; '.join(differing)}; take name=… for a new run, or --fresh"
         )
-    fitted = _FITTED if origin.get("gave_up") else ()
+    fitted = _FITTED if origin["gave_up"] else ()
     if changed := differing_keys(_fixed(recipe.dump(), fitted), _fixed(before, fitted)):
         raise RecipeError(
             f"{folder / 'recipe.yaml'} was changed since the run began: {'; '.join(changed)} (first what stands there "
             f"now): put it back, or take --fresh"
         )
     return recipe, origin
-
-
-def _asked(origin: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    asked = origin.get("asked")
-    if not isinstance(asked, dict):
-        raise RecipeError(f"{folder} is no run: its origin.json does not say what was asked")
-    return asked
 
 
 _OURS = ("recipe.yaml", "origin.json", "results.csv", "timings.csv", "report.html", "figures", LOCK)
@@ -245,11 +238,32 @@ def read_run_recipe(folder: Path) -> Recipe:
 
 
 def read_origin(folder: Path) -> dict[str, Any]:
-    """A run's origin.json. Raises `RecipeError` where it is broken."""
+    """What stands in a folder's origin.json. Raises `RecipeError` where it is broken."""
     try:
-        return dict(json.loads((folder / "origin.json").read_text()))
-    except (OSError, ValueError):
+        return dict(json.loads((folder / "origin.json").read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError):
         raise RecipeError(f"{folder} is no run: it has no readable origin.json") from None
+
+
+def read_run_origin(folder: Path) -> dict[str, Any]:
+    """A run's origin: what was asked, by how many threads, on which data, and what was given up for a time.
+
+    Raises `RecipeError` where one of these is missing or of another kind.
+    """
+    origin = read_origin(folder)
+    data = origin.get("data")
+    sound = {
+        "asked": isinstance(origin.get("asked"), dict),
+        "threads": type(origin.get("threads")) is int and origin["threads"] > 0,
+        "gave_up": isinstance(origin.get("gave_up"), list),
+        "data": isinstance(data, dict) and isinstance(data.get("fingerprint"), str),
+    }
+    if broken := [key for key, holds in sound.items() if not holds]:
+        raise RecipeError(
+            f"{folder / 'origin.json'} lacks {', '.join(broken)}, or has something else there: put it back, "
+            f"or take name=… or find --fresh"
+        )
+    return origin
 
 
 def read_metrics(place: Path) -> dict[str, Any]:

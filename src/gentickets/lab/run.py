@@ -246,7 +246,7 @@ def evaluate_again(folder: Path, samples: int | None, features: str | None, weig
     raw = recipe.dump()
     raw["evaluation"] |= {key: value for key, value in changes.items() if value is not None}
     recipe = make_recipe(raw)
-    origin = disk.read_origin(folder)
+    origin = disk.read_run_origin(folder)
     with disk.one_line_errors(folder), disk.locked(folder):
         torch.set_num_threads(origin["threads"])
         train, held_out = load_data(recipe.data)

@@ -104,6 +104,8 @@ def _recipe_of(run: Path) -> tuple[Recipe, tuple[int, int, int]]:
         except (LookupError, TypeError, ValueError):
             raise RecipeError(f"{run / 'origin.json'} does not say the shape of the images") from None
         return disk.read_run_recipe(run), (channels, height, width)
+    if not isinstance(origin.get("asked"), dict):
+        raise RecipeError(f"{run / 'origin.json'} does not say what was asked")
     recipe = make_recipe(origin["asked"], str(run / "origin.json"))  # of `gentickets train`
     return recipe, load_data(recipe.data)[0].shape
 
