@@ -1,105 +1,462 @@
-"""Images in a parquet file, in the hub's layout: encoded bytes, and a label beside them."""
+"""Images in parquet, in the hub's layout: encoded bytes, and a label beside them, in one file or in many shards."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from gentickets.data import labels, packed
+from gentickets.data.damage import line, shown, told
 from gentickets.data.decoding import Example
-from gentickets.data.sources import IMAGE_COLUMNS, LABEL_COLUMNS, Opened, Rows, Source, file_identity
+from gentickets.data.folders import suffixes
+from gentickets.data.sources import Opened, Rows, Source, file_identity, split_of
 from gentickets.errors import DataError
 
-WHAT = "a .parquet file"
+WHAT = "a .parquet file, or a folder or glob of such shards"
 
-# Rows held in memory at once. Encoded images are small; 512 of CelebA are 5 MB.
-_ROWS_AT_ONCE = 512
+IMAGE_COLUMNS = ("img", "image", "images", "picture", "photo", "jpg", "jpeg", "png")
+"""The names by which a column of images is preferred to others, the first two to all."""
+
+# A batch of rows may hold so many bytes, even where the file has one image for all of them and only counts.
+_AT_ONCE = 256 * 2**20
+_SUFFIX = ".parquet"
+# "train-00000-of-00003", "train-00000-of-00003-0123456789abcdef".
+_SHARD = re.compile(r"(?P<stem>.*?)[-_.]?(?P<number>\d+)-of-(?P<of>\d+)(-[0-9a-f]{8,})?")
+_NUMBERED = re.compile(r"(?P<stem>.*?)[-_.]?(?P<number>\d+)")
+
+
+class _Name(NamedTuple):
+    """What a file's name says: of which set it is, of which split, and which shard of how many."""
+
+    of_set: tuple[str, ...]
+    split: str | None
+    word: str
+    shard: int | None
+    shards: int | None
 
 
 def holds(path: Path) -> bool:
-    return path.is_file()
+    """A file of that suffix, or a folder with such files, not beside images."""
+    return path.suffix.lower() == _SUFFIX if path.is_file() else bool(_below(path))
 
 
 def find(path: Path) -> Source:
-    """The rows of `path`; the test file that lies beside a `train.parquet` is held out."""
-    beside = path.with_name("test.parquet")
-    if path.name != "train.parquet" or not beside.is_file():
-        return whole(path)
-    identity = {"file": file_identity(path), "test": file_identity(beside)}
-    return Source(name_of(path), identity, lambda: Opened(_rows(path), _rows(beside), beside.name))
+    """The shards of train in `path`, or of the set that the file `path` is of; those of test held out.
+
+    A shard's name, `train-00000-of-00003.parquet`, means all of them. `train.parquet` has its test split beside it.
+    """
+    if path.is_dir():
+        return of_files(_below(path), path)
+    mine = _named(path, path.parent)
+    others = [file for file in _beside(path) if _held_beside(mine, _named(file, path.parent))]
+    return _source([*_shards(path), *others], path.parent, name_of(path), named=path)
 
 
 def whole(path: Path) -> Source:
-    """All rows of one file, as they are."""
-    return Source(name_of(path), {"file": file_identity(path)}, lambda: Opened(_rows(path)))
+    """All rows of one file or of one set of shards."""
+    return whole_of_files(_below(path), path) if path.is_dir() else _whole(_shards(path), path.parent, name_of(path))
+
+
+def of_files(files: Sequence[Path], base: Path) -> Source:
+    """The set in these files, sorted into splits by their names and their folders' below `base`."""
+    return _source(sorted(files), base, base.resolve().name, named=None)
+
+
+def whole_of_files(files: Sequence[Path], base: Path) -> Source:
+    """All rows of these files. Raises `DataError` where they are of several splits."""
+    if len({_named(file, base).split for file in files}) > 1:
+        raise DataError(f"test: {shown(base)} has splits of its own: name one of its files")
+    return _whole(files, base, base.resolve().name)
+
+
+def _whole(files: Sequence[Path], base: Path, name: str) -> Source:
+    ordered = _ordered(files, base)
+    identity = {"parquet": [file_identity(file) for file in ordered]}
+    return Source(name, identity, lambda: _open(ordered, [], "", [], []))
+
+
+def _shards(path: Path) -> list[Path]:
+    """A file, and where its name says that it is one shard of several, the others."""
+    mine = _named(path, path.parent)
+    if mine.shards is None:
+        return [path]
+    return [path] + [file for file in _beside(path) if _same_shards(mine, _named(file, path.parent))]
+
+
+def _beside(path: Path) -> list[Path]:
+    return [
+        file
+        for file in sorted(path.parent.iterdir())
+        if file.suffix.lower() == _SUFFIX and file.name != path.name and file.is_file()
+    ]
 
 
 def name_of(path: Path) -> str:
     """What a set in this file is called. The hub calls every set's file train.parquet: there, as its folder."""
-    return path.resolve().parent.name if path.stem in ("train", "test") else path.stem
+    if path.is_dir():
+        return path.resolve().name
+    name = _named(path, path.parent)
+    rest = "-".join(name.of_set).strip("-_.")
+    return rest or path.resolve().parent.name
 
 
-def _rows(path: Path) -> Rows:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"source: {path} is no parquet file that can be read ({_line(error)})") from error
-    image, label = _image_column(file.schema_arrow, path), _label_column(file.schema_arrow)
-    return Rows(file.metadata.num_rows, lambda: _examples(file, path, image, label))
-
-
-def _examples(file: Any, path: Path, image: str, label: str | None) -> Iterator[Example]:
-    import pyarrow as pa
-
-    columns = [image] if label is None else [image, label]
-    row = 0
-    try:
-        for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns):
-            images = batch.column(0)
-            if pa.types.is_struct(images.type):
-                images = images.field("bytes")
-            labels = [None] * len(batch) if label is None else batch.column(1).to_pylist()
-            for content, of_image in zip(images.to_pylist(), labels, strict=True):
-                if not isinstance(content, bytes):
-                    raise DataError(f"row {row} of {path} has no image in column {image.split('.')[0]!r}")
-                yield Example(f"row {row} of {path}", content, of_image)
-                row += 1
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"source: {path} is damaged after row {row} ({_line(error)})") from error
+def _below(path: Path) -> list[Path]:
+    """The files of a folder and of the folders in it, two deep: the hub's `data/`, and `default/train/`. None where
+    there are images too."""
+    found: list[Path] = []
+    for folder, below, names in os.walk(path):
+        deep = len(Path(folder).relative_to(path).parts)
+        below[:] = sorted(name for name in below if not name.startswith(".")) if deep < 2 else []
+        for name in names:
+            suffix = os.path.splitext(name)[1].lower()
+            if name.startswith("."):
+                continue
+            if suffix in suffixes():
+                return []
+            if suffix == _SUFFIX and os.path.isfile(os.path.join(folder, name)):
+                found.append(Path(folder, name))
+    return sorted(found)
 
 
-def _image_column(schema: Any, path: Path) -> str:
-    """The column of encoded images: `img`, `image`, or the first struct with a field `bytes`."""
-    import pyarrow as pa
+def _named(file: Path, base: Path) -> _Name:
+    stem, shard, shards = file.stem, None, None
+    match = _SHARD.fullmatch(stem)
+    if match:
+        stem, shard, shards = match["stem"], int(match["number"]), int(match["of"])
+    elif match := _NUMBERED.fullmatch(stem):
+        stem, shard = match["stem"], int(match["number"])
+    words = [word for word in re.split(r"[-_. ]+", stem) if word]
+    folders = list(file.relative_to(base).parts[:-1]) if file.is_relative_to(base) else []
+    for at, word in enumerate(words):
+        if (split := split_of(word)) is not None:
+            return _Name((*folders, *words[:at], *words[at + 1 :]), split, word, shard, shards)
+    if folders and (split := split_of(folders[-1])) is not None:
+        return _Name((*folders[:-1], *words), split, folders[-1], shard, shards)
+    return _Name((*folders, *words), None, "", shard, shards)
 
-    def inside(field: Any) -> str | None:
-        kind = field.type
-        if pa.types.is_struct(kind):
-            return f"{field.name}.bytes" if kind.get_field_index("bytes") >= 0 else None
-        binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-        return field.name if binary and field.name in IMAGE_COLUMNS else None
 
-    fields = sorted(schema, key=lambda field: field.name not in IMAGE_COLUMNS)
-    for found in map(inside, fields):
-        if found is not None:
-            return found
-    raise DataError(
-        f"source: {path} has no image column among {', '.join(schema.names) or 'none'}: "
-        f"name it img or image, encoded bytes or a struct with a field bytes"
+def _held_beside(mine: _Name, other: _Name) -> bool:
+    return mine.split == "train" and other.split in ("test", "validation") and mine.of_set == other.of_set
+
+
+def _same_shards(mine: _Name, other: _Name) -> bool:
+    return (mine.of_set, mine.split) == (other.of_set, other.split) and other.shards is not None
+
+
+def _source(files: list[Path], base: Path, name: str, named: Path | None) -> Source:
+    """Sorts files into splits. Raises `DataError` where a shard is missing, or two sets lie together."""
+    names = {file: _named(file, base) for file in files}
+    sets = {of.of_set for of in names.values() if of.split is not None}
+    if len(sets) > 1:
+        words = ", ".join(sorted("-".join(one) or "''" for one in sets))
+        raise DataError(f"source: {shown(base)} has the shards of {len(sets)} sets ({shown(words)}): name one of them")
+    splits: dict[str | None, list[Path]] = {}
+    for file, of in names.items():
+        splits.setdefault(of.split, []).append(file)
+    left_out = []
+    if len(splits) == 1:
+        ((_, train),) = splits.items()
+        test: list[Path] = []
+        if named is None and next(iter(splits)) in ("test", "validation"):
+            raise DataError(
+                f"source: {shown(base)} has {shown(train[0].name)} and no train split: name the file itself"
+            )
+    else:
+        if "train" not in splits:
+            raise DataError(f"source: {shown(base)} has {', '.join(_words(names, splits))} and no train split")
+        train = splits["train"]
+        test = splits.get("test") or splits.get("validation") or []
+        if "test" in splits and "validation" in splits:
+            left_out.append(f"the split {names[splits['validation'][0]].word} ({_count(splits['validation'])})")
+        if None in splits:
+            left_out.append(f"{_count(splits[None])} of no split ({shown(splits[None][0].name)} …)")
+    train, test = _ordered(train, base), _ordered(test, base)
+    notes = []
+    if len(train) + len(test) > 2 or len(train) > 1:
+        notes.append(f"{len(train)} shards of train" + (f", {len(test)} held out" if test else ""))
+    held_out = (
+        "" if not test else test[0].name if len(test) == 1 else f"the {len(test)} shards of {names[test[0]].word}"
+    )
+    states = {"train": [file_identity(file) for file in train], "test": [file_identity(file) for file in test]}
+    return Source(
+        name,
+        {"parquet": states, "told": [held_out, *left_out, *notes]},
+        lambda: _open(train, test, held_out, left_out, notes),
     )
 
 
-def _label_column(schema: Any) -> str | None:
+def _words(names: dict[Path, _Name], splits: dict[str | None, list[Path]]) -> list[str]:
+    return [shown(names[files[0]].word or files[0].name) for files in splits.values()]
+
+
+def _count(files: Sequence[Path]) -> str:
+    return f"{len(files)} file{'s' if len(files) != 1 else ''}"
+
+
+def _ordered(files: Sequence[Path], base: Path) -> list[Path]:
+    """In the order of their numbers. Raises `DataError` where one is missing, or the numbers are of two sets."""
+    names = {file: _named(file, base) for file in files}
+    totals = {name.shards for name in names.values()}
+    if len(totals) > 1:
+        files = sorted(files)
+        raise DataError(
+            f"source: {shown(files[0].parent)} has {shown(files[0].name)} beside {shown(files[-1].name)}, of another "
+            f"number of shards: keep one of the two"
+        )
+    total = next(iter(totals), None)
+    if total is not None:
+        there = sorted(name.shard for name in names.values() if name.shard is not None)
+        if len(set(there)) < len(there):
+            raise DataError(f"source: {shown(files[0].parent)} has the shard {there[0]} of {total} twice: keep one")
+        lacking = [number for number in range(min(total, 100_000)) if number not in set(there)]
+        if lacking or len(there) != total:
+            words = ", ".join(f"{number:05}-of-{total:05}" for number in lacking[:4]) + " …" * (len(lacking) > 4)
+            raise DataError(
+                f"source: {shown(files[0].parent)} has {len(there)} of the {total} shards of "
+                f"{names[files[0]].word or shown(files[0].name)}, not {words}: get the others"
+            )
+    return sorted(files, key=lambda file: (file.parent, names[file].of_set, names[file].shard or 0, file.name))
+
+
+class _Columns(NamedTuple):
+    image: str
+    label: str | None
+    label_kind: str
+    classes: tuple[str, ...] | None
+    notes: tuple[str, ...]
+
+
+class _Shard(NamedTuple):
+    path: Path
+    rows: int
+    rows_at_once: int
+    columns: _Columns
+
+
+def _open(
+    train: Sequence[Path], test: Sequence[Path], held_out: str, left_out: Sequence[str], notes: Sequence[str]
+) -> Opened:
+    shards = {path: _shard(path) for path in (*train, *test)}
+    columns = shards[train[0]].columns
+    for path, shard in shards.items():
+        if shard.columns.image != columns.image:
+            raise DataError(
+                f"source: {shown(path)} has its images in {shown(repr(shard.columns.image))}, and "
+                f"{shown(train[0].name)} in {shown(repr(columns.image))}: give the column one name"
+            )
+    parts = [[shards[path] for path in part] for part in (train, test)]
+    of = _labels(parts)
+    classes = of.classes
+    if (
+        classes is None
+        and columns.classes
+        and all(label is None or label < len(columns.classes) for part in of.labels for label in part)
+    ):
+        classes = columns.classes
+    return Opened(
+        _rows(parts[0], of.labels[0], of.why_none),
+        _rows(parts[1], of.labels[1], of.why_none) if test else None,
+        held_out=held_out,
+        classes=classes,
+        left_out=tuple(left_out),
+        notes=(*notes, *columns.notes),
+    )
+
+
+def _labels(parts: Sequence[Sequence[_Shard]]) -> labels.Numbered:
+    """The labels of all rows of each split, where every file has the same column of them."""
+    everywhere = [shard for part in parts for shard in part]
+    column, counts = everywhere[0].columns.label, [sum(shard.rows for shard in part) for part in parts]
+    other = next((shard for shard in everywhere if shard.columns.label != column), None)
+    if other is not None:
+        without = other if other.columns.label is None or column is not None else everywhere[0]
+        why = f"{shown(without.path.name)} has no column {shown(column or other.columns.label or '')!r}"
+        return labels.absent(counts, why)
+    if column is None:
+        return labels.absent(counts, f"no column is called {', '.join(labels.COLUMNS[:4])} …")
+    if any(shard.columns.label_kind == "lists" for shard in everywhere):
+        return labels.absent(counts, f"the column {column!r} holds lists")
+    return labels.numbered(column, [[value for shard in part for value in _values(shard, column)] for part in parts])
+
+
+def _shard(path: Path) -> _Shard:
+    with told(path, "parquet file"), _file(path) as file:
+        rows, size = file.metadata.num_rows, path.stat().st_size
+        if not 0 <= rows <= size:
+            raise ValueError(f"it tells of {rows:,} rows in {size:,} bytes")
+        groups = [file.metadata.row_group(number).total_byte_size for number in range(file.metadata.num_row_groups)]
+        if sum(groups) > packed.most_unpacked(size) or any(group < 0 for group in groups):
+            raise ValueError(f"it tells of {sum(groups):,} bytes of content in {size:,}")
+        rows_at_once = min(512, max(8, _AT_ONCE // max(1, *groups, 1)))
+        return _Shard(path, rows, rows_at_once, _columns(file.schema_arrow, path))
+
+
+def _file(path: Path, **options: Any) -> Any:
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path, buffer_size=2**20, **options)
+
+
+def _values(shard: _Shard, column: str) -> list[Any]:
+    """A column of labels. Texts are read once each, however often they come."""
+    texts = [column] if shard.columns.label_kind in ("string", "large_string") else []
+    with told(shard.path, "parquet file"), _file(shard.path, read_dictionary=texts) as file:
+        values: list[Any] = []
+        for batch in file.iter_batches(batch_size=65_536, columns=[column]):
+            found = batch.column(column)
+            if hasattr(found, "dictionary"):
+                distinct = [*found.dictionary.to_pylist(), None]
+                values += [distinct[-1 if at is None else at] for at in found.indices.to_pylist()]
+            else:
+                values += found.to_pylist()
+            if len(values) > shard.rows:
+                break
+    if len(values) != shard.rows:
+        raise DataError(
+            f"source: {shown(shard.path)} is damaged: it tells of {shard.rows:,} rows, and has other labels"
+        )
+    return values
+
+
+def _rows(shards: Sequence[_Shard], of_labels: Sequence[int | None], unlabelled: str | None) -> Rows:
+    def examples() -> Iterator[Example]:
+        before = 0
+        for shard in shards:
+            for row, content in enumerate(_images(shard)):
+                yield Example(f"row {row} of {shown(shard.path)}", content, of_labels[before + row])
+            before += shard.rows
+
+    return Rows(sum(shard.rows for shard in shards), examples, unlabelled)
+
+
+def _images(shard: _Shard) -> Iterator[bytes | Path]:
+    """Every image of a file, in order. Raises `DataError` where one is missing, or they are fewer than told."""
+    path, column, row = shard.path, shard.columns.image, 0
+    try:
+        with _file(path) as file:
+            for batch in file.iter_batches(batch_size=shard.rows_at_once, columns=[column]):
+                for value in batch.column(column).to_pylist():
+                    yield _content(value, path, row, column)
+                    row += 1
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"source: {shown(path)} is damaged after row {row} ({line(error)}): get it anew") from error
+    if row != shard.rows:
+        raise DataError(f"source: {shown(path)} is damaged: it tells of {shard.rows:,} rows, and has {row:,}")
+
+
+def _content(value: Any, path: Path, row: int, column: str) -> bytes | Path:
+    """Encoded bytes, or a file within the parquet file's own folder."""
+    content, name = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+    if isinstance(content, str):
+        content, name = None, content
+    if isinstance(content, bytes):
+        return content
+    if not isinstance(name, str) or not name:
+        raise DataError(f"row {row} of {shown(path)} has no image in column {shown(column)!r}")
+    folder = path.parent.resolve()
+    try:
+        file = (folder / name).resolve()
+        inside = file.is_relative_to(folder)
+        there = inside and file.is_file()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"row {row} of {shown(path)} names {shown(name)!r} ({line(error)}): mend it") from error
+    if not inside:
+        raise DataError(
+            f"row {row} of {shown(path)} names {shown(name)!r}, outside its folder: put the images beside it"
+        )
+    if not there:
+        raise DataError(
+            f"row {row} of {shown(path)} has no bytes, and {shown(name)!r} is not beside it: get the images"
+        )
+    return file
+
+
+def _columns(schema: Any, path: Path) -> _Columns:
+    """Which columns hold images and labels, and what else might have."""
     import pyarrow as pa
 
-    for name in LABEL_COLUMNS:
-        if name in schema.names and pa.types.is_integer(schema.field(name).type):
-            return name
-    return None
+    images = _image_columns(schema)
+    declared = [name for name in _features(schema, "Image") if name in images]
+    preferred = [name for name in IMAGE_COLUMNS[:2] if name in images]
+    likely = preferred or [name for name in IMAGE_COLUMNS[2:] if name in images]
+    candidates = preferred[:1] or (declared if len(declared) == 1 else []) or (likely if len(likely) == 1 else images)
+    if not candidates:
+        names = ", ".join(shown(name) for name in schema.names[:12]) or "none"
+        raise DataError(
+            f"source: {shown(path)} has no image column among {names}: "
+            f"name it img or image, encoded bytes or a struct with a field bytes"
+        )
+    if len(candidates) > 1:
+        raise DataError(
+            f"source: {shown(path)} may have its images in {' or '.join(shown(repr(name)) for name in candidates)}: "
+            f"name the right column image"
+        )
+    notes = []
+    if others := [name for name in images if name != candidates[0]]:
+        words = ", ".join(shown(repr(name)) for name in others)
+        notes.append(f"image column {shown(candidates[0])!r} (also there: {words})")
+    of_labels = [name for name in labels.COLUMNS if name in schema.names and name not in images]
+    if len(of_labels) > 1:
+        notes.append(f"label column {of_labels[0]!r} (also there: {', '.join(map(repr, of_labels[1:]))})")
+    if not of_labels:
+        return _Columns(candidates[0], None, "", None, tuple(notes))
+    kind = schema.field(of_labels[0]).type
+    words = "lists" if pa.types.is_nested(kind) else str(kind)
+    return _Columns(candidates[0], of_labels[0], words, _class_names(schema, of_labels[0]), tuple(notes))
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def _image_columns(schema: Any) -> list[str]:
+    """The columns that can hold encoded images, or the names of files."""
+    import pyarrow as pa
+
+    def fits(field: Any) -> bool:
+        kind = field.type
+        if isinstance(kind, pa.ExtensionType):
+            kind = kind.storage_type
+        if pa.types.is_struct(kind):
+            inside = {kind.field(number).name: kind.field(number).type for number in range(kind.num_fields)}
+            encoded = inside.get("bytes")
+            return (encoded is not None and _binary(encoded)) or _text(inside.get("path"))
+        named = field.name in IMAGE_COLUMNS
+        return _binary(kind) or (named and (_text(kind) or pa.types.is_null(kind)))
+
+    return [field.name for field in schema if fits(field)]
+
+
+def _binary(kind: Any) -> bool:
+    import pyarrow as pa
+
+    of = pa.types
+    view = getattr(of, "is_binary_view", lambda kind: False)(kind)
+    return bool(of.is_binary(kind) or of.is_large_binary(kind) or of.is_fixed_size_binary(kind) or view)
+
+
+def _text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if kind is None:
+        return False
+    view = getattr(pa.types, "is_string_view", lambda kind: False)(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or view)
+
+
+def _features(schema: Any, kind: str) -> dict[str, Any]:
+    """The columns that the hub's own note in the file declares to be of this kind."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: of for name, of in features.items() if of.get("_type") == kind}
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def _class_names(schema: Any, label: str) -> tuple[str, ...] | None:
+    names = _features(schema, "ClassLabel").get(label, {}).get("names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return tuple(map(shown, names))
