@@ -79,7 +79,7 @@ def test_one_shard_named_means_all_of_its_set(tmp_path):
     for one in train:
         found = opened(one)
         assert (values(found.train), values(found.test)) == ([1, 2, 3, 4], [7, 8])
-        assert "3 shards" in " ".join(found.notes)
+        assert found.notes[0] == f"3 files of train ({train[0].name} to {train[2].name}), 1 held out"
 
 
 def test_a_pattern_names_its_shards_alone(tmp_path):
@@ -119,6 +119,13 @@ def test_shards_of_two_countings_are_refused(tmp_path):
     shards(tmp_path, "train", [[1], [2]])
     shards(tmp_path, "train", [[1, 2, 3]])
     with pytest.raises(DataError, match="of another number of shards"):
+        opened(tmp_path)
+
+
+def test_two_files_for_one_split_are_refused(tmp_path):
+    written(tmp_path / "train.parquet", [1])
+    written(tmp_path / "Training.parquet", [1])
+    with pytest.raises(DataError, match=r"Training\.parquet and train\.parquet: keep one"):
         opened(tmp_path)
 
 
@@ -175,6 +182,19 @@ def test_files_of_no_split_beside_a_split_are_told(tmp_path):
     written(tmp_path / "train.parquet", [1])
     written(tmp_path / "extra.parquet", [2])
     assert any("extra.parquet" in words for words in opened(tmp_path).left_out)
+
+
+def test_what_lies_beside_a_file_is_told(tmp_path):
+    written(tmp_path / "train.parquet", [1])
+    written(tmp_path / "test.parquet", [2])
+    for number in range(3):
+        written(tmp_path / f"part-{number}.parquet", [3])
+    told = {name: " ".join(opened(tmp_path / f"{name}.parquet").left_out) for name in ("train", "test", "part-0")}
+    assert told == {
+        "train": "other .parquet files beside it (part-0.parquet and 2 more)",
+        "test": "other .parquet files beside it (part-0.parquet and 3 more)",
+        "part-0": "other .parquet files beside it (part-1.parquet and 3 more)",
+    }
 
 
 def test_a_shard_written_anew_is_read_anew(tmp_path):

@@ -13,7 +13,7 @@ from gentickets.data import labels, packed
 from gentickets.data.damage import line, shown, told
 from gentickets.data.decoding import Example
 from gentickets.data.folders import suffixes
-from gentickets.data.sources import Opened, Rows, Source, file_identity, split_of
+from gentickets.data.sources import Opened, Rows, Source, few, file_identity, split_of
 from gentickets.errors import DataError
 
 WHAT = "a .parquet file, or a folder or glob of such shards"
@@ -51,9 +51,11 @@ def find(path: Path) -> Source:
     """
     if path.is_dir():
         return of_files(_below(path), path)
-    mine = _named(path, path.parent)
-    others = [file for file in _beside(path) if _held_beside(mine, _named(file, path.parent))]
-    return _source([*_shards(path), *others], path.parent, name_of(path), named=path)
+    mine, beside = _named(path, path.parent), _beside(path)
+    read = _shards(path) + [file for file in beside if _held_beside(mine, _named(file, path.parent))]
+    unread = [file.name for file in beside if file not in read]
+    left_out = [f"other .parquet files beside it ({few(map(shown, unread))})"] if unread else []
+    return _source(read, path.parent, name_of(path), left_out, named=path)
 
 
 def whole(path: Path) -> Source:
@@ -63,7 +65,7 @@ def whole(path: Path) -> Source:
 
 def of_files(files: Sequence[Path], base: Path) -> Source:
     """The set in these files, sorted into splits by their names and their folders' below `base`."""
-    return _source(sorted(files), base, base.resolve().name, named=None)
+    return _source(sorted(files), base, base.resolve().name, [])
 
 
 def whole_of_files(files: Sequence[Path], base: Path) -> Source:
@@ -147,50 +149,48 @@ def _same_shards(mine: _Name, other: _Name) -> bool:
     return (mine.of_set, mine.split) == (other.of_set, other.split) and other.shards is not None
 
 
-def _source(files: list[Path], base: Path, name: str, named: Path | None) -> Source:
-    """Sorts files into splits. Raises `DataError` where a shard is missing, or two sets lie together."""
+def _source(files: list[Path], base: Path, name: str, left_out: list[str], named: Path | None = None) -> Source:
+    """The set in these files. Raises `DataError` where a shard is missing, or two sets lie together."""
     names = {file: _named(file, base) for file in files}
-    sets = {of.of_set for of in names.values() if of.split is not None}
+    splits = _by_split(names, base, named)
+    train = _ordered(splits.pop("train"), base)
+    held = next((split for split in ("test", "validation") if split in splits), None)
+    test = _ordered(splits.pop(held), base) if held else []
+    told = list(left_out)
+    for split, others in splits.items():
+        told.append(f"the split {names[others[0]].word} ({_count(others)})" if split else _of_no_split(others))
+    notes = []
+    if len(train) > 1 or len(test) > 1:
+        first_to_last = f" ({shown(train[0].name)} to {shown(train[-1].name)})" if len(train) > 1 else ""
+        notes.append(f"{_count(train)} of train{first_to_last}" + (f", {len(test)} held out" if test else ""))
+    held_out = ""
+    if test:
+        held_out = shown(test[0].name if len(test) == 1 else f"the {len(test)} shards of {names[test[0]].word}")
+    states = {"train": [file_identity(file) for file in train], "test": [file_identity(file) for file in test]}
+    identity = {"parquet": states, "told": [held_out, *told, *notes]}
+    return Source(name, identity, lambda: _open(train, test, held_out, told, notes))
+
+
+def _by_split(names: dict[Path, _Name], base: Path, named: Path | None) -> dict[str, list[Path]]:
+    """Files by their split, with one called train: where nothing is said of splits, or one file is `named`, that is all
+    there is. The others are "test", "validation" and "", of no split."""
+    sets = {name.of_set for name in names.values() if name.split is not None}
     if len(sets) > 1:
         words = ", ".join(sorted("-".join(one) or "''" for one in sets))
         raise DataError(f"source: {shown(base)} has the shards of {len(sets)} sets ({shown(words)}): name one of them")
-    splits: dict[str | None, list[Path]] = {}
-    for file, of in names.items():
-        splits.setdefault(of.split, []).append(file)
-    left_out = []
-    if len(splits) == 1:
-        ((_, train),) = splits.items()
-        test: list[Path] = []
-        if named is None and next(iter(splits)) in ("test", "validation"):
-            raise DataError(
-                f"source: {shown(base)} has {shown(train[0].name)} and no train split: name the file itself"
-            )
-    else:
-        if "train" not in splits:
-            raise DataError(f"source: {shown(base)} has {', '.join(_words(names, splits))} and no train split")
-        train = splits["train"]
-        test = splits.get("test") or splits.get("validation") or []
-        if "test" in splits and "validation" in splits:
-            left_out.append(f"the split {names[splits['validation'][0]].word} ({_count(splits['validation'])})")
-        if None in splits:
-            left_out.append(f"{_count(splits[None])} of no split ({shown(splits[None][0].name)} …)")
-    train, test = _ordered(train, base), _ordered(test, base)
-    notes = []
-    if len(train) + len(test) > 2 or len(train) > 1:
-        notes.append(f"{len(train)} shards of train" + (f", {len(test)} held out" if test else ""))
-    held_out = (
-        "" if not test else test[0].name if len(test) == 1 else f"the {len(test)} shards of {names[test[0]].word}"
-    )
-    states = {"train": [file_identity(file) for file in train], "test": [file_identity(file) for file in test]}
-    return Source(
-        name,
-        {"parquet": states, "told": [held_out, *left_out, *notes]},
-        lambda: _open(train, test, held_out, left_out, notes),
-    )
+    splits: dict[str, list[Path]] = {}
+    for file, name in names.items():
+        splits.setdefault(name.split or "", []).append(file)
+    if len(splits) == 1 and (named is not None or "" in splits):
+        return {"train": next(iter(splits.values()))}
+    if "train" not in splits:
+        words = ", ".join(shown(names[files[0]].word or files[0].name) for files in splits.values())
+        raise DataError(f"source: {shown(base)} has {words} and no train split: name the file to train on")
+    return splits
 
 
-def _words(names: dict[Path, _Name], splits: dict[str | None, list[Path]]) -> list[str]:
-    return [shown(names[files[0]].word or files[0].name) for files in splits.values()]
+def _of_no_split(files: Sequence[Path]) -> str:
+    return f"{_count(files)} of no split ({few(shown(file.name) for file in files)})"
 
 
 def _count(files: Sequence[Path]) -> str:
@@ -208,6 +208,9 @@ def _ordered(files: Sequence[Path], base: Path) -> list[Path]:
             f"number of shards: keep one of the two"
         )
     total = next(iter(totals), None)
+    alike = sorted(file.name for file, name in names.items() if name.split and name.shard is None)
+    if len(alike) > 1:
+        raise DataError(f"source: {shown(base)} has {' and '.join(map(shown, alike))}: keep one of them, or name it")
     if total is not None:
         there = sorted(name.shard for name in names.values() if name.shard is not None)
         if len(set(there)) < len(there):
