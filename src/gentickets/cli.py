@@ -253,7 +253,7 @@ def train(
     asked = read_recipe(recipe, overrides or ())
     folder = runs / (name or f"{asked.name}-train")
     with _progress() as bars:
-        metrics = train_one(asked, folder, seed, ticket, _Teller(bars, asked.training.steps))
+        metrics = train_one(asked, folder, seed, ticket, _Teller(bars, asked.training.steps), bars.console.print)
     _show_metrics(metrics)
     out.print(f"results: {folder}")
 

@@ -53,10 +53,11 @@ def arrange(names: Sequence[PurePath], where: str) -> Arranged:
     left_out = [f"the folder {name} ({_images(folders[name])})" for name in folders if name not in (*read, held)]
     if loose and not any(name in train for name in loose):
         left_out.append(f"{_images(loose)} beside the folder {read[0]} ({few(map(str, loose))})")
-    parts = _passed_through(*([train] if held is None else [train, folders[held]]))
-    for part in parts:
+    parts = [_of_one_name(train, "train")] + ([] if held is None else [_of_one_name(folders[held], split_of(held))])
+    below = _passed_through(*parts)
+    for part in below:
         _check_no_splits_within(part, where)
-    labelled, classes = _labelled(parts)
+    labelled, classes = _labelled(below)
     test, held_out = (None, "") if held is None else (labelled[1], f"the folder {held}")
     return Arranged(labelled[0], test, held_out, classes, tuple(left_out))
 
@@ -68,6 +69,13 @@ def _passed_through(*parts: Paths) -> tuple[Paths, ...]:
         if len(tops) != 1 or (only := tops.pop()) is None or split_of(only) is not None:
             return parts
         parts = tuple({name: _below(path) for name, path in part.items()} for part in parts)
+
+
+def _of_one_name(part: Paths, kind: Split | None) -> Paths:
+    """The paths of a split below the folders that say again which it is, as archives have them: `train/train`."""
+    while all(len(path.parts) > 1 and split_of(path.parts[0]) == kind for path in part.values()):
+        part = {name: _below(path) for name, path in part.items()}
+    return part
 
 
 def _below(path: PurePath) -> PurePath:
@@ -117,15 +125,18 @@ def _training(
 
 def _check_no_splits_within(part: Paths, where: str) -> None:
     """Raises `DataError` where folders deeper down are splits: read as one, test images would be trained on."""
-    kinds: dict[Split, PurePath] = {}
+    named, spoken_of = dict[PurePath, None](), dict[bool, PurePath]()
     for name, path in part.items():
-        for depth, folder in enumerate(path.parts[:-1]):
+        for depth, folder in enumerate(path.parts[:-1], start=len(name.parts) - len(path.parts) + 1):
+            place = PurePath(*name.parts[:depth])
+            if split_of(folder) is not None:
+                named[place] = None
             for kind in splits_in(folder):
-                kinds.setdefault(kind, PurePath(*name.parts[: len(name.parts) - len(path.parts) + depth + 1]))
-    held = next((kinds[kind] for kind in _HELD if kind in kinds), None)
-    if "train" in kinds and held is not None:
+                spoken_of.setdefault(kind == "train", place)
+    if named or len(spoken_of) == 2:
+        places = list(map(str, named or spoken_of.values()))
         raise DataError(
-            f"source: {where} has splits within its folders ({kinds['train']}, {held}): name the training images with "
+            f"source: {where} has splits within its folders ({', '.join(places[:2])}): name the training images with "
             f"data.source and the held-out ones with data.test"
         )
 

@@ -60,7 +60,7 @@ def _source(path: Path, found: Walked, arranged: Arranged, beside: tuple[str, ..
     test = None if arranged.test is None else _distinct(found, arranged.test, again)
     read = [found.images[name] for part in (train, test) if part is not None for name in part.names]
     linked = found.linked + sum(file.is_symlink() for file in read)
-    notes = (f"{linked:,} links followed",) if linked else ()
+    notes = (f"links followed: {linked:,}",) if linked else ()
     left_out = (*replace(found, again=found.again + again).left_out(), *arranged.left_out, *beside)
     identity = {
         "folder": str(path.resolve()),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from gentickets.data.decoding import is_grey
+from gentickets.data.decoding import Example, is_grey
 from gentickets.data.sources import Opened, Rows, few
 from gentickets.data.streams import chunks, with_progress
 from gentickets.errors import DataError
@@ -76,11 +77,19 @@ class Survey:
 
 
 def survey(opened: Opened, name: str) -> Survey:
-    """Looks at the header and the label of every image; a broken one is found where it is decoded."""
+    """Looks at the header and the label of every image; a broken one is found where it is decoded.
+
+    Raises `DataError` where every held-out image is a training image too, by its file.
+    """
     seen = _look_at(opened.train, name)
     held = None if opened.test is None else _look_at(opened.test, name)
     labels, test_labels = seen.labels, None
     if held is not None:
+        if held.files and held.files <= seen.files:
+            raise DataError(
+                f"source: every one of the {len(held.files):,} held-out images of {name} ({plain(opened.held_out)}) "
+                f"is a training image: name other ones with data.test"
+            )
         test_labels = _that_go_with(labels, held.labels, opened.classes)
     return Survey(
         opened.train.count,
@@ -106,15 +115,18 @@ class _Seen:
     grey: int
     colour: int
     labels: Labels
+    files: Set[tuple[int, int]]
 
 
 def _look_at(rows: Rows, name: str) -> _Seen:
     kinds: Counter[bool | None] = Counter()
     distinct: set[int] = set()
+    files: set[tuple[int, int]] = set()
     unlabelled = 0
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for chunk in with_progress(chunks(rows.examples(), _AT_ONCE), rows.count, f"looking at {name}"):
             kinds.update(pool.map(is_grey, chunk))
+            files.update(file for file in map(_file, chunk) if file is not None)
             for example in chunk:
                 if example.label is None:
                     unlabelled += 1
@@ -123,9 +135,17 @@ def _look_at(rows: Rows, name: str) -> _Seen:
                 else:
                     raise DataError(f"{example.where} has the label {example.label}, beyond 64 bits: take smaller ones")
     if not unlabelled:
-        return _Seen(kinds[True], kinds[False], Labels(tuple(sorted(distinct))))
+        return _Seen(kinds[True], kinds[False], Labels(tuple(sorted(distinct))), files)
     some = f"{unlabelled:,} of {rows.count:,} images have none" if unlabelled < rows.count else "the source has none"
-    return _Seen(kinds[True], kinds[False], Labels(None, plain(rows.unlabelled or some)))
+    return _Seen(kinds[True], kinds[False], Labels(None, plain(rows.unlabelled or some)), files)
+
+
+def _file(example: Example) -> tuple[int, int] | None:
+    """Which file of the disk an image is, whatever it is called; None where it is a part of one."""
+    if not isinstance(example.content, Path):
+        return None
+    state = example.content.stat()
+    return state.st_dev, state.st_ino
 
 
 def _that_go_with(labels: Labels, held: Labels, classes: tuple[str, ...] | None) -> Labels:
