@@ -439,6 +439,29 @@ def test_idx_files_that_lack_something(tmp_path):
         opened(tmp_path)
 
 
+def test_what_lies_beside_a_set_within_a_folder_is_told(tmp_path):
+    cifar10(tmp_path / "cifar-10-batches-py")
+    for name in ("cats", "notes.txt"):
+        (tmp_path / name).mkdir()
+    assert opened(tmp_path).left_out == ("what lies beside the folder cifar-10-batches-py (cats and 1 more)",)
+    mnist(tmp_path / "data" / "MNIST" / "raw")
+    (tmp_path / "data" / "more").mkdir()
+    assert opened(tmp_path / "data").left_out == ("what lies beside the folder MNIST (more)",)
+    for name, content in celeba("kaggle").items():
+        (tmp_path / "faces" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "faces" / name).write_bytes(content)
+    (tmp_path / "faces" / "others").mkdir()
+    assert "what lies beside the folder img_align_celeba (others)" in opened(tmp_path / "faces").left_out
+
+
+def test_an_image_of_more_pixels_than_a_thread_can_hold_is_refused(tmp_path):
+    for mode, kind in (("1", "PNG"), ("L", "GIF")):
+        (tmp_path / kind).mkdir()
+        Image.new(mode, (8200, 8200)).save(tmp_path / kind / f"a.{kind.lower()}")
+        with pytest.raises(DataError, match="is 8200x8200, over 67,108,864 pixels: make it smaller"):
+            load(str(tmp_path / kind), size=8)
+
+
 @pytest.mark.parametrize(("content", "why"), [
     (struct.pack(">HBBIII", 0, 8, 3, 2**32 - 1, 2**32 - 1, 2**32 - 1) + bytes(99), "there are 99"),
     (idx(GREY)[:-1], "there are 3,599"),

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from gentickets.data.damage import shown, told
 from gentickets.data.decoding import Example
 from gentickets.data.sources import CELEBA_CROP, Opened, Rows, Source, file_identity, listing
+from gentickets.data.unread import beside
 from gentickets.errors import DataError
 
 WHAT = "CelebA (img_align_celeba, with list_eval_partition.txt or .csv)"
@@ -25,6 +26,12 @@ _SUFFIXES = (".jpg", ".jpeg", ".png")
 # The published split is by number: the first image of validation, the first of test, and how many there are.
 _VALIDATION_FROM, _TEST_FROM, _COUNT = 162_771, 182_638, 202_599
 _PUBLISHED = re.compile(r"\d{6}")
+# What else comes with it.
+_KNOWN = (
+    "Anno", "Eval", "Img", "README.txt", "identity_CelebA.txt", "list_attr_celeba.txt", "list_attr_celeba.csv",
+    "list_bbox_celeba.txt", "list_bbox_celeba.csv", "list_landmarks_align_celeba.txt", "list_landmarks_celeba.txt",
+    "list_landmarks_align_celeba.csv", "img_align_celeba.zip", "img_align_celeba_png.7z", "img_celeba.7z",
+)  # fmt: skip
 _LARGEST_PARTITION = 64 * 2**20
 
 
@@ -49,14 +56,15 @@ def find(path: Path) -> Source:
     assert folder is not None
     partition = _partition_file(folder)
     names = _names(folder)
-    identity = {"celeba": listing([folder / name for name in names])}
+    unread = beside(path, folder, PARTITIONS + _KNOWN)
+    identity = {"celeba": listing([folder / name for name in names]), "told": " ".join(unread)}
     if partition is not None:
         identity["partition"] = str(file_identity(partition))
 
     def read() -> Opened:
         found = arranged(names, _text(partition) if partition else None, str(folder))
         train, test = (_rows([folder / name for name in part]) for part in (found.train, found.test))
-        return Opened(train, test, found.held_out, None, found.left_out, found.notes)
+        return Opened(train, test, found.held_out, None, (*found.left_out, *unread), found.notes)
 
     return Source(NAME, identity, read, crop=CROP)
 

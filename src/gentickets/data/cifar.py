@@ -12,6 +12,7 @@ import pickletools
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from gentickets.data import packed
 from gentickets.data.damage import shown, told
 from gentickets.data.decoding import Example
 from gentickets.data.sources import Opened, Rows, Source, file_identity
+from gentickets.data.unread import beside
 from gentickets.errors import DataError
 
 WHAT = "CIFAR's python batches (cifar-10-batches-py, cifar-100-python, or their .tar.gz)"
@@ -80,8 +82,13 @@ def find(path: Path) -> Source:
         present = {name: file for name, file in files.items() if file.is_file()}
         if lacking := [name for name in layout.train if name not in present]:
             raise DataError(f"source: {shown(folder)} lacks {', '.join(lacking)}: unpack the whole archive again")
-        identity = {"cifar": [file_identity(file) for file in present.values()]}
-        return Source(_name(layout), identity, lambda: _opened(layout, str(folder), _read_files(present)))
+        unread = beside(path, folder)
+        identity = {"cifar": [file_identity(file) for file in present.values()], "told": list(unread)}
+
+        def read() -> Opened:
+            return replace(_opened(layout, str(folder), _read_files(present)), left_out=unread)
+
+        return Source(_name(layout), identity, read)
     layout_of_archive = _of_archive(path)
     if layout_of_archive is None:
         raise DataError(f"source: {shown(path)} is one batch of several: name the folder {shown(path.parent)}")

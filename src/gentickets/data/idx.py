@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from gentickets.data import packed
 from gentickets.data.damage import shown, told
 from gentickets.data.decoding import Example
 from gentickets.data.sources import Opened, Rows, Source, file_identity
+from gentickets.data.unread import beside
 from gentickets.errors import DataError
 
 WHAT = "MNIST's idx files (train-images-idx3-ubyte and so on, .gz or not)"
@@ -42,9 +44,10 @@ def find(path: Path) -> Source:
         raise DataError(f"source: {shown(path)} is the part held out: name the folder, or its train-images-idx3-ubyte")
     if "train" not in files:
         raise DataError(f"source: {shown(folder)} has no {of_set}train-images-idx3-ubyte: get it, or name another")
-    identity = {"idx": [file_identity(file) for part in sorted(files) for file in files[part].values()]}
+    unread = beside(path, folder) if path.is_dir() else ()
+    states = [file_identity(file) for part in sorted(files) for file in files[part].values()]
     name = of_set.strip("-_. ") or _name(folder)
-    return Source(name, identity, lambda: _open(files))
+    return Source(name, {"idx": states, "told": list(unread)}, lambda: replace(_open(files), left_out=unread))
 
 
 def whole(path: Path) -> Source:
