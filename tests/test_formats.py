@@ -202,7 +202,8 @@ def packed(path: Path, tree: dict[str, bytes]) -> Path:
             for name, content in tree.items():
                 archive.writestr(name, content)
     else:
-        with tarfile.open(path, "w:gz" if path.suffix != ".tar" else "w") as archive:
+        kind = {".gz": "w:gz", ".tgz": "w:gz", ".bz2": "w:bz2", ".xz": "w:xz"}.get(path.suffix.lower(), "w")
+        with tarfile.open(path, kind) as archive:
             for name, content in tree.items():
                 member = tarfile.TarInfo(name)
                 member.size = len(content)
@@ -210,7 +211,35 @@ def packed(path: Path, tree: dict[str, bytes]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("suffix", ["zip", "tar", "tar.gz", "tgz"])
+def test_a_tar_that_ends_too_early_is_not_a_shorter_one(tmp_path):
+    whole = packed(tmp_path / "a.tar", {f"{seed}.png": png(seed) for seed in range(4)}).read_bytes()
+    at = whole.index(b"2.png")
+    for damaged in (
+        whole[:at] + b"X" + whole[at + 1 :],  # a header whose sum is wrong
+        whole[: at + 100],
+        whole[:at],  # without a mark of its end
+        whole + whole,
+    ):
+        (tmp_path / "a.tar").write_bytes(damaged)
+        with pytest.raises(DataError, match=r"a\.tar is no \.tar file that can be read"):
+            opened(tmp_path / "a.tar")
+        (tmp_path / "b.tar.gz").write_bytes(gzip.compress(damaged))
+        with pytest.raises(DataError, match=r"b\.tar\.gz is no \.tar\.gz file that can be read"):
+            opened(tmp_path / "b.tar.gz")
+
+
+def test_files_beside_are_told(tmp_path):
+    np.save(tmp_path / "x.npy", GREY)
+    np.save(tmp_path / "y.npy", CLASSES)
+    assert opened(tmp_path / "x.npy").left_out == ("files beside it (y.npy)",)
+    packed(tmp_path / "train.zip", {"a.png": png(0)})
+    packed(tmp_path / "test.zip", {"a.png": png(1)})
+    assert opened(tmp_path / "train.zip").left_out == ("files beside it (test.zip)",)
+    held = opened(tmp_path / "train.zip", test=str(tmp_path / "test.zip"))
+    assert [example.content() for example in held.test.examples()] == [png(1)]
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar", "tar.gz", "tgz", "tar.bz2", "TAR.XZ"])
 def test_an_archive_is_the_folder_that_it_would_unpack_to(tmp_path, suffix):
     tree = {name: png(seed) for name, seed in TREE.items()} | {"pets/notes.txt": b"x", "__MACOSX/pets/._0.png": b"x"}
     for name, content in tree.items():

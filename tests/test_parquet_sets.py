@@ -204,6 +204,11 @@ def test_a_shard_written_anew_is_read_anew(tmp_path):
     assert load(str(tmp_path), size=8).fingerprint != before
 
 
+def test_a_parquet_file_is_known_by_its_first_bytes(tmp_path):
+    written(tmp_path / "a.parquet", [1, 2]).rename(tmp_path / "blob")
+    assert values(opened(tmp_path / "blob").train) == [1, 2]
+
+
 # -- labels ------------------------------------------------------------------------------------------------------
 
 

@@ -7,11 +7,10 @@ the archive, and links in it lead nowhere.
 from __future__ import annotations
 
 import stat
-import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
@@ -21,6 +20,7 @@ from gentickets.data.damage import shown, told
 from gentickets.data.decoding import Example
 from gentickets.data.folders import suffixes
 from gentickets.data.sources import Opened, Rows, Source, file_identity
+from gentickets.data.unread import files_beside
 from gentickets.errors import DataError
 
 WHAT = "a .zip, .tar or .tar.gz of images"
@@ -41,7 +41,13 @@ def find(path: Path) -> Source:
     """The images in it: split and class folders are understood, and CelebA's."""
     is_celeba = celeba.layout(_peeked(path)) is not None
     name, crop = (celeba.NAME, celeba.CROP) if is_celeba else (_name(path), None)
-    return Source(name, {"archive": file_identity(path)}, lambda: _open(path, is_celeba), crop=crop)
+    unread = files_beside(path, (*_ZIP, *_TAR))
+
+    def read() -> Opened:
+        opened = _open(path, is_celeba)
+        return replace(opened, left_out=(*opened.left_out, *unread))
+
+    return Source(name, {"archive": file_identity(path), "told": list(unread)}, read, crop=crop)
 
 
 def whole(path: Path) -> Source:
@@ -186,15 +192,8 @@ def _peeked(path: Path) -> list[PurePosixPath]:
 
 def _members(path: Path, at_most: int | None = None) -> Iterator[tuple[str, tuple[int, int], bool]]:
     """(name, (where its content begins, how long it is), is it a link) of each file in a tar, in order."""
-    size, count = path.stat().st_size, 0
-    with packed.opened(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-        while (at_most is None or count < at_most) and (member := archive.next()):
-            archive.members = []  # type: ignore[attr-defined]  # else every header of a long archive is kept
-            count += 1
-            if count > 10_000 + size // 32:
-                raise ValueError(f"it has more than {count - 1:,} members in {size:,} bytes")
-            if member.isdir() or not (member.isreg() or member.issym() or member.islnk()):
-                continue
+    for member, _ in packed.members(path, at_most):
+        if member.isreg() or member.issym() or member.islnk():
             is_link = not member.isreg() or member.issparse()
             yield member.name, (member.offset_data, member.size), is_link
 

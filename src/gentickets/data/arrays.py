@@ -7,6 +7,7 @@ import math
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from gentickets.data import labels, packed
 from gentickets.data.damage import shown, told
 from gentickets.data.decoding import Example
 from gentickets.data.sources import Opened, Rows, Source, file_identity
+from gentickets.data.unread import files_beside
 from gentickets.errors import DataError
 
 WHAT = "a .npz or .npy file"
@@ -45,7 +47,13 @@ def holds(path: Path) -> bool:
 
 def find(path: Path) -> Source:
     """The arrays of train and test, by their keys, or the one array of images."""
-    return Source(path.stem, {"arrays": file_identity(path)}, lambda: _open(path, whole=False))
+    unread = files_beside(path, (".npz", ".npy"))
+
+    def read() -> Opened:
+        opened = _open(path, whole=False)
+        return replace(opened, left_out=(*opened.left_out, *unread))
+
+    return Source(path.stem, {"arrays": file_identity(path), "told": list(unread)}, read)
 
 
 def whole(path: Path) -> Source:

@@ -10,7 +10,6 @@ import io
 import pickle
 import pickletools
 import re
-import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -151,15 +150,13 @@ def _read_files(files: Mapping[str, Path]) -> Iterator[tuple[str, bytes]]:
 def _read_archive(path: Path, layout: _Layout) -> Iterator[tuple[str, bytes]]:
     """The archive's batches, in the order in which they lie there, which is not that of their numbers."""
     wanted = {*layout.train, layout.test, layout.names_in}
-    with told(path, "archive of CIFAR"), packed.opened(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
-        while member := archive.next():
-            archive.members = []  # type: ignore[attr-defined]  # else every header of a long archive is kept
+    with told(path, "archive of CIFAR"):
+        for member, file in packed.members(path):
             name = member.name.rpartition("/")[2]
             if member.isreg() and not member.issparse() and name in wanted:
                 wanted.discard(name)
-                content = archive.extractfile(member)
-                assert content is not None
-                yield name, content.read(packed.LARGEST)
+                file.seek(member.offset_data)
+                yield name, file.read(member.size)
 
 
 class _Batch(NamedTuple):

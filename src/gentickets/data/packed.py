@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -117,6 +118,33 @@ def checked(path: Path, of: zipfile.ZipInfo, most: int | None = None) -> zipfile
             f"unpack it yourself, if you trust it"
         )
     return of
+
+
+def members(path: Path, at_most: int | None = None) -> Iterator[tuple[tarfile.TarInfo, Bounded]]:
+    """What is in a tar file, in order, each with the stream that it lies in. None of it is unpacked.
+
+    Raises `ValueError` where it does not end as a tar file does: a damaged header would end it before.
+    """
+    count, most = 0, 10_000 + path.stat().st_size // 32
+    with opened(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        while (at_most is None or count < at_most) and (member := archive.next()):
+            archive.members = []  # type: ignore[attr-defined]  # else every header of a long archive is kept
+            count += 1
+            if count > most:
+                raise ValueError(f"it has more than {most:,} members")
+            yield member, file
+        if at_most is None:
+            _check_end(file, archive.offset)
+
+
+def _check_end(file: Bounded, at: int) -> None:
+    """A block of zeros, and nothing after it."""
+    file.seek(at)
+    if file.read(512) != bytes(512):
+        raise ValueError(f"it is damaged after {at:,} bytes")
+    while rest := file.read(2**20):
+        if any(rest):
+            raise ValueError("it has more after its end")
 
 
 def _unpacking(path: Path) -> Callable[[Path], IO[bytes]] | None:

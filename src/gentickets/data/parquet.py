@@ -40,8 +40,8 @@ class _Name(NamedTuple):
 
 
 def holds(path: Path) -> bool:
-    """A file of that suffix, or a folder with such files, not beside images."""
-    return path.suffix.lower() == _SUFFIX if path.is_file() else bool(_below(path))
+    """A file of that suffix or with those first bytes, or a folder with such files, not beside images."""
+    return path.suffix.lower() == _SUFFIX or _begins(path) if path.is_file() else bool(_below(path))
 
 
 def find(path: Path) -> Source:
@@ -79,6 +79,11 @@ def _whole(files: Sequence[Path], base: Path, name: str) -> Source:
     ordered = _ordered(files, base)
     identity = {"parquet": [file_identity(file) for file in ordered]}
     return Source(name, identity, lambda: _open(ordered, [], "", [], []))
+
+
+def _begins(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) == b"PAR1"
 
 
 def _shards(path: Path) -> list[Path]:
