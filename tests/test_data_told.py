@@ -70,7 +70,8 @@ def refused(place, **options):
 @pytest.mark.parametrize(("train", "held"), [
     ("train", "test"), ("Train", "Test"), ("TRAIN", "TEST"), ("training", "testing"), ("training_set", "test_set"),
     ("train", "val"), ("train", "valid"), ("Train", "Validation"), ("train", "dev"), ("train2017", "val2017"),
-    ("train-images", "evaluation"), ("trainA", "testA"),
+    ("train-images", "evaluation"), ("trainA", "testA"), ("seg_train", "seg_test"),
+    ("DIV2K_train_HR", "DIV2K_valid_HR"),
 ])  # fmt: skip
 def test_split_folders_by_their_usual_names(place, train, held):
     fill(place, f"{train}/a", f"{train}/b")
@@ -83,8 +84,11 @@ def test_split_folders_by_their_usual_names(place, train, held):
     assert ours.told["labels"] == "2 classes (a, b)"
 
 
-def test_a_split_may_say_so_twice(place):
-    fill(place, "set/train/train/a", "set/train/train/b", "set/test/Test/a", "set/test/Test/b", count=3)
+@pytest.mark.parametrize(
+    ("train", "held"), [("train/train", "test/Test"), ("seg_train/seg_train", "seg_test/seg_test")]
+)
+def test_a_split_may_say_so_twice(place, train, held):
+    fill(place, f"set/{train}/a", f"set/{train}/b", f"set/{held}/a", f"set/{held}/b", count=3)
     ours, theirs = both(place)
     assert (len(ours), len(theirs), ours.told["labels"]) == (6, 6, "2 classes (a, b)")
 
@@ -127,7 +131,7 @@ def test_classes_without_a_training_folder_are_trained_on_and_the_test_folder_is
 
 @pytest.mark.parametrize(("folders", "message"), [
     (["trainA", "trainB", "testA", "testB"], r"2 training folders \(trainA, trainB\)"),
-    (["DIV2K_train_HR", "DIV2K_valid_HR"], "splits within its folders"),
+    (["DIV2K_train", "other_valid"], "splits within its folders"),
     (["cat/train", "cat/test", "dog/train", "dog/test"], r"splits within its folders \(cat/test, cat/train\)"),
     (["train/train", "train/test"], "splits within its folders"),
     (["cat/train", "dog/train"], "splits within its folders"),
@@ -174,7 +178,7 @@ def test_one_held_out_image_is_refused(place, made):
     assert "data.test" in message
 
 
-@pytest.mark.parametrize("limit", [1, 7, 1438, 5000])
+@pytest.mark.parametrize("limit", [2, 7, 1438, 5000])
 def test_what_is_held_out_knows_no_limit(limit):
     train, held = load_splits("digits", size=8, limit=limit)
     assert len(train) == min(limit, 1438)
@@ -184,7 +188,7 @@ def test_what_is_held_out_knows_no_limit(limit):
 
 def test_a_tenth_that_is_drawn_knows_no_limit(place):
     fill(place, "", count=40)
-    assert {load_splits(str(place), size=8, limit=limit)[1].fingerprint for limit in (None, 1, 7, 40)} == {
+    assert {load_splits(str(place), size=8, limit=limit)[1].fingerprint for limit in (None, 2, 7, 40)} == {
         load(str(place), size=8, split="test").fingerprint
     }
 
@@ -264,7 +268,7 @@ def test_no_image_is_in_two_splits_and_no_test_folder_is_trained_on(folders):
 def test_colour_is_decided_over_all_images(place):
     fill(place, "a", count=600, mode="L", size=(4, 4))
     fill(place, "b", count=20, size=(4, 4))
-    for options in ({}, {"limit": 300}, {"limit": 1}):
+    for options in ({}, {"limit": 300}, {"limit": 2}):
         ours, theirs = both(place, **options)
         assert (ours.shape, theirs.shape) == ((3, 8, 8), (3, 8, 8))
         assert ours.told["colour"] == "RGB (600 of 620 images are grey)"
@@ -475,7 +479,10 @@ def test_what_cannot_be_run_is_refused_at_the_plan(place, tmp_path, monkeypatch,
     code, told = plan("data.size=1000000")
     assert code == 2
     assert told.startswith("gentickets: data.size: 4 images of 1x1000000x1000000 take 16,000.0 GB, and there are ")
-    assert plan("data.limit=1", "data.size=8")[0] in (0, None)
+    code, told = plan("data.limit=1", "data.size=8")
+    assert code == 2
+    assert "leaves 1 image to train on, and 2 or more are needed: raise data.limit" in told
+    assert plan("data.limit=2", "data.size=8")[0] in (0, None)
     for number in range(12, 30):
         (place / f"{number:03}.png").unlink()
     code, told = plan()

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from gentickets.data.sources import Split, few, split_of, splits_in
+from gentickets.data.sources import Split, few, split_of, splits_among, splits_in
 from gentickets.errors import DataError
 
 # An image's path → what is left of that path below the folders that were passed on the way to it.
@@ -53,8 +53,9 @@ def arrange(names: Sequence[PurePath], where: str) -> Arranged:
     left_out = [f"the folder {name} ({_images(folders[name])})" for name in folders if name not in (*read, held)]
     if loose and not any(name in train for name in loose):
         left_out.append(f"{_images(loose)} beside the folder {read[0]} ({few(map(str, loose))})")
-    parts = [_of_one_name(train, "train")] + ([] if held is None else [_of_one_name(folders[held], split_of(held))])
-    below = _passed_through(*parts)
+    if "train" in kinds:
+        train = _said_twice(train, read[0])
+    below = _passed_through(*([train] if held is None else [train, _said_twice(folders[held], held)]))
     for part in below:
         _check_no_splits_within(part, where)
     labelled, classes = _labelled(below)
@@ -71,9 +72,13 @@ def _passed_through(*parts: Paths) -> tuple[Paths, ...]:
         parts = tuple({name: _below(path) for name, path in part.items()} for part in parts)
 
 
-def _of_one_name(part: Paths, kind: Split | None) -> Paths:
+def _said_twice(part: Paths, folder: str) -> Paths:
     """The paths of a split below the folders that say again which it is, as archives have them: `train/train`."""
-    while all(len(path.parts) > 1 and split_of(path.parts[0]) == kind for path in part.values()):
+
+    def again(name: str) -> bool:
+        return name == folder or (split_of(name) is not None and split_of(name) == split_of(folder))
+
+    while all(len(path.parts) > 1 and again(path.parts[0]) for path in part.values()):
         part = {name: _below(path) for name, path in part.items()}
     return part
 
@@ -97,9 +102,9 @@ def _by_folder(paths: Paths) -> tuple[dict[str, Paths], Paths]:
 def _kinds(folders: Mapping[str, Paths], where: str) -> dict[Split, list[str]]:
     """The folders that are splits; of each kind the shortest name first, which is the plainest."""
     kinds: dict[Split, list[str]] = {}
-    for name in sorted(folders, key=lambda name: (len(name), name)):
-        if (kind := split_of(name)) is not None:
-            kinds.setdefault(kind, []).append(name)
+    splits = splits_among(folders)
+    for name in sorted(splits, key=lambda name: (len(name), name)):
+        kinds.setdefault(splits[name], []).append(name)
     if len(training := kinds.get("train", [])) > 1:
         raise DataError(
             f"source: {where} has {len(training)} training folders ({', '.join(training)}): name one with data.source, "

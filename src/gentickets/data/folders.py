@@ -23,6 +23,8 @@ _SUFFIXES = frozenset(
     | {".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".webp"}
 )
 
+_NAMED = 8  # so many suffixes that are not read are named
+
 
 @cache
 def suffixes() -> frozenset[str]:
@@ -92,7 +94,10 @@ def _beside(path: Path) -> tuple[str, ...]:
     place = path.resolve()
     if split_of(place.name) is None:
         return ()
-    others = sorted(other.name for other in place.parent.iterdir() if other.is_dir() and other != place)
+    try:
+        others = sorted(other.name for other in place.parent.iterdir() if other.is_dir() and other != place)
+    except OSError:  # nobody asked for what lies beside it
+        return ()
     return tuple(f"the folder {name} beside it" for name in others if split_of(name) is not None)
 
 
@@ -120,7 +125,9 @@ class Walked:
 
     def left_out(self) -> tuple[str, ...]:
         """What was left out, a phrase each."""
-        by_suffix = ", ".join(f"{suffix or 'none'} {count:,}" for suffix, count in self.suffixes.most_common())
+        by_suffix = ", ".join(f"{suffix or 'none'} {count:,}" for suffix, count in self.suffixes.most_common(_NAMED))
+        if rest := self.suffixes.total() - sum(count for _, count in self.suffixes.most_common(_NAMED)):
+            by_suffix += f", others {rest:,}"
         phrases = (
             (by_suffix, f"files by suffix ({by_suffix})"),
             (self.hidden, f"hidden files ({few(self.hidden)})"),
@@ -135,7 +142,10 @@ def walked(path: Path) -> Walked:
     """Every image below `path`. Links are followed, to no folder twice. Hidden files (such as the `._*` that macOS
     leaves in archives) are none. Raises `DataError` where there is no image."""
     found = Walked()
-    _walk(path, PurePath(), found, frozenset(), set())
+    try:
+        _walk(path, PurePath(), found, frozenset(), set())
+    except RecursionError:
+        raise DataError(f"source: {path} has folders within folders without end: name one further down") from None
     if not found.images:
         but = f"; left out: {'; '.join(found.left_out())}" if found.left_out() else ""
         known = ", ".join(sorted(suffixes()))

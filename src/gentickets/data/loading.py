@@ -30,8 +30,8 @@ from gentickets.errors import DataError
 # Raise it where the same source would now decode to other pixels, or be told of in other words.
 _FORMAT = 3
 _AT_ONCE, _BYTES_AT_ONCE = 512, 2**26
-LEAST_HELD_OUT = 2
-"""Statistics of fewer images are none."""
+LEAST = 2
+"""Images of a split. Statistics of fewer are none."""
 
 
 def load(
@@ -78,11 +78,10 @@ def load_splits(
 ) -> tuple[ImageSet, ImageSet]:
     """The training and the held-out images of `source`, as `load` gives each; both are told of what was read for both.
 
-    Raises `DataError` too where fewer than `LEAST_HELD_OUT` images are held out, or every one of them is among the
-    training images.
+    Raises `DataError` too where a split has fewer than `LEAST` images, or every held-out image is a training image.
     """
     loading = _Loading(source, size, channels, crop, test, limit, cache)
-    loading.check_held_out()
+    loading.check_counts()
     splits, seen = {}, {}
     for split in ("train", "test"):
         splits[split], seen[split] = loading.split(split)
@@ -191,14 +190,19 @@ class _Loading:
             chosen = held if split == "test" else np.setdiff1d(chosen, held)
         return rows, chosen if limit is None else chosen[draw(len(chosen), limit, seed=1)]
 
-    def check_held_out(self) -> None:
-        """Raises `DataError` where nothing can be judged by what is held out."""
-        held = self.survey.held
-        if held < LEAST_HELD_OUT:
-            of = self.survey.held_out or f"a tenth of {self.survey.train:,}"
+    def check_counts(self) -> None:
+        """Raises `DataError` where there are too few images to train on, or too few held out to judge by."""
+        held, trained_on = self.survey.held, min(self.limit or math.inf, self.survey.trained_on)
+        if held < LEAST:
+            of = self.survey.held_out if self.survey.test is not None else f"a tenth of {self.survey.train:,}"
             raise DataError(
-                f"source: {self.source} holds out {held:,} image{'' if held == 1 else 's'} ({of}), and "
-                f"{LEAST_HELD_OUT} or more are needed to judge by: name more with data.test"
+                f"source: {self.source} holds out {held:,} image{'' if held == 1 else 's'} ({of}), and {LEAST} or more "
+                f"are needed to judge by: name more with data.test"
+            )
+        if trained_on < LEAST:
+            raise DataError(
+                f"source: {self.source} leaves {trained_on:,} image{'' if trained_on == 1 else 's'} to train on, and "
+                f"{LEAST} or more are needed: {'raise data.limit' if self.limit == 1 else 'name a larger set'}"
             )
 
     def told(self, seen: Mapping[str, Seen]) -> dict[str, str]:

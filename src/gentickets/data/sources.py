@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -77,6 +77,20 @@ def split_of(name: str) -> Split | None:
 def splits_in(name: str) -> set[Split]:
     """The splits that a name speaks of, beside whatever else: `DIV2K_train_HR`."""
     return {_SPLIT_WORDS[word] for word in _words(name) if word in _SPLIT_WORDS}
+
+
+def splits_among(names: Collection[str]) -> dict[str, Split]:
+    """The names that say a split: by themselves, or beside others that differ in it alone (`seg_train`, `seg_test`)."""
+    named = {name: split for name in names if (split := split_of(name)) is not None}
+    alike: dict[tuple[str, ...], dict[str, Split]] = {}
+    for name in names:
+        if name not in named and len(said := splits_in(name)) == 1:
+            rest = tuple(word for word in _words(name) if word not in _SPLIT_WORDS)
+            alike.setdefault(rest, {})[name] = said.pop()
+    for group in alike.values():
+        if "train" in group.values() and len(set(group.values())) > 1:
+            named |= group
+    return named
 
 
 def _words(name: str) -> list[str]:

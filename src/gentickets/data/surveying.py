@@ -144,7 +144,10 @@ def _file(example: Example) -> tuple[int, int] | None:
     """Which file of the disk an image is, whatever it is called; None where it is a part of one."""
     if not isinstance(example.content, Path):
         return None
-    state = example.content.stat()
+    try:
+        state = example.content.stat()
+    except OSError:  # gone since: decoding will say so
+        return None
     return state.st_dev, state.st_ino
 
 

@@ -124,7 +124,7 @@ def _section(run: Run, index: int) -> dict[str, Any]:
         "run": run,
         "verdict": verdict,
         "cells": verdict_cells(run, verdict),
-        "facts": _facts(verdict),
+        "facts": [*_facts(verdict), *_images(run)],
         "main": next((figure for figure in metrics if figure.drawing.name == main), None),
         "further": [figure for figure in metrics if figure.drawing.name != main],
         "stopping": named.get("early-stopping"),
@@ -157,6 +157,16 @@ def _facts(verdict: Verdict) -> list[tuple[str, str]]:
             *facts,
         ]
     return facts
+
+
+def _images(run: Run) -> list[tuple[str, str]]:
+    """How many images of which kind the run was trained on, where its origin tells."""
+    try:
+        data = run.origin["data"]
+        channels, height, width = data["shape"]
+        return [("images trained on", f"{data['train']:,} of {width}x{height}, {'grey' if channels == 1 else 'RGB'}")]
+    except (LookupError, TypeError, ValueError):
+        return []
 
 
 # -- pictures -----------------------------------------------------------------------------------------------
