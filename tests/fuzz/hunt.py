@@ -7,6 +7,7 @@ exception, a message of several lines, an input that takes too long.
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import resource
 import signal
@@ -43,10 +44,12 @@ class Found:
         self.failures.setdefault(kind, (number, trace))
 
 
-def hunt(attempt: Attempt, numbers: range, seed: int = 0, seconds: float = 5.0) -> Found:
-    """Tries the inputs of these numbers."""
+def hunt(attempt: Attempt, numbers: range, seed: int = 0, seconds: float = 5.0, until: float = math.inf) -> Found:
+    """Tries the inputs of these numbers, as many as there is time for (`until`: by `time.monotonic`)."""
     found = Found()
     for number in numbers:
+        if time.monotonic() > until:
+            break
         try:
             with _limited(seconds), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -85,6 +88,7 @@ def main(what: str, prepare: Callable[[], Attempt]) -> None:
     parser = argparse.ArgumentParser(description=f"Hunts with {what} that are damaged or hostile.")
     parser.add_argument("--inputs", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="then it ends, however many were tried")
     parser.add_argument("--only", type=int, help="try the input of this number alone")
     parser.add_argument("--seconds", type=float, default=5.0, help="the limit for one input")
     parser.add_argument("--memory", type=float, default=6.0, help="GiB of address space")
@@ -93,10 +97,11 @@ def main(what: str, prepare: Callable[[], Attempt]) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (int(asked.memory * 2**30),) * 2)
     numbers = range(asked.inputs) if asked.only is None else range(asked.only, asked.only + 1)
     begun = time.process_time()
-    found = hunt(attempt, numbers, asked.seed, asked.seconds)
-    each = (time.process_time() - begun) / max(len(numbers), 1)
+    found = hunt(attempt, numbers, asked.seed, asked.seconds, time.monotonic() + 60 * asked.minutes)
+    tried = found.outcomes.total()
+    each = (time.process_time() - begun) / max(tried, 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{what}: {len(numbers):,} inputs of seed {asked.seed}, {1e3 * each:.2f} ms of CPU each, peak {peak:,.0f} MB")
+    print(f"{what}: {tried:,} inputs of seed {asked.seed}, {1e3 * each:.2f} ms of CPU each, peak {peak:,.0f} MB")
     for outcome, count in found.outcomes.most_common():
         print(f"  {count:>9,} {outcome}")
     for kind, (number, trace) in list(found.failures.items())[:_SHOWN]:
