@@ -186,6 +186,20 @@ def test_nothing_unpacks_without_bounds(tmp_path):
             list(opened(tmp_path / name).train.examples())
 
 
+def test_members_of_a_zip_that_share_their_bytes_are_refused(tmp_path):
+    """One image, told of a thousand times."""
+    path = packed(tmp_path / "a.zip", {"a.png": png(0)})
+    raw = path.read_bytes()
+    begin = raw.index(b"PK\x01\x02")
+    end = raw.index(b"PK\x05\x06")
+    entry = raw[begin:end]
+    entries = b"".join(entry.replace(b"a.png", b"%05d" % n + b".png"[5:]) for n in range(1000))
+    last = struct.pack("<HHIIH", 1000, 1000, len(entries), begin, 0)
+    path.write_bytes(raw[:begin] + entries + raw[end : end + 8] + last)
+    with pytest.raises(DataError, match=r"it tells of \d+,\d+ bytes in"):
+        opened(path)
+
+
 # -- archives ----------------------------------------------------------------------------------------------------
 
 TREE = {

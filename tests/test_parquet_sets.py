@@ -334,6 +334,14 @@ def test_a_file_may_not_tell_of_more_than_it_can_hold(tmp_path):
         opened(tmp_path / "a.parquet")
 
 
+def test_one_image_may_not_be_told_of_without_end(tmp_path):
+    image = encoded(1) + bytes(1_000_000)
+    many = pa.DictionaryArray.from_arrays(pa.array([0] * 100, pa.int32()), pa.array([image]))
+    pq.write_table(pa.table({"image": many}), tmp_path / "a.parquet", compression="zstd", store_schema=False)
+    with pytest.raises(DataError, match="unpacks to far more than its size"):
+        list(opened(tmp_path / "a.parquet").train.examples())
+
+
 def test_damage_anywhere_is_read_or_a_data_error(tmp_path):
     whole = written(tmp_path / "whole.parquet", range(30), [n % 3 for n in range(30)]).read_bytes()
     path = tmp_path / "a.parquet"

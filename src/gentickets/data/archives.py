@@ -165,10 +165,9 @@ def _rows(path: Path, contents: _Contents, part: Part) -> Rows:
 def _contents(path: Path) -> _Contents:
     contents = _Contents()
     if _suffix(path) in _ZIP:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                if not member.is_dir():
-                    contents.add(member.filename, member, stat.S_ISLNK(member.external_attr >> 16))
+        for member in packed.listed(path):
+            if not member.is_dir():
+                contents.add(member.filename, member, stat.S_ISLNK(member.external_attr >> 16))
     else:
         for name, place, is_link in _members(path):
             contents.add(name, place, is_link)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -310,15 +309,14 @@ def _on_grid(block: np.ndarray, scale: _Scale) -> bool:
 
 def _members(path: Path) -> dict[str, _Array]:
     arrays = {}
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if not member.filename.endswith(".npy"):
-                continue
-            name = member.filename.removesuffix(".npy")
-            if name in arrays:
-                raise ValueError(f"the key {name!r} is there twice")
-            where = f"{shown(path)}, {shown(name)}"
-            arrays[name] = _header(name, where, functools.partial(packed.member, path, member), member.file_size)
+    for member in packed.listed(path):
+        if not member.filename.endswith(".npy"):
+            continue
+        name = member.filename.removesuffix(".npy")
+        if name in arrays:
+            raise ValueError(f"the key {name!r} is there twice")
+        where = f"{shown(path)}, {shown(name)}"
+        arrays[name] = _header(name, where, functools.partial(packed.member, path, member), member.file_size)
     if not arrays:
         raise ValueError("it holds no arrays")
     return arrays

@@ -105,6 +105,16 @@ def member(path: Path, of: zipfile.ZipInfo) -> Bounded:
     return Bounded(stream, f"{shown(path)}/{shown(of.filename)}", of.file_size)
 
 
+def listed(path: Path) -> list[zipfile.ZipInfo]:
+    """The members of a zip file. Raises `ValueError` where they share their bytes: a few could become any number."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    size = path.stat().st_size
+    if (told := sum(member.compress_size for member in members)) > size:
+        raise ValueError(f"it tells of {told:,} bytes in {size:,}")
+    return members
+
+
 def checked(path: Path, of: zipfile.ZipInfo, most: int | None = None) -> zipfile.ZipInfo:
     """The member, where it can be unpacked, and becomes no more than it may, or than `most`. Raises `DataError`."""
     where = f"{shown(path)}/{shown(of.filename)}"

@@ -299,7 +299,7 @@ def _shard(path: Path) -> _Shard:
         groups = [file.metadata.row_group(number).total_byte_size for number in range(file.metadata.num_row_groups)]
         if sum(groups) > packed.most_unpacked(size) or any(group < 0 for group in groups):
             raise ValueError(f"it tells of {sum(groups):,} bytes of content in {size:,}")
-        rows_at_once = min(512, max(8, _AT_ONCE // max(1, *groups, 1)))
+        rows_at_once = min(512, max(1, _AT_ONCE // max(1, *groups, 1)))
         return _Shard(path, rows, rows_at_once, _columns(file.schema_arrow, path))
 
 
@@ -343,12 +343,16 @@ def _rows(shards: Sequence[_Shard], of_labels: Sequence[int | None], unlabelled:
 
 def _images(shard: _Shard) -> Iterator[bytes | Path]:
     """Every image of a file, in order. Raises `DataError` where one is missing, or they are fewer than told."""
-    path, column, row = shard.path, shard.columns.image, 0
+    path, column, row, left = shard.path, shard.columns.image, 0, packed.most_unpacked(shard.path.stat().st_size)
     try:
         with _file(path) as file:
             for batch in file.iter_batches(batch_size=shard.rows_at_once, columns=[column]):
                 for value in batch.column(column).to_pylist():
-                    yield _content(value, path, row, column)
+                    content = _content(value, path, row, column)
+                    left -= len(content) if isinstance(content, bytes) else 0
+                    if left < 0:  # one image, kept once and told of again and again
+                        raise ValueError("it unpacks to far more than its size")
+                    yield content
                     row += 1
     except DataError:
         raise
