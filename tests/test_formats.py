@@ -469,6 +469,7 @@ def test_mnists_own_files(tmp_path, below, name, pack):
         assert np.array_equal(pixels(found.train), GREY[:20])
         assert np.array_equal(pixels(found.test), GREY[20:])
         assert (labels(found.train), labels(found.test)) == (CLASSES[:20].tolist(), CLASSES[20:].tolist())
+        assert ("on their side" in " ".join(found.notes)) == name.startswith("emnist")
 
 
 def test_idx_files_that_lack_something(tmp_path):

@@ -11,6 +11,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
@@ -152,9 +153,9 @@ def _rows(path: Path, contents: _Contents, part: Part) -> Rows:
         rows.sort(key=lambda row: row[0])  # packed, it is read from front to back
 
     def examples() -> Iterator[Example]:
-        read = _reader(path)
-        for place, name, label in rows:
-            yield Example(f"{shown(path)}/{name}", read(place), label)
+        of_rows: Iterator[Any] = (_zipped if _suffix(path) in _ZIP else _tarred)(path, rows)
+        for content, (_, name, label) in zip(of_rows, rows, strict=True):
+            yield Example(f"{shown(path)}/{name}", content, label)
 
     return Rows(len(rows), examples, part.unlabelled)
 
@@ -197,20 +198,23 @@ def _members(path: Path, at_most: int | None = None) -> Iterator[tuple[str, tupl
             yield member.name, (member.offset_data, member.size), is_link
 
 
-def _reader(path: Path) -> Callable[[Any], bytes | Callable[[], bytes]]:
-    """From a member's place to its bytes: of a zip file when they are wanted, of a tar at once, from front to back."""
-    if _suffix(path) in _ZIP:
-        with told(path, ".zip file"):
-            archive = zipfile.ZipFile(path)
-        return lambda member: lambda: archive.read(packed.checked(path, member, packed.LARGEST))
-    with told(path, "tar file"):
-        file = packed.opened(path)
+def _zipped(path: Path, rows: Sequence[tuple[Any, PurePath, int | None]]) -> Iterator[Callable[[], bytes]]:
+    """What reads each image, on whichever thread it is wanted."""
+    with told(path, ".zip file"):
+        archive = zipfile.ZipFile(path)  # closed when the last of them is gone
+    for member, _, _ in rows:
+        yield partial(_of_zip, path, archive, member)
 
-    def read(place: tuple[int, int]) -> bytes:
-        with told(path, "tar file"):
-            return _at(file, place)
 
-    return read
+def _of_zip(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    return archive.read(packed.checked(path, member, packed.LARGEST))
+
+
+def _tarred(path: Path, rows: Sequence[tuple[Any, PurePath, int | None]]) -> Iterator[bytes]:
+    """Each image, from front to back."""
+    with told(path, "tar file"), packed.opened(path) as file:
+        for place, _, _ in rows:
+            yield _at(file, place)
 
 
 def _content(path: Path, place: Any, most: int) -> bytes:
