@@ -146,6 +146,15 @@ def test_labels_of_arrays(tmp_path):
     assert labels(opened(tmp_path / "a.npz").train) == [None] * 30
 
 
+def test_arrays_that_are_not_asked_for_may_be_anything(tmp_path):
+    np.savez(tmp_path / "a.npz", images=GREY, names=np.array([None, {}], dtype=object), empty=np.zeros(0))
+    found = opened(tmp_path / "a.npz")
+    assert np.array_equal(pixels(found.train), GREY)
+    assert set(found.left_out) == {"the array names", "the array empty"}
+    np.savez(tmp_path / "a.npz", images=GREY, labels=np.array([None] * 30, dtype=object))
+    assert "no label for each image" in opened(tmp_path / "a.npz").train.unlabelled
+
+
 def npy(shape: str, size: int) -> bytes:
     header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode()
     header += b" " * (117 - len(header)) + b"\n"

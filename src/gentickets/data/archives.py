@@ -183,7 +183,7 @@ def _peeked(path: Path) -> list[PurePosixPath]:
                 names = archive.namelist()
         else:
             names = [name for name, _, _ in _members(path, _PEEKED)]
-    except (DataError, OSError):
+    except (DataError, PermissionError):
         raise
     except Exception:
         return []

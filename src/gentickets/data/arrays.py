@@ -162,7 +162,9 @@ def _labels(path: Path, arrays: dict[str, _Array], images: list[_Images], keys: 
 def _values(array: _Array, count: int) -> list[Any] | str:
     """A label for each image, or why not."""
     one_each = math.prod(array.shape) == count and array.shape[:1] == (count,)
-    if array.dtype.kind in "uibfUS" and one_each and array.bytes <= packed.LARGEST:
+    if array.bytes > packed.LARGEST:
+        return f"has {array.bytes:,} bytes, too many for labels"
+    if array.dtype.kind in "uibfUS" and one_each:
         return [value for block in array.blocks(array.rows_at_once) for value in block.reshape(-1).tolist()]
     if array.dtype.kind in "uibf" and array.shape[:1] == (count,) and len(array.shape) == 2:
         places: list[int] = []
@@ -224,6 +226,12 @@ class _Images(NamedTuple):
     @classmethod
     def of(cls, array: _Array) -> _Images:
         """Raises `DataError` where layout or scale could be one or the other."""
+        if array.dtype.hasobject:
+            raise DataError(f"source: {array.where} holds python objects, which are never opened: save numbers")
+        if not math.prod(array.shape):
+            raise DataError(f"source: {array.where} is empty, {array.shape}: save images")
+        if array.by_columns and array.bytes > packed.LARGEST:
+            raise DataError(f"source: {array.where} lies column by column: save np.ascontiguousarray of it")
         first = _channels_first(array)
         with told(array.where, "array"):
             scale, _, high = _scale(array)
@@ -333,17 +341,11 @@ def _header(name: str, where: str, stream: Callable[[], packed.Bounded], size: i
         else:
             raise ValueError(f"array {name!r} is of the npy version {version}")
         begin = start.tell()
-    if dtype.hasobject:
-        raise DataError(f"source: {where} holds python objects, which are never opened: save numbers")
     if any(type(axis) is not int or axis < 0 for axis in shape):
         raise ValueError(f"array {name!r} has the shape {shape}")
-    if math.prod(shape) * dtype.itemsize != size - begin:
+    if not dtype.hasobject and math.prod(shape) * dtype.itemsize != size - begin:
         raise ValueError(f"array {name!r} tells of {shape} {dtype} and has {size - begin:,} bytes")
-    if not math.prod(shape):
-        raise DataError(f"source: {where} is empty, {shape}: save images")
     by_columns = by_columns and len(shape) > 1
-    if by_columns and size > packed.LARGEST:
-        raise DataError(f"source: {where} lies column by column: save np.ascontiguousarray of it")
 
     def numbers() -> packed.Bounded:
         content = stream()
