@@ -24,7 +24,7 @@ from gentickets.data.sources import Opened, Rows, Source, file_identity
 from gentickets.data.unread import files_beside
 from gentickets.errors import DataError
 
-WHAT = "a .zip, .tar or .tar.gz of images"
+WHAT = "a .zip or .tar of images"
 
 _ZIP = (".zip",)
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")

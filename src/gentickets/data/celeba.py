@@ -15,7 +15,7 @@ from gentickets.data.sources import CELEBA_CROP, Opened, Rows, Source, file_iden
 from gentickets.data.unread import beside
 from gentickets.errors import DataError
 
-WHAT = "CelebA (img_align_celeba, with list_eval_partition.txt or .csv)"
+WHAT = "CelebA's folder"
 NAME, CROP = "celeba", CELEBA_CROP
 
 FOLDERS = ("img_align_celeba", "img_align_celeba_png")

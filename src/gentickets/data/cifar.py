@@ -24,7 +24,7 @@ from gentickets.data.sources import Opened, Rows, Source, file_identity
 from gentickets.data.unread import beside
 from gentickets.errors import DataError
 
-WHAT = "CIFAR's python batches (cifar-10-batches-py, cifar-100-python, or their .tar.gz)"
+WHAT = "CIFAR's python batches"
 
 _SIDE = 32
 

@@ -99,7 +99,7 @@ def _format_of(path: Path, key: str) -> Format:
 
 def _taken() -> str:
     """What can be named, in words."""
-    return ", ".join(kind.WHAT for kind in (*_FILES, *_FOLDERS))
+    return ", ".join(dict.fromkeys(kind.WHAT for kind in (*_FILES, *_FOLDERS)))
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from gentickets.data.sources import Opened, Rows, Source, file_identity
 from gentickets.data.unread import beside
 from gentickets.errors import DataError
 
-WHAT = "MNIST's idx files (train-images-idx3-ubyte and so on, .gz or not)"
+WHAT = "MNIST's idx files"
 
 # "emnist-letters-train-images-idx3-ubyte.gz", "t10k-images.idx3-ubyte"; the test part goes by t10k or test.
 _NAME = re.compile(r"(?P<set>.*?)(?P<part>train|t10k|test)-(?P<of>images|labels)[-.]idx(?P<axes>[13])-ubyte(\.gz)?")

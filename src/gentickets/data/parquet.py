@@ -16,7 +16,7 @@ from gentickets.data.folders import suffixes
 from gentickets.data.sources import Opened, Rows, Source, few, file_identity, split_of
 from gentickets.errors import DataError
 
-WHAT = "a .parquet file, or a folder or glob of such shards"
+WHAT = "a .parquet file, a folder or a pattern of them"
 
 IMAGE_COLUMNS = ("img", "image", "images", "picture", "photo", "jpg", "jpeg", "png")
 """The names by which a column of images is preferred to others, the first two to all."""
