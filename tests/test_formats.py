@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import pickle
 import struct
 import tarfile
@@ -311,6 +312,22 @@ def test_names_and_links_in_an_archive_lead_nowhere(tmp_path):
     assert {"1 links", "1 names that lead out of the archive"} <= set(found.left_out)
 
 
+def test_a_name_of_a_thousand_folders_is_left_out(tmp_path):
+    path = packed(tmp_path / "a.zip", {"a/" * 30_000 + "x.png": png(0), "b/y.png": png(1)})
+    assert opened(path).left_out == ("1 names of more than 64 folders",)
+
+
+def test_a_pipe_among_celebas_images_is_none(tmp_path):
+    for name, content in celeba("official").items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "img_align_celeba" / "000001.jpg").unlink()
+    os.mkfifo(tmp_path / "img_align_celeba" / "000001.jpg")
+    found = opened(tmp_path)
+    assert found.train.count == 2
+    assert found.notes == ("1 images that the partition file names are not there",)
+
+
 @pytest.mark.parametrize("suffix", ["zip", "tar.gz"])
 def test_control_characters_in_names_are_written_out(tmp_path, suffix):
     path = packed(tmp_path / f"a.{suffix}", {"a\x1b[31m\nb.png": b"no image", "c.png": png(1)})
@@ -413,8 +430,6 @@ class Evil:
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 @pytest.mark.parametrize("call", ["os.system", "builtins.eval", "pathlib.touch", "numpy.load"])
 def test_a_batch_runs_nothing(tmp_path, protocol, call):
-    import os
-
     victim = tmp_path / "victim"
     evil = {
         "os.system": Evil(os.system, f"touch {victim}"),

@@ -31,6 +31,7 @@ _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 # So many of a tar's members are looked at before it is read, for whether it is CelebA's.
 _PEEKED = 64
 _LARGEST_TEXT = 64 * 2**20
+_DEEPEST = 64
 
 
 def holds(path: Path) -> bool:
@@ -82,6 +83,7 @@ class _Contents:
     hidden: int = 0
     linked: int = 0
     outside: int = 0
+    deep: int = 0
     again: int = 0
 
     def add(self, name: str, place: object, is_link: bool = False) -> None:
@@ -90,6 +92,8 @@ class _Contents:
         suffix = path.suffix.lower()
         if path.is_absolute() or ".." in path.parts:
             self.outside += 1
+        elif len(path.parts) > _DEEPEST:
+            self.deep += 1
         elif any(part.startswith(".") or part == "__MACOSX" for part in path.parts):
             self.hidden += suffix in suffixes()
         elif is_link:
@@ -109,6 +113,7 @@ class _Contents:
             (self.hidden, f"{self.hidden:,} hidden files"),
             (self.linked, f"{self.linked:,} links"),
             (self.outside, f"{self.outside:,} names that lead out of the archive"),
+            (self.deep, f"{self.deep:,} names of more than {_DEEPEST} folders"),
             (self.again, f"{self.again:,} images of which a later one has the name"),
         )
         return tuple(words for there, words in phrases if there)

@@ -170,7 +170,7 @@ def _listed(folder: Path) -> tuple[list[str], str]:
     states = {}
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.lower().endswith(_SUFFIXES) and not entry.name.startswith("."):
+            if entry.name.lower().endswith(_SUFFIXES) and not entry.name.startswith(".") and entry.is_file():
                 state = entry.stat()
                 states[entry.name] = (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
     if not states:

@@ -27,6 +27,8 @@ from gentickets.errors import DataError
 WHAT = "CIFAR's python batches"
 
 _SIDE = 32
+# A pickle makes an object of each byte, if it wants. CIFAR-100's training images take some 300,000 operations.
+_MOST_OPERATIONS = 2**21
 
 
 class _Layout(NamedTuple):
@@ -296,7 +298,9 @@ class _Unpickler(pickle.Unpickler):
 
 def _unpickled(content: bytes) -> Any:
     """Plain data, with stand-ins for arrays."""
-    for operation, argument, _ in pickletools.genops(content):
+    for number, (operation, argument, _) in enumerate(pickletools.genops(content)):
+        if number > _MOST_OPERATIONS:
+            raise ValueError(f"it has more than {_MOST_OPERATIONS:,} operations")
         # The unpickler makes room for as many remembered values as a file says it will have.
         if "PUT" in operation.name and int(argument or 0) > len(content):
             raise ValueError("it is damaged: it numbers its values beyond its end")
