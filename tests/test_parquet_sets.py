@@ -171,6 +171,15 @@ def test_a_set_named_before_its_split(tmp_path):
     assert finding.find(str(tmp_path / "faces-train.parquet"), None).name == "faces"
 
 
+@pytest.mark.parametrize(("file", "name"), [
+    ("cifar10.parquet", "cifar10"), ("train.parquet", "set"), ("faces-train.parquet", "faces"),
+    ("0000.parquet", "0000"), ("train-00000-of-00001.parquet", "set"), ("faces-00000-of-00001.parquet", "faces"), ("train2017.parquet", "set"),
+])  # fmt: skip
+def test_what_a_set_is_called(tmp_path, file, name):
+    written(tmp_path / "set" / file, [1])
+    assert finding.find(str(tmp_path / "set" / file), None).name == name
+
+
 def test_a_folder_with_the_held_out_split_alone_is_refused(tmp_path):
     written(tmp_path / "test.parquet", [1])
     with pytest.raises(DataError, match="no train split"):

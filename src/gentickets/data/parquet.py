@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gentickets.data import labels, packed
+from gentickets.data import labels, packed, shards
 from gentickets.data.damage import line, shown, told
 from gentickets.data.decoding import Example
-from gentickets.data.folders import suffixes
-from gentickets.data.sources import Opened, Rows, Source, few, file_identity, split_of
+from gentickets.data.sources import Opened, Rows, Source, few, file_identity
 from gentickets.errors import DataError
 
 WHAT = "a .parquet file, a folder or a pattern of them"
@@ -23,25 +20,11 @@ IMAGE_COLUMNS = ("img", "image", "images", "picture", "photo", "jpg", "jpeg", "p
 
 # A batch of rows may hold so many bytes, even where the file has one image for all of them and only counts.
 _AT_ONCE = 256 * 2**20
-_SUFFIX = ".parquet"
-# "train-00000-of-00003", "train-00000-of-00003-0123456789abcdef".
-_SHARD = re.compile(r"(?P<stem>.*?)[-_.]?(?P<number>\d+)-of-(?P<of>\d+)(-[0-9a-f]{8,})?")
-_NUMBERED = re.compile(r"(?P<stem>.*?)[-_.]?(?P<number>\d+)")
-
-
-class _Name(NamedTuple):
-    """What a file's name says: of which set it is, of which split, and which shard of how many."""
-
-    of_set: tuple[str, ...]
-    split: str | None
-    word: str
-    shard: int | None
-    shards: int | None
 
 
 def holds(path: Path) -> bool:
     """A file of that suffix or with those first bytes, or a folder with such files, not beside images."""
-    return path.suffix.lower() == _SUFFIX or _begins(path) if path.is_file() else bool(_below(path))
+    return path.suffix.lower() == shards.SUFFIX or _begins(path) if path.is_file() else bool(shards.below(path))
 
 
 def find(path: Path) -> Source:
@@ -50,17 +33,20 @@ def find(path: Path) -> Source:
     A shard's name, `train-00000-of-00003.parquet`, means all of them. `train.parquet` has its test split beside it.
     """
     if path.is_dir():
-        return of_files(_below(path), path)
-    mine, beside = _named(path, path.parent), _beside(path)
-    read = _shards(path) + [file for file in beside if _held_beside(mine, _named(file, path.parent))]
-    unread = [file.name for file in beside if file not in read]
+        return of_files(shards.below(path), path)
+    read = shards.set_of(path)
+    unread = [file.name for file in shards.beside(path) if file not in read]
     left_out = [f"other .parquet files beside it ({few(map(shown, unread))})"] if unread else []
     return _source(read, path.parent, name_of(path), left_out, named=path)
 
 
 def whole(path: Path) -> Source:
     """All rows of one file or of one set of shards."""
-    return whole_of_files(_below(path), path) if path.is_dir() else _whole(_shards(path), path.parent, name_of(path))
+    return (
+        whole_of_files(shards.below(path), path)
+        if path.is_dir()
+        else _whole(shards.shards_of(path), path.parent, name_of(path))
+    )
 
 
 def of_files(files: Sequence[Path], base: Path) -> Source:
@@ -70,13 +56,13 @@ def of_files(files: Sequence[Path], base: Path) -> Source:
 
 def whole_of_files(files: Sequence[Path], base: Path) -> Source:
     """All rows of these files. Raises `DataError` where they are of several splits."""
-    if len({_named(file, base).split for file in files}) > 1:
+    if len({shards.named(file, base).split for file in files}) > 1:
         raise DataError(f"test: {shown(base)} has splits of its own: name one of its files")
     return _whole(files, base, base.resolve().name)
 
 
 def _whole(files: Sequence[Path], base: Path, name: str) -> Source:
-    ordered = _ordered(files, base)
+    ordered = shards.ordered(files, base)
     identity = {"parquet": [file_identity(file) for file in ordered]}
     return Source(name, identity, lambda: _open(ordered, [], "", [], []))
 
@@ -86,148 +72,38 @@ def _begins(path: Path) -> bool:
         return file.read(4) == b"PAR1"
 
 
-def _shards(path: Path) -> list[Path]:
-    """A file, and where its name says that it is one shard of several, the others."""
-    mine = _named(path, path.parent)
-    if mine.shards is None:
-        return [path]
-    return [path] + [file for file in _beside(path) if _same_shards(mine, _named(file, path.parent))]
-
-
-def _beside(path: Path) -> list[Path]:
-    return [
-        file
-        for file in sorted(path.parent.iterdir())
-        if file.suffix.lower() == _SUFFIX and file.name != path.name and file.is_file()
-    ]
-
-
 def name_of(path: Path) -> str:
     """What a set in this file is called. The hub calls every set's file train.parquet: there, as its folder."""
     if path.is_dir():
         return path.resolve().name
-    name = _named(path, path.parent)
-    rest = "-".join(name.of_set).strip("-_.")
-    return rest or path.resolve().parent.name
-
-
-def _below(path: Path) -> list[Path]:
-    """The files of a folder and of the folders in it, two deep: the hub's `data/`, and `default/train/`. None where
-    there are images too."""
-    found: list[Path] = []
-    for folder, below, names in os.walk(path):
-        deep = len(Path(folder).relative_to(path).parts)
-        below[:] = sorted(name for name in below if not name.startswith(".")) if deep < 2 else []
-        for name in names:
-            suffix = os.path.splitext(name)[1].lower()
-            if name.startswith("."):
-                continue
-            if suffix in suffixes():
-                return []
-            if suffix == _SUFFIX and os.path.isfile(os.path.join(folder, name)):
-                found.append(Path(folder, name))
-    return sorted(found)
-
-
-def _named(file: Path, base: Path) -> _Name:
-    stem, shard, shards = file.stem, None, None
-    match = _SHARD.fullmatch(stem)
-    if match:
-        stem, shard, shards = match["stem"], int(match["number"]), int(match["of"])
-    elif match := _NUMBERED.fullmatch(stem):
-        stem, shard = match["stem"], int(match["number"])
-    words = [word for word in re.split(r"[-_. ]+", stem) if word]
-    folders = list(file.relative_to(base).parts[:-1]) if file.is_relative_to(base) else []
-    for at, word in enumerate(words):
-        if (split := split_of(word)) is not None:
-            return _Name((*folders, *words[:at], *words[at + 1 :]), split, word, shard, shards)
-    if folders and (split := split_of(folders[-1])) is not None:
-        return _Name((*folders[:-1], *words), split, folders[-1], shard, shards)
-    return _Name((*folders, *words), None, "", shard, shards)
-
-
-def _held_beside(mine: _Name, other: _Name) -> bool:
-    return mine.split == "train" and other.split in ("test", "validation") and mine.of_set == other.of_set
-
-
-def _same_shards(mine: _Name, other: _Name) -> bool:
-    return (mine.of_set, mine.split) == (other.of_set, other.split) and other.shards is not None
+    name = shards.named(path, path.parent)
+    if name.split is None and name.shards is None:
+        return path.stem
+    return "-".join(name.of_set) or path.resolve().parent.name
 
 
 def _source(files: list[Path], base: Path, name: str, left_out: list[str], named: Path | None = None) -> Source:
     """The set in these files. Raises `DataError` where a shard is missing, or two sets lie together."""
-    names = {file: _named(file, base) for file in files}
-    splits = _by_split(names, base, named)
-    train = _ordered(splits.pop("train"), base)
+    names = {file: shards.named(file, base) for file in files}
+    splits = shards.by_split(names, base, named)
+    train = shards.ordered(splits.pop("train"), base)
     held = next((split for split in ("test", "validation") if split in splits), None)
-    test = _ordered(splits.pop(held), base) if held else []
+    test = shards.ordered(splits.pop(held), base) if held else []
     told = list(left_out)
     for split, others in splits.items():
-        told.append(f"the split {names[others[0]].word} ({_count(others)})" if split else _of_no_split(others))
+        told.append(
+            f"the split {names[others[0]].word} ({shards.count(others)})" if split else shards.of_no_split(others)
+        )
     notes = []
     if len(train) > 1 or len(test) > 1:
         first_to_last = f" ({shown(train[0].name)} to {shown(train[-1].name)})" if len(train) > 1 else ""
-        notes.append(f"{_count(train)} of train{first_to_last}" + (f", {len(test)} held out" if test else ""))
+        notes.append(f"{shards.count(train)} of train{first_to_last}" + (f", {len(test)} held out" if test else ""))
     held_out = ""
     if test:
         held_out = shown(test[0].name if len(test) == 1 else f"the {len(test)} shards of {names[test[0]].word}")
     states = {"train": [file_identity(file) for file in train], "test": [file_identity(file) for file in test]}
     identity = {"parquet": states, "told": [held_out, *told, *notes]}
     return Source(name, identity, lambda: _open(train, test, held_out, told, notes))
-
-
-def _by_split(names: dict[Path, _Name], base: Path, named: Path | None) -> dict[str, list[Path]]:
-    """Files by their split, with one called train: where nothing is said of splits, or one file is `named`, that is all
-    there is. The others are "test", "validation" and "", of no split."""
-    sets = {name.of_set for name in names.values() if name.split is not None}
-    if len(sets) > 1:
-        words = ", ".join(sorted("-".join(one) or "''" for one in sets))
-        raise DataError(f"source: {shown(base)} has the shards of {len(sets)} sets ({shown(words)}): name one of them")
-    splits: dict[str, list[Path]] = {}
-    for file, name in names.items():
-        splits.setdefault(name.split or "", []).append(file)
-    if len(splits) == 1 and (named is not None or "" in splits):
-        return {"train": next(iter(splits.values()))}
-    if "train" not in splits:
-        words = ", ".join(shown(names[files[0]].word or files[0].name) for files in splits.values())
-        raise DataError(f"source: {shown(base)} has {words} and no train split: name the file to train on")
-    return splits
-
-
-def _of_no_split(files: Sequence[Path]) -> str:
-    return f"{_count(files)} of no split ({few(shown(file.name) for file in files)})"
-
-
-def _count(files: Sequence[Path]) -> str:
-    return f"{len(files)} file{'s' if len(files) != 1 else ''}"
-
-
-def _ordered(files: Sequence[Path], base: Path) -> list[Path]:
-    """In the order of their numbers. Raises `DataError` where one is missing, or the numbers are of two sets."""
-    names = {file: _named(file, base) for file in files}
-    totals = {name.shards for name in names.values()}
-    if len(totals) > 1:
-        files = sorted(files)
-        raise DataError(
-            f"source: {shown(files[0].parent)} has {shown(files[0].name)} beside {shown(files[-1].name)}, of another "
-            f"number of shards: keep one of the two"
-        )
-    total = next(iter(totals), None)
-    alike = sorted(file.name for file, name in names.items() if name.split and name.shard is None)
-    if len(alike) > 1:
-        raise DataError(f"source: {shown(base)} has {' and '.join(map(shown, alike))}: keep one of them, or name it")
-    if total is not None:
-        there = sorted(name.shard for name in names.values() if name.shard is not None)
-        if len(set(there)) < len(there):
-            raise DataError(f"source: {shown(files[0].parent)} has the shard {there[0]} of {total} twice: keep one")
-        lacking = [number for number in range(min(total, 100_000)) if number not in set(there)]
-        if lacking or len(there) != total:
-            words = ", ".join(f"{number:05}-of-{total:05}" for number in lacking[:4]) + " …" * (len(lacking) > 4)
-            raise DataError(
-                f"source: {shown(files[0].parent)} has {len(there)} of the {total} shards of "
-                f"{names[files[0]].word or shown(files[0].name)}, not {words}: get the others"
-            )
-    return sorted(files, key=lambda file: (file.parent, names[file].of_set, names[file].shard or 0, file.name))
 
 
 class _Columns(NamedTuple):
@@ -248,28 +124,23 @@ class _Shard(NamedTuple):
 def _open(
     train: Sequence[Path], test: Sequence[Path], held_out: str, left_out: Sequence[str], notes: Sequence[str]
 ) -> Opened:
-    shards = {path: _shard(path) for path in (*train, *test)}
-    columns = shards[train[0]].columns
-    for path, shard in shards.items():
+    of_path = {path: _shard(path) for path in (*train, *test)}
+    columns = of_path[train[0]].columns
+    for path, shard in of_path.items():
         if shard.columns.image != columns.image:
             raise DataError(
                 f"source: {shown(path)} has its images in {shown(repr(shard.columns.image))}, and "
                 f"{shown(train[0].name)} in {shown(repr(columns.image))}: give the column one name"
             )
-    parts = [[shards[path] for path in part] for part in (train, test)]
+    parts = [[of_path[path] for path in part] for part in (train, test)]
     of = _labels(parts)
-    classes = of.classes
-    if (
-        classes is None
-        and columns.classes
-        and all(label is None or label < len(columns.classes) for part in of.labels for label in part)
-    ):
-        classes = columns.classes
+    highest = max((label for part in of.labels for label in part if label is not None), default=-1)
+    declared = columns.classes if columns.classes and highest < len(columns.classes) else None
     return Opened(
         _rows(parts[0], of.labels[0], of.why_none),
         _rows(parts[1], of.labels[1], of.why_none) if test else None,
         held_out=held_out,
-        classes=classes,
+        classes=of.classes or declared,
         left_out=tuple(left_out),
         notes=(*notes, *columns.notes),
     )
@@ -330,15 +201,15 @@ def _values(shard: _Shard, column: str) -> list[Any]:
     return values
 
 
-def _rows(shards: Sequence[_Shard], of_labels: Sequence[int | None], unlabelled: str | None) -> Rows:
+def _rows(part: Sequence[_Shard], of_labels: Sequence[int | None], unlabelled: str | None) -> Rows:
     def examples() -> Iterator[Example]:
         before = 0
-        for shard in shards:
+        for shard in part:
             for row, content in enumerate(_images(shard)):
                 yield Example(f"row {row} of {shown(shard.path)}", content, of_labels[before + row])
             before += shard.rows
 
-    return Rows(sum(shard.rows for shard in shards), examples, unlabelled)
+    return Rows(sum(shard.rows for shard in part), examples, unlabelled)
 
 
 def _images(shard: _Shard) -> Iterator[bytes | Path]:
