@@ -223,7 +223,12 @@ def opened(folder: Path, asked: Recipe) -> tuple[Recipe, dict[str, Any]] | None:
     """
     if not (folder / "recipe.yaml").exists():
         if (folder / "origin.json").exists():
-            raise RecipeError(f"{folder} holds what `gentickets train` made: take name=… for a new run, or --fresh")
+            raise RecipeError(
+                f"{folder} holds what `gentickets train` made, or a run that lacks its recipe.yaml: take name=… for a new "
+                f"run, or --fresh"
+            )
+        if any(folder.glob("seed-*/level-*")):
+            raise RecipeError(f"{folder} holds levels without recipe.yaml and origin.json: take name=… for a new run")
         if foreign := sorted(entry.name for entry in folder.iterdir() if not _is_ours(entry)):
             raise RecipeError(
                 f"{folder} holds what is no run's ({', '.join(foreign[:3])}{' …' if len(foreign) > 3 else ''}): "
@@ -231,6 +236,8 @@ def opened(folder: Path, asked: Recipe) -> tuple[Recipe, dict[str, Any]] | None:
             )
         return None
     if not (folder / "origin.json").exists():
+        if any(folder.glob("seed-*/level-*")):
+            raise RecipeError(f"{folder} holds levels, but not the origin.json that says whose: put it back, or --fresh")
         return None
     origin, recipe = read_run_origin(folder), read_run_recipe(folder)
     # Read as a recipe: keys that are newer than the folder have their defaults.

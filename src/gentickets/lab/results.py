@@ -7,11 +7,13 @@ What was measured is in `results.csv`, which is equal byte for byte for equal ru
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import math
 import re
 import statistics
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -402,7 +404,8 @@ def _one_line(error: object) -> str:
 def write_csv(run: Run) -> Path:
     """Writes `results.csv` and, apart, `timings.csv` into the run's folder. Returns the path of the first.
 
-    One row a level, in the order of `run.levels`. Floats are written so that reading gives the same float.
+    One row a level, in the order of `run.levels`. Floats are written so that reading gives the same float. A folder
+    that cannot be written, such as somebody else's, is left as it was, with a warning.
     """
     keys = sorted(run.metrics())
     heads = ["seed", "level", "arm", "status", "sparsity", "alive", "total", "start_step", "end_step"]
@@ -417,15 +420,21 @@ def write_csv(run: Run) -> Path:
         rows.append(row)
     heads += ["early_stopping_step"] if any(result.validation for result in run.levels) else []
     heads += [head for key in keys for head in (key, f"{key}_samples")]
-    replace_file(run.folder / "results.csv", to_csv(heads, rows))
-
+    tables = {"results.csv": to_csv(heads, rows)}
     clocks = ["find_seconds", "train_seconds", "evaluate_seconds", "images"]
     timed = [
         {head: getattr(r, head) for head in place} | {clock: getattr(r.timing, clock) for clock in clocks}
         for r in run.levels
         if r.timing is not None
     ]
-    replace_file(run.folder / "timings.csv", to_csv(place + clocks, timed))
+    tables["timings.csv"] = to_csv(place + clocks, timed)
+    try:
+        for name, table in tables.items():
+            replace_file(run.folder / name, table)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM, errno.EISDIR):
+            raise
+        warnings.warn(f"{run.folder / name} cannot be written ({error.strerror}): left as it was", stacklevel=2)
     return run.folder / "results.csv"
 
 
