@@ -173,7 +173,8 @@ def test_a_set_named_before_its_split(tmp_path):
 
 @pytest.mark.parametrize(("file", "name"), [
     ("cifar10.parquet", "cifar10"), ("train.parquet", "set"), ("faces-train.parquet", "faces"),
-    ("0000.parquet", "0000"), ("train-00000-of-00001.parquet", "set"), ("faces-00000-of-00001.parquet", "faces"), ("train2017.parquet", "set"),
+    ("0000.parquet", "0000"), ("train-00000-of-00001.parquet", "set"),
+    ("faces-00000-of-00001.parquet", "faces"), ("train2017.parquet", "set"),
 ])  # fmt: skip
 def test_what_a_set_is_called(tmp_path, file, name):
     written(tmp_path / "set" / file, [1])

@@ -97,7 +97,8 @@ def _same_set(mine: Name, other: Name) -> bool:
 def by_split(names: dict[Path, Name], base: Path, asked: Path | None) -> dict[str, list[Path]]:
     """Files by their split: "train", "test", "validation", and "" where nothing says which.
 
-    Where nothing does of any, or one file was `asked` for and lies alone, all is train. Raises `DataError` where none is.
+    Where nothing does of any, or one file was `asked` for and lies alone, all is train.
+    Raises `DataError` where none is.
     """
     sets = {name.of_set for name in names.values() if name.split is not None}
     if len(sets) > 1:
