@@ -1,4 +1,5 @@
-"""A run that is killed, signalled or damaged at a random moment, gone on with, and compared with one that was left alone.
+"""A run that is killed, signalled or damaged at a random moment, gone on with,
+and compared with one that was left alone.
 
 The program runs by its real command line, in processes that are forked from a server in which torch is loaded already,
 so that a case costs a second. What is done in a case follows from its number; the moment is a time, so that what it
@@ -69,7 +70,17 @@ RECIPES: dict[str, dict[str, Any]] = {
         "evaluation": {"samples": 16},
     },
 }  # fmt: skip
-WAYS = ("kill the group", "kill one child", "kill the parent", "INT", "TERM", "HUP", "INT twice", "STOP, CONT, TERM", "damage")
+WAYS = (
+    "kill the group",
+    "kill one child",
+    "kill the parent",
+    "INT",
+    "TERM",
+    "HUP",
+    "INT twice",
+    "STOP, CONT, TERM",
+    "damage",
+)
 DAMAGES = ("a bit", "half", "zeros", "empty", "garbage", "removed")
 
 WALL_CLOCK = ("timing.json", "settled.pt", "SHA256SUMS")
@@ -123,7 +134,9 @@ class Program:
 
     def children(self) -> list[int]:
         try:
-            return [int(n) for n in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()]
+            return [
+                int(n) for n in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+            ]
         except OSError:
             return []
 

@@ -8,8 +8,10 @@ from typing import Any
 
 HOSTILE_TEXT = (
     "", " ", "\x00", "\x1b]0;title\x07\x1b[31m", "a\nb", "<script>alert(1)</script>", "[/red]", "[bold]", "../../x",
-    "/dev/zero", "ä" * 50, "\ud800", "\u202e", "None", "nan", "1e999", "x" * 5000, "{{7*7}}", "$HOME", "%s%n", "*", "a.b.c",
-    "weight", "encoder", "-1", "null", "!!python/object/apply:os.system", "encoder.1.weight", "~", "yes", "0x10", "1:30",
+    "/dev/zero", "ä" * 50, "\ud800", "\u202e", "None", "nan", "1e999", "x" * 5000, "{{7*7}}", "$HOME", "%s%n", "*",
+    "a.b.c",
+    "weight", "encoder", "-1", "null", "!!python/object/apply:os.system", "encoder.1.weight", "~", "yes", "0x10",
+    "1:30",
 )  # fmt: skip
 HOSTILE_NUMBERS = (
     0, -1, 1, 2, 7, 255, 65536, 2**31, 2**31 - 1, 2**32, 2**53, 2**63, 2**64, 10**20, 10**400, -(2**63), 0.0, -0.0, 0.5,
@@ -68,7 +70,9 @@ def _once(rng: random.Random, value: Any) -> Any:
     elif kind < 0.9 and isinstance(holder, dict):
         holder[str(rng.choice(HOSTILE_TEXT))] = holder.pop(key)
     elif isinstance(number := holder[key], int | float) and not isinstance(number, bool):
-        holder[key] = rng.choice((number + 1, number - 1, -number, number * 2, number / 2 if abs(number) < 1e9 else 0.5))
+        holder[key] = rng.choice(
+            (number + 1, number - 1, -number, number * 2, number / 2 if abs(number) < 1e9 else 0.5)
+        )
     elif isinstance(holder[key], list):
         holder[key] = holder[key] * rng.choice((0, 2, 3))
     elif isinstance(holder, dict):

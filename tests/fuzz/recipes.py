@@ -16,15 +16,18 @@ from tests.fuzz.mutations import HOSTILE_TEXT, damaged, mutated
 # Short, as reading YAML costs by the word. Together they have every part, and keys of all kinds.
 BASES: tuple[dict[str, Any], ...] = (
     {"name": "x", "model": {"name": "linear-autoencoder", "width": 8}, "objective": {"name": "autoencoding"}},
-    {"name": "x", "model": {"name": "dcgan"}, "objective": {"name": "adversarial", "n_critic": 2}, "training": {"lr": 0.1}},
+    {"name": "x", "model": {"name": "dcgan"}, "objective": {"name": "adversarial", "n_critic": 2},
+     "training": {"lr": 0.1}},
     {"name": "x", "model": {"name": "conv-vae", "latent": 4}, "objective": {"name": "elbo", "beta": 0.5},
      "training": {"steps": 40, "lr": {"encoder": 0.1, "decoder": 0.2}, "ema": 0.9}},
     {"name": "x", "model": {"name": "conv-vae"}, "objective": {"name": "elbo"}, "seeds": [0, 1],
      "search": {"method": "early-bird", "rounds": 2, "fraction": 0.5, "components": ["encoder"], "tolerance": 0.1}},
     {"name": "x", "model": {"name": "conv-vae"}, "objective": {"name": "elbo"}, "on_failure": "stop",
-     "search": {"rounds": 3, "rewind_step": 5, "include": ["encoder.*"], "retrain": "rewind"}, "controls": {"levels": [1, 2]}},
+     "search": {"rounds": 3, "rewind_step": 5, "include": ["encoder.*"], "retrain": "rewind"},
+     "controls": {"levels": [1, 2]}},
     {"name": "x", "title": "y", "model": {"name": "linear-autoencoder"}, "objective": {"name": "autoencoding"},
-     "evaluation": {"samples": 64, "metrics": ["reconstruction_mse"], "every": 5}, "data": {"source": "digits", "size": 8}},
+     "evaluation": {"samples": 64, "metrics": ["reconstruction_mse"], "every": 5}, "data": {"source": "digits",
+     "size": 8}},
     {"name": "x", "model": {"name": "linear-autoencoder"}, "objective": {"name": "autoencoding"},
      "budgets": {"smoke": {"training.steps": 5, "search": {"rounds": 1}}}},
     {"name": "x", "model": {"name": "conv-vae"}, "objective": {"name": "elbo"}, "search": {"rounds": 2},
@@ -33,15 +36,20 @@ BASES: tuple[dict[str, Any], ...] = (
      "study": {"methods": ["imp", "one-shot"], "published": {"of": "z", "rows": [{"of": "a", "value": 1.0}]}}},
 )  # fmt: skip
 KEYS = (
-    "name", "title", "seeds", "on_failure", "model", "model.name", "model.width", "model.hidden", "data.source", "data.size",
+    "name", "title", "seeds", "on_failure", "model", "model.name", "model.width", "model.hidden", "data.source",
+    "data.size",
     "objective.beta", "objective.loss", "training.steps", "training.lr", "training.batch_size", "training.threads",
     "training.precision", "search", "search.rounds", "search.fraction", "search.method", "search.rewind_step",
-    "search.include", "controls.levels", "evaluation.samples", "evaluation.every", "study", "study.arms", "budgets", "x.y.z",
+    "search.include", "controls.levels", "evaluation.samples", "evaluation.every", "study", "study.arms", "budgets",
+    "x.y.z",
 )  # fmt: skip
 VALUES = (
-    "1e3", "0100", "1:30", "yes", "on", "~", "", ".inf", "-.inf", ".nan", "1_000", "0x10", "0b1", "2001-13-45", "2001-12-14",
-    "!!int x", "!!float x", "!!timestamp x", "!!binary x", "!!python/name:os.system", "!!set {a}", "&a [*a]", "*a", "[" * 400,
-    "{" * 400, "9" * 5000, "[1,2", "{a: 1, a: 2}", "'", '"', "|", ">", "@x", "`", "%", "? x", "- 1", "a: b: c", "\t", "\x00",
+    "1e3", "0100", "1:30", "yes", "on", "~", "", ".inf", "-.inf", ".nan", "1_000", "0x10", "0b1", "2001-13-45",
+    "2001-12-14",
+    "!!int x", "!!float x", "!!timestamp x", "!!binary x", "!!python/name:os.system", "!!set {a}", "&a [*a]", "*a",
+    "[" * 400,
+    "{" * 400, "9" * 5000, "[1,2", "{a: 1, a: 2}", "'", '"', "|", ">", "@x", "`", "%", "? x", "- 1", "a: b: c", "\t",
+    "\x00",
     "1e400", "-1", "100000000000000000000", "[[[]]]", "{}", "[]", "null", "true", "\ufeff1", "é", "[1, 1]", "<<", "=",
 )  # fmt: skip
 

@@ -38,9 +38,11 @@ TINY: dict[str, Any] = {
     "seeds": [0],
 }
 RECIPES = (
-    {**TINY, "name": "watched", "evaluation": {"features": "none", "every": 4}, "training": {**TINY["training"], "ema": 0.9}},
+    {**TINY, "name": "watched", "evaluation": {"features": "none", "every": 4}, "training": {**TINY["training"],
+     "ema": 0.9}},
     {**TINY, "name": "bird", "model": {"name": "conv-vae", "width": 2, "latent": 2}, "objective": {"name": "elbo"},
-     "search": {"method": "early-bird", "granularity": "channel", "rounds": 1, "fraction": 0.3, "window": 2, "interval": 1}},
+     "search": {"method": "early-bird", "granularity": "channel", "rounds": 1, "fraction": 0.3, "window": 2,
+     "interval": 1}},
 )  # fmt: skip
 
 
@@ -65,7 +67,9 @@ def change(rng: random.Random, folder: Path, file: Path) -> None:
         file.write_bytes(damaged(rng, raw))
     elif file.name == "curve.jsonl":
         lines = raw.splitlines()
-        lines[rng.randrange(len(lines))] = any_of(rng, b"[1]", b"{", b"\xff", _json(hostile(rng)), _json({"step": hostile(rng)}))
+        lines[rng.randrange(len(lines))] = any_of(
+            rng, b"[1]", b"{", b"\xff", _json(hostile(rng)), _json({"step": hostile(rng)})
+        )
         file.write_bytes(b"\n".join(lines))
     elif file.suffix == ".json":
         file.write_bytes(_json(mutated(rng, json.loads(raw))))

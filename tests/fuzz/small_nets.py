@@ -24,7 +24,30 @@ ARCHITECTURES = (
     (Architecture("dcgan", 8, 1, {"width": 2, "latent": 2}), gt.Adversarial(latent_size=2)),
 )
 OPTIONS = ("width", "depth", "latent", "hidden", "critic_norm", "size", "x")
-NUMBERS = (0, 1, 2, 3, 4, 7, 8, 16, 64, 1000, 2**16, 2**17, 2**31, 2**40, 2**64, -1, True, None, 1.5, "8", [3], [1] * 400)
+NUMBERS = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    7,
+    8,
+    16,
+    64,
+    1000,
+    2**16,
+    2**17,
+    2**31,
+    2**40,
+    2**64,
+    -1,
+    True,
+    None,
+    1.5,
+    "8",
+    [3],
+    [1] * 400,
+)
 
 
 def bases() -> list[bytes]:

@@ -108,7 +108,9 @@ def _change_tensor(rng: random.Random, header: dict[str, Any]) -> None:
     if kind == 0:
         entry["dtype"] = rng.choice(TYPES)
     elif kind == 1:
-        entry["shape"] = any_of(rng, mutated(rng, entry["shape"]), [0, *entry["shape"]], entry["shape"][::-1], [2**40] * 9)
+        entry["shape"] = any_of(
+            rng, mutated(rng, entry["shape"]), [0, *entry["shape"]], entry["shape"][::-1], [2**40] * 9
+        )
     elif kind == 2:
         entry["data_offsets"] = mutated(rng, entry["data_offsets"])
     elif kind == 3:
@@ -123,7 +125,9 @@ def _change_tensor(rng: random.Random, header: dict[str, Any]) -> None:
     else:
         shapes = json.loads(header["__metadata__"]["shapes"])
         name = rng.choice(list(shapes))
-        shapes[name] = any_of(rng, shapes[name][::-1], [1, *shapes[name]], [2**62, 4], [-1], [0], [2**20] * 3, hostile(rng))
+        shapes[name] = any_of(
+            rng, shapes[name][::-1], [1, *shapes[name]], [2**62, 4], [-1], [0], [2**20] * 3, hostile(rng)
+        )
         header["__metadata__"]["shapes"] = _json(shapes)
 
 

@@ -224,8 +224,8 @@ def opened(folder: Path, asked: Recipe) -> tuple[Recipe, dict[str, Any]] | None:
     if not (folder / "recipe.yaml").exists():
         if (folder / "origin.json").exists():
             raise RecipeError(
-                f"{folder} holds what `gentickets train` made, or a run that lacks its recipe.yaml: take name=… for a new "
-                f"run, or --fresh"
+                f"{folder} holds what `gentickets train` made, or a run that lacks its recipe.yaml: take name=… for "
+                f"a new run, or --fresh"
             )
         if any(folder.glob("seed-*/level-*")):
             raise RecipeError(f"{folder} holds levels without recipe.yaml and origin.json: take name=… for a new run")
@@ -237,7 +237,9 @@ def opened(folder: Path, asked: Recipe) -> tuple[Recipe, dict[str, Any]] | None:
         return None
     if not (folder / "origin.json").exists():
         if any(folder.glob("seed-*/level-*")):
-            raise RecipeError(f"{folder} holds levels, but not the origin.json that says whose: put it back, or --fresh")
+            raise RecipeError(
+                f"{folder} holds levels, but not the origin.json that says whose they are: put it back, or --fresh"
+            )
         return None
     origin, recipe = read_run_origin(folder), read_run_recipe(folder)
     # Read as a recipe: keys that are newer than the folder have their defaults.

@@ -10,7 +10,6 @@ import csv
 import errno
 import io
 import json
-import math
 import re
 import statistics
 import warnings
