@@ -257,6 +257,7 @@ KINDS: tuple[Callable[[random.Random], tuple[str, Files]], ...] = (parquet, arra
 
 def prepare(kinds: tuple[Callable[[random.Random], tuple[str, Files]], ...] = KINDS) -> Attempt:
     folder = Path(tempfile.mkdtemp())
+    pa.table({"first": [0]})  # arrow looks for pandas once, and takes its time
 
     def attempt(rng: random.Random) -> str | None:
         source, tree = rng.choice(kinds)(rng)
