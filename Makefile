@@ -7,7 +7,7 @@ RUNS ?= runs
 BENCH ?=
 QUICKSTART := autoencoder vae gan
 
-.PHONY: setup demo test lint bench keys campaign clean
+.PHONY: setup demo test soak lint bench keys campaign clean
 
 setup: $(VENV)/.ready
 
@@ -30,6 +30,10 @@ demo: setup
 
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# 200 runs that are killed, signalled or damaged at random, each compared with an undisturbed one; half an hour.
+soak: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m soak tests/test_reliability.py
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks campaign

@@ -46,6 +46,9 @@ class Validation:
         return {"steps": self.steps, "values": self.values}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises `Damaged` where there was a best evaluation, and its weights are not there as they were written."""
+        if state["values"]:
+            disk.load_weights(self._path)
         self.steps, self.values = list(state["steps"]), list(state["values"])
 
     def summary(self) -> dict[str, Any]:
