@@ -299,8 +299,8 @@ class SearchPart(_Part):
 class ControlsPart(_Part):
     """What tickets are compared with, at which levels."""
 
-    levels: list[Count] | Literal["auto"] = "auto"
-    """At which levels controls are run; auto: three, spread over the deeper two thirds."""
+    levels: list[Count] | Literal["auto", "all"] = "auto"
+    """At which levels controls are run; auto: three, spread over the deeper two thirds; all: at every level."""
     random_mask: Flag = True
     """Whether a random mask of the same density in each layer is trained from the ticket's weights."""
     redrawn_weights: Flag = True
@@ -309,6 +309,8 @@ class ControlsPart(_Part):
     def chosen(self, rounds: int) -> list[int]:
         if self.levels == "auto":
             return sorted({max(1, math.ceil(rounds * share)) for share in (1 / 3, 2 / 3, 1)}) if rounds else []
+        if self.levels == "all":
+            return list(range(1, rounds + 1))
         return [level for level in self.levels if level <= rounds]
 
 
