@@ -7,7 +7,7 @@ RUNS ?= runs
 BENCH ?=
 QUICKSTART := autoencoder vae gan
 
-.PHONY: setup demo test soak lint bench campaign clean
+.PHONY: setup demo test soak lint bench keys campaign clean
 
 setup: $(VENV)/.ready
 
@@ -43,6 +43,10 @@ lint: setup
 # Speed beside what gentickets replaces, some twenty minutes; a part of it: make bench BENCH="masked-step thresholds"
 bench: setup
 	$(BIN)/python -m benchmarks $(BENCH) --out $(RUNS)/bench.json
+
+# The page of all keys of a recipe, written from the types that recipes are checked by.
+keys: setup
+	$(BIN)/python -m gentickets.lab.keys > docs/keys.md
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -435,7 +435,9 @@ def test_a_failure_leaves_nothing_behind(tmp_path, cache) -> None:
     (tmp_path / "bad" / "1.png").write_bytes(b"nonsense")
     with pytest.raises(DataError):
         load(str(tmp_path / "bad"), size=8)
-    assert list(cache.iterdir()) == []
+    assert not [file for file in cache.iterdir() if file.name.endswith((".npy", ".partial"))]
+    with pytest.raises(DataError):
+        load(str(tmp_path / "bad"), size=8)
 
 
 def test_a_cache_that_cannot_be_written_is_a_line(tmp_path, monkeypatch) -> None:

@@ -19,7 +19,7 @@ def encoded(image, kind="PNG", **options):
 
 
 def shown(content, channels=3, size=16):
-    return decode(Example("it", content, None), size, channels, None)
+    return decode(Example("it", content, None), size, channels, None).pixels
 
 
 def square(mode, outside, inside):

@@ -19,10 +19,12 @@ import yaml
 import gentickets as gt
 from gentickets.lab import folder as disk
 from gentickets.lab import run as run_module
-from gentickets.lab.plan import Plan, fit, parse_time
+from gentickets.lab.durations import parse_time
+from gentickets.lab.plan import Plan, fit
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.results import read_run
 from gentickets.lab.verdict import judge
+from gentickets.lab.verdict_words import headline
 
 TINY = {
     "name": "tiny",
@@ -105,8 +107,7 @@ def test_find_report_inspect_evaluate_and_list(gentickets, tmp_path):
     assert "random_mask" in gentickets("inspect", "runs/tiny").stdout
     page = gentickets("report", "runs/tiny", "--out", "page.html").stdout
     assert "page.html" in page
-    headline = judge(read_run(run)).headline
-    assert headline in " ".join(html.unescape((tmp_path / "page.html").read_text()).split())
+    assert headline(judge(read_run(run))) in " ".join(html.unescape((tmp_path / "page.html").read_text()).split())
     assert "tiny" in gentickets("list", "runs").stdout
     assert "linear-autoencoder" in gentickets("list", "models").stdout
 
@@ -300,7 +301,10 @@ def test_a_cut_component_ends_the_ladder_and_is_recorded(gentickets, tmp_path):
 @pytest.mark.parametrize("on_failure", ["continue", "stop"])
 def test_a_diverging_training_is_recorded_and_the_search_goes_on_or_ends(gentickets, tmp_path, on_failure):
     recipe = {**TINY, "on_failure": on_failure, "training": {**TINY["training"], "lr": 1e30}}
-    gentickets("find", "recipe.yaml", recipe=recipe)
+    done = gentickets("find", "recipe.yaml", recipe=recipe, expect=3)
+    assert "nothing was trained to its end: diverged" in done.stderr
+    assert (tmp_path / "runs" / "tiny" / "report.html").exists()
+    assert "diverged" in (tmp_path / "runs" / "tiny" / "results.csv").read_text()
     run = tmp_path / "runs" / "tiny" / "seed-0"
     first = json.loads((run / "level-00" / "metrics.json").read_text())
     assert first["status"] == "diverged"

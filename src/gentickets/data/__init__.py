@@ -5,6 +5,8 @@ Everywhere in gentickets an image batch is a float32 tensor (batch, channels, he
 
 from gentickets.data.batches import Batches
 from gentickets.data.images import ImageSet
-from gentickets.data.loading import load
+from gentickets.data.loading import load, load_splits
+from gentickets.data.room import check_room
+from gentickets.data.telling import line
 
-__all__ = ["Batches", "ImageSet", "load"]
+__all__ = ["Batches", "ImageSet", "check_room", "line", "load", "load_splits"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,25 +16,53 @@ from gentickets.errors import DataError
 BACKGROUND = (255, 255, 255, 255)
 """What shows through where an image is transparent: white, as on a page."""
 
+MOST_PIXELS = 2**26
+"""Of one image. A header of a few bytes may tell of any size; each thread holds an image several times over."""
+
+_ORIENTATION = 0x0112
+_TURNS = range(2, 9)
+
 
 class Example(NamedTuple):
-    """One image as its source has it: where it lies (for messages), what is to be decoded, its label."""
+    """One image as its source has it: where it lies (for messages), what is to be decoded, its label.
+
+    A function is one that reads the bytes, on the thread that decodes them.
+    """
 
     where: str
-    content: bytes | Path | np.ndarray
+    content: bytes | Path | np.ndarray | Callable[[], bytes]
     label: int | None
 
 
-def decode(example: Example, size: int, channels: int, crop: int | None) -> np.ndarray:
-    """uint8 (channels, size, size): as a viewer shows it, then centre crop, resize (antialiased), grey or RGB.
+class Decoded(NamedTuple):
+    """An image as it is trained on, and what it was: its mode, (width, height), and what was `done` to it.
 
-    What is transparent shows `BACKGROUND`, whatever colours lie hidden under it. Without `crop` the largest centred
-    square is taken. Raises `DataError` that names the image where it is broken, smaller than `crop`, or of numbers
-    whose range nothing says.
+    `pixels`: uint8 (channels, size, size). `done`: some of "transparent", "turned", "deep", "frames", "cropped" and
+    "resized".
     """
+
+    pixels: np.ndarray
+    mode: str
+    size: tuple[int, int]
+    done: tuple[str, ...]
+
+
+def decode(example: Example, size: int, channels: int, crop: int | None) -> Decoded:
+    """As a viewer shows it, then centre crop, resize (antialiased), grey or RGB.
+
+    What is transparent shows `BACKGROUND`, whatever colours lie hidden under it. Of several frames the first is taken.
+    Without `crop` the largest centred square is. Raises `DataError` that names the image where it is broken, smaller
+    than `crop`, or of numbers whose range nothing says.
+    """
+    done: list[str] = []
     with _opened(example) as image:
+        mode = image.mode
         try:
-            image = _composited(_upright(image, example)).convert("L" if channels == 1 else "RGB")
+            if getattr(image, "is_animated", False):
+                done.append("frames")
+            image = _upright(image, example, done)
+            shown = image.size
+            image = _composited(image, done).convert("L" if channels == 1 else "RGB")
         except DataError:
             raise
         except Exception as error:  # Pillow lets through whatever its many decoders raise
@@ -41,18 +71,24 @@ def decode(example: Example, size: int, channels: int, crop: int | None) -> np.n
     if side > min(image.size):
         width, height = image.size
         raise DataError(f"crop: {crop} is larger than {example.where}, which is {width}x{height}: take a smaller one")
+    if image.size != (side, side):
+        done.append("cropped")
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side))
     if side != size:
+        done.append("resized")
         image = image.resize((size, size), Image.Resampling.BILINEAR)
     pixels = np.asarray(image)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+    return Decoded(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1), mode, shown, tuple(done))
 
 
-def is_grey(example: Example) -> bool:
-    """True where the image itself has one channel. Reads its header only."""
-    with _opened(example) as image:
-        return image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
+def is_grey(example: Example) -> bool | None:
+    """Whether the image itself has one channel. Reads its header only; None where there is none to read."""
+    try:
+        with _opened(example) as image:
+            return image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
+    except DataError:
+        return None
 
 
 def _opened(example: Example) -> Image.Image:
@@ -60,12 +96,20 @@ def _opened(example: Example) -> Image.Image:
     try:
         if isinstance(content, np.ndarray):
             return Image.fromarray(content)
-        return Image.open(io.BytesIO(content) if isinstance(content, bytes) else content)
+        if isinstance(content, Path):
+            image: Image.Image = Image.open(content)
+        else:
+            image = Image.open(io.BytesIO(content if isinstance(content, bytes) else content()))
     except Exception as error:
         raise _broken(example, error) from error
+    if image.width * image.height > MOST_PIXELS:
+        width, height = image.size
+        image.close()
+        raise DataError(f"{example.where} is {width}x{height}, over {MOST_PIXELS:,} pixels: make it smaller")
+    return image
 
 
-def _upright(image: Image.Image, example: Example) -> Image.Image:
+def _upright(image: Image.Image, example: Example, done: list[str]) -> Image.Image:
     """As a viewer would show it: turned as its EXIF says, 16 bits brought to 8 (Pillow would clip them)."""
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
         low, high = image.getextrema()
@@ -73,21 +117,27 @@ def _upright(image: Image.Image, example: Example) -> Image.Image:
             f"{example.where} has 32 bits a pixel (mode {image.mode}, {low} to {high}), and nothing says which is "
             f"black and which white: bring it to 8 or 16 bits"
         )
-    if not isinstance(example.content, np.ndarray):
+    if not isinstance(example.content, np.ndarray) and image.getexif().get(_ORIENTATION) in _TURNS:
+        done.append("turned")
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
+        done.append("deep")
         image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) // 257).astype(np.uint8))
     return image
 
 
-def _composited(image: Image.Image) -> Image.Image:
+def _composited(image: Image.Image, done: list[str]) -> Image.Image:
     """The image over the background, where it is transparent anywhere or might be."""
     if not image.has_transparency_data:
         return image
     shown = image.convert("RGBA")
+    if shown.getchannel("A").getextrema()[0] < 255:  # type: ignore[operator]
+        done.append("transparent")
     return Image.alpha_composite(Image.new("RGBA", shown.size, BACKGROUND), shown).convert("RGB")
 
 
 def _broken(example: Example, error: Exception) -> DataError:
     reason = " ".join(str(error).split()) or type(error).__name__
+    if re.search(r"<.* object at 0x", reason):  # Pillow names the object that the bytes were wrapped in
+        reason = "its bytes are no image that Pillow knows"
     return DataError(f"{example.where} is no image that can be read ({reason}): mend it or leave it out")

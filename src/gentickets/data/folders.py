@@ -1,33 +1,54 @@
-"""A folder of image files: split and class sub-folders, and CelebA's own layout."""
+"""A folder of image files: which of them are read. What its sub-folders mean is said in `arranging`."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path, PurePath
 
+from PIL import Image
+
+from gentickets.data.arranging import Arranged, Part, arrange
 from gentickets.data.decoding import Example
-from gentickets.data.sources import CELEBA_CROP, Rows, Source, file_identity
+from gentickets.data.sources import Opened, Rows, Source, few, listing, split_of
 from gentickets.errors import DataError
 
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-_TEST_FOLDERS = ("test", "val")
-_CELEBA_IMAGES = "img_align_celeba"
-_CELEBA_PARTITION = "list_eval_partition.txt"
+WHAT = "a folder of images"
+
+_SUFFIXES = frozenset(
+    {".apng", ".avif", ".bmp", ".dib", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".jpx", ".pbm", ".pcx"}
+    | {".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".webp"}
+)
+
+_NAMED = 8  # so many suffixes that are not read are named
 
 
-def find(path: Path, split: str, test: str | None) -> Source:
-    """The images of `path`: of `test`, a sub-folder, a partition file's part, or all, a part held out."""
-    name = name_of(path)
-    celeba = path.resolve().parent if name == _CELEBA_IMAGES else path
-    if (celeba / _CELEBA_PARTITION).is_file() and (celeba / _CELEBA_IMAGES).is_dir():
-        return _celeba(celeba, split)
-    train = path / "train" if (path / "train").is_dir() else path
-    own = next((path / sub for sub in _TEST_FOLDERS if train != path and (path / sub).is_dir()), None)
-    held = Path(test).expanduser() if test is not None else own
-    both = [train] if held is None or held.is_file() else [train, held]
-    chosen = train if split == "train" or held is None else held
-    return whole(chosen, name, classes_in=both, hold_out=held is None)
+@cache
+def suffixes() -> frozenset[str]:
+    """The suffixes of images, in lower case, of which this machine's Pillow can read the content."""
+    return _SUFFIXES & {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+
+
+def holds(path: Path) -> bool:
+    return path.is_dir()
+
+
+def find(path: Path) -> Source:
+    """The images of `path`: split and class sub-folders are understood."""
+    found = walked(path)
+    return _source(path, found, arrange(sorted(found.images), str(path)), _beside(path))
+
+
+def whole(path: Path) -> Source:
+    """All images of `path` as one split."""
+    found = walked(path)
+    arranged = arrange(sorted(found.images), str(path))
+    if arranged.test is not None:
+        raise DataError(f"test: {path} has splits of its own ({arranged.held_out}): name the folder that is meant")
+    return _source(path, found, arranged, ())
 
 
 def name_of(path: Path) -> str:
@@ -35,70 +56,156 @@ def name_of(path: Path) -> str:
     return path.resolve().name
 
 
-def whole(path: Path, name: str, classes_in: list[Path] | None = None, hold_out: bool = False) -> Source:
-    """All images under `path`. Its sub-folders, where every image lies in one, are classes.
-
-    Classes are numbered over the sub-folders of all of `classes_in`, so that two splits agree.
-    """
-    files = _image_files(path)
-    if not files:
-        raise DataError(f"source: {path} has no images ({', '.join(sorted(_SUFFIXES))}) in it or below: name another")
-    numbers = _class_numbers(classes_in or [path])
-    labels: list[int | None] = [numbers.get(file.relative_to(path).parts[0]) for file in files]
-    if len(numbers) < 2 or None in labels:
-        labels = [None] * len(files)
+def _source(path: Path, found: Walked, arranged: Arranged, beside: tuple[str, ...]) -> Source:
+    again: list[str] = []
+    train = _distinct(found, arranged.train, again)
+    test = None if arranged.test is None else _distinct(found, arranged.test, again)
+    read = [found.images[name] for part in (train, test) if part is not None for name in part.names]
+    linked = found.linked + sum(file.is_symlink() for file in read)
+    notes = (f"links followed: {linked:,}",) if linked else ()
+    left_out = (*replace(found, again=found.again + again).left_out(), *arranged.left_out, *beside)
     identity = {
         "folder": str(path.resolve()),
-        "files": _listing(files),
-        "classes": numbers,
-        "hold_out": hold_out,
+        "files": listing(read),
+        "train": len(train.names),
+        "classes": arranged.classes,
+        "told": [arranged.held_out, *left_out],
     }
 
-    def read() -> Rows:
-        examples = (Example(str(file), file, label) for file, label in zip(files, labels, strict=True))
-        return Rows(len(files), examples, hold_out)
+    def opened() -> Opened:
+        own = None if test is None else _rows(found, test)
+        return Opened(_rows(found, train), own, arranged.held_out, arranged.classes, left_out, notes)
 
-    return Source(name, identity, read)
-
-
-def _image_files(path: Path) -> list[Path]:
-    """In a fixed order. Hidden files (such as the `._*` that macOS leaves in archives) are none."""
-    found = []
-    for folder, below, names in os.walk(path):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        inside = Path(folder)
-        found += [inside / n for n in names if not n.startswith(".") and Path(n).suffix.lower() in _SUFFIXES]
-    return sorted(found)
+    return Source(name_of(path), identity, opened)
 
 
-def _class_numbers(roots: list[Path]) -> dict[str, int]:
-    names = {sub.name for root in roots for sub in root.iterdir() if sub.is_dir() and not sub.name.startswith(".")}
-    return {name: number for number, name in enumerate(sorted(names))}
+def _rows(found: Walked, part: Part) -> Rows:
+    labels = part.labels or [None] * len(part.names)
+
+    def examples() -> Iterator[Example]:
+        for name, label in zip(part.names, labels, strict=True):
+            yield Example(str(found.images[name]), found.images[name], label)
+
+    return Rows(len(part.names), examples, part.unlabelled)
 
 
-def _listing(files: list[Path]) -> str:
-    """A hash of every file's path, size and time of change."""
-    digest = hashlib.sha256()
-    for file in files:
-        state = file.stat()
-        digest.update(f"{file}\0{state.st_size}\0{state.st_mtime_ns}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
+def _beside(path: Path) -> tuple[str, ...]:
+    """The splits that lie beside a folder that is one."""
+    place = path.resolve()
+    if split_of(place.name) is None:
+        return ()
+    try:
+        others = sorted(other.name for other in place.parent.iterdir() if other.is_dir() and other != place)
+    except OSError:  # nobody asked for what lies beside it
+        return ()
+    return tuple(f"the folder {name} beside it" for name in others if split_of(name) is not None)
 
 
-def _celeba(root: Path, split: str) -> Source:
-    """CelebA as its authors publish it: aligned images, and a file that says which split each is in."""
-    partition = root / _CELEBA_PARTITION
-    wanted = "0" if split == "train" else "2"
-    lines = [line.split() for line in partition.read_text().splitlines() if line.strip()]
-    if any(len(line) != 2 for line in lines):
-        raise DataError(f"source: {partition} is no CelebA partition file: each line is an image's name and 0, 1 or 2")
-    files = [root / _CELEBA_IMAGES / name for name, part in lines if part == wanted]
-    if not files:
-        raise DataError(f"source: {partition} names no image of partition {wanted} ({split}): get the whole file")
+# -- which files ------------------------------------------------------------------------------------------------------
 
-    def read() -> Rows:
-        return Rows(len(files), (Example(str(file), file, None) for file in files))
 
-    # Not a stat for each of 200,000 files: the folder's own state tells of an added or a removed one.
-    folder = file_identity(root / _CELEBA_IMAGES)
-    return Source("celeba", {"partition": file_identity(partition), "folder": folder}, read, crop=CELEBA_CROP)
+@dataclass(frozen=True)
+class Walked:
+    """The image files below a folder, by their path within it, and what else there was.
+
+    `links`: the folders that were reached by a link. `again`: links to what is read anyway.
+    """
+
+    images: dict[PurePath, Path] = field(default_factory=dict)
+    links: list[str] = field(default_factory=list)
+    suffixes: Counter[str] = field(default_factory=Counter)
+    hidden: list[str] = field(default_factory=list)
+    dangling: list[str] = field(default_factory=list)
+    again: list[str] = field(default_factory=list)
+    no_files: list[str] = field(default_factory=list)
+
+    @property
+    def linked(self) -> int:
+        return len(self.links)
+
+    def left_out(self) -> tuple[str, ...]:
+        """What was left out, a phrase each."""
+        by_suffix = ", ".join(f"{suffix or 'none'} {count:,}" for suffix, count in self.suffixes.most_common(_NAMED))
+        if rest := self.suffixes.total() - sum(count for _, count in self.suffixes.most_common(_NAMED)):
+            by_suffix += f", others {rest:,}"
+        phrases = (
+            (by_suffix, f"files by suffix ({by_suffix})"),
+            (self.hidden, f"hidden files ({few(self.hidden)})"),
+            (self.dangling, f"links to nothing ({few(self.dangling)})"),
+            (self.again, f"links to what is read already ({few(self.again)})"),
+            (self.no_files, f"what is no file ({few(self.no_files)})"),
+        )
+        return tuple(words for there, words in phrases if there)
+
+
+def walked(path: Path) -> Walked:
+    """Every image below `path`. Links are followed, to no folder twice. Hidden files (such as the `._*` that macOS
+    leaves in archives) are none. Raises `DataError` where there is no image."""
+    found = Walked()
+    try:
+        _walk(path, PurePath(), found, frozenset(), set())
+    except RecursionError:
+        raise DataError(f"source: {path} has folders within folders without end: name one further down") from None
+    if not found.images:
+        but = f"; left out: {'; '.join(found.left_out())}" if found.left_out() else ""
+        known = ", ".join(sorted(suffixes()))
+        raise DataError(f"source: {path} has no images ({known}) in it or below{but}: name another")
+    return found
+
+
+def _walk(folder: Path, inside: PurePath, found: Walked, above: frozenset[str], seen: set[str]) -> None:
+    if split_of(folder.name) is not None:
+        seen = set()  # a split may link to images that lie in another folder too
+    real = os.path.realpath(folder)
+    above = above | {real}
+    seen.add(real)
+    links = []
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.name.startswith("."):
+                if Path(entry.name).suffix.lower() in suffixes():
+                    found.hidden.append(str(inside / entry.name))
+            elif entry.is_dir(follow_symlinks=False):
+                _walk(folder / entry.name, inside / entry.name, found, above, seen)
+            elif os.path.isdir(entry.path):
+                links.append(entry.name)
+            else:
+                _take(entry, folder, inside, found)
+    for name in links:  # after what is really here
+        target = os.path.realpath(folder / name)
+        upwards = any(up == target or up.startswith(target.rstrip(os.sep) + os.sep) for up in above)
+        if upwards or target in seen:
+            found.again.append(str(inside / name))
+        else:
+            found.links.append(str(inside / name))
+            _walk(folder / name, inside / name, found, above, seen)
+
+
+def _take(entry: os.DirEntry[str], folder: Path, inside: PurePath, found: Walked) -> None:
+    suffix = Path(entry.name).suffix.lower()
+    if suffix not in suffixes():
+        found.suffixes[suffix] += 1
+    elif os.path.isfile(entry.path):
+        found.images[inside / entry.name] = folder / entry.name
+    elif entry.is_symlink() and not os.path.exists(entry.path):
+        found.dangling.append(str(inside / entry.name))
+    else:
+        found.no_files.append(str(inside / entry.name))
+
+
+def _distinct(found: Walked, part: Part, again: list[str]) -> Part:
+    """The part without its links to images that it has anyway; they are added to `again`."""
+    links = [found.images[name].is_symlink() for name in part.names]
+    if not any(links):
+        return part
+    real = [os.path.realpath(found.images[name]) for name in part.names]
+    have = {file for file, link in zip(real, links, strict=True) if not link}
+    kept = []
+    for row, (file, link) in enumerate(zip(real, links, strict=True)):
+        if link and file in have:
+            again.append(str(part.names[row]))
+        else:
+            kept.append(row)
+            have.add(file)
+    labels = None if part.labels is None else tuple(part.labels[row] for row in kept)
+    return replace(part, names=tuple(part.names[row] for row in kept), labels=labels)

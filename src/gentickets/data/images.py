@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -40,7 +40,8 @@ class ImageSet:
     """Images of one split, decoded.
 
     `pixels` is uint8 (n, channels, height, width), read-only; `labels` is int64 (n,) or None;
-    `fingerprint` is that of both (see `from_arrays`, which computes it).
+    `fingerprint` is that of both (see `from_arrays`, which computes it). `told`: what was read of the source, left out
+    and decided, a fact each, in words.
     """
 
     name: str
@@ -48,22 +49,23 @@ class ImageSet:
     pixels: np.ndarray
     labels: np.ndarray | None
     fingerprint: str
+    told: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_arrays(
         cls, name: str, pixels: np.ndarray, labels: np.ndarray | None = None, split: str = "train"
     ) -> ImageSet:
-        """An image set over arrays of one's own. Raises `DataError` for another dtype or shape."""
+        """An image set over a copy of arrays of one's own. Raises `DataError` for another dtype or shape."""
         if pixels.dtype != np.uint8 or pixels.ndim != 4:
             raise DataError(
                 f"pixels of {name!r} are {pixels.dtype} {pixels.shape}: give uint8 (n, channels, height, width)"
             )
-        pixels = np.ascontiguousarray(pixels).view()
+        pixels = np.array(pixels, order="C")
         pixels.setflags(write=False)
         if labels is not None:
+            labels = _whole_numbers(name, labels)
             if labels.shape != (len(pixels),):
                 raise DataError(f"labels of {name!r} are {labels.shape} for {len(pixels)} images: give one each")
-            labels = labels.astype(np.int64)
             labels.setflags(write=False)
         return cls(name, split, pixels, labels, fingerprint(pixels, labels))
 
@@ -105,6 +107,16 @@ class ImageSet:
         rows = draw(len(self), n, seed)
         labels = None if self.labels is None else self.labels[rows]
         return ImageSet.from_arrays(self.name, self.pixels[rows], labels, self.split)
+
+
+def _whole_numbers(name: str, labels: np.ndarray) -> np.ndarray:
+    """A copy of `labels` as int64. Raises `DataError` where they are no whole numbers of 64 bits."""
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "iu":
+        raise DataError(f"labels of {name!r} are {labels.dtype}: number the classes and give integers")
+    if labels.size and int(labels.max()) >= 2**63:
+        raise DataError(f"labels of {name!r} go up to {labels.max()}, beyond 64 bits with a sign: give smaller ones")
+    return labels.astype(np.int64)
 
 
 def draw(count: int, n: int, seed: int) -> np.ndarray:

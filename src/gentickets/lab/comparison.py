@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from gentickets.errors import RecipeError
 from gentickets.files import replace_file
-from gentickets.lab.inference import interval, p_worse
+from gentickets.lab.estimation import Answer, Cells, Estimate, mean_interval
+from gentickets.lab.paper_rule import spread_of, within
 from gentickets.lab.results import ARMS, Arm, LevelResult, Metric, Run, Summary, mean_known, read_run, to_csv
 from gentickets.lab.small_dense import PREFIX, control_levels
 from gentickets.lab.study import Record, read_record
-from gentickets.lab.verdict import Verdict, judge, share_of, spread_of, within
+from gentickets.lab.verdict import Verdict, judge, margin_of, values_of
 
 Kind = Literal["dense", "ticket", "random_mask", "redrawn_weights", "small_dense"]
 KINDS: dict[Kind, str] = {
@@ -44,10 +45,10 @@ class Cost:
 class Row:
     """One kind of one arm at one level, over the seeds.
 
-    `point`: the primary metric; `further`: the others. `interval`: the 95 % confidence interval of its mean. `matches`
-    and `relaxed`: whether it matches the arm's dense model, by `verdict`'s two rules (None for the dense model, and
-    `matches` for one seed). `p`: of Welch's one-sided test that it is worse than the dense model. Costs and sizes are
-    means over the seeds.
+    `point`: the primary metric; `further`: the others. `interval`: the 95 % confidence interval of its mean.
+    `to_dense`: its ratio to the arm's dense model, seed by seed, and `not_worse` whether that is shown to be less than
+    the margin worse (None for the dense model itself). `within_spread`: the same by the papers' rule for means, None
+    for one seed. Costs and sizes are means over the seeds.
     """
 
     arm: str
@@ -58,9 +59,9 @@ class Row:
     point: Summary
     further: dict[str, Summary]
     interval: tuple[float, float] | None
-    matches: bool | None
-    relaxed: bool | None
-    p: float | None
+    to_dense: Estimate | None
+    not_worse: Answer | None
+    within_spread: bool | None
     parameters: float | None
     alive: float | None
     cost: Cost
@@ -85,6 +86,11 @@ class Comparison:
     def metric(self) -> Metric:
         """The primary metric's words."""
         return self.metrics.get(self.key) or Metric(self.key, math.nan, None, True)
+
+    @property
+    def margin(self) -> float:
+        """What the first arm's recipe allows a ticket to be worse by."""
+        return margin_of(next(iter(self.runs.values())))
 
     @property
     def features(self) -> str | None:
@@ -134,8 +140,9 @@ def read_comparison(folder: Path | str) -> Comparison:
             raise RecipeError(f"{run.folder}: judged by {run.primary!r}, the first arm by {first.primary!r}")
         for key, metric in run.metrics().items():
             metrics.setdefault(key, metric)
-    rows = [row for label, run in runs.items() for row in _rows(record.arms[label], label, run, run)]
-    rows += _small_rows(rows, first, small)
+    cells = _cells({**runs, **small}, first)
+    rows = [row for label, run in runs.items() for row in _rows(record.arms[label], label, run, (label, run), cells)]
+    rows += _small_rows(rows, next(iter(runs.items())), small, cells)
     verdicts = {label: judge(run) for label, run in runs.items()}
     seeds = max(len(run.seeds) for run in runs.values())
     return Comparison(record, runs, verdicts, small, rows, first.primary, metrics, seeds, tuple(unread))
@@ -148,21 +155,30 @@ def _small(folder: Path) -> dict[str, Run]:
     return {place.name: read_run(place) for place in found}
 
 
-def _rows(title: str, label: str, run: Run, reference: Run) -> Iterator[Row]:
+def _cells(runs: Mapping[str, Run], first: Run) -> Cells:
+    """The values of all arms as the cells of one comparison: (label, arm, level)."""
+    found: dict[Hashable, dict[int, float]] = {}
+    for label, run in runs.items():
+        found |= {(label, *place): values for place, values in values_of(run, run.primary).items()}
+    return Cells(found, _lower_is_better(first))
+
+
+def _rows(title: str, label: str, run: Run, reference: tuple[str, Run], cells: Cells) -> Iterator[Row]:
     """Every row of a run, level by level, the dense model first; compared with the dense model of `reference`."""
+    beside, its_run = reference
     places = sorted({(result.level, ARMS.index(result.arm)) for result in run.levels})
     summaries = {key: run.summary(key) for key in run.metrics()}
     primary = run.summary(run.primary)
-    dense = reference.summary(run.primary).get(("ticket", 0))
-    bar = _values(reference.of("ticket", 0), run.primary)
-    lower = _lower_is_better(run)
+    dense = its_run.summary(run.primary).get(("ticket", 0))
+    lower, margin = _lower_is_better(run), margin_of(its_run)
     for level, index in places:
         arm: Arm = ARMS[index]
         kind: Kind = "dense" if level == 0 else arm
         results = tuple(run.of(arm, level))
         point = primary[arm, level]
         values = _values(results, run.primary)
-        compared = kind != "dense" or run is not reference
+        compared = kind != "dense" or run is not its_run
+        estimate = cells.compare((label, arm, level), (beside, "ticket", 0)) if compared else None
         yield Row(
             arm=label,
             title=title,
@@ -171,10 +187,10 @@ def _rows(title: str, label: str, run: Run, reference: Run) -> Iterator[Row]:
             sparsity=point.sparsity,
             point=point,
             further={key: found[arm, level] for key, found in summaries.items() if key != run.primary},
-            interval=interval(values),
-            matches=within(point, dense, spread_of(dense), lower) if compared and len(run.seeds) > 1 else None,
-            relaxed=within(point, dense, share_of(dense), lower) if compared else None,
-            p=p_worse(values, bar, lower) if compared else None,
+            interval=mean_interval(values),
+            to_dense=estimate,
+            not_worse=_not_worse(point, estimate, margin) if compared else None,
+            within_spread=within(point, dense, spread_of(dense), lower) if compared and len(run.seeds) > 1 else None,
             parameters=mean_known(result.cost.parameters if result.cost else None for result in results),
             alive=mean_known(result.cost.alive_parameters if result.cost else None for result in results),
             cost=_mean_cost([_cost(result) for result in results]),
@@ -182,11 +198,17 @@ def _rows(title: str, label: str, run: Run, reference: Run) -> Iterator[Row]:
         )
 
 
-def _small_rows(rows: list[Row], first: Run, small: dict[str, Run]) -> Iterator[Row]:
+def _not_worse(point: Summary, estimate: Estimate | None, margin: float) -> Answer:
+    if point.failed:
+        return "refuted"
+    return "undecided" if estimate is None or point.missing else estimate.not_worse_by(margin)
+
+
+def _small_rows(rows: list[Row], first: tuple[str, Run], small: dict[str, Run], cells: Cells) -> Iterator[Row]:
     """The small dense nets, each at the sparsity of the ticket whose size is closest, beside the first arm's dense."""
     tickets = [row for row in rows if row.kind == "ticket" and row.alive is not None]
     for label, run in small.items():
-        for row in _rows(run.title, label, run, first):
+        for row in _rows(run.title, label, run, first, cells):
             size = row.parameters or 0.0
             twin = min(tickets, key=lambda ticket: abs((ticket.alive or 0.0) - size), default=None)
             sparsity = twin.sparsity if twin else 0.0

@@ -23,7 +23,7 @@ from gentickets.objectives import GainPenalty
 from gentickets.pruning import random_like
 from gentickets.sealed import Damaged, sealed_state, unsealed_state
 from gentickets.search.early_bird import EarlyBird, random_channels_control
-from gentickets.shrink import Shrinking
+from gentickets.shrinking import Shrinking
 from gentickets.ticket import Ticket
 
 HISTORY = "early-bird.json"

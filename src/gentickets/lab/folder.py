@@ -43,7 +43,15 @@ MOST_TEXT = 2**28
 """Bytes of JSON or YAML that are read: a hundred times what a run writes, whoever made its folder."""
 
 # What may change between two commands on one folder without making a finished level wrong.
-_MAY_GROW = ("title", "seeds", "search.rounds", "controls", "on_failure", "training.checkpoint_seconds")
+_MAY_GROW = (
+    "title",
+    "seeds",
+    "search.rounds",
+    "controls",
+    "on_failure",
+    "training.checkpoint_seconds",
+    "evaluation.margin",
+)
 
 
 # What `--time` may have made smaller than was asked.

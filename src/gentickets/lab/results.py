@@ -112,7 +112,7 @@ class Timing:
 class Evaluations:
     """The metric in training, on training images: at which steps, its best one, and where it could have stopped.
 
-    `early_stopping_step`: the first from which the metric stays within 5 % of its best.
+    `early_stopping_step`: the first at which the metric, smoothed, is within 5 % of its best.
     """
 
     steps: list[Whole]

@@ -7,7 +7,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -16,13 +16,13 @@ from typing import Any
 import torch
 
 from gentickets import __version__
-from gentickets.data import ImageSet, load
+from gentickets.data import ImageSet, check_room, line, load_splits
 from gentickets.errors import RecipeError
 from gentickets.lab import folder as disk
 from gentickets.lab.cores import cores
 from gentickets.lab.evaluation import Judge
 from gentickets.lab.level_files import measure_level, metrics_json
-from gentickets.lab.plan import Plan, fit, measure
+from gentickets.lab.plan import Plan, check_fits, fit, measure
 from gentickets.lab.processes import interrupt, side_by_side, stopping
 from gentickets.lab.recipe import DataPart, Recipe, make_recipe
 from gentickets.lab.results import read_run, write_csv
@@ -38,7 +38,7 @@ Tell = Callable[[Event], None]
 @dataclass(frozen=True)
 class Prepared:
     """A run that is ready to go: what was asked made definite. `plan`: None where the run is resumed; `lock`:
-    the number of the open file that holds the folder's lock."""
+    the number of the open file that holds the folder's lock; `data`: what was read of the images, in a line."""
 
     folder: Path
     recipe: Recipe
@@ -47,13 +47,16 @@ class Prepared:
     plan: Plan | None
     gave_up: tuple[str, ...]
     lock: int
+    data: str
 
 
 def load_data(part: DataPart) -> tuple[ImageSet, ImageSet]:
-    """The training and the held-out images of a recipe."""
-    options: dict[str, Any] = part.model_dump(exclude={"source", "flip"})
-    train, test = (load(part.source, split=split, **options) for split in ("train", "test"))
-    return train, test
+    """The training and the held-out images of a recipe, and with both what was read, as `told`."""
+    train, test = load_splits(part.source, **part.model_dump(exclude={"source", "flip"}))
+    told = dict(train.told)
+    if "size" not in part.model_fields_set and "made" in told:
+        told["made"] += f" (data.size is not given: {part.size})"
+    return replace(train, told=told), replace(test, told=told)
 
 
 @contextmanager
@@ -65,6 +68,7 @@ def prepared(
     fresh: bool = False,
     dry: bool = False,
     command: str = "",
+    loading_seconds: float = 0.0,
 ) -> Iterator[Prepared]:
     """Opens a run folder for a recipe, new or to be resumed, and holds its lock.
 
@@ -72,25 +76,28 @@ def prepared(
     removed or written.
 
     A new run is measured first: how long, how much memory, how much disk; with `seconds`, its rounds and steps
-    are fitted into that time. Raises `RecipeError` for a folder of another recipe.
+    are fitted into that time. `loading_seconds`: what loading the program took, which says what starting processes
+    will. Raises `RecipeError` for a folder of another recipe.
     """
     with disk.one_line_errors(folder), disk.locked(folder) as lock:
         there = None if fresh else disk.opened(folder, asked)
+        _check_room(asked, asked.data.channels or 1)
         train, held_out = load_data(asked.data)
         check_buildable(asked, train)
         judge = make_judge(asked, train, held_out)
         if there is None:
             workers = min(len(asked.seeds), cores())
             threads = threads_of(asked, train, workers)
-            plan = measure(asked, train, judge, threads, workers)
+            plan = measure(asked, train, judge, threads, workers, loading_seconds)
             recipe, plan, gave_up = fit(asked, plan, seconds, workers) if seconds is not None else (asked, plan, ())
+            plan.check_possible(folder)
             origin = _origin(asked, command, train, held_out, judge, threads, workers, gave_up)
             if not dry:
                 if fresh:
                     disk.remove_run(folder)
                 disk.write_recipe(folder, recipe)
                 disk.write_json(folder / "origin.json", origin)
-            yield Prepared(folder, recipe, threads, workers, plan, gave_up, lock)
+            yield Prepared(folder, recipe, threads, workers, plan, gave_up, lock, line(train.told))
         else:
             recipe, origin = there
             recipe = _grown(recipe, asked, fitted=bool(origin["gave_up"]))
@@ -100,7 +107,7 @@ def prepared(
                 disk.write_json(folder / "origin.json", {**origin, "asked": asked.dump()})
             # Equal bits need an equal number of threads.
             threads, workers = origin["threads"], min(len(recipe.seeds), cores())
-            yield Prepared(folder, recipe, threads, workers, None, tuple(origin["gave_up"]), lock)
+            yield Prepared(folder, recipe, threads, workers, None, tuple(origin["gave_up"]), lock, line(train.told))
 
 
 def _grown(recipe: Recipe, asked: Recipe, fitted: bool) -> Recipe:
@@ -110,6 +117,7 @@ def _grown(recipe: Recipe, asked: Recipe, fitted: bool) -> Recipe:
     for key in ("title", "seeds", "controls", "on_failure"):
         new[key] = now[key]
     new["training"]["checkpoint_seconds"] = now["training"]["checkpoint_seconds"]
+    new["evaluation"]["margin"] = now["evaluation"]["margin"]
     if not fitted:
         new["search"]["rounds"] = now["search"]["rounds"]
     return make_recipe(new)
@@ -117,8 +125,10 @@ def _grown(recipe: Recipe, asked: Recipe, fitted: bool) -> Recipe:
 
 def check_buildable(recipe: Recipe, images: ImageSet) -> None:
     """Raises `RecipeError` where model, objective and images do not go together, before anything is computed."""
+    _check_room(recipe, images.shape[0])
     with torch.device("meta"):
         model = build_model(recipe, images, seed=0)
+    check_fits(recipe, model, images.shape)
     has, needs = components_of(model), recipe.build_objective().components
     if missing := [name for name in needs if name not in has]:
         raise RecipeError(
@@ -126,6 +136,13 @@ def check_buildable(recipe: Recipe, images: ImageSet) -> None:
             f"model.name={recipe.model.name} has {', '.join(has)}"
         )
     make_fabric(recipe)
+
+
+def _check_room(recipe: Recipe, channels: int) -> None:
+    """Raises `DataError` where not even the images of one step fit into memory."""
+    count = recipe.training.batch_size * recipe.build_objective().batches_per_step
+    size = recipe.data.size
+    check_room("data.size", count, (channels, size, size), 4, "take a smaller one, or a smaller training.batch_size")
 
 
 def make_judge(recipe: Recipe, train: ImageSet, held_out: ImageSet) -> Judge:
@@ -169,6 +186,7 @@ def _origin(
             "train": len(train),
             "test": len(held_out),
             "shape": list(train.shape),
+            "told": dict(train.told),
         },
         "features": features,
         "threads": threads,
@@ -217,6 +235,13 @@ def _run_seed(folder: Path, recipe: Recipe, threads: int, seed: int, tell: Tell,
         train, held_out = load_data(recipe.data)
         judge = make_judge(recipe, train, held_out)
         SeedRun(recipe, folder, seed, train, judge, tell, stop).run()
+
+
+def keep_time(folder: Path, plan: Plan, seconds: float) -> None:
+    """Writes into a run's origin what was planned, and what it took in one go."""
+    with disk.one_line_errors(folder), disk.locked(folder):
+        kept = {"planned_seconds": round(plan.seconds, 1), "took_seconds": round(seconds, 1)}
+        disk.write_json(folder / "origin.json", {**disk.read_origin(folder), **kept})
 
 
 # -- judging again ------------------------------------------------------------------------------------------

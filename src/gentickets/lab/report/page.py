@@ -21,17 +21,20 @@ from rich.text import Text
 
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.files import replace_file
+from gentickets.lab.estimation import Answer
 from gentickets.lab.report.figures import stopping_steps, write_figures
 from gentickets.lab.report.rendering import environment, inlined
 from gentickets.lab.report.settling import settling_sentences
 from gentickets.lab.results import ARMS, LevelResult, Run, mean_known, read_run
 from gentickets.lab.validation import MARGIN
-from gentickets.lab.verdict import ARM_NAMES, RELAXED, Verdict, judge
+from gentickets.lab.verdict import ARM_NAMES, DENSE, Verdict, judge
+from gentickets.lab.verdict_words import PILLS, headline, ratio, sentences
 from gentickets.lab.words import number, percent, plus_minus
 
 # A picture narrower than this is enlarged on the page, and should then show its pixels.
 _DISPLAY_WIDTH = 300
-_WON = {True: "yes", False: "no", None: "not shown"}
+_SAID: dict[Answer | None, str] = {"shown": "yes", "refuted": "no", "undecided": "undecided", None: "–"}
+_COLOURS: dict[Answer | None, str] = {"shown": "yes", "refuted": "no"}
 
 
 def write_report(runs: Sequence[Path | str | Run], out: Path | str | None = None) -> Path:
@@ -60,24 +63,23 @@ def verdict_table(runs: Sequence[Path | str | Run]) -> Table:
     """One row a run, for a terminal of 80 columns: means without their spread, which the page has."""
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("run", overflow="fold", min_width=14)
-    relaxed = f"{RELAXED:.0%}\nup to"
     for head in (
         "dense",
-        "matches\nup to",
-        relaxed,
+        "shown\nup to",
+        "1 sd\nup to",
         "judged\nat",
         "ticket",
         "random\nmask",
         "re-drawn\nweights",
     ):
         table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("wins", min_width=5)
+    table.add_column("winning\nticket", min_width=9)
     for run in runs:
         read = run if isinstance(run, Run) else read_run(run)
         verdict = judge(read)
         means = [cell.partition(" ± ")[0] for cell in verdict_cells(read, verdict)[2:-1]]
         name = Text(read.title).append(f"\n{verdict.label}", style="dim")
-        table.add_row(name, *(Text(mean) for mean in means), Text(_WON[verdict.won]))
+        table.add_row(name, *(Text(mean) for mean in means), Text(_SAID[verdict.answer]))
     return table
 
 
@@ -88,29 +90,32 @@ def verdict_heads() -> list[str]:
         "run",
         "metric",
         "dense",
-        "matches up to",
-        f"within {RELAXED:.0%} up to",
+        "shown up to",
+        "within 1 sd up to",
         "judged at",
         *arms,
-        "ticket wins",
+        "winning ticket",
     ]
 
 
 def verdict_cells(run: Run, verdict: Verdict) -> list[str]:
-    """The row of a run. The arms are shown at the deepest matching level that has controls, if one has."""
-    level = verdict.judged_level or verdict.deepest_level
-    ticket = verdict.at("ticket", level)
+    """The row of a run. The arms are those of the level that was judged, else of the deepest that is shown."""
+    found = verdict.judged or verdict.deepest
+    level = found.level if found else None
     one_seed = verdict.seeds == 1
     return [
         run.title,
         verdict.label,
         plus_minus(verdict.dense),
-        "one seed" if one_seed else percent(verdict.matches_up_to, none="none"),
-        percent(verdict.relaxed_up_to, none="none"),
-        percent(ticket.sparsity) if ticket else "–",
+        *("one seed" if one_seed else percent(reached, none="none") for reached in _reached(verdict)),
+        percent(found.sparsity) if found else "–",
         *(plus_minus(verdict.at(arm, level)) for arm in ARMS),
-        _WON[verdict.won] + (" (one seed)" if one_seed and verdict.won is not None else ""),
+        _SAID[verdict.answer],
     ]
+
+
+def _reached(verdict: Verdict) -> tuple[float | None, float | None]:
+    return verdict.matches_up_to, verdict.within_spread_up_to
 
 
 # -- one run ------------------------------------------------------------------------------------------------
@@ -128,8 +133,11 @@ def _section(run: Run, index: int) -> dict[str, Any]:
         "id": f"run-{index}",
         "run": run,
         "verdict": verdict,
+        "headline": headline(verdict),
+        "sentences": sentences(verdict, run),
+        "pill": (_COLOURS.get(verdict.answer, ""), PILLS[verdict.answer]),
         "cells": verdict_cells(run, verdict),
-        "facts": _facts(verdict),
+        "facts": [*_facts(verdict), *_images(run)],
         "main": next((figure for figure in metrics if figure.drawing.name == main), None),
         "further": [figure for figure in metrics if figure.drawing.name != main],
         "stopping": named.get("early-stopping"),
@@ -149,19 +157,33 @@ def _section(run: Run, index: int) -> dict[str, Any]:
 
 def _facts(verdict: Verdict) -> list[tuple[str, str]]:
     """The few numbers that stand beside the verdict: what, and its value."""
-    found = verdict.at("ticket", verdict.deepest_level)
+    found = verdict.judged or verdict.deepest
     facts = [("dense model", plus_minus(verdict.dense))]
     if found:
         facts = [
-            ("sparsity at which it still matches", percent(found.sparsity)),
+            (
+                "sparsity that is judged" if verdict.judged else "sparsity up to which it is shown",
+                percent(found.sparsity),
+            ),
             (
                 "fewer weights in the layers pruned",
                 f"{1 / (1 - found.sparsity):,.1f}×" if found.sparsity < 1 else "–",
             ),
-            ("ticket at that sparsity", plus_minus(found)),
+            ("ticket at that sparsity", plus_minus(found.ticket)),
+            ("ratio to the dense model, 95 % interval", ratio(found.to_dense)),
             *facts,
         ]
     return facts
+
+
+def _images(run: Run) -> list[tuple[str, str]]:
+    """How many images of which kind the run was trained on, where its origin tells."""
+    try:
+        data = run.origin["data"]
+        channels, height, width = data["shape"]
+        return [("images trained on", f"{data['train']:,} of {width}x{height}, {'grey' if channels == 1 else 'RGB'}")]
+    except (LookupError, TypeError, ValueError):
+        return []
 
 
 # -- pictures -----------------------------------------------------------------------------------------------
@@ -288,7 +310,8 @@ def _numbers(run: Run, verdict: Verdict) -> dict[str, Any]:
                 "level": level,
                 "arm": "dense model" if level == 0 and arm == "ticket" else ARM_NAMES[arm],
                 "point": primary,
-                "matches": (arm, level) in verdict.matching if level else None,
+                "ratio": ratio(verdict.cells.compare((arm, level), DENSE)) if level else "–",
+                "not_worse": _SAID[verdict.not_worse.get((arm, level))],
                 "cells": [summaries[key][arm, level] for key in metrics],
                 "stopping": stopping.get((arm, level)),
             }
@@ -301,11 +324,16 @@ def _numbers(run: Run, verdict: Verdict) -> dict[str, Any]:
 
 def _made(run: Run) -> list[tuple[str, str]]:
     """What the run rests on: (what, words), whatever of it `origin.json` tells."""
+    data = run.origin.get("data")
+    told = data.get("told") if isinstance(data, dict) else None
+    if isinstance(data, dict):
+        data = {key: value for key, value in data.items() if key != "told"}
     counts = {metric.label: f"{metric.samples:,} samples" for metric in run.metrics().values() if metric.samples}
     rows = {
         "command": run.origin.get("command"),
         "started": run.origin.get("started"),
-        "data": run.origin.get("data"),
+        "data": data,
+        "images": told,
         "features": run.origin.get("features"),
         "measured on": counts,
         "seeds": list(run.seeds),

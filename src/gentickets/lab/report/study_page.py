@@ -12,16 +12,24 @@ from rich.text import Text
 
 from gentickets.files import replace_file
 from gentickets.lab.comparison import KINDS, Comparison, Row, read_comparison, write_study_csv
-from gentickets.lab.inference import CONFIDENCE
+from gentickets.lab.estimation import CONFIDENCE, Answer
 from gentickets.lab.report.rendering import environment, inlined, seconds, short
 from gentickets.lab.report.study_figure import write_study_figure
 from gentickets.lab.report.transfers import TRANSFER_WORDS, transfer_matrix
 from gentickets.lab.study import DENSE, PublishedRow
-from gentickets.lab.verdict import ONE_SEED_RULE, RELAXED, SPREAD_RULE
+from gentickets.lab.verdict_words import headline as headline_of
+from gentickets.lab.verdict_words import ratio
+from gentickets.lab.verdict_words import sentences as sentences_of
 from gentickets.lab.words import count, join, number, percent, plus_minus
 
-_SAID = {True: "yes", False: "no", None: "–"}
-TEST = "Welch's t-test, one-sided, that it is worse than the dense model"
+_SAID: dict[Answer | bool | None, str] = {
+    True: "yes",
+    False: "no",
+    None: "–",
+    "shown": "yes",
+    "refuted": "no",
+    "undecided": "undecided",
+}
 
 
 def write_study(study: Path | Comparison) -> Path:
@@ -54,9 +62,7 @@ def write_study(study: Path | Comparison) -> Path:
             ],
             kinds=KINDS,
             confidence=f"{CONFIDENCE:.0%}",
-            relaxed=f"{RELAXED:.0%}",
-            rule=ONE_SEED_RULE if comparison.seeds == 1 else SPREAD_RULE,
-            test=TEST,
+            margin=f"{comparison.margin:.0%}",
         )
     )
     path = comparison.record.folder / "study.html"
@@ -68,19 +74,18 @@ def write_study(study: Path | Comparison) -> Path:
 
 
 def headline(comparison: Comparison) -> str:
-    """Which arm's tickets match the dense model furthest."""
-    one = comparison.seeds == 1
-    does = f"within {RELAXED:.0%} of the dense model" if one else "matching the dense model within its seed spread"
-    over = "one seed, so no spread" if one else count(comparison.seeds, "seed")
-    reach = {
-        arm: verdict.relaxed_up_to if one else verdict.matches_up_to for arm, verdict in comparison.verdicts.items()
-    }
+    """Which arm's tickets are shown to stay near the dense model furthest."""
+    does = f"within {comparison.margin:.0%} of the dense model"
+    if comparison.seeds == 1:
+        return f"One seed: what stays {does} may be chance, and is shown of no arm."
+    over = count(comparison.seeds, "seed")
+    reach = {arm: verdict.matches_up_to for arm, verdict in comparison.verdicts.items()}
     deepest = max((sparsity for sparsity in reach.values() if sparsity is not None), default=None)
     if deepest is None:
-        return f"No arm's tickets stay {does} from the first level on ({over})."
+        return f"No arm's tickets are shown to stay {does} from the first level on ({over})."
     titles = comparison.record.arms
     furthest = join(titles[arm] for arm, sparsity in reach.items() if sparsity and abs(sparsity - deepest) < 5e-4)
-    return f"Furthest {does}: {furthest}, up to {percent(deepest)} sparsity ({over})."
+    return f"Shown furthest to stay {does}: {furthest}, up to {percent(deepest)} sparsity ({over})."
 
 
 def sentences(comparison: Comparison) -> list[str]:
@@ -91,7 +96,9 @@ def sentences(comparison: Comparison) -> list[str]:
         said.append(f"Nothing is complete yet of {join(titles[arm] for arm in comparison.unread)}.")
     for arm, verdict in comparison.verdicts.items():
         said += [
-            f"{titles[arm]}: {sentence}" for sentence in verdict.sentences if sentence.startswith("The run is not")
+            f"{titles[arm]}: {sentence}"
+            for sentence in sentences_of(verdict, comparison.runs[arm])
+            if sentence.startswith("The run is not")
         ]
     failed = [row for row in comparison.rows if row.point.failed]
     if failed:
@@ -100,8 +107,8 @@ def sentences(comparison: Comparison) -> list[str]:
     if comparison.seeds == 1:
         said.append("With one seed nothing is measured against a spread: better and worse may be chance.")
     else:
-        said.append(f"p: {TEST}; each row by itself, not corrected for the number of rows.")
-        said.append("A large p is no proof that a ticket matches: with few seeds the test sees only large differences.")
+        methods = sorted({row.to_dense.method for row in comparison.rows if row.to_dense})
+        said.append(f"Ratios to the dense model seed by seed, 95 % intervals ({join(methods)}); each row by itself.")
     shared = sorted({row.arm for row in comparison.rows if row.kind == "dense" and row.cost.shared_from})
     if shared:
         said.append(f"The dense training was done once and shared with {join(titles[arm] for arm in shared)}.")
@@ -123,9 +130,9 @@ def _heads(comparison: Comparison) -> list[str]:
         comparison.metric.label,
         f"{CONFIDENCE:.0%} confidence interval",
         "n",
-        "matches",
-        f"within {RELAXED:.0%}",
-        "p, worse than dense",
+        "of dense",
+        f"within {comparison.margin:.0%}",
+        "within 1 sd",
         *(metric.label for key, metric in comparison.metrics.items() if key != comparison.key),
         "live parameters",
         "cost to find",
@@ -144,9 +151,9 @@ def _cells(comparison: Comparison, row: Row) -> dict[str, Any]:
         plus_minus(row.point),
         _interval(row),
         f"{row.point.n}" + (f", {row.point.failed} failed" if row.point.failed else ""),
-        _SAID[row.matches],
-        _SAID[row.relaxed],
-        _p(row.p),
+        ratio(row.to_dense) if row.not_worse else "–",
+        _SAID[row.not_worse],
+        _SAID[row.within_spread],
         *(plus_minus(summary) for summary in further),
         "–" if alive is None else f"{alive:,.0f}",
         _find(row),
@@ -169,10 +176,6 @@ def _interval(row: Row) -> str:
     return "–" if row.interval is None else f"{number(row.interval[0])} to {number(row.interval[1])}"
 
 
-def _p(p: float | None) -> str:
-    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
 def _arm_cells(comparison: Comparison, arm: str) -> dict[str, Any]:
     """The line of an arm: how far its tickets match, and whether they beat their own controls."""
     verdict = comparison.verdicts[arm]
@@ -182,9 +185,9 @@ def _arm_cells(comparison: Comparison, arm: str) -> dict[str, Any]:
         "page": (comparison.record.folder / arm / "report.html").is_file(),
         "title": comparison.record.arms[arm],
         "matches": "one seed" if one else percent(verdict.matches_up_to, none="none"),
-        "relaxed": percent(verdict.relaxed_up_to, none="none"),
-        "won": verdict.won,
-        "words": verdict.headline,
+        "within_spread": "one seed" if one else percent(verdict.within_spread_up_to, none="none"),
+        "answer": _SAID[verdict.answer],
+        "words": headline_of(verdict),
     }
 
 
@@ -193,9 +196,9 @@ def study_table(comparison: Comparison) -> Table:
     table = Table(
         box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, title=comparison.metric.label, title_style="dim"
     )
-    table.add_column("arm", overflow="fold", min_width=9)
-    for head in ("sparsity", "mean ± sd", "n", "match", f"{RELAXED:.0%}", "p worse", "to find", "to train"):
-        table.add_column(head, justify="right", no_wrap=head != "mean ± sd")
+    table.add_column("arm", overflow="fold", min_width=11)
+    for head in ("sparsity", "mean ± sd", "n", "of dense", f"within {comparison.margin:.0%}", "to find", "to train"):
+        table.add_column(head, justify="right", no_wrap=head not in ("mean ± sd", "of dense"))
     rows = [comparison.dense]
     for arm in comparison.runs:
         own = [row for row in comparison.of(arm, "dense")[:1] if row is not rows[0] and not row.cost.shared_from]
@@ -205,7 +208,8 @@ def study_table(comparison: Comparison) -> Table:
         title = row.title if row.kind != "dense" else KINDS["dense"] + (f", {row.title}" if row is not rows[0] else "")
         n = f"{row.point.n}" + (f"-{row.point.failed}" if row.point.failed else "")
         sparsity = percent(row.sparsity) if row.kind != "small_dense" else f"~{percent(row.sparsity)}"
-        said = [sparsity, plus_minus(row.point), n, _SAID[row.matches], _SAID[row.relaxed], _p(row.p)]
+        beside = ratio(row.to_dense).replace(" [", "\n[") if row.not_worse else "–"
+        said = [sparsity, plus_minus(row.point), n, beside, _SAID[row.not_worse]]
         costs = [_find(row), seconds(row.cost.train_seconds)]
         table.add_row(*(Text(cell) for cell in (title, *said, *costs)))
     return table

@@ -1,0 +1,80 @@
+"""Is the dense model one to compare with?"""
+
+import json
+
+import pytest
+import yaml
+
+from gentickets.lab import baseline
+from gentickets.lab.baseline import Point, Reference, falls_short, reference_of, still_falling
+from gentickets.lab.results import Summary
+from gentickets.lab.verdict import judge
+from gentickets.lab.verdict_words import headline, sentences
+from made_runs import make_run
+
+FULL = Reference("made", (Point(50, 20.0, 1.0, 4), Point(100, 10.0, 0.2, 4)))
+
+
+def dense(mean, deviation=0.2, n=4):
+    return Summary("ticket", 0, 0.0, mean, deviation, n)
+
+
+@pytest.mark.parametrize(("mean", "short"), [(10.0, False), (10.9, False), (11.2, True), (20.0, True), (5.0, False)])
+def test_a_dense_model_may_be_a_tenth_worse_than_its_reference(mean, short):
+    assert falls_short(dense(mean), FULL, lower_is_better=True) is short
+    mirrored = dense(20 - mean)
+    assert falls_short(mirrored, FULL, lower_is_better=False) is short
+
+
+def test_chance_is_allowed_for():
+    assert falls_short(dense(11.5), FULL, True)
+    assert not falls_short(dense(11.5, deviation=1.0), FULL, True)
+
+
+def test_the_reference_is_that_of_the_same_model_images_and_metric(monkeypatch):
+    run = make_run({0: (9.0, 11.0), 1: (9.0, 11.0)}, random_mask={1: (20.0, 30.0)})
+    run.recipe["model"] = {"name": "m", "width": 4, "depth": None}
+    run.origin["data"] = {"fingerprint": "ab"}
+    entry = {
+        "preset": "p",
+        "of": baseline.identity(run),
+        "curve": [{"steps": 9, "mean": 5.0, "deviation": 0.1, "seeds": 4}],
+    }
+    assert entry["of"]["model"] == {"name": "m", "width": 4}
+    monkeypatch.setattr(baseline, "_references", lambda: (entry,))
+    assert reference_of(run).full == Point(9, 5.0, 0.1, 4)
+    verdict = judge(run)
+    assert (verdict.answer, verdict.no_verdict) == (None, "baseline")
+    assert headline(verdict) == (
+        "No verdict: the dense model is not trained far enough to compare: 10.0, where its reference is 5.00 ± 0.1 "
+        "after 9 steps (2 seeds)."
+    )
+    for key, value in (("model", {"name": "m", "width": 8}), ("objective", {"name": "elbo"})):
+        other = make_run({0: (9.0, 11.0), 1: (9.0, 11.0)})
+        other.recipe.update(run.recipe | {key: value})
+        other.origin.update(run.origin)
+        assert reference_of(other) is None
+    assert any("No reference of this dense model is known" in said for said in sentences(judge(other), other))
+
+
+def test_every_reference_of_the_package_is_whole():
+    text = (baseline.resources.files("gentickets.lab") / "references.yaml").read_text()
+    for entry in yaml.safe_load(text):
+        assert set(entry["of"]) == {"model", "objective", "images", "metric"}
+        steps = [Point(**point).steps for point in entry["curve"]]
+        assert steps == sorted(steps)
+        assert len(entry["of"]["images"]) == 64
+
+
+@pytest.mark.parametrize(("losses", "fall"), [([8, 8, 4, 2], 0.5), ([8, 4, 2, 2], 0.0), ([1, 2, 3, 6], -1.0)])
+def test_how_far_the_loss_still_fell(losses, fall, tmp_path):
+    run = make_run({0: (9.0, 10.0)})
+    for result in run.levels:
+        object.__setattr__(result, "folder", tmp_path)
+    lines = [{"step": 10 * (i + 1), "losses": {"a": loss / 2, "b": loss / 2}} for i, loss in enumerate(losses)]
+    (tmp_path / "curve.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert still_falling(run) is None  # no objective is known
+    run.recipe["objective"] = {"name": "autoencoding"}
+    assert still_falling(run) == pytest.approx(fall)
+    run.recipe["objective"] = {"name": "adversarial"}
+    assert still_falling(run) is None
