@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from gentickets.shrink import Shrinking
+from gentickets.shrinking import Shrinking
 
 import gentickets as gt
 from gentickets.masks import Masks
