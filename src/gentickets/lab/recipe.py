@@ -248,8 +248,9 @@ class EvaluationPart(_Part):
 
     `metrics`: "all" that the model and the images allow, or a list of keys, of which the first is the primary one
     where `primary` names none. `features`: the network in whose features samples are compared; "inception" costs
-    much on a CPU, the most of it for `frechet_train`. `classifier`: what is trained on the labels, for
-    `features: classifier` and for `downstream_accuracy`. With `every` a training is judged every so many steps, on
+    much on a CPU, the most of it for `frechet_train`; "efficientnet-lite0" is pretrained too, an extra. `classifier`:
+    what is trained on the labels, for `features: classifier` and for `downstream_accuracy`, and `classifiers`: over
+    how many of them, of other seeds, the mean is taken. With `every` a training is judged every so many steps, on
     training images, for the step at which it could have stopped and for its best weights. `margin`: the share of the
     dense model's value by which a ticket may be worse and still be called as good.
     """
@@ -257,9 +258,10 @@ class EvaluationPart(_Part):
     primary: str | None = None
     metrics: Literal["all"] | Annotated[list[str], Field(min_length=1)] = "all"
     samples: Annotated[Whole, Field(ge=16)] = 2000
-    features: Literal["classifier", "inception", "none"] = "classifier"
+    features: Literal["classifier", "inception", "efficientnet-lite0", "none"] = "classifier"
     inception_weights: str | None = None
     classifier: Literal["small", "resnet18"] = "small"
+    classifiers: Annotated[Whole, Field(ge=1, le=20)] = 3
     every: Count | None = None
     margin: Annotated[Real, Field(gt=0, lt=1)] = 0.05
 
@@ -402,7 +404,11 @@ def kept_recipe(raw: Any, where: str) -> Recipe:
     """The recipe that a run folder keeps, with every key that there was when it was made. Raises `RecipeError`.
 
     Before `search.rule` early birds went by the paper's, and all other methods kept a tolerance that they never used.
+    Before `evaluation.classifiers` there was one.
     """
+    evaluation = raw.get("evaluation") if isinstance(raw, dict) else None
+    if isinstance(evaluation, dict) and "classifiers" not in evaluation:
+        raw = {**raw, "evaluation": {**evaluation, "classifiers": 1}}
     search = raw.get("search") if isinstance(raw, dict) else None
     if isinstance(search, dict) and "rule" not in search and "tolerance" in search:
         others = {key: value for key, value in search.items() if key != "tolerance"}
