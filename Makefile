@@ -7,7 +7,7 @@ RUNS ?= runs
 BENCH ?=
 QUICKSTART := autoencoder vae gan
 
-.PHONY: setup demo test lint bench campaign clean
+.PHONY: setup demo test soak lint bench keys campaign clean
 
 setup: $(VENV)/.ready
 
@@ -31,6 +31,10 @@ demo: setup
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
+# 200 runs that are killed, signalled or damaged at random, each compared with an undisturbed one; half an hour.
+soak: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m soak tests/test_reliability.py
+
 lint: setup
 	$(BIN)/ruff check src tests benchmarks campaign
 	$(BIN)/ruff format --check src tests benchmarks campaign
@@ -39,6 +43,10 @@ lint: setup
 # Speed beside what gentickets replaces, some twenty minutes; a part of it: make bench BENCH="masked-step thresholds"
 bench: setup
 	$(BIN)/python -m benchmarks $(BENCH) --out $(RUNS)/bench.json
+
+# The page of all keys of a recipe, written from the types that recipes are checked by.
+keys: setup
+	$(BIN)/python -m gentickets.lab.keys > docs/keys.md
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

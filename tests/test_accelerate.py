@@ -12,8 +12,8 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import gentickets as gt
 from gentickets import models
+from gentickets.compiled import missing
 from gentickets.errors import MaskError
-from gentickets.kernels import missing
 from gentickets.naming import clone, named_state
 from gentickets.objectives import ELBO, Adversarial, Autoencoding
 from gentickets.sparse import execution

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 
 import gentickets as gt
 from gentickets.averaging import Average, decay_at, settle, weight_of_start
-from gentickets.kernels import missing
+from gentickets.compiled import missing
 from gentickets.naming import clone, named_state
 from gentickets.objectives import Objective
 from gentickets.progress import Checkpoint

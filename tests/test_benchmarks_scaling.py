@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gentickets.kernels import missing
+from gentickets.compiled import missing
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # `benchmarks` is no part of what is installed

@@ -17,7 +17,7 @@ import gentickets as gt
 from gentickets import models
 from gentickets.naming import clone, named_weights
 from gentickets.search.early_bird import channel_scores
-from gentickets.shrink import Shrinking
+from gentickets.shrinking import Shrinking
 
 WRAPPERS = {
     "none": lambda layer: layer,

@@ -10,7 +10,7 @@ from torch import nn
 
 import gentickets as gt
 from gentickets import models
-from gentickets.kernels import missing
+from gentickets.compiled import missing
 from gentickets.objectives import Autoencoding
 from gentickets.sparse import costs
 from gentickets.sparse.costs import Cost, Work, faster

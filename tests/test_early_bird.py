@@ -9,7 +9,7 @@ from gentickets import models
 from gentickets.naming import clone, named_state
 from gentickets.scores import batchnorm_scale
 from gentickets.search.early_bird import EarlyBird, channel_scores
-from gentickets.shrink import shrink
+from gentickets.shrinking import shrink
 
 
 def dcgan(norm: bool = True) -> nn.Module:

@@ -13,7 +13,7 @@ from gentickets.lab import folder as disk
 from gentickets.lab.recipe import make_recipe
 from gentickets.naming import clone
 from gentickets.search.early_bird import EarlyBird, channel_scores
-from gentickets.shrink import shrink
+from gentickets.shrinking import shrink
 
 
 def dcgan(seed: int) -> nn.Module:

@@ -15,7 +15,7 @@ from gentickets.lab.run import load_data, make_judge
 from gentickets.lab.seedrun import SeedRun, build_model
 from gentickets.metrics.cost import training_flops
 from gentickets.naming import named_state
-from gentickets.shrink import Shrinking
+from gentickets.shrinking import Shrinking
 
 TINY = {
     "name": "bird",

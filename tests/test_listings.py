@@ -1,12 +1,16 @@
 """Tables of what there is: every entry of a catalogue is a row, with its options and what it is."""
 
+from dataclasses import fields
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
 import gentickets as gt
 from gentickets import models
-from gentickets.lab.listings import LISTINGS, run_table, ticket_words
+from gentickets.lab import catalogue
+from gentickets.lab.listings import LISTINGS, run_table, ticket_words, what_is_in
+from gentickets.lab.recipe import read_recipe
 from gentickets.objectives import OBJECTIVES
 from test_results import build_level, build_run
 
@@ -38,11 +42,37 @@ def test_every_source_of_data_is_a_row():
     assert any("parquet" in name for name in found)
 
 
-def test_the_recipes_below_this_folder_are_rows(monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_the_recipes_of_the_package_are_rows_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     found = {row[0]: row for row in rows(LISTINGS["recipes"](Path("runs")))}
-    assert set(found) == {str(path.relative_to(ROOT)) for path in (ROOT / "recipes").rglob("*.yaml")}
-    assert found["recipes/quickstart/autoencoder.yaml"][2] == "digits"
+    there = ROOT / "recipes"
+    assert set(found) == {path.relative_to(there).with_suffix("").as_posix() for path in there.rglob("*.yaml")}
+    assert found["quickstart/autoencoder"][2] == "digits"
+
+
+def test_ones_own_recipes_are_rows_too_and_a_broken_one_hides_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "mine.yaml").write_text((ROOT / "recipes" / "quickstart" / "vae.yaml").read_text())
+    (tmp_path / "recipes" / "broken.yaml").write_text("name: [")
+    found = {row[0]: row for row in rows(LISTINGS["recipes"](Path("runs")))}
+    assert found["recipes/mine.yaml"][1] == "conv-vae"
+    assert "no YAML" in found["recipes/broken.yaml"][1]
+    assert "quickstart/gan" in found
+
+
+@pytest.mark.parametrize("name", ["quickstart/gan", "quickstart/gan.yaml", "recipes/quickstart/gan.yaml"])
+def test_a_recipe_is_found_by_its_name_from_any_folder_and_a_file_goes_first(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_recipe(name).name == "quickstart-gan"
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text((ROOT / "recipes" / "quickstart" / "vae.yaml").read_text())
+    assert read_recipe(name).name == "quickstart-vae"
+
+
+def test_a_name_that_is_nearly_a_recipes_is_told():
+    with pytest.raises(gt.RecipeError, match="did you mean quickstart/gan"):
+        read_recipe("quickstart/gann")
 
 
 def test_runs_are_rows_with_what_is_complete(tmp_path):
@@ -91,3 +121,27 @@ def test_a_ticket_is_told_layer_by_layer(tmp_path, make_autoencoder):
     assert last[1] == "lineage: 0.0%, 25.0%"
     with pytest.raises(gt.GenticketsError):
         list(ticket_words(tmp_path / "absent.ticket"))
+
+
+def test_a_level_is_told_with_what_was_measured_and_its_ticket(tmp_path, make_autoencoder):
+    folder = build_run(tmp_path / "one", seeds=(0,), levels=2)
+    place = folder / "seed-0" / "level-00"
+    gt.Ticket(gt.Masks.dense(make_autoencoder()), None, {}).save(place / "ticket.safetensors")
+    table, first, *_ = what_is_in(place)
+    assert "seed 0, level 0, ticket, 0.00% sparse, complete" in table.title
+    assert rows(table)[0][:2] == ("reconstruction MSE, held-out images", "0.012")
+    assert "ticket.safetensors" in first
+    assert [table.title for table in what_is_in(folder)] == [run_table(folder).title]
+
+
+def test_what_is_known_of_models_and_objectives_without_torch_is_what_they_say():
+    assert {name: dict(options) for name, options in catalogue.MODELS.items()} == {
+        name: models.options_of(name) for name in models.CATALOGUE
+    }
+    assert set(catalogue.OBJECTIVES) == set(OBJECTIVES)
+    for name, kind in OBJECTIVES.items():
+        told = catalogue.OBJECTIVES[name]
+        assert told.components == kind.components
+        assert set(told.options) == {field.name for field in fields(kind)} - {"latent_size"}
+        types = get_type_hints(kind)
+        assert told.losses == (get_args(types["loss"]) if "loss" in types else ())

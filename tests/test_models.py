@@ -19,7 +19,7 @@ from gentickets.models.convolutional import SIZES
 from gentickets.models.paper import PAPER
 from gentickets.models.resnet import Residual
 from gentickets.naming import clone, components_of, named_state
-from gentickets.shrink import Shrinking
+from gentickets.shrinking import Shrinking
 from gentickets.training import Settings, train
 
 DOCS = Path(__file__).parents[1] / "docs" / "models.md"

@@ -1,14 +1,17 @@
 """What a run will take, by hand, and what is given up so that it fits."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab import plan as module
-from gentickets.lab.plan import Plan, duration, fit, measure, rehearsal, size
+from gentickets.lab.durations import duration, size
+from gentickets.lab.plan import Plan, fit, measure, rehearsal
 from gentickets.lab.recipe import make_recipe
-from gentickets.lab.run import load_data
+from gentickets.lab.run import check_buildable, load_data
 from gentickets.naming import named_state
 
 RAW = {
@@ -104,4 +107,67 @@ def test_durations_and_sizes_in_their_units():
     assert [duration(s) for s in (0.4, 89, 90, 5399, 5400, 12_000)] == [
         "0 s", "89 s", "2 min", "90 min", "1 h 30 min", "3 h 20 min"
     ]  # fmt: skip
-    assert [size(b) for b in (999, 1000, 340e6, 1.2e9, 5e12)] == ["999 B", "1 kB", "340 MB", "1.2 GB", "5000.0 GB"]
+    assert [size(b) for b in (999, 1000, 340e6, 1.2e9, 5e12)] == ["999 B", "1 kB", "340 MB", "1.2 GB", "5,000.0 GB"]
+
+
+def test_starting_processes_files_and_the_page_are_counted_by_how_long_loading_took():
+    priced = Plan(0.01, 1.0, 1, 1, 0.0, 10**6, 10**6, 2, loading_seconds=4.0)
+    alone, beside = (fit(make_recipe(RAW), priced, ENDLESS, workers)[1] for workers in (1, 3))
+    assert alone.loading_seconds == 4.0
+    files = 4 * TRAININGS * module.FIRST_STEPS_AND_FILES
+    assert alone.seconds == pytest.approx(planned().seconds + 4 * module.PAGE + files)
+    assert beside.seconds == pytest.approx(planned(workers=3).seconds + 4 * (module.PAGE + module.STARTING) + files / 3)
+
+
+def test_a_plan_is_told_beside_what_it_took():
+    assert Plan(0.01, 1.0, 1, 1, 22.0, 1, 1).against(68.0) == "planned 22 s, took 68 s"
+
+
+def test_what_cannot_be_is_refused_and_what_can_is_not(tmp_path):
+    possible = Plan(0.01, 1.0, 7, 1, 1.0, 10**6, 10**6)
+    possible.check_possible(tmp_path / "runs" / "new")
+    with pytest.raises(GenticketsError, match=r"7 trainings would write 1,000\.0 TB, and .* are free at .*fewer seeds"):
+        replace(possible, disk_bytes=10**15).check_possible(tmp_path / "runs" / "new")
+    with pytest.raises(GenticketsError, match=r"1,000\.0 TB of memory"):
+        replace(possible, memory_bytes=10**15).check_possible(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model": {"name": "linear-autoencoder", "width": 10**7}},
+            r"model is too large: .* 1,6\d\d\.\d TB of weights",
+        ),
+        (
+            {"model": {"name": "linear-autoencoder", "latent": 10**9}},
+            r"model is too large: .* 2,\d{3}\.\d GB of weights",
+        ),
+        ({"model": {"name": "linear-autoencoder", "hidden": [10**6, 10**6]}}, r"model is too large"),
+        (
+            {"training": {"steps": 100, "batch_size": 10**9}},
+            r"batch_size=1000000000 is too large: .* 256\.0 GB of imag",
+        ),
+        ({"training": {"batch_size": 10**7}, "search": {"method": "snip", "score_batches": 10**5}}, "batch_size"),
+    ],
+)
+def test_what_no_memory_holds_is_refused_with_the_sum_before_it_is_built(changes, message, monkeypatch):
+    monkeypatch.setattr(module, "memory", lambda: 64 * 10**9)
+    recipe = make_recipe(RAW | changes)
+    images, _ = load_data(make_recipe(RAW).data)
+    with pytest.raises(RecipeError, match=message):
+        check_buildable(recipe, images)
+
+
+def test_many_rounds_are_fitted_at_once_and_as_many_as_fit():
+    recipe = make_recipe(RAW | {"search": {"rounds": 10_000, "fraction": 0.001}, "controls": {"levels": []}})
+    fitted, plan, lost = fit(recipe, Plan(0.01, 0.0, 1, 1, 0.0, 1, 1), 0.01 * 50 * 3 * 8, workers=1)
+    assert (fitted.search.rounds, fitted.training.steps) == (7, 50)
+    assert plan.seconds <= 12
+    assert lost[1].startswith("search.rounds 10000 → 7")
+
+
+def test_a_night_is_proposed_where_a_plan_is_longer_than_a_month():
+    plan = Plan(0.01, 1.0, 27, 2520, 5e6, 1, 1)
+    assert "about 58 days" in plan.words()
+    assert "--time 12h" in plan.words()

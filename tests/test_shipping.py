@@ -26,7 +26,7 @@ from gentickets.export import export, folded
 from gentickets.lab import folder as disk
 from gentickets.lab.shipping import of_level, shrink_to
 from gentickets.naming import clone
-from gentickets.shrink import Shrinking, _moved
+from gentickets.shrinking import Shrinking, _moved
 from gentickets.small import Architecture, rebuilt, small_ticket
 
 TINY = {

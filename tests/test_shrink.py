@@ -14,7 +14,7 @@ import gentickets as gt
 from gentickets import models
 from gentickets.channels import trace
 from gentickets.naming import clone
-from gentickets.shrink import Shrinking, shrink
+from gentickets.shrinking import Shrinking, shrink
 from gentickets.tracing import Untraceable
 
 

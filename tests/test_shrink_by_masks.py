@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 
 import gentickets as gt
 from gentickets.naming import clone, named_weights
-from gentickets.shrink import Shrinking
+from gentickets.shrinking import Shrinking
 from gentickets.tracing import Untraceable
 
 

@@ -12,7 +12,8 @@ from torch.nn.utils import spectral_norm as old_spectral_norm
 from torch.nn.utils.parametrizations import spectral_norm as new_spectral_norm
 from torch.nn.utils.parametrizations import weight_norm
 
-from gentickets.kernels import mask_, missing, tanh, turned
+from gentickets.compiled import missing
+from gentickets.kernels import mask_, tanh, turned
 from gentickets.naming import clone
 from gentickets.sparse.beside import FastTanh, LanesNorm, LanesPool, LanesUpsample
 from gentickets.sparse.chain import SparseSequential

@@ -20,7 +20,7 @@ from gentickets import models
 from gentickets.cli import main
 from gentickets.errors import HardwareError, RecipeError
 from gentickets.lab import folder as disk
-from gentickets.lab import plan, trainer
+from gentickets.lab import plan, recipe, trainer
 from gentickets.lab.comparison import read_comparison, write_study_csv
 from gentickets.lab.recipe import ModelPart, make_recipe, read_recipe
 from gentickets.lab.report import write_study
@@ -353,6 +353,7 @@ def test_widths_that_cannot_be_built_are_passed(monkeypatch):
         return torch.nn.ModuleDict({"encoder": torch.nn.Linear(width, 10, bias=False)})
 
     monkeypatch.setattr(models, "CATALOGUE", models.CATALOGUE | {"even": only_even})
+    monkeypatch.setattr(recipe, "MODELS", recipe.MODELS | {"even": {"width": 16}})
     part = ModelPart(name="even", width=16)
     for target in range(1, 200):
         best = min((10 * width for width in range(2, 17, 2)), key=lambda count: (abs(count - target), count))

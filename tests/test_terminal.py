@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 
 import gentickets as gt
-from gentickets.kernels import missing
+from gentickets.compiled import missing
 from gentickets.terminal import Terminal, printable
 
 

@@ -13,8 +13,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from gentickets import models, progress
+from gentickets.compiled import missing
 from gentickets.errors import Diverged, MaskError
-from gentickets.kernels import missing
 from gentickets.masks import Masks
 from gentickets.naming import clone, named_state
 from gentickets.objectives import ELBO, Adversarial, Autoencoding

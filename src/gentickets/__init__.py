@@ -1,40 +1,49 @@
-"""gentickets finds winning lottery tickets in deep generative models."""
+"""gentickets finds winning lottery tickets in deep generative models.
 
-from gentickets.chance import Overlap, overlap
-from gentickets.errors import (
-    DataError,
-    Disconnected,
-    Diverged,
-    GenticketsError,
-    MaskError,
-    PruneError,
-    RecipeError,
-    TicketError,
-)
-from gentickets.groups import ChannelGroups, channel_groups
-from gentickets.liveness import check_connected
-from gentickets.masks import Masks
-from gentickets.metrics.cost import Cost, cost
-from gentickets.objectives import ELBO, Adversarial, Autoencoding, Objective
-from gentickets.prunable import left_out
-from gentickets.pruning import TiesBroken, prune, random_like
-from gentickets.saliency import grasp, snip, synflow, synflow_masks, synflow_score
-from gentickets.scores import batchnorm_scale, magnitude, random_scores
-from gentickets.search import (
-    EarlyBird,
-    Level,
-    at_init,
-    imp,
-    one_shot,
-    random_channels_control,
-    random_mask_control,
-    redrawn_weights_control,
-    transferred,
-)
-from gentickets.shrink import shrink
-from gentickets.small import load_small
-from gentickets.sparse import Accelerated, accelerate, lanes, restore
-from gentickets.ticket import Ticket
+What it gives is loaded when it is first asked for: the command line answers most mistakes without torch, whose import
+takes a second.
+"""
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gentickets.chance import Overlap, overlap
+    from gentickets.errors import (
+        DataError,
+        Disconnected,
+        Diverged,
+        GenticketsError,
+        MaskError,
+        PruneError,
+        RecipeError,
+        TicketError,
+    )
+    from gentickets.groups import ChannelGroups, channel_groups
+    from gentickets.liveness import check_connected
+    from gentickets.masks import Masks
+    from gentickets.metrics.cost import Cost, cost
+    from gentickets.objectives import ELBO, Adversarial, Autoencoding, Objective
+    from gentickets.prunable import left_out
+    from gentickets.pruning import TiesBroken, prune, random_like
+    from gentickets.saliency import grasp, snip, synflow, synflow_masks, synflow_score
+    from gentickets.scores import batchnorm_scale, magnitude, random_scores
+    from gentickets.search import (
+        EarlyBird,
+        Level,
+        at_init,
+        imp,
+        one_shot,
+        random_channels_control,
+        random_mask_control,
+        redrawn_weights_control,
+        transferred,
+    )
+    from gentickets.shrinking import shrink
+    from gentickets.small import load_small
+    from gentickets.sparse import Accelerated, accelerate, lanes, restore
+    from gentickets.ticket import Ticket
 
 __version__ = "0.1.0"
 
@@ -88,3 +97,40 @@ __all__ = [
     "synflow_score",
     "transferred",
 ]
+
+_HOMES = {
+    "chance": "Overlap overlap",
+    "errors": "DataError Disconnected Diverged GenticketsError MaskError PruneError RecipeError TicketError",
+    "groups": "ChannelGroups channel_groups",
+    "liveness": "check_connected",
+    "masks": "Masks",
+    "metrics.cost": "Cost cost",
+    "objectives": "ELBO Adversarial Autoencoding Objective",
+    "prunable": "left_out",
+    "pruning": "TiesBroken prune random_like",
+    "saliency": "grasp snip synflow synflow_masks synflow_score",
+    "scores": "batchnorm_scale magnitude random_scores",
+    "search": "EarlyBird Level at_init imp one_shot random_channels_control random_mask_control "
+    "redrawn_weights_control transferred",
+    "shrinking": "shrink",
+    "small": "load_small",
+    "sparse": "Accelerated accelerate lanes restore",
+    "ticket": "Ticket",
+}
+"""Module → the names of `__all__` that it gives."""
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+if not TYPE_CHECKING:  # whom this would tell that any name exists
+
+    def __getattr__(name):
+        """A name of `__all__`, or a module of the package, loaded now (PEP 562)."""
+        if home := _HOME_OF.get(name):
+            found = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
+            return found
+        if name.startswith("_") or find_spec(f"{__name__}.{name}") is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return import_module(f"{__name__}.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,6 +1,16 @@
-"""`python -m gentickets`: the command line."""
+"""The command line: `gentickets`, or `python -m gentickets`."""
 
-from gentickets.cli import main
+import sys
+
+
+def main() -> None:
+    try:
+        from gentickets.cli import main as program
+    except KeyboardInterrupt:  # while the program is loaded
+        print("stopped; nothing had begun", file=sys.stderr)
+        sys.exit(130)
+    program()
+
 
 if __name__ == "__main__":
     main()

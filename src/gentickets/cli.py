@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,6 +21,7 @@ from rich.text import Text
 
 from gentickets import __version__
 from gentickets.errors import GenticketsError
+from gentickets.lab.lines import Lines
 from gentickets.terminal import Terminal, bear_with_any_encoding
 
 if TYPE_CHECKING:
@@ -32,10 +37,17 @@ app = typer.Typer(
 out = Terminal()
 err = Terminal(stderr=True)
 
-RecipeFile = Annotated[Path, typer.Argument(help="A recipe, such as recipes/quickstart/gan.yaml.", show_default=False)]
+_NOTHING_TRAINED = 3
+"""The exit code where every level diverged or was cut in two."""
+
+RecipeFile = Annotated[
+    Path, typer.Argument(help="A recipe: a file, or one that `list recipes` names: quickstart/gan.", show_default=False)
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="Keys of the recipe to override: training.steps=500.", show_default=False),
+    typer.Argument(
+        help="Keys of the recipe to override: training.steps=500; `gentickets list keys` shows all.", show_default=False
+    ),
 ]
 _TICKET = "runs/quickstart-gan/seed-0/level-03/ticket.safetensors"
 Budget = Annotated[
@@ -47,10 +59,9 @@ RunsFolder = Annotated[Path, typer.Option("--runs", help="Where run folders lie.
 
 
 def main() -> None:
-    """The program. A user's mistake is one line on stderr and exit code 2; Ctrl-C is exit code 130."""
+    """The program. A user's mistake is one line on stderr and exit code 2; Ctrl-C is exit code 130; see `find`."""
     bear_with_any_encoding()
-    # Until a training listens by itself, a polite kill means what Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    heard = _listening()
     if sys.argv[1:2] == ["help"]:
         sys.argv[1:] = [*sys.argv[2:], "--help"]
     try:
@@ -59,6 +70,11 @@ def main() -> None:
         code = _complain(str(error))
     except KeyboardInterrupt:
         code = 130
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        _drop_what_cannot_be_written()
+        code = _complain(f"{error.filename or 'what is printed cannot be written'}: {error.strerror}")
     except typer.Abort as error:
         if isinstance(error.__cause__, EOFError):  # typer takes the end of any file for that of the terminal
             raise error.__cause__ from None
@@ -69,6 +85,8 @@ def main() -> None:
             code = 0
         elif _is_a(error, "UsageError"):
             code = _complain(f"{error.format_message()}; see --help")  # type: ignore[attr-defined]
+        elif heard:  # an import that was stopped may say so with an error of its own
+            code = 130
         else:
             raise
     for which in (signal.SIGINT, signal.SIGTERM):  # there is nothing left to stop
@@ -76,6 +94,28 @@ def main() -> None:
     if code == 130:
         err.print("stopped; the same command goes on from here")
     sys.exit(code)
+
+
+def _listening() -> list[int]:
+    """Until a training listens by itself, Ctrl-C and a polite kill end what is done; which of them came is noted."""
+    heard: list[int] = []
+
+    def hear(number: int, frame: object) -> None:
+        heard.append(number)
+        raise KeyboardInterrupt
+
+    for which in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(which) is not signal.SIG_IGN:
+            signal.signal(which, hear)
+    return heard
+
+
+def _drop_what_cannot_be_written() -> None:
+    """Where standard output is full or gone, what Python still holds for it would be a second error, on leaving."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(message: str) -> int:
@@ -90,7 +130,7 @@ def _is_a(error: Exception, name: str) -> bool:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from gentickets.kernels import missing
+        from gentickets.compiled import missing
 
         reason = missing()
         out.print(f"gentickets {__version__}{'' if reason is None else f'; masked layers stay dense: {reason}'}")
@@ -104,7 +144,7 @@ def _program(
     pass
 
 
-@app.command(epilog="Example: gentickets find recipes/quickstart/gan.yaml training.steps=800 name=longer --time 30m")
+@app.command(epilog="Example: gentickets find quickstart/gan training.steps=800 name=longer --time 30m")
 def find(
     recipe: RecipeFile,
     overrides: Overrides = None,
@@ -116,24 +156,34 @@ def find(
 ) -> None:
     """Find winning tickets: the dense model, a ladder of tickets, their controls, and the verdict.
 
-    Of a study, such as recipes/paper/table2.yaml, it runs every arm: see compare.
-    """
-    from gentickets.lab.plan import parse_time
-    from gentickets.lab.recipe import read_recipe
-    from gentickets.lab.report import verdict_table, write_report
-    from gentickets.lab.run import prepared, run_seeds
-    from gentickets.lab.study import is_study, read_study
+    Of a study, such as paper/table2, it runs every arm: see compare.
 
+    Exit codes of every command: 0 done; 1 a fault of gentickets;
+    2 refused, in one line that says the mend; 130 stopped;
+    3 every level diverged or was cut in two, as its page shows.
+    """
+    from gentickets.lab.durations import parse_time
+    from gentickets.lab.recipe import is_study, read_recipe
+
+    asked = read_recipe(recipe, overrides or (), budget)
     if is_study(recipe):
         if time:
             raise GenticketsError(f"--time fits one run, and {recipe} is a study: take --budget, or training.steps=…")
-        _run_study(read_study(recipe, overrides or (), budget=budget), runs, resume, plan_only)
+        loading = _load_the_lab()
+        from gentickets.lab.study import read_study
+
+        _run_study(read_study(recipe, overrides or (), budget=budget), runs, resume, plan_only, loading)
         return
-    asked = read_recipe(recipe, overrides or (), budget)
     seconds = parse_time(time) if time else None
+    loading = _load_the_lab()  # only here: what is wrong with a recipe is said without waiting for torch
+    from gentickets.lab.report import verdict_table, write_report
+    from gentickets.lab.run import keep_time, prepared, run_seeds
+
     folder = runs / asked.name
     command = shlex.join(["gentickets", *sys.argv[1:]])
-    with prepared(asked, folder, seconds=seconds, fresh=not resume, dry=plan_only, command=command) as ready:
+    with prepared(
+        asked, folder, seconds=seconds, fresh=not resume, dry=plan_only, command=command, loading_seconds=loading
+    ) as ready:
         err.print(f"data: {ready.data}")
         if ready.plan is not None:
             out.print(f"{asked.name}: {ready.plan.words()}")
@@ -143,14 +193,20 @@ def find(
             out.print(f"given up to fit into the time: {lost}")
         if plan_only:
             return
+        begun = perf_counter()
         with _progress() as bars:
             run_seeds(ready, _Teller(bars, ready.recipe.training.steps))
     page = write_report([folder])
     out.print(verdict_table([folder]))
+    if ready.plan is not None:
+        took = perf_counter() - begun
+        keep_time(folder, ready.plan, took)
+        out.print(ready.plan.against(took))
     out.print(f"results: {folder / 'results.csv'}\nreport:  {page}")
+    _check_trained([folder])
 
 
-@app.command(epilog="Example: gentickets compare recipes/quickstart/vae.yaml seeds=[0,1] --methods imp,snip,synflow")
+@app.command(epilog="Example: gentickets compare quickstart/vae seeds=[0,1] --methods imp,snip,synflow")
 def compare(
     recipe: RecipeFile,
     overrides: Overrides = None,
@@ -170,15 +226,27 @@ def compare(
 
     The dense model is trained once and shared. A plain recipe is compared by --methods; a study names its own arms.
     """
+    from gentickets.lab.recipe import read_recipe
+
+    read_recipe(recipe, overrides or (), budget)  # what is wrong with it is said without waiting for torch
+    loading = _load_the_lab()
     from gentickets.lab.study import read_study
 
     names = [name.strip() for name in methods.split(",") if name.strip()] if methods is not None else None
-    _run_study(read_study(recipe, overrides or (), names, budget), runs, resume, plan_only)
+    _run_study(read_study(recipe, overrides or (), names, budget), runs, resume, plan_only, loading)
 
 
-def _run_study(study: Study, runs: Path, resume: bool, plan_only: bool) -> None:
+def _load_the_lab() -> float:
+    """Loads what trains and judges; the seconds that it took, which is what starting a process takes."""
+    begun = perf_counter()
+    for name in ("gentickets.lab.report", "gentickets.lab.study"):
+        import_module(name)
+    return perf_counter() - begun
+
+
+def _run_study(study: Study, runs: Path, resume: bool, plan_only: bool, loading: float) -> None:
     """What `compare` does, and `find` of a study."""
-    from gentickets.lab.plan import duration
+    from gentickets.lab.durations import duration
     from gentickets.lab.study import run_study
 
     folder = runs / study.name
@@ -195,13 +263,26 @@ def _run_study(study: Study, runs: Path, resume: bool, plan_only: bool) -> None:
             return _Teller(bars, stage.ready.recipe.training.steps, f"{stage.index + 1}/{stage.total} {stage.label}, ")
 
         command = shlex.join(["gentickets", *sys.argv[1:]])
-        left_out = run_study(study, folder, begin, fresh=not resume, dry=plan_only, command=command)
+        left_out = run_study(
+            study, folder, begin, fresh=not resume, dry=plan_only, command=command, loading_seconds=loading
+        )
     for label, reason in left_out.items():
         out.print(f"not run: {label}: {reason}")
     if plan_only:
         out.print(f"{study.name}: {len(study.arms)} arms, about {duration(seconds)} in all; less what they share")
         return
     _show_study(folder)
+    _check_trained(folder / arm.label for arm in study.arms if arm.label not in left_out)
+
+
+def _check_trained(runs: Iterable[Path]) -> None:
+    """Leaves with an exit code of its own where no level of any of the runs was trained to its end."""
+    from gentickets.lab.results import read_run
+
+    levels = [level for run in runs for level in read_run(run).levels]
+    if levels and not any(level.status == "complete" for level in levels):
+        err.print(f"nothing was trained to its end: {levels[0].status}: {levels[0].reason}")
+        raise typer.Exit(_NOTHING_TRAINED)
 
 
 def _stage_words(stage: Stage) -> str:
@@ -237,25 +318,34 @@ def _show_study(folder: Path) -> None:
     out.print(f"results: {folder / 'study.csv'}\nreport:  {page}")
 
 
-@app.command(epilog=f"Example: gentickets train recipes/quickstart/gan.yaml --ticket {_TICKET}")
+@app.command(epilog=f"Example: gentickets train quickstart/gan --ticket {_TICKET}")
 def train(
     recipe: RecipeFile,
     overrides: Overrides = None,
     ticket: Annotated[Path | None, typer.Option(help="Start from this ticket, and keep to its masks.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the weights, the data order and the noise.")] = 0,
+    budget: Budget = None,
     runs: RunsFolder = Path("runs"),
     name: Annotated[str | None, typer.Option(help="Name of the folder; default: the recipe's, with -train.")] = None,
 ) -> None:
-    """Train one model: dense, or from a ticket. Nothing is pruned."""
-    from gentickets.lab.recipe import read_recipe
+    """Train one model: dense, or from a ticket. Nothing is pruned.
+
+    RECIPE may be that of a run, such as runs/quickstart-gan/recipe.yaml, with all that was said when it was made.
+    """
+    from gentickets.lab.recipe import NAME, read_recipe
+
+    asked = read_recipe(recipe, overrides or (), budget)
+    if name is not None and re.fullmatch(NAME, name) is None:
+        raise GenticketsError(f"--name {name[:80]!r}: a name of letters, digits, dots, - and _ is needed, no path")
+    folder = runs / (name or f"{asked.name}-train")
     from gentickets.lab.single import train_one
 
-    asked = read_recipe(recipe, overrides or ())
-    folder = runs / (name or f"{asked.name}-train")
     with _progress() as bars:
         metrics = train_one(asked, folder, seed, ticket, _Teller(bars, asked.training.steps), bars.console.print)
     _show_metrics(metrics)
     out.print(f"results: {folder}")
+    if metrics["status"] != "complete":
+        raise typer.Exit(_NOTHING_TRAINED)
 
 
 def _show_metrics(metrics: dict[str, Any]) -> None:
@@ -264,11 +354,11 @@ def _show_metrics(metrics: dict[str, Any]) -> None:
         table.add_row(entry["label"], f"{entry['value']:.5g}", str(entry["samples"]))
     out.print(table)
     if metrics["status"] != "complete":
-        out.print(f"{metrics['status']}: {metrics['reason']}")
+        err.print(f"nothing was trained to its end: {metrics['status']}: {metrics['reason']}")
 
 
 @app.command(
-    epilog=f"Example: gentickets transfer {_TICKET.replace('gan', 'vae')} recipes/quickstart/gan.yaml "
+    epilog=f"Example: gentickets transfer {_TICKET.replace('gan', 'vae')} quickstart/gan "
     "decoder=generator --out moved.ticket model.width=16 model.latent=16"
 )
 def transfer(
@@ -281,20 +371,23 @@ def transfer(
     masks_only: Annotated[bool, typer.Option("--masks-only", help="Leave the weights behind.")] = False,
     exclude: Annotated[list[str] | None, typer.Option(help="What stays behind, such as '*.head.*'.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the weights that do not travel.")] = 0,
+    budget: Budget = None,
 ) -> None:
     """Carry a ticket's components into the model of a recipe: a VAE's decoder into a GAN's generator, say."""
     from gentickets.lab.recipe import read_recipe
-    from gentickets.lab.single import transferred
 
     pairs = [entry for entry in components if "." not in entry.partition("=")[0]]
     overrides = [entry for entry in components if entry not in pairs]
-    asked = read_recipe(recipe, overrides)
+    asked = read_recipe(recipe, overrides, budget)
+    from gentickets.lab.single import transferred
+
     mapping = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
     moved = transferred(ticket, asked, mapping, not masks_only, seed, exclude or ())
     moved.save(output)
     left = ", ".join(moved.origin["transfer"]["left"]) or "nothing"
     out.print(f"{moved.masks!r}\nleft behind: {left}\nresults: {output}; train it with")
-    out.print(shlex.join(["gentickets", "train", str(recipe), *overrides, "--ticket", str(output)]))
+    chosen = ["--budget", budget] if budget is not None else []
+    out.print(shlex.join(["gentickets", "train", str(recipe), *overrides, *chosen, "--ticket", str(output)]))
 
 
 @app.command(epilog="Example: gentickets shrink runs/quickstart-gan/seed-0/level-03 --out small.safetensors")
@@ -373,12 +466,18 @@ def report(
     output: Annotated[Path | None, typer.Option("--out", help="The page to write.")] = None,
 ) -> None:
     """Write the page that shows whether the tickets won, from what is complete so far."""
+    if output is not None and (output.is_dir() or output.suffix.lower() not in (".html", ".htm")):
+        raise GenticketsError(f"--out {output}: a file is needed, whose name ends in .html")
     from gentickets.lab.report import verdict_table, write_report
     from gentickets.lab.results import read_run, write_csv
 
     if len(runs) == 1 and output is None and (runs[0] / "study.yaml").is_file():
         _show_study(runs[0])
         return
+    single = [folder for folder in runs if (folder / "origin.json").is_file() and not (folder / "recipe.yaml").exists()]
+    if single and len(single) < len(runs):  # what a shell's * finds
+        err.print(f"left out, as `gentickets train` made them: {', '.join(map(str, single))}")
+        runs = [folder for folder in runs if folder not in single]
     read = [read_run(folder) for folder in runs]
     for run in read:
         write_csv(run)
@@ -389,21 +488,23 @@ def report(
 
 @app.command(epilog=f"Example: gentickets inspect {_TICKET}")
 def inspect(
-    what: Annotated[Path, typer.Argument(help="A ticket file, or a run folder.", show_default=False)],
+    what: Annotated[
+        Path, typer.Argument(help="A ticket file, or the folder of a level, a run or a study.", show_default=False)
+    ],
 ) -> None:
-    """Show what is in a ticket, or where a run stands; checks a ticket's digest on the way."""
-    from gentickets.lab.listings import run_table, ticket_words
+    """Show what is in a ticket or a level, or where a run stands; checks a ticket's digest on the way."""
+    from gentickets.lab.listings import what_is_in
 
-    for shown in [run_table(what)] if what.is_dir() else ticket_words(what):
+    for shown in what_is_in(what):
         out.print(shown)
 
 
 @app.command("list", epilog="Example: gentickets list models")
 def list_(
-    what: Annotated[str, typer.Argument(help="models, objectives, data, recipes or runs.")] = "models",
+    what: Annotated[str, typer.Argument(help="models, objectives, data, recipes, keys or runs.")] = "models",
     runs: RunsFolder = Path("runs"),
 ) -> None:
-    """List models, objectives, data sources, recipes or runs."""
+    """List models, objectives, data sources, recipes, the keys of recipes, or runs."""
     from gentickets.lab.listings import LISTINGS
 
     if what not in LISTINGS:
@@ -425,34 +526,35 @@ def _progress() -> Iterator[Progress]:
         TextColumn("{task.fields[losses]}"),
         console=err,
         refresh_per_second=4,
+        disable=not err.is_terminal,
     ) as bars:
         yield bars
 
 
 class _Teller:
-    """Shows what the seeds tell: one bar a seed; a plain line a stage where there is no terminal."""
+    """Shows what the seeds tell: one bar a seed; where there is no terminal, a plain line a stage and a minute."""
 
     def __init__(self, bars: Progress, steps: int | None, prefix: str = ""):
         self._bars, self._steps, self._prefix = bars, steps, prefix
         self._tasks: dict[int, TaskID] = {}
-        self._stages: dict[int, str] = {}
+        self._lines: dict[int, Lines] = {}
 
     def __call__(self, event: Any) -> None:
+        rate = f"{event.progress.images_per_second:,.0f} images/s" if event.progress is not None else ""
+        if not err.is_terminal:
+            line = self._lines.setdefault(event.seed, Lines()).line(event.stage, event.done, event.total, rate)
+            if line is not None:
+                err.print(f"{self._prefix}seed {event.seed} {line}")
+            return
         if event.seed not in self._tasks:
             self._tasks[event.seed] = self._bars.add_task(
                 f"{self._prefix}seed {event.seed}", total=event.total, rate="", losses=""
             )
-        rate, losses = "", ""
-        if event.progress is not None:
-            rate = f"{event.progress.images_per_second:,.0f} images/s"
-            losses = " ".join(f"{key} {value:.3g}" for key, value in event.progress.losses.items())
+        losses = event.progress.losses if event.progress is not None else {}
         self._bars.update(
             self._tasks[event.seed],
             completed=event.done,
             description=f"{self._prefix}seed {event.seed} {event.stage}",
             rate=rate,
-            losses=losses,
+            losses=" ".join(f"{key} {value:.3g}" for key, value in losses.items()),
         )
-        if not err.is_terminal and self._stages.get(event.seed) != event.stage:
-            self._stages[event.seed] = event.stage
-            err.print(f"{self._prefix}seed {event.seed} {event.stage}: {event.done:,} of {event.total:,} steps done")

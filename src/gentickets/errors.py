@@ -4,7 +4,10 @@ from typing import Any
 
 
 class GenticketsError(Exception):
-    """The base of every error that gentickets raises on purpose."""
+    """The base of every error that gentickets raises on purpose. Its message is one line, whatever it quotes."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(" ".join(line.strip() for line in str(message).splitlines()))
 
 
 class MaskError(GenticketsError, ValueError):

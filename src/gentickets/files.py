@@ -1,9 +1,11 @@
-"""Files that are whole or absent, whatever happens while they are written."""
+"""Files that are whole or absent, whatever happens while they are written; and plain ones when they are read."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,3 +36,18 @@ def replace_file(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path) as file:
         file.write(content)
+
+
+def read_file(path: Path, most: int | None = None) -> bytes:
+    """The bytes of a plain file of no more than `most`; not of a pipe or a device, which may have no end.
+
+    Raises `OSError`.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as file:
+        state = os.fstat(handle)
+        if not stat.S_ISREG(state.st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file", str(path))
+        if most is not None and state.st_size > most:
+            raise OSError(errno.EFBIG, f"it has {state.st_size:,} bytes, and no more than {most:,} are read", str(path))
+        return file.read()

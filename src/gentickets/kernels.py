@@ -7,7 +7,6 @@ They are built when the package is installed with a C compiler at hand. Without 
 from __future__ import annotations
 
 import ctypes
-import sysconfig
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -17,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-_VERSION = 2  # of the functions in `_kernels.c` and their arguments
+from gentickets.compiled import compiled
+
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 
 
@@ -186,11 +186,6 @@ def mask_(weights: Tensor, bits: np.ndarray) -> None:
     library()[weights.dtype].mask(weights.data_ptr(), bits.ctypes.data, weights.numel(), torch.get_num_threads())
 
 
-def missing() -> str | None:
-    """Why there are no kernels here, in words; None where there are."""
-    return None if library() else "the kernels were not compiled: install with a C compiler at hand"
-
-
 def threads() -> int:
     """How many threads the kernels work on: torch's, or one where torch has another OpenMP than GNU's."""
     return torch.get_num_threads() if _torch_parallel() is not None else 1
@@ -210,12 +205,11 @@ class Functions(NamedTuple):
 @cache
 def library() -> Mapping[torch.dtype, Functions]:
     """Dtype → functions of the compiled library, which work on the threads of torch's OpenMP; empty if not built."""
+    if (lib := compiled()) is None:
+        return {}
     try:
-        lib = ctypes.CDLL(str(Path(__file__).with_name(f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}")))
-        if ctypes.c_int64.in_dll(lib, "gt_version").value != _VERSION:
-            return {}
         found = {dtype: _functions(lib, suffix) for dtype, suffix in _SUFFIX.items()}
-    except (OSError, AttributeError, ValueError):  # not built, or by another version
+    except AttributeError:  # another version's
         return {}
     lib.gt_set_parallel.argtypes = (ctypes.c_void_p,)
     lib.gt_set_parallel(_torch_parallel())

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gentickets.files import writing
+from gentickets.files import read_file, writing
 from gentickets.sealed import Damaged, sealed_state, unsealed_state
 
 
@@ -50,8 +50,8 @@ class Checkpoint:
         if not self.path.exists():
             return None
         try:
-            state = unsealed_state(self.path.read_bytes())
-        except Damaged as error:
+            state = unsealed_state(read_file(self.path))
+        except (Damaged, OSError) as error:
             self.path.unlink()
             warnings.warn(f"{self.path} is damaged ({error}): dropped, and this training begins anew", stacklevel=2)
             return None
@@ -65,8 +65,12 @@ class Curve:
         self.path = path
 
     def rewind(self, step: int) -> None:
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        lines = self.path.read_text(errors="replace").splitlines() if self.path.exists() else []
         kept = [line for line in lines if (at := _step_of(line)) is not None and at <= step]
+        if damaged := sum(_step_of(line) is None for line in lines[:-1]):  # the last may be half, of a kill
+            warnings.warn(
+                f"{self.path}: {damaged} damaged lines are dropped; nothing is computed from them", stacklevel=2
+            )
         self.path.write_text("".join(line + "\n" for line in kept))
 
     def add(self, progress: Progress) -> None:

@@ -19,12 +19,13 @@ import warnings
 from collections.abc import Mapping
 from decimal import Decimal
 from numbers import Integral, Real
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gentickets.choices import Granularity, Scope
 from gentickets.errors import PruneError
 from gentickets.groups import ChannelGroups
 from gentickets.masks import Masks
@@ -32,9 +33,6 @@ from gentickets.naming import Model, component_of
 from gentickets.parametrised import Norm
 from gentickets.prunable import norms_of
 from gentickets.selection import Scored, Ties, keep_best
-
-Scope = Literal["global", "component", "layer", "erk"]
-Granularity = Literal["weight", "channel"]
 
 _MANY_TIES = 0.01
 """The share of a group's weights that may be tied where it is cut without a word."""

@@ -29,6 +29,10 @@ DIGEST = re.compile(rb'"digest":"([0-9a-f]{64})"')
 """A digest in a header of safetensors, and what stands in its place while it is computed: as in tickets."""
 
 
+_OF_JSON = re.compile(rb'^  "digest": "([0-9a-f]{64})"', re.MULTILINE)
+"""The same in JSON for people: a key of the top, which alone is two spaces in."""
+
+
 class Damaged(GenticketsError):
     """A file of ours that is cut off, or of which a bit is not as it was written."""
 
@@ -99,6 +103,45 @@ def unsealed_tensors(raw: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
         return from_safetensors(raw), {key: str(value) for key, value in metadata.items() if key != "digest"}
     except (SafetensorError, ValueError, AttributeError, RecursionError) as error:
         raise Damaged(f"it is no safetensors file: {' '.join(str(error).split())[:100]}") from None
+
+
+def sealed_json(value: Any) -> bytes:
+    """Plain data as JSON that people can read; keys and values get the digest of the whole text as a key more."""
+    if not isinstance(value, Mapping):
+        return _json(value)
+    text = _json({**value, "digest": BLANK})
+    return text.replace(_json_field(BLANK), _json_field(hashlib.sha256(text).hexdigest()), 1)
+
+
+def unsealed_json(raw: bytes) -> Any:
+    """What `sealed_json` was given; JSON without a digest is taken as it is. Raises `Damaged`."""
+    check_json(raw)
+    try:
+        value = json.loads(raw.decode())
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"it is no JSON: {' '.join(str(error).split())[:100]}") from None
+    if isinstance(value, dict) and _OF_JSON.search(raw):
+        del value["digest"]
+    return value
+
+
+def check_json(raw: bytes) -> None:
+    """Raises `Damaged` where JSON has a digest that does not fit it."""
+    digests = _OF_JSON.findall(raw)
+    if raw.count(b'\n  "digest"') != len(digests) or len(digests) > 1:
+        raise Damaged("it has no digest that could be read")
+    for digest in digests:
+        blank = raw.replace(_json_field(digest.decode()), _json_field(BLANK), 1)
+        if hashlib.sha256(blank).hexdigest() != digest.decode():
+            raise Damaged("its digest does not fit its content")
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _json_field(digest: str) -> bytes:
+    return f'\n  "digest": "{digest}"'.encode()
 
 
 def fits(raw: bytes, header: bytes, digest: str) -> bool:

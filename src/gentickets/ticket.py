@@ -12,12 +12,10 @@ The digest finds every changed bit. It is no signature: it says that the file is
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import re
-import stat
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -32,7 +30,7 @@ from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 
 from gentickets.errors import MaskError, TicketError
 from gentickets.examples import WHOLE
-from gentickets.files import writing
+from gentickets.files import read_file, writing
 from gentickets.masks import M, Masks
 from gentickets.memory import bytes_of
 from gentickets.naming import A_MODEL_IS, Model, as_names, component_of, is_in, joined, named_by, named_state, unwrap
@@ -242,7 +240,7 @@ class Ticket:
         bit, or no ticket.
         """
         try:
-            raw = _read_regular(Path(path))
+            raw = read_file(Path(path))
         except OSError as error:
             raise TicketError(f"cannot read ticket {path}: {error.strerror or error}") from None
         # The digest before anything is parsed: a long header of nonsense would cost seconds.
@@ -281,15 +279,6 @@ class Ticket:
 
 _SHORT = 2**20
 """Bytes of a header that is parsed without a digest, to say what the file is."""
-
-
-def _read_regular(path: Path) -> bytes:
-    """The bytes of a file; not of a pipe or a device, which may have no end."""
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "it is no plain file")
-        return file.read()
 
 
 def _state_of(weights: Model | Ticket | Mapping[str, Tensor] | None) -> dict[str, Tensor]:

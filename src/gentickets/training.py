@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from gentickets.adam import FusedAdamW
 from gentickets.averaging import Average, weight_of_start
+from gentickets.choices import Execution, Schedule
 from gentickets.errors import Diverged, GenticketsError
 from gentickets.evaluating import evaluating
 from gentickets.holding import Hold
@@ -36,9 +37,6 @@ _YOUNG = 200
 
 _START = 0.05
 """What the weights of the first step may weigh in an average at its end, without a warning."""
-
-Schedule = Literal["constant", "cosine", "linear"]
-Execution = Literal["auto", "dense"]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,9 @@ from gentickets.errors import DataError
 BACKGROUND = (255, 255, 255, 255)
 """What shows through where an image is transparent: white, as on a page."""
 
+MOST_PIXELS = 2**26
+"""Of one image. A header of a few bytes may tell of any size; each thread holds an image several times over."""
+
 _ORIENTATION = 0x0112
 _TURNS = range(2, 9)
 
@@ -94,10 +97,16 @@ def _opened(example: Example) -> Image.Image:
         if isinstance(content, np.ndarray):
             return Image.fromarray(content)
         if isinstance(content, Path):
-            return Image.open(content)
-        return Image.open(io.BytesIO(content if isinstance(content, bytes) else content()))
+            image: Image.Image = Image.open(content)
+        else:
+            image = Image.open(io.BytesIO(content if isinstance(content, bytes) else content()))
     except Exception as error:
         raise _broken(example, error) from error
+    if image.width * image.height > MOST_PIXELS:
+        width, height = image.size
+        image.close()
+        raise DataError(f"{example.where} is {width}x{height}, over {MOST_PIXELS:,} pixels: make it smaller")
+    return image
 
 
 def _upright(image: Image.Image, example: Example, done: list[str]) -> Image.Image:
@@ -108,9 +117,8 @@ def _upright(image: Image.Image, example: Example, done: list[str]) -> Image.Ima
             f"{example.where} has 32 bits a pixel (mode {image.mode}, {low} to {high}), and nothing says which is "
             f"black and which white: bring it to 8 or 16 bits"
         )
-    if not isinstance(example.content, np.ndarray):
-        if image.getexif().get(_ORIENTATION) in _TURNS:
-            done.append("turned")
+    if not isinstance(example.content, np.ndarray) and image.getexif().get(_ORIENTATION) in _TURNS:
+        done.append("turned")
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         done.append("deep")

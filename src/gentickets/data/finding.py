@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from gentickets.data import celeba, digits, folders, hub, parquet
+from gentickets.data import archives, arrays, celeba, cifar, digits, folders, hub, idx, parquet
 from gentickets.data.sources import Source, joined
 from gentickets.errors import DataError
 
@@ -31,8 +32,8 @@ class Format(Protocol):
 
 
 # The first that holds a path takes it.
-_FOLDERS: tuple[Format, ...] = (celeba, folders)
-_FILES: tuple[Format, ...] = (parquet,)
+_FOLDERS: tuple[Format, ...] = (celeba, cifar, idx, parquet, folders)
+_FILES: tuple[Format, ...] = (parquet, arrays, cifar, idx, archives)
 
 
 def find(source: str, test: str | None) -> Source:
@@ -47,12 +48,15 @@ def find(source: str, test: str | None) -> Source:
     built_in = source == "digits" or source in hub.SHORT_NAMES
     with _one_line(source):
         local = not built_in and path.exists()
-        if test is not None and not local:
+        if test is not None and not local and (built_in or _globbed(source) is None):
             raise DataError(f"test: {test} goes with a local file or folder, and {source!r} is none: leave test out")
         if built_in:
             return digits.find() if source == "digits" else hub.find(source)
         if local:
             found = _format_of(path, "source").find(path)
+            return found if test is None else _with_test(path, found, test)
+        if (shards := _globbed(source)) is not None:
+            found = parquet.of_files(*shards)
             return found if test is None else _with_test(path, found, test)
         if path.is_symlink():
             raise DataError(f"source: {source} is a link to {os.readlink(path)}, which does not exist: mend it")
@@ -65,11 +69,25 @@ def find(source: str, test: str | None) -> Source:
 def _with_test(path: Path, found: Source, test: str) -> Source:
     held = Path(test).expanduser()
     with _one_line(test, "test"):
+        if not held.exists() and (shards := _globbed(test, "test")) is not None:
+            return joined(found, parquet.whole_of_files(*shards), f"data.test ({test})")
         if not held.exists():
             raise DataError(f"test: {test} does not exist: name {_taken()}")
-        if held.samefile(path):
+        if path.exists() and held.samefile(path):
             raise DataError(f"test: {test} is the source itself: name other images, or leave test out")
         return joined(found, _format_of(held, "test").whole(held), f"data.test ({test})")
+
+
+def _globbed(source: str, key: str = "source") -> tuple[list[Path], Path] | None:
+    """The parquet shards that a pattern such as `shards/*.parquet` names, and the folder around them all."""
+    if not any(sign in source for sign in "*?["):
+        return None
+    files = [Path(name) for name in sorted(glob.glob(os.path.expanduser(source), recursive=True))]
+    if not files:
+        raise DataError(f"{key}: {source!r} fits no file: name {_taken()}")
+    if other := next((file for file in files if not (file.is_file() and parquet.holds(file))), None):
+        raise DataError(f"{key}: {source!r} fits {other}: a pattern is for .parquet files, else name the folder")
+    return files, Path(os.path.commonpath([file.parent for file in files]))
 
 
 def _format_of(path: Path, key: str) -> Format:
@@ -81,7 +99,7 @@ def _format_of(path: Path, key: str) -> Format:
 
 def _taken() -> str:
     """What can be named, in words."""
-    return ", ".join(kind.WHAT for kind in (*_FILES, *_FOLDERS))
+    return ", ".join(dict.fromkeys(kind.WHAT for kind in (*_FILES, *_FOLDERS)))
 
 
 @contextlib.contextmanager

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from gentickets.data import labels
+from gentickets.data.damage import line, shown
 from gentickets.data.decoding import Example
-from gentickets.data.sources import CELEBA_CROP, IMAGE_COLUMNS, LABEL_COLUMNS, Opened, Rows, Source
+from gentickets.data.sources import CELEBA_CROP, Opened, Rows, Source, split_of
 from gentickets.errors import DataError
 
 SHORT_NAMES = {
@@ -17,7 +20,7 @@ SHORT_NAMES = {
 }
 """What people type → the id on the hub."""
 
-_TEST_SPLITS = ("test", "validation", "valid")
+_IMAGE_COLUMNS = ("img", "image")
 
 
 def find(source: str) -> Source:
@@ -25,53 +28,113 @@ def find(source: str) -> Source:
     identity = SHORT_NAMES.get(source, source)
     name = source if source in SHORT_NAMES else source.rsplit("/", 1)[-1]
     crop = CELEBA_CROP if name.lower() == "celeba" else None
-    return Source(name, {"hub": identity}, lambda: _read(source, identity), crop)
+    return Source(name, {"hub": identity}, lambda: _open(source, identity), crop)
 
 
-def _read(source: str, identity: str) -> Opened:
+def _open(source: str, identity: str) -> Opened:
     try:
         import datasets
     except ImportError as error:
         raise DataError(f"source: {source!r} is a set of the hub: pip install datasets") from error
     try:
-        splits = datasets.load_dataset(identity)
-        train = splits["train"]
+        tables = datasets.load_dataset(identity)
     except Exception as error:  # the package has no base class for what can go wrong on the way to the hub
         raise DataError(
-            f"source: {source!r} cannot be had from the hub as {identity} ({_line(error)}): check the "
+            f"source: {source!r} cannot be had from the hub as {identity} ({line(error)}): check the "
             f"name and the network, or name a .parquet file or a folder of images"
         ) from error
-    held = next((name for name in _TEST_SPLITS if name in splits), None)
-    if held is None:
-        return Opened(_rows(datasets, train, source))
-    return Opened(_rows(datasets, train, source), _rows(datasets, splits[held], source), f"the split {held}")
+    train, held = _splits(tables, source)
+    notes: list[str] = []
+    column = _image_column(datasets, tables[train], source, notes)
+    parts = [tables[name] for name in (train, held) if name is not None]
+    for part in parts:
+        if column not in part.features:
+            raise DataError(f"source: {source!r} has no image column {column!r} in all of its splits: name another set")
+    of, names = _labels(parts)
+    rows = [_rows(datasets, part, source, column, own, of.why_none) for part, own in zip(parts, of.labels, strict=True)]
+    left_out = [
+        f"the split {shown(name)} ({len(tables[name]):,} images)" for name in tables if name not in (train, held)
+    ]
+    return Opened(
+        rows[0],
+        rows[1] if held is not None else None,
+        held_out=f"the split {shown(held)}" if held is not None else "",
+        classes=of.classes or names,
+        left_out=tuple(left_out),
+        notes=tuple(notes),
+    )
 
 
-def _rows(datasets: Any, table: Any, source: str) -> Rows:
-    column = _image_column(datasets, table, source)
-    label = next((name for name in LABEL_COLUMNS if _is_integer(table.features.get(name))), None)
-    table = table.cast_column(column, datasets.Image(decode=False))
-    return Rows(len(table), lambda: _examples(table, source, column, label))
+def _splits(tables: Mapping[str, Any], source: str) -> tuple[str, str | None]:
+    """The names of the split to train on and of the one held out. A set with one split has nothing held out."""
+    by_use: dict[str | None, str] = {}
+    for name in tables:
+        by_use.setdefault(split_of(str(name)), name)
+    if "train" in by_use:
+        return by_use["train"], by_use.get("test") or by_use.get("validation")
+    if len(tables) == 1:
+        return next(iter(tables)), None
+    raise DataError(
+        f"source: {source!r} has the splits {', '.join(map(shown, tables))}, and none is called train: name another set"
+    )
 
 
-def _image_column(datasets: Any, table: Any, source: str) -> str:
+def _image_column(datasets: Any, table: Any, source: str, notes: list[str]) -> str:
     images = [name for name, kind in table.features.items() if isinstance(kind, datasets.Image)]
     if not images:
-        raise DataError(f"source: {source!r} has no image column among {', '.join(table.features)}: name another set")
-    return next((name for name in IMAGE_COLUMNS if name in images), images[0])
+        names = ", ".join(map(shown, table.features))
+        raise DataError(f"source: {source!r} has no image column among {names}: name another set")
+    preferred = [name for name in _IMAGE_COLUMNS if name in images]
+    if not preferred and len(images) > 1:
+        raise DataError(
+            f"source: {source!r} may have its images in {' or '.join(shown(repr(name)) for name in images)}: save it "
+            f"as parquet with the right column called image, and name that file"
+        )
+    column = (preferred or images)[0]
+    if others := [name for name in images if name != column]:
+        notes.append(f"image column {shown(column)!r} (also there: {', '.join(shown(repr(name)) for name in others)})")
+    return column
 
 
-def _examples(table: Any, source: str, column: str, label: str | None) -> Iterator[Example]:
-    for row, example in enumerate(table.select_columns([column] + ([label] if label else []))):
-        content = example[column]
-        if content is None or content["bytes"] is None:
-            raise DataError(f"row {row} of {source} has no image in column {column!r}")
-        yield Example(f"row {row} of {source}", content["bytes"], example[label] if label else None)
+def _labels(parts: Sequence[Any]) -> tuple[labels.Numbered, tuple[str, ...] | None]:
+    """The labels of each split, and the names that the set declares for them."""
+    counts = [len(part) for part in parts]
+    column = next((name for name in labels.COLUMNS if name in parts[0].features), None)
+    if column is None:
+        return labels.absent(counts, f"no column is called {', '.join(labels.COLUMNS[:4])} …"), None
+    if any(column not in part.features for part in parts):
+        return labels.absent(counts, f"the split held out has no column {column!r}"), None
+    of = labels.numbered(column, [part[column][:] for part in parts])
+    names = getattr(parts[0].features[column], "names", None)
+    return of, tuple(map(shown, names)) if names and of.why_none is None else None
 
 
-def _is_integer(kind: Any) -> bool:
-    return getattr(kind, "dtype", "").startswith(("int", "uint"))
+def _rows(
+    datasets: Any, table: Any, source: str, column: str, of_labels: Sequence[int | None], unlabelled: str | None
+) -> Rows:
+    encoded = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+
+    def examples() -> Iterator[Example]:
+        for row, (example, label) in enumerate(zip(encoded, of_labels, strict=True)):
+            where = f"row {row} of {source}"
+            yield Example(where, _content(example[column], where, column), label)
+
+    return Rows(len(table), examples, unlabelled)
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+def _content(value: Mapping[str, Any] | None, where: str, column: str) -> bytes | Path:
+    """The bytes, or the file where the hub's package has put it: a path, or a member of an archive (`zip://…::…`)."""
+    content, path = (value or {}).get("bytes"), (value or {}).get("path")
+    if isinstance(content, bytes):
+        return content
+    if not path:
+        raise DataError(f"{where} has no image in column {column!r}")
+    if "::" not in path:
+        return Path(path)
+    import fsspec  # type: ignore[import-untyped]
+
+    try:
+        with fsspec.open(path, "rb") as file:
+            return bytes(file.read())
+    except Exception as error:  # as many as there are kinds of archives
+        raise DataError(f"{where} cannot be read from {shown(path)} ({line(error)}): get the set anew") from error

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
+
+import numpy as np
 
 from gentickets.data.decoding import Example
 
 _SHOW_PROGRESS_FROM = 4_000
+_MOST_HELD = 2**28
 
 
 def chunks(examples: Iterable[Example], at_once: int) -> Iterator[list[Example]]:
-    """The examples, so many at once."""
-    stream = iter(examples)
-    return iter(lambda: list(itertools.islice(stream, at_once)), [])
+    """The examples, so many at once, and fewer where they hold many bytes."""
+    part: list[Example] = []
+    held = 0
+    for example in examples:
+        part.append(example)
+        content = example.content
+        held += content.nbytes if isinstance(content, np.ndarray) else len(content) if isinstance(content, bytes) else 0
+        if len(part) == at_once or held > _MOST_HELD:
+            yield part
+            part, held = [], 0
+    if part:
+        yield part
 
 
 def with_progress(parts: Iterable[list[Example]], total: int, doing: str) -> Iterator[list[Example]]:

@@ -1,9 +1,10 @@
-"""How many cores there are to use: those that this process was given, not those of the machine."""
+"""How many cores and how much memory there are to use: those that this process was given, not those of the machine."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -25,21 +26,39 @@ def threads_at_most(share: int) -> int:
     return max(1, min(share, int(told))) if told.isdecimal() else share
 
 
+def memory() -> int:
+    """Bytes of memory that this process may take: those of the machine, or its cgroup's limit."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    found = float(machine)
+    for folder in _cgroups(OWN_CGROUP, CGROUPS):
+        try:
+            found = min(found, int((folder / "memory.max").read_text()))
+        except (OSError, ValueError):  # no such limit, or "max"
+            continue
+    return int(found)
+
+
 def _quota(own: Path, root: Path) -> float:
     """Cores' worth of time that the cgroup, or one above it, may take (`cpu.max`); infinite where nothing says so."""
-    try:
-        lines = own.read_text().splitlines()
-    except OSError:
-        return math.inf
-    path = next((line.partition("::")[2] for line in lines if line.startswith("0::")), "/")
-    place = root / path.strip("/")
     found = math.inf
-    for folder in (place, *place.parents):
-        if folder == root.parent:
-            break
+    for folder in _cgroups(own, root):
         try:
             quota, period = (folder / "cpu.max").read_text().split()
             found = min(found, int(quota) / int(period))
         except (OSError, ValueError, ZeroDivisionError):  # no such limit, or "max"
             continue
     return found
+
+
+def _cgroups(own: Path, root: Path) -> Iterator[Path]:
+    """The folders of this process's cgroup and of those above it."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return
+    path = next((line.partition("::")[2] for line in lines if line.startswith("0::")), "/")
+    place = root / path.strip("/")
+    for folder in (place, *place.parents):
+        if folder == root.parent:
+            return
+        yield folder

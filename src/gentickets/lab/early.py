@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gentickets.errors import GenticketsError
-from gentickets.files import replace_file
+from gentickets.files import read_file, replace_file
 from gentickets.groups import channel_groups
 from gentickets.lab import folder as disk
 from gentickets.lab.recipe import SearchPart
@@ -23,9 +23,10 @@ from gentickets.objectives import GainPenalty
 from gentickets.pruning import random_like
 from gentickets.sealed import Damaged, sealed_state, unsealed_state
 from gentickets.search.early_bird import EarlyBird, random_channels_control
-from gentickets.shrink import Shrinking
+from gentickets.shrinking import Shrinking
 from gentickets.ticket import Ticket
 
+HISTORY = "early-bird.json"
 STATE = "settled.pt"
 """The optimisers' state where the mask settled, in the level's folder."""
 
@@ -120,7 +121,7 @@ def find_ticket(
     }
     states = {name: optimizer.state_dict() for name, optimizer in done.optimizers.items()}
     settled = Settled(Ticket(masks, model, facts), done.step, trainer.account(), states)
-    _write_history(trainer.folder / "early-bird.json", watch)
+    _write_history(trainer.folder / HISTORY, watch)
     _write_settled(trainer.folder, settled)
     return settled
 
@@ -171,7 +172,7 @@ def read_settled(folder: Path) -> Settled:
     """What `find_ticket` left in a level's folder. Raises `Damaged` where its state is not as it was written."""
     ticket = Ticket.load(folder / "ticket.safetensors")
     try:
-        return Settled(ticket, **unsealed_state((folder / STATE).read_bytes()))
+        return Settled(ticket, **unsealed_state(read_file(folder / STATE)))
     except (Damaged, OSError) as error:
         raise Damaged(f"{folder / STATE} is damaged ({error})") from None
 
@@ -181,6 +182,7 @@ def _kept(folder: Path) -> Settled | None:
     if not (folder / STATE).exists():
         return None
     try:
+        disk.read_json(folder / HISTORY)
         return read_settled(folder)
     except GenticketsError as error:
         warnings.warn(f"{error}: dropped, and found again", stacklevel=2)

@@ -8,7 +8,8 @@
       results.csv  report.html
 
 A level's folder is built beside its place (`.level-03.partial`), synced and renamed. Resuming is: skip what is
-complete, go on with what is partial.
+complete, go on with what is partial. No bit of it can change unnoticed: files of state and JSON carry their own digest,
+and `SHA256SUMS` in a level's folder has those of all the others too, as `sha256sum -c` reads them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
+import hashlib
 import os
 import re
 import shutil
@@ -28,13 +29,18 @@ from typing import Any
 from torch import Tensor
 
 from gentickets.errors import GenticketsError, RecipeError
-from gentickets.files import replace_file
+from gentickets.files import read_file, replace_file
 from gentickets.lab.plain_yaml import read_yaml, write_yaml
 from gentickets.lab.recipe import Recipe, differing_keys, kept_recipe
-from gentickets.sealed import Damaged, sealed_tensors, unsealed_tensors
+from gentickets.lab.results import LevelResult, parse
+from gentickets.sealed import Damaged, sealed_json, sealed_tensors, unsealed_json, unsealed_tensors
 
 CHECKPOINT = "checkpoint.pt"
+SUMS = "SHA256SUMS"
 LOCK = ".lock"
+
+MOST_TEXT = 2**28
+"""Bytes of JSON or YAML that are read: a hundred times what a run writes, whoever made its folder."""
 
 # What may change between two commands on one folder without making a finished level wrong.
 _MAY_GROW = (
@@ -71,11 +77,43 @@ def building(place: Path) -> Iterator[Path]:
         half.unlink()
     yield partial
     (partial / CHECKPOINT).unlink(missing_ok=True)
+    _write_sums(partial)
     for file in partial.iterdir():
         _sync(file)
     _sync(partial)
     os.replace(partial, place)
     _sync(place.parent)
+
+
+def _write_sums(folder: Path) -> None:
+    """The digests of all that a level's folder holds, but for metrics.json, which is written again by `evaluate`."""
+    files = sorted(file for file in folder.iterdir() if file.name not in (SUMS, "metrics.json") and file.is_file())
+    lines = (f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
+    replace_file(folder / SUMS, "".join(lines).encode())
+
+
+def changed_files(folder: Path) -> list[str]:
+    """The files of a complete level that are not as they were written; of one from before there were sums, none.
+
+    Raises `Damaged` where the sums themselves cannot be read.
+    """
+    try:
+        lines = read_file(folder / SUMS).decode().splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError):
+        raise Damaged(f"{folder / SUMS} is damaged") from None
+    changed = []
+    for line in lines:
+        digest, _, name = line.partition("  ")
+        if re.fullmatch(r"[0-9a-f]{64}", digest) is None or not name or "/" in name:
+            raise Damaged(f"{folder / SUMS} is damaged")
+        try:
+            sound = hashlib.sha256(read_file(folder / name)).hexdigest() == digest
+        except OSError:
+            sound = False
+        changed += [] if sound else [name]
+    return changed
 
 
 def _sync(path: Path) -> None:
@@ -87,15 +125,18 @@ def _sync(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    replace_file(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+    """Writes plain data, whole or not at all; keys and values with a digest."""
+    replace_file(path, sealed_json(value))
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote. Raises `GenticketsError` where the file is broken."""
+    """What `write_json` wrote. Raises `Damaged` where it is not there, or not as it was written."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        raise GenticketsError(f"{path} cannot be read: remove its folder and run the command again") from None
+        return unsealed_json(read_file(path, MOST_TEXT))
+    except OSError as error:
+        raise Damaged(f"{path} cannot be read ({error.strerror})") from None
+    except Damaged as error:
+        raise Damaged(f"{path} is damaged ({error})") from None
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
@@ -111,7 +152,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
 def load_weights(path: Path) -> dict[str, Tensor]:
     """Reads what `save_weights` wrote. Raises `Damaged` where it is not there, or a bit is not as it was written."""
     try:
-        return unsealed_tensors(path.read_bytes())[0]
+        return unsealed_tensors(read_file(path))[0]
     except OSError as error:
         raise Damaged(f"{path} cannot be read ({error.strerror})") from None
     except Damaged as error:
@@ -190,7 +231,12 @@ def opened(folder: Path, asked: Recipe) -> tuple[Recipe, dict[str, Any]] | None:
     """
     if not (folder / "recipe.yaml").exists():
         if (folder / "origin.json").exists():
-            raise RecipeError(f"{folder} holds what `gentickets train` made: take name=… for a new run, or --fresh")
+            raise RecipeError(
+                f"{folder} holds what `gentickets train` made, or a run that lacks its recipe.yaml: take name=… for "
+                f"a new run, or --fresh"
+            )
+        if any(folder.glob("seed-*/level-*")):
+            raise RecipeError(f"{folder} holds levels without recipe.yaml and origin.json: take name=… for a new run")
         if foreign := sorted(entry.name for entry in folder.iterdir() if not _is_ours(entry)):
             raise RecipeError(
                 f"{folder} holds what is no run's ({', '.join(foreign[:3])}{' …' if len(foreign) > 3 else ''}): "
@@ -198,6 +244,10 @@ def opened(folder: Path, asked: Recipe) -> tuple[Recipe, dict[str, Any]] | None:
             )
         return None
     if not (folder / "origin.json").exists():
+        if any(folder.glob("seed-*/level-*")):
+            raise RecipeError(
+                f"{folder} holds levels, but not the origin.json that says whose they are: put it back, or --fresh"
+            )
         return None
     origin, recipe = read_run_origin(folder), read_run_recipe(folder)
     # Read as a recipe: keys that are newer than the folder have their defaults.
@@ -238,7 +288,7 @@ def remove_run(folder: Path) -> None:
 def read_run_recipe(folder: Path) -> Recipe:
     """The resolved recipe of a run. Raises `RecipeError` where the folder is no run."""
     try:
-        text = (folder / "recipe.yaml").read_bytes()
+        text = read_file(folder / "recipe.yaml", MOST_TEXT)
     except OSError:
         raise RecipeError(f"{folder} is no run: it has no readable recipe.yaml") from None
     raw = read_yaml(text, str(folder / "recipe.yaml"))
@@ -248,9 +298,12 @@ def read_run_recipe(folder: Path) -> Recipe:
 def read_origin(folder: Path) -> dict[str, Any]:
     """What stands in a folder's origin.json. Raises `RecipeError` where it is broken."""
     try:
-        return dict(json.loads((folder / "origin.json").read_bytes()))
-    except (OSError, ValueError, TypeError, RecursionError):
-        raise RecipeError(f"{folder} is no run: it has no readable origin.json") from None
+        origin = read_json(folder / "origin.json")
+    except Damaged as error:
+        raise RecipeError(f"{folder} is no run: it has no readable origin.json ({error})") from None
+    if not isinstance(origin, dict):
+        raise RecipeError(f"{folder} is no run: it has no readable origin.json, which holds no keys and values")
+    return origin
 
 
 def read_run_origin(folder: Path) -> dict[str, Any]:
@@ -277,9 +330,10 @@ def read_run_origin(folder: Path) -> dict[str, Any]:
 def read_metrics(place: Path) -> dict[str, Any]:
     """A complete level's metrics.json. Raises `GenticketsError` where it is broken."""
     try:
-        return dict(json.loads((place / "metrics.json").read_text()))
-    except (OSError, ValueError):
-        raise GenticketsError(f"{place} is broken: remove it and run the command again") from None
+        parse(place / "metrics.json", LevelResult)
+    except RecipeError as error:
+        raise GenticketsError(f"{error}: remove {place} and run the command again") from None
+    return dict(read_json(place / "metrics.json"))
 
 
 def _fixed(dumped: dict[str, Any], fitted: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gentickets.averaging import settle
+from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab import early
 from gentickets.lab import folder as disk
 from gentickets.lab.evaluation import Judge
@@ -20,6 +21,7 @@ from gentickets.lab.validation import BEST, Validation
 from gentickets.masks import Masks
 from gentickets.metrics import Cost, Measurement, cost
 from gentickets.naming import clone, named_state
+from gentickets.sealed import Damaged
 from gentickets.ticket import Ticket
 
 
@@ -40,8 +42,24 @@ class Made:
 
 
 def check_level(folder: Path) -> None:
-    """Raises `GenticketsError` where a file of a complete level that others rest on is not as it was written."""
-    disk.read_metrics(folder)
+    """Raises `Damaged` where a file of a complete level that others rest on is not as it was written.
+
+    Of others, a curve or a picture, a `RecipeError` that is the user's to mend: no training is thrown away for them.
+    """
+    try:
+        disk.read_metrics(folder)
+    except GenticketsError as error:
+        raise Damaged(str(error)) from None
+    changed = disk.changed_files(folder)
+    if broken := [name for name in changed if Path(name).suffix in (".safetensors", ".pt", ".json")]:
+        raise Damaged(f"{folder / broken[0]} is damaged (its digest does not fit its content)")
+    if changed:
+        raise RecipeError(
+            f"{folder / changed[0]} is not as it was written, though nothing is computed from it: put it back, "
+            f"or remove {folder} to have that made again"
+        )
+    if (folder / disk.SUMS).exists():
+        return
     Ticket.load(folder / "ticket.safetensors")
     for name in ("trained.safetensors", "averaged.safetensors", BEST):
         if (folder / name).exists():

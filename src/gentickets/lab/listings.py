@@ -1,25 +1,56 @@
-"""What there is: tables of models, objectives, data sources, recipes and runs; what is in a ticket or a run."""
+"""What there is: tables of models, objectives, data sources, recipes, keys and runs; what is in a ticket, level or run.
+
+What does not need torch is shown without it.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
 from pathlib import Path
 from types import MappingProxyType
 
 from rich.table import Table
 
 from gentickets.errors import GenticketsError
+from gentickets.lab import shipped
+from gentickets.lab.catalogue import MODELS, OBJECTIVES
+from gentickets.lab.keys import keys_table
 from gentickets.lab.recipe import read_recipe
-from gentickets.lab.results import read_run
-from gentickets.models import CATALOGUE, options_of
-from gentickets.objectives import OBJECTIVES
-from gentickets.ticket import Ticket
+
+
+def what_is_in(path: Path) -> Iterator[str | Table]:
+    """What is in a ticket file, a level's folder, a run's or a study's: words and tables. Raises `GenticketsError`."""
+    if not path.is_dir():
+        yield from ticket_words(path)
+    elif (path / "metrics.json").is_file():
+        yield _level_table(path)
+        yield from ticket_words(path / "ticket.safetensors")
+    elif (path / "study.yaml").is_file():
+        for folder in sorted(path.iterdir()):
+            if (folder / "recipe.yaml").is_file() and not folder.is_symlink():
+                yield run_table(folder)
+    else:
+        yield run_table(path)
+
+
+def _level_table(place: Path) -> Table:
+    """How a level went, and what was measured of it."""
+    from gentickets.lab.results import LevelResult, parse
+
+    level: LevelResult = parse(place / "metrics.json", LevelResult)
+    how = f"{level.status}: {level.reason}" if level.reason else level.status
+    title = f"{place}: seed {level.seed}, level {level.level}, {level.arm}, {level.sparsity:.2%} sparse, {how}"
+    table = Table("metric", "value", "images", title=title)
+    for metric in level.metrics.values():
+        table.add_row(metric.label, f"{metric.value:.5g}", f"{metric.samples:,}")
+    return table
 
 
 def ticket_words(path: Path) -> Iterator[str | Table]:
     """What is in a ticket file, whose digest is checked on the way: words and a table. Raises `TicketError`."""
+    from gentickets.ticket import Ticket
+
     ticket = Ticket.load(path)
     yield f"{path}: {ticket.masks!r}"
     table = Table("weight", "shape", "alive", "of", "sparsity")
@@ -38,11 +69,13 @@ def _sparsities(lineage: object) -> Iterator[str]:
     """The sparsities of the rounds before, as far as a stranger's file says any."""
     for entry in lineage if isinstance(lineage, list) else ():
         sparsity = entry.get("sparsity") if isinstance(entry, dict) else None
-        yield f"{sparsity:.1%}" if isinstance(sparsity, int | float) else "?"
+        yield f"{sparsity:.1%}" if isinstance(sparsity, int | float) and 0 <= sparsity <= 1 else "?"
 
 
 def run_table(folder: Path) -> Table:
     """Where a run stands: its levels, one a row."""
+    from gentickets.lab.results import read_run
+
     run = read_run(folder)
     table = Table("seed", "level", "arm", "sparsity", "status", "metric", title=run.name)
     for level in run.levels:
@@ -53,18 +86,22 @@ def run_table(folder: Path) -> Table:
 
 
 def _models(runs: Path) -> Table:
+    from gentickets.models import CATALOGUE
+
     table = Table("model", "options", "what")
-    for name, build in CATALOGUE.items():
-        options = ", ".join(f"{key}={value}" for key, value in options_of(name).items())
-        table.add_row(name, options, (build.__doc__ or "").strip().splitlines()[0])
+    for name, options in MODELS.items():
+        what = (CATALOGUE[name].__doc__ or "").strip().splitlines()[0]
+        table.add_row(name, ", ".join(f"{key}={value}" for key, value in options.items()), what)
     return table
 
 
 def _objectives(runs: Path) -> Table:
+    from gentickets import objectives
+
     table = Table("objective", "options", "what")
     for name, kind in OBJECTIVES.items():
-        options = ", ".join(field.name for field in fields(kind) if field.name != "latent_size")
-        table.add_row(name, options, (kind.__doc__ or "").strip().splitlines()[0])
+        what = (objectives.OBJECTIVES[name].__doc__ or "").strip().splitlines()[0]
+        table.add_row(name, ", ".join(kind.options), what)
     return table
 
 
@@ -79,14 +116,26 @@ def _data(runs: Path) -> Table:
 
 
 def _recipes(runs: Path) -> Table:
-    table = Table("recipe", "model", "data", "rounds", "seeds")
-    for path in sorted(Path("recipes").rglob("*.yaml")):
-        found = read_recipe(path)
-        table.add_row(str(path), found.model.name, found.data.source, str(found.search.rounds), str(len(found.seeds)))
+    table = Table("recipe", "model", "data", "rounds", "seeds", title="gentickets find NAME, in any folder")
+    known = {path.resolve() for path in shipped.recipes().values()}
+    own = {str(path): path for path in sorted(Path("recipes").rglob("*.yaml")) if path.resolve() not in known}
+    for name, path in {**shipped.recipes(), **own}.items():
+        try:
+            found = read_recipe(path)
+        except GenticketsError as error:  # one of the reader's own, and no reason to show none
+            table.add_row(name, str(error))
+        else:
+            table.add_row(name, found.model.name, found.data.source, str(found.search.rounds), str(len(found.seeds)))
     return table
 
 
+def _keys(runs: Path) -> Table:
+    return keys_table()
+
+
 def _runs(runs: Path) -> Table:
+    from gentickets.lab.results import read_run
+
     table = Table("run", "levels complete", "seeds")
     for folder in sorted(runs.iterdir()) if runs.is_dir() else []:
         if (folder / "recipe.yaml").exists():
@@ -99,6 +148,13 @@ def _runs(runs: Path) -> Table:
 
 
 LISTINGS: Mapping[str, Callable[[Path], Table]] = MappingProxyType(
-    {"models": _models, "objectives": _objectives, "data": _data, "recipes": _recipes, "runs": _runs}
+    {
+        "models": _models,
+        "objectives": _objectives,
+        "data": _data,
+        "recipes": _recipes,
+        "keys": _keys,
+        "runs": _runs,
+    }
 )
 """What can be listed → its table; the path is that of the folder of runs."""

@@ -84,5 +84,8 @@ def read_yaml(text: str | bytes, where: str) -> Any:
         return yaml.load(text.decode("utf-8-sig") if isinstance(text, bytes) else text, _Loader)
     except RecursionError:
         raise RecipeError(f"{where} is no YAML: it is nested too deep") from None
-    except (yaml.YAMLError, ValueError, AttributeError, TypeError, OverflowError) as error:
+    except ValueError as error:
+        why = "a number has more than 4300 digits" if "digits" in str(error) else " ".join(str(error).split())[:300]
+        raise RecipeError(f"{where} is no YAML: {why}") from None
+    except (yaml.YAMLError, AttributeError, TypeError, OverflowError) as error:
         raise RecipeError(f"{where} is no YAML: {' '.join(str(error).split())[:300]}") from None

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import re
+import math
 import resource
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import nn
 
 from gentickets.data import Batches, ImageSet
-from gentickets.errors import RecipeError
+from gentickets.errors import GenticketsError, RecipeError
+from gentickets.lab.cores import memory
+from gentickets.lab.durations import duration, size
 from gentickets.lab.evaluation import Judge
 from gentickets.lab.recipe import Recipe, make_recipe
 from gentickets.lab.seedrun import build_model, steps_of_seed
@@ -24,6 +29,14 @@ from gentickets.training import on_threads, train, with_averages
 
 WARM_STEPS, CLOCK_SECONDS = 3, 1.0
 """Steps that are run before the clock, and seconds that the clock runs."""
+
+STARTING, FIRST_STEPS_AND_FILES, PAGE = 1.0, 0.04, 0.7
+"""What is no step and no evaluation, in units of the seconds that loading the program took, which tell how fast the
+machine is at such work: the start of processes, what comes before and after the steps of each training, and the page.
+Counted on quickstart runs of 120 steps."""
+
+_LONG = 30 * 86_400
+"""Seconds from which a plan is doubted aloud."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +51,61 @@ class Plan:
     memory_bytes: int
     disk_bytes: int
     threads: int = 1
+    loading_seconds: float = 0.0
 
     def words(self) -> str:
         return (
             f"{self.trainings} trainings, {self.steps:,} steps: about {duration(self.seconds)}, "
             f"{size(self.memory_bytes)} of memory, {size(self.disk_bytes)} of disk; "
             f"{count(self.threads, 'thread')} a training"
+            f"{'; --time 12h would fit it into a night' if self.seconds > _LONG else ''}"
+        )
+
+    def check_possible(self, folder: Path) -> None:
+        """Raises `GenticketsError` where this needs more memory than there is, or more disk than is free."""
+        place = next(above for above in (folder, *folder.resolve().parents) if above.exists())
+        free, there = shutil.disk_usage(place).free, memory()
+        if self.disk_bytes > free:
+            raise GenticketsError(
+                f"{self.trainings:,} trainings would write {size(self.disk_bytes)}, and {size(free)} are free at "
+                f"{place}: take fewer seeds, fewer search.rounds, or another --runs"
+            )
+        if self.memory_bytes > there:
+            raise GenticketsError(
+                f"the trainings would take {size(self.memory_bytes)} of memory, and {size(there)} are all there is: "
+                "take fewer seeds at once, or a smaller model or training.batch_size"
+            )
+
+    def against(self, seconds: float) -> str:
+        """What was planned beside what it took, in words."""
+        return f"planned {duration(self.seconds)}, took {duration(seconds)}"
+
+
+def check_fits(recipe: Recipe, model: nn.Module, shape: Sequence[int]) -> None:
+    """Raises `RecipeError` where a model, which may be on the device meta, and its batches cannot be held in memory.
+
+    `shape`: of one image. What is counted is the least that a training holds: weights, gradients, Adam's two averages,
+    and the images of a step, or of all on which SNIP and GraSP score.
+    """
+    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    scored = recipe.search.score_batches if recipe.search.method in ("snip", "grasp") else 1
+    images = recipe.training.batch_size * recipe.build_objective().batches_per_step * scored
+    needed = 4 * weights, 4 * images * math.prod(shape)
+    if sum(needed) > memory():
+        key = "model" if needed[0] > needed[1] else f"training.batch_size={recipe.training.batch_size}"
+        raise RecipeError(
+            f"{key} is too large: a training would hold {size(needed[0])} of weights, gradients and Adam's averages "
+            f"and {size(needed[1])} of images at once, and there are {size(memory())} of memory"
         )
 
 
-def measure(recipe: Recipe, images: ImageSet, judge: Judge, threads: int, workers: int) -> Plan:
-    """Takes a few steps and one evaluation, and multiplies."""
+def measure(
+    recipe: Recipe, images: ImageSet, judge: Judge, threads: int, workers: int, loading_seconds: float = 0.0
+) -> Plan:
+    """Takes a few steps and one evaluation, and multiplies. `loading_seconds`: what loading the program took."""
     with on_threads(threads):
         step_seconds, evaluate_seconds, weights = _measure(recipe, images, judge)
-    trained = _plan(recipe, step_seconds, evaluate_seconds, workers)
+    trained = _plan(recipe, step_seconds, evaluate_seconds, workers, loading_seconds)
     held = _resident_bytes() * workers
     # A level keeps the weights twice (where it starts, where it ends), averages once, and one bit a weight.
     averaged = 1 if recipe.training.ema is not None else 0
@@ -62,11 +116,13 @@ def measure(recipe: Recipe, images: ImageSet, judge: Judge, threads: int, worker
 def _measure(recipe: Recipe, images: ImageSet, judge: Judge) -> tuple[float, float, int]:
     """Seconds a step, seconds an evaluation, bytes of weights."""
     model, steps = rehearsal(recipe, images)
-    steps(WARM_STEPS)
+    begun = time.perf_counter()
+    averaged = steps(WARM_STEPS)
+    at_once = 10 if time.perf_counter() - begun < CLOCK_SECONDS else 1
     taken, begun = 0, time.perf_counter()
     while time.perf_counter() - begun < CLOCK_SECONDS:
-        averaged = steps(10)
-        taken += 10
+        averaged = steps(at_once)
+        taken += at_once
     step_seconds = (time.perf_counter() - begun) / taken
     begun = time.perf_counter()
     judge.measure(with_averages(model, averaged))
@@ -97,7 +153,7 @@ def rehearsal(recipe: Recipe, images: ImageSet) -> tuple[nn.Module, Callable[[in
     return model, steps
 
 
-def _plan(recipe: Recipe, step_seconds: float, evaluate_seconds: float, workers: int) -> Plan:
+def _plan(recipe: Recipe, step_seconds: float, evaluate_seconds: float, workers: int, loading_seconds: float) -> Plan:
     seeds = len(recipe.seeds)
     controls = recipe.controls
     kinds = int(controls.random_mask) + int(controls.redrawn_weights)
@@ -107,8 +163,9 @@ def _plan(recipe: Recipe, step_seconds: float, evaluate_seconds: float, workers:
     share = rounds_of_seeds / seeds
     every = recipe.evaluation.every
     evaluations = trainings + (steps // every / seeds if every is not None else 0)
-    seconds = share * (steps * step_seconds + evaluations * evaluate_seconds)
-    return Plan(step_seconds, evaluate_seconds, trainings, steps, seconds, 0, 0)
+    beside = (STARTING if workers > 1 else 0.0) + PAGE + share * trainings * FIRST_STEPS_AND_FILES
+    seconds = share * (steps * step_seconds + evaluations * evaluate_seconds) + beside * loading_seconds
+    return Plan(step_seconds, evaluate_seconds, trainings, steps, seconds, 0, 0, loading_seconds=loading_seconds)
 
 
 def _resident_bytes() -> int:
@@ -122,16 +179,25 @@ def fit(recipe: Recipe, plan: Plan, budget: float, workers: int) -> tuple[Recipe
     Steps go first, to no fewer than half (the rewind step in proportion); then rounds, from the deepest; then
     steps again, to a tenth. Raises `RecipeError` where not even the dense model and one round would fit.
     """
+    least_rounds = min(recipe.search.rounds, 1)
+
+    def seconds(rounds: int, share: float) -> float:
+        return at(rounds, share)[1].seconds
+
+    def at(rounds: int, share: float) -> tuple[Recipe, Plan]:
+        tried = _scaled(recipe, rounds, share)
+        return tried, _plan(tried, plan.step_seconds, plan.evaluate_seconds, workers, plan.loading_seconds)
+
     for least in (0.5, 0.1):
-        for rounds in range(recipe.search.rounds, min(recipe.search.rounds, 1) - 1, -1):
-            for share in _shares(least):
-                tried = _scaled(recipe, rounds, share)
-                new = _plan(tried, plan.step_seconds, plan.evaluate_seconds, workers)
-                if new.seconds <= budget:
-                    per_level = plan.disk_bytes / plan.trainings
-                    disk = int(per_level * new.trainings)
-                    new = replace(new, memory_bytes=plan.memory_bytes, disk_bytes=disk, threads=plan.threads)
-                    return tried, new, _given_up(recipe, tried)
+        possible = range(least_rounds, recipe.search.rounds + 1)
+        fitting = bisect_right(possible, budget, key=lambda rounds: seconds(rounds, least))
+        if fitting:
+            rounds = possible[fitting - 1]
+            share = next(share for share in _shares(least) if seconds(rounds, share) <= budget)
+            tried, new = at(rounds, share)
+            disk = int(plan.disk_bytes / plan.trainings * new.trainings)
+            new = replace(new, memory_bytes=plan.memory_bytes, disk_bytes=disk, threads=plan.threads)
+            return tried, new, _given_up(recipe, tried)
     raise RecipeError(
         f"--time {duration(budget)} is too short: the dense model and one round of "
         f"{recipe.training.steps // 10:,} steps would take longer; give more time, fewer seeds or a smaller model"
@@ -167,35 +233,3 @@ def _given_up(asked: Recipe, fitted: Recipe) -> tuple[str, ...]:
     if len(after) < len(before):
         lost.append(f"controls at {len(before)} levels → {len(after)}")
     return tuple(lost)
-
-
-def parse_time(text: str) -> float:
-    """Seconds of `90s`, `30m`, `2h`, `1h30m`. Raises `RecipeError`."""
-    match = re.fullmatch(r"(?:([\d.]+)h)?(?:([\d.]+)m)?(?:([\d.]+)s)?", text.strip())
-    try:
-        parts = [float(part or 0) for part in match.groups()] if match else []
-    except ValueError:
-        parts = []
-    seconds = sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
-    if not seconds:
-        raise RecipeError(f"--time {text!r} is no duration: write 2h, 90m, 1h30m or 45s")
-    return seconds
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 20 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min"
-
-
-def size(count: float) -> str:
-    """Bytes in the unit that fits: `340 MB`, `1.2 GB`."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

@@ -7,11 +7,12 @@ What was measured is in `results.csv`, which is equal byte for byte for equal ru
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
-import math
 import re
 import statistics
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -21,15 +22,27 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, TypeAdapter, ValidationError
 
 from gentickets.errors import RecipeError
-from gentickets.files import replace_file
+from gentickets.files import read_file, replace_file
 from gentickets.lab.plain_yaml import read_yaml
+from gentickets.sealed import Damaged, check_json, unsealed_json
 
 Arm = Literal["ticket", "random_mask", "redrawn_weights"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
 """The ticket chain, and its two controls: the mask shuffled, and the mask kept over weights drawn anew."""
 
-_LEVEL_FOLDER = re.compile(r"level-(\d+)(?:-(random_mask|redrawn_weights))?")
-_SEED_FOLDER = re.compile(r"seed-(\d+)")
+_LEVEL_FOLDER = re.compile(r"level-(\d{2,4}|10000)(?:-(random_mask|redrawn_weights))?")
+_SEED_FOLDER = re.compile(r"seed-(\d{1,13})")
+
+_MOST_TEXT = 2**28
+"""Bytes of one file of JSON or YAML that are read: the folder may be a stranger's."""
+
+_BEYOND = 1e100
+"""No metric of a model that came through is as large: sums and axes of such values overflow."""
+
+_MOST_NETWORKS = 1000
+
+Finite = Annotated[float, Field(allow_inf_nan=False, ge=0, le=_BEYOND)]
+Whole = Annotated[int, Field(ge=0, le=2**63)]
 
 
 @dataclass(frozen=True)
@@ -41,23 +54,23 @@ class Metric:
 
     label: str
     value: float
-    samples: int | None
+    samples: Whole | None
     lower_is_better: bool
-    by_network: tuple[float, ...] | None = None
+    by_network: Annotated[tuple[float, ...], Field(max_length=_MOST_NETWORKS)] | None = None
 
     @property
     def spread(self) -> float | None:
-        """The standard deviation over the networks; None for one, and where any value is not finite."""
+        """The standard deviation over the networks; None for one, and where any value is none of a model's."""
         values = self.by_network or ()
-        return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
+        return statistics.stdev(values) if len(values) > 1 and all(abs(value) <= _BEYOND for value in values) else None
 
 
 @dataclass(frozen=True)
 class Count:
     """How many weights are alive, and how many there are."""
 
-    alive: int
-    total: int
+    alive: Whole
+    total: Whole
 
     @property
     def sparsity(self) -> float:
@@ -69,7 +82,7 @@ class Count:
 class Layer(Count):
     """The count of one weight tensor, and its shape."""
 
-    shape: tuple[int, ...]
+    shape: tuple[Whole, ...]
 
 
 @dataclass(frozen=True)
@@ -80,16 +93,16 @@ class Cost:
     backward; the `live` ones count live weights only. None in levels of before these were kept.
     """
 
-    parameters: int
-    alive_parameters: int
-    flops_dense: float
-    flops_sparse: float
-    bytes_dense: int
-    bytes_sparse: int
-    find_flops: float | None = None
-    find_live_flops: float | None = None
-    train_flops: float | None = None
-    train_live_flops: float | None = None
+    parameters: Whole
+    alive_parameters: Whole
+    flops_dense: Finite
+    flops_sparse: Finite
+    bytes_dense: Whole
+    bytes_sparse: Whole
+    find_flops: Finite | None = None
+    find_live_flops: Finite | None = None
+    train_flops: Finite | None = None
+    train_live_flops: Finite | None = None
 
 
 @dataclass(frozen=True)
@@ -100,10 +113,10 @@ class Timing:
     it, where this one only took it over.
     """
 
-    train_seconds: float
-    evaluate_seconds: float
-    images: int
-    find_seconds: float | None = None
+    train_seconds: Finite
+    evaluate_seconds: Finite
+    images: Whole
+    find_seconds: Finite | None = None
     shared_from: str | None = None
 
 
@@ -111,13 +124,13 @@ class Timing:
 class Evaluations:
     """The metric in training, on training images: at which steps, its best one, and where it could have stopped.
 
-    `early_stopping_step`: the first from which the metric stays within 5 % of its best.
+    `early_stopping_step`: the first at which the metric, smoothed, is within 5 % of its best.
     """
 
-    steps: list[int]
+    steps: list[Whole]
     values: list[float]
-    best_step: int | None
-    early_stopping_step: int | None
+    best_step: Whole | None
+    early_stopping_step: Whole | None
 
 
 @dataclass(frozen=True)
@@ -128,15 +141,15 @@ class LevelResult:
     """
 
     seed: int
-    level: Annotated[int, Field(ge=0)]
+    level: Annotated[int, Field(ge=0, le=10**4)]
     arm: Arm
     status: Literal["complete", "diverged", "disconnected"]
     sparsity: Annotated[float, Field(ge=0, le=1)]
-    alive: int
-    total: int
+    alive: Whole
+    total: Whole
     primary: str
-    start_step: int
-    end_step: int
+    start_step: Whole
+    end_step: Whole
     reason: str | None = None
     components: dict[str, Count] = field(default_factory=dict)
     layers: dict[str, Layer] = field(default_factory=dict)
@@ -153,11 +166,14 @@ class LevelResult:
         if not path.is_file():
             return []
         lines = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, raw in enumerate(_read(path).splitlines(), 1):
             try:
-                lines.append(json.loads(line))
-            except ValueError as error:
-                raise RecipeError(f"{path}, line {number}: not JSON ({error})") from None
+                line = json.loads(raw.decode())
+            except (ValueError, RecursionError) as error:
+                raise RecipeError(f"{path}, line {number}: not JSON ({_one_line(error)})") from None
+            if not (isinstance(line, dict) and _is_number(line.get("step")) and isinstance(line.get("losses"), dict)):
+                raise RecipeError(f"{path}, line {number}: says no step and its losses")
+            lines.append(line)
         return lines
 
     @property
@@ -270,7 +286,7 @@ def _summarise(results: list[LevelResult], key: str, seeds: int) -> Summary:
         metric = result.metrics.get(key)
         if result.status == "disconnected":
             disconnected += 1
-        elif result.status == "diverged" or (metric is not None and not math.isfinite(metric.value)):
+        elif result.status == "diverged" or (metric is not None and not abs(metric.value) < _BEYOND):
             diverged += 1
         elif metric is not None:
             values.append(metric.value)
@@ -300,7 +316,7 @@ def read_run(folder: Path | str) -> Run:
     recipe_path = folder / "recipe.yaml"
     if not recipe_path.is_file():
         raise RecipeError(f"{folder}: no run (there is no recipe.yaml in it)")
-    recipe = read_yaml(recipe_path.read_bytes(), str(recipe_path))
+    recipe = read_yaml(_read(recipe_path), str(recipe_path))
     levels = sorted(_read_levels(folder), key=lambda r: (r.seed, r.level, ARMS.index(r.arm)))
     if not levels:
         raise RecipeError(f"{folder}: no level is complete yet")
@@ -359,8 +375,12 @@ def _adapter(kind: type) -> TypeAdapter[Any]:
 
 def parse(path: Path, kind: type) -> Any:
     """The JSON file as a value of `kind`. Raises `RecipeError` that names the file and the field at fault."""
+    raw = _read(path)
     try:
-        return _adapter(kind).validate_json(path.read_bytes(), strict=True)
+        check_json(raw)
+        return _adapter(kind).validate_json(raw, strict=True)
+    except Damaged as error:
+        raise RecipeError(f"{path} is damaged ({error})") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -369,9 +389,20 @@ def parse(path: Path, kind: type) -> Any:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RecipeError(f"{path}: not JSON ({_one_line(error)})") from None
+        return unsealed_json(_read(path))
+    except Damaged as error:
+        raise RecipeError(f"{path} is damaged ({error})") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_file(path, _MOST_TEXT)
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read ({error.strerror})") from None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _BEYOND
 
 
 def _one_line(error: object) -> str:
@@ -385,7 +416,8 @@ def write_csv(run: Run) -> Path:
     """Writes `results.csv` and, apart, `timings.csv` into the run's folder. Returns the path of the first.
 
     One row a level, in the order of `run.levels`. Floats are written so that reading gives the same float. Beside what
-    several networks measured stands the spread over them.
+    several networks measured stands the spread over them. A folder that cannot be written, such as somebody else's, is
+    left as it was, with a warning.
     """
     keys = sorted(run.metrics())
     heads = ["seed", "level", "arm", "status", "sparsity", "alive", "total", "start_step", "end_step"]
@@ -402,15 +434,21 @@ def write_csv(run: Run) -> Path:
     for key in keys:
         spread = [f"{key}_spread"] if any(row.get(f"{key}_spread") is not None for row in rows) else []
         heads += [key, *spread, f"{key}_samples"]
-    replace_file(run.folder / "results.csv", to_csv(heads, rows))
-
+    tables = {"results.csv": to_csv(heads, rows)}
     clocks = ["find_seconds", "train_seconds", "evaluate_seconds", "images"]
     timed = [
         {head: getattr(r, head) for head in place} | {clock: getattr(r.timing, clock) for clock in clocks}
         for r in run.levels
         if r.timing is not None
     ]
-    replace_file(run.folder / "timings.csv", to_csv(place + clocks, timed))
+    tables["timings.csv"] = to_csv(place + clocks, timed)
+    try:
+        for name, table in tables.items():
+            replace_file(run.folder / name, table)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM, errno.EISDIR):
+            raise
+        warnings.warn(f"{run.folder / name} cannot be written ({error.strerror}): left as it was", stacklevel=2)
     return run.folder / "results.csv"
 
 

@@ -22,7 +22,7 @@ from gentickets.lab import folder as disk
 from gentickets.lab.cores import cores
 from gentickets.lab.evaluation import Judge
 from gentickets.lab.level_files import measure_level, metrics_json
-from gentickets.lab.plan import Plan, fit, measure
+from gentickets.lab.plan import Plan, check_fits, fit, measure
 from gentickets.lab.processes import interrupt, side_by_side, stopping
 from gentickets.lab.recipe import DataPart, Recipe, make_recipe
 from gentickets.lab.results import read_run, write_csv
@@ -68,6 +68,7 @@ def prepared(
     fresh: bool = False,
     dry: bool = False,
     command: str = "",
+    loading_seconds: float = 0.0,
 ) -> Iterator[Prepared]:
     """Opens a run folder for a recipe, new or to be resumed, and holds its lock.
 
@@ -75,7 +76,8 @@ def prepared(
     removed or written.
 
     A new run is measured first: how long, how much memory, how much disk; with `seconds`, its rounds and steps
-    are fitted into that time. Raises `RecipeError` for a folder of another recipe.
+    are fitted into that time. `loading_seconds`: what loading the program took, which says what starting processes
+    will. Raises `RecipeError` for a folder of another recipe.
     """
     with disk.one_line_errors(folder), disk.locked(folder) as lock:
         there = None if fresh else disk.opened(folder, asked)
@@ -86,8 +88,9 @@ def prepared(
         if there is None:
             workers = min(len(asked.seeds), cores())
             threads = threads_of(asked, train, workers)
-            plan = measure(asked, train, judge, threads, workers)
+            plan = measure(asked, train, judge, threads, workers, loading_seconds)
             recipe, plan, gave_up = fit(asked, plan, seconds, workers) if seconds is not None else (asked, plan, ())
+            plan.check_possible(folder)
             origin = _origin(asked, command, train, held_out, judge, threads, workers, gave_up)
             if not dry:
                 if fresh:
@@ -125,6 +128,7 @@ def check_buildable(recipe: Recipe, images: ImageSet) -> None:
     _check_room(recipe, images.shape[0])
     with torch.device("meta"):
         model = build_model(recipe, images, seed=0)
+    check_fits(recipe, model, images.shape)
     has, needs = components_of(model), recipe.build_objective().components
     if missing := [name for name in needs if name not in has]:
         raise RecipeError(
@@ -227,6 +231,13 @@ def _run_seed(folder: Path, recipe: Recipe, threads: int, seed: int, tell: Tell,
         train, held_out = load_data(recipe.data)
         judge = make_judge(recipe, train, held_out)
         SeedRun(recipe, folder, seed, train, judge, tell, stop).run()
+
+
+def keep_time(folder: Path, plan: Plan, seconds: float) -> None:
+    """Writes into a run's origin what was planned, and what it took in one go."""
+    with disk.one_line_errors(folder), disk.locked(folder):
+        kept = {"planned_seconds": round(plan.seconds, 1), "took_seconds": round(seconds, 1)}
+        disk.write_json(folder / "origin.json", {**disk.read_origin(folder), **kept})
 
 
 # -- judging again ------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import nn
 
 from gentickets import models
 from gentickets.data import ImageSet
-from gentickets.errors import Disconnected, GenticketsError, RecipeError
+from gentickets.errors import Disconnected, GenticketsError, RecipeError, TicketError
 from gentickets.lab import early, methods
 from gentickets.lab import folder as disk
 from gentickets.lab.evaluation import Judge
@@ -24,6 +24,7 @@ from gentickets.lab.trainer import Event, Price, Trainer
 from gentickets.liveness import check_connected
 from gentickets.masks import Masks
 from gentickets.naming import named_state
+from gentickets.sealed import Damaged
 from gentickets.search import Level, random_mask_control, redrawn_weights_control
 from gentickets.search.levels import Retrain, retrain_span
 from gentickets.ticket import Ticket
@@ -132,7 +133,7 @@ class SeedRun:
         for place in sorted(self.folder.glob("level-*")):
             try:
                 check_level(place)
-            except GenticketsError as error:
+            except (Damaged, TicketError) as error:
                 warnings.warn(f"{error}: dropped, and made again", stacklevel=2)
                 shutil.rmtree(place)
 
@@ -252,16 +253,19 @@ class SeedRun:
 
     def _recalled(self, rewind: Path, model: nn.Module, masks: Masks, steps: int) -> bool:
         """Whether the rewind point is there, and whole: then the model is put there, at its price then."""
-        if not rewind.exists():
+        # Without the curve of what led there the level was dropped, and is to be made from its beginning.
+        if not rewind.exists() or not (self.trainer.folder / "curve.jsonl").exists():
             return False
         try:
             weights, account = disk.load_weights(rewind), disk.read_json(rewind.with_suffix(".json"))
-        except GenticketsError as error:
+            self.trainer.recall(steps, account)
+        except Damaged as error:
             warnings.warn(f"{error}: dropped, and trained again", stacklevel=2)
             rewind.unlink()
+            # What was trained on from there goes too: its best weights so far may be among what was lost.
+            (self.trainer.folder / disk.CHECKPOINT).unlink(missing_ok=True)
             return False
         Ticket(masks, weights).install(model)
-        self.trainer.recall(steps, account)
         return True
 
     # -- early birds --------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from gentickets.lab.words import count, percent
 from gentickets.masks import Masks
 from gentickets.metrics.cost import Cost, cost
 from gentickets.naming import check_components
-from gentickets.shrink import Shrinking
+from gentickets.shrinking import Shrinking
 from gentickets.small import Architecture, small_ticket
 from gentickets.ticket import Ticket
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from gentickets.data import line
-from gentickets.errors import RecipeError
+from gentickets.errors import RecipeError, TicketError
 from gentickets.lab import folder as disk
 from gentickets.lab.processes import interrupt, stopping
 from gentickets.lab.recipe import Recipe
@@ -19,6 +19,9 @@ from gentickets.lab.seedrun import SeedRun, build_model
 from gentickets.lab.threads import threads_of
 from gentickets.lab.trainer import Event
 from gentickets.ticket import Ticket
+
+_DEEPEST = 10**4
+"""The deepest level that a recipe may have, and so a ticket be of."""
 
 
 def train_one(
@@ -35,7 +38,7 @@ def train_one(
     With a ticket, training runs from the ticket's rewind step to the end; without, from 0. Raises `RecipeError`
     where the folder is of another recipe, `TicketError` where the ticket does not fit the model.
     """
-    ticket = Ticket.load(ticket_file) if ticket_file is not None else None
+    ticket = _of_a_level(ticket_file) if ticket_file is not None else None
     with disk.one_line_errors(folder), disk.locked(folder):
         train, held_out = load_data(recipe.data)
         say(f"data: {line(train.told)}")
@@ -53,6 +56,15 @@ def train_one(
         judge = make_judge(recipe, train, held_out)
         with stopping(urgent=interrupt) as stop:
             return SeedRun(recipe, folder, seed, train, judge, tell, stop).run_one(ticket)
+
+
+def _of_a_level(file: Path) -> Ticket:
+    """The ticket in a file. Raises `TicketError` where it says of its level what is none, before it is trained."""
+    ticket = Ticket.load(file)
+    level = ticket.origin.get("level", 0)
+    if not isinstance(level, int) or isinstance(level, bool) or not 0 <= level <= _DEEPEST:
+        raise TicketError(f"{file} says that it is of level {str(level)[:40]!r}: a whole number from 0 is needed")
+    return ticket
 
 
 def transferred(

@@ -107,11 +107,6 @@ class Study:
 # -- reading ------------------------------------------------------------------------------------------------
 
 
-def is_study(path: Path) -> bool:
-    """Whether a recipe file holds a study. Raises `RecipeError` where it cannot be read."""
-    return "study" in read_keys(path)
-
-
 def read_study(
     path: Path, overrides: Iterable[str] = (), methods: Sequence[str] | None = None, budget: str | None = None
 ) -> Study:
@@ -198,13 +193,20 @@ Begin = Callable[[Stage], Tell]
 
 
 def run_study(
-    study: Study, folder: Path, begin: Begin, *, fresh: bool = False, dry: bool = False, command: str = ""
+    study: Study,
+    folder: Path,
+    begin: Begin,
+    *,
+    fresh: bool = False,
+    dry: bool = False,
+    command: str = "",
+    loading_seconds: float = 0.0,
 ) -> dict[str, str]:
     """Runs every arm to its end, then the small dense nets; what is complete is skipped, as in a run.
 
     Returns label → reason of the arms that this machine has no hardware for, which are left out. With `dry`, each
-    arm is only measured and told. Raises `RecipeError` where the folder is a run, or an arm's folder was made by
-    another recipe, and `HardwareError` where every arm would be left out.
+    arm is only measured and told. `loading_seconds`: as for `prepared`. Raises `RecipeError` where the folder is a run,
+    or an arm's folder was made by another recipe, and `HardwareError` where every arm would be left out.
     """
     if (folder / "recipe.yaml").exists():
         raise RecipeError(f"{folder} is a single run: take name=… for the study")
@@ -219,7 +221,14 @@ def run_study(
             except HardwareError as error:
                 left_out[arm.label] = str(error)
                 continue
-            with prepared(arm.recipe, folder / arm.label, fresh=fresh, dry=dry, command=command) as ready:
+            with prepared(
+                arm.recipe,
+                folder / arm.label,
+                fresh=fresh,
+                dry=dry,
+                command=command,
+                loading_seconds=loading_seconds,
+            ) as ready:
                 shared = {} if dry else share_dense(ready, donors)
                 tell = begin(Stage(index, len(study.arms), arm.label, ready, shared))
                 if not dry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from gentickets.metrics.cost import training_flops
 from gentickets.naming import named_state
 from gentickets.objectives import Objective
 from gentickets.progress import Checkpoint, Curve, Progress
+from gentickets.sealed import Damaged
 from gentickets.training import Trained, Watch, fabric_precision, train
 
 
@@ -143,6 +145,20 @@ class Trainer:
         except Diverged as error:
             self.outcome.status, self.outcome.reason = "diverged", str(error)
             _restore_if_broken(model, before)
+        except Damaged as error:  # the weights of the best evaluation, which only training from the start makes again
+            warnings.warn(f"{error}: dropped, and this training begins anew", stacklevel=2)
+            (self.folder / disk.CHECKPOINT).unlink()
+            _restore(model, before)
+            return self.train(
+                model,
+                masks,
+                start_step,
+                end_step,
+                watches=watches[:-1],
+                prepare=prepare,
+                objective=objective,
+                finding=finding,
+            )
         model.cpu()
         self.done += (trained.step if trained is not None else end_step) - start_step
         return trained
@@ -153,13 +169,13 @@ class Trainer:
         return {"find": asdict(self.outcome.find), "train": asdict(self.outcome.train), "validation": evaluations}
 
     def recall(self, steps: int, account: Mapping[str, Any]) -> None:
-        """Counts `steps` that were trained before, at their price then."""
+        """Counts `steps` that were trained before, at their price then. Raises `Damaged` as `Validation` does."""
+        if self.validation is not None and account["validation"] is not None:
+            self.validation.load_state_dict(account["validation"])
         self.done += steps
         self.outcome.images += steps * self.batches.batch_size
         self.outcome.find += Price(**account["find"])
         self.outcome.train += Price(**account["train"])
-        if self.validation is not None and account["validation"] is not None:
-            self.validation.load_state_dict(account["validation"])
 
     @property
     def steps_per_epoch(self) -> int:
@@ -216,5 +232,11 @@ def _restore_if_broken(model: nn.Module, before: Mapping[str, torch.Tensor]) -> 
     """After a divergence: weights that are not finite go back to what this training started from."""
     state = named_state(model)
     if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
-        for name, tensor in before.items():
-            state[name].copy_(tensor)
+        _restore(model, before)
+
+
+@torch.no_grad()
+def _restore(model: nn.Module, before: Mapping[str, torch.Tensor]) -> None:
+    state = named_state(model)
+    for name, tensor in before.items():
+        state[name].copy_(tensor)

@@ -5,6 +5,8 @@ No held-out image has a say: what is chosen here is chosen by the training image
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,9 @@ class Validation:
         return {"steps": self.steps, "values": self.values}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises `Damaged` where there was a best evaluation, and its weights are not there as they were written."""
+        if state["values"]:
+            disk.load_weights(self._path)
         self.steps, self.values = list(state["steps"]), list(state["values"])
 
     def summary(self) -> dict[str, Any]:
@@ -60,17 +65,21 @@ class Validation:
 
 
 def early_stopping_step(steps: Sequence[int], values: Sequence[float], margin: float = MARGIN) -> int | None:
-    """The first evaluation from which the metric (lower is better) stays within `margin` of its best; None without one.
+    """The first evaluation at which the metric (lower is better), smoothed, is within `margin` of its best; else None.
 
-    A value that is not finite is never near.
+    Smoothed over a tenth of all evaluations, so that no single lucky one sets the bar and no single unlucky one counts:
+    "stays within" of a curve with 5 % of noise is met by the last evaluation alone. A value that is not finite is never
+    near.
     """
-    finite = [value for value in values if value == value and abs(value) != float("inf")]
+    smooth = _smoothed(values)
+    finite = [value for value in smooth if math.isfinite(value)]
     if not finite:
         return None
     limit = min(finite) + margin * abs(min(finite))
-    found = None
-    for step, value in zip(reversed(steps), reversed(values), strict=True):
-        if not value <= limit:
-            break
-        found = step
-    return found
+    return next(step for step, value in zip(steps, smooth, strict=True) if value <= limit)
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    """The mean over as many neighbours on each side as make up a tenth of all; itself alone for fewer than twenty."""
+    side = len(values) // 20
+    return [statistics.fmean(values[max(0, at - side) : at + side + 1]) for at in range(len(values))]

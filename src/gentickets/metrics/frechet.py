@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gentickets.errors import DataError
+
 _EPSILON = torch.finfo(torch.float64).eps
 
 
@@ -66,7 +68,11 @@ class Moments:
         self._folded = total
 
     def gaussian(self) -> Gaussian:
-        """The Gaussian of all that was added: two images or more, finite."""
+        """The Gaussian of all that was added. Raises `DataError` for fewer than two images, or one not finite."""
+        if self.count < 2:
+            raise DataError(f"a Gaussian of {self.count} images: two or more are needed")
+        if not all(bool(part.isfinite().all()) for part in (self._mean, self._scatter, *self._held)):
+            raise DataError("a Gaussian of features that are not finite: there is none")
         if self._folded:
             return Gaussian(self._mean, _root(self._scatter / (self.count - 1)), self.count)
         features = torch.cat(self._held)

@@ -6,6 +6,7 @@ reaches to its k-th nearest neighbour among the images of its own side, and is c
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -35,10 +36,13 @@ class Coverage:
 def manifold_coverage(real: Tensor, fake: Tensor, k: int = K, chunk: int = 1024) -> Coverage:
     """Of features (n, features) and (m, features), in float64; compare sides of equal size only.
 
-    Memory is that of `chunk` rows of distances. Raises `DataError` where a side has not more than `k` images.
+    NaN where a feature is not finite. Memory is that of `chunk` rows of distances. Raises `DataError` where a side has
+    not more than `k` images.
     """
     if min(len(real), len(fake)) <= k:
         raise DataError(f"nearest neighbours: k={k} needs more than {k} images a side: {len(real)} and {len(fake)}")
+    if not (bool(real.isfinite().all()) and bool(fake.isfinite().all())):
+        return Coverage(math.nan, math.nan, math.nan, math.nan)
     # Distances are the same about any point; about the middle their squares lose the fewest digits.
     middle = real.double().mean(0)
     real, fake = real.double() - middle, fake.double() - middle

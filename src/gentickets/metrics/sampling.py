@@ -80,7 +80,9 @@ def _frechet(
 def _kid(extractor: FeatureExtractor, fake: FeatureStatistics, real: FeatureStatistics) -> Measurement:
     value, deviation = math.nan, None
     if _is_finite(fake, real):
-        value, deviation = kernel_distance(real.features, fake.features)
+        value, spread = kernel_distance(real.features, fake.features)
+        # Where every draw is all there is, its spread is that of rounding, and no error of the estimate.
+        deviation = None if len(real.features) == len(fake.features) <= 1000 else spread
     label = "KID" if isinstance(extractor, InceptionFeatures) else f"KID, {extractor.name}"
     return Measurement("kid", label, value, len(fake.features), deviation=deviation)
 
@@ -91,7 +93,10 @@ def _score(extractor: FeatureExtractor, fake: FeatureStatistics) -> Measurement:
     if _is_finite(fake):
         assert extractor.head is not None
         logits = extractor.head(fake.features.to(extractor.device)).cpu()
-        value, deviation = class_score(logits)
+        # An image a class in each part at least: in a part of one image nothing can differ, and the score would be 1.
+        splits = max(1, min(10, len(logits) // logits.shape[1]))
+        value, spread = class_score(logits, splits)
+        deviation = spread if splits > 1 else None
     label = f"classifier score (exp of mutual information, network: {extractor.network})"
     if isinstance(extractor, InceptionFeatures):
         label = "Inception Score"

@@ -42,7 +42,7 @@ class FeatureStatistics:
     ) -> FeatureStatistics:
         """Of batches (n, channels, height, width) in [-1, 1]; what lies beyond is clamped, as saving would.
 
-        Raises `DataError` for fewer than two images.
+        Raises `DataError` for fewer than two images, and for whole numbers, such as pixels from 0 to 255.
         """
         return cls.by_each([extractor], batches, kept)[0]
 
@@ -100,6 +100,10 @@ class _Gathered:
 
     @torch.no_grad()
     def add(self, batch: Tensor) -> None:
+        if not batch.is_floating_point():
+            raise DataError(
+                f"images of {batch.dtype}: statistics are of floats in [-1, 1]; pixels / 127.5 - 1 makes them"
+            )
         batch = batch.detach().to(self._extractor.device, torch.float32)
         found = self._extractor(batch.clamp(-1.0, 1.0)).cpu()
         self._finite = self._finite and bool(batch.isfinite().all()) and bool(found.isfinite().all())

@@ -6,31 +6,23 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping
-from numbers import Real
-from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gentickets.chance import Overlap, overlap
+from gentickets.choices import TOLERANCES, Granularity, Rule, Scope, check_tolerance
 from gentickets.errors import MaskError, PruneError
 from gentickets.examples import WHOLE
 from gentickets.groups import ChannelGroups
 from gentickets.masks import Masks
 from gentickets.naming import Model, as_model, as_names, check_components, component_of, components_of, unwrap
-from gentickets.pruning import Granularity, Scope, prune
+from gentickets.pruning import prune
 from gentickets.scores import Criterion, Scores, batchnorm_scale, magnitude
 from gentickets.search.levels import check_count, check_share
 from gentickets.ticket import Ticket
-
-Rule = Literal["chance", "hamming"]
-"""How the distance of two masks is measured: as a share of that of independent masks of the same layer densities, or
-as the share of all weights or channels on which they differ (the paper's)."""
-
-TOLERANCES: Mapping[Rule, float] = MappingProxyType({"chance": 0.2, "hamming": 0.1})
-"""Rule → the tolerance where none is said. At half of the channels, where chance is 0.5, the two are the same."""
 
 _BY_LUCK = 0.01
 """Told is a component of which a whole window of independent masks would agree with a higher probability."""
@@ -271,21 +263,6 @@ class EarlyBird:
 
     def _channel_scores(self, model: nn.Module) -> Scores:
         return channel_scores(model, self.components, self.groups)
-
-
-def check_tolerance(tolerance: float, rule: Rule, sparsity: float) -> None:
-    """Raises `PruneError` for a tolerance that is no distance, or that independent masks of `sparsity` would meet."""
-    number: object = tolerance  # whatever a caller makes of it
-    if not isinstance(number, Real) or not 0 < float(number) <= 1:
-        raise PruneError(f"tolerance={tolerance!r} is out of range: above 0, at most 1")
-    if rule == "chance" and tolerance == 1:
-        raise PruneError("tolerance=1: by rule=chance independent masks are 1 apart; take one well below")
-    chance = 2 * sparsity * (1 - sparsity)
-    if rule == "hamming" and tolerance >= chance:
-        raise PruneError(
-            f"tolerance={tolerance}: by rule=hamming any two masks would settle, as independent ones of sparsity "
-            f"{sparsity:.4g} differ by {chance:.3g}; take rule=chance, or a tolerance well below"
-        )
 
 
 def parts_of(

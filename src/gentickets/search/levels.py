@@ -7,12 +7,13 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
+from gentickets.choices import Others, Retrain
 from gentickets.errors import Disconnected, MaskError, PruneError
 from gentickets.liveness import check_connected, empty_layers
 from gentickets.masks import Masks
@@ -26,15 +27,6 @@ MakeModel = Callable[[], Model]
 
 Train = Callable[[nn.Module, Masks, int, int], object]
 """`train(model, masks, start_step, end_step)`: trains the model in place; what it returns is ignored."""
-
-Others = Literal["rewind", "initial", "trained", "fresh"]
-"""What a component that is not pruned starts each round from: its weights at the rewind step, its initial ones,
-those it was trained to in the round before, or newly drawn ones."""
-
-
-Retrain = Literal["rewind", "learning-rate", "fine-tune"]
-"""What a pruned network is trained again from (Renda et al. 2020): its weights and its step go back to the rewind
-step; its weights stay and the learning rate goes back; its weights stay and training goes on at the last rate."""
 
 
 def retrain_span(retrain: Retrain, steps: int, rewind_step: int) -> tuple[int, int]:

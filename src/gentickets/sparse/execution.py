@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gentickets.compiled import missing
 from gentickets.errors import MaskError
 from gentickets.evaluating import evaluating
 from gentickets.examples import Example, ExampleInputs, compare, examples_of, named_tensors
-from gentickets.kernels import missing
 from gentickets.masks import Masks
 from gentickets.naming import (
     WEIGHT_PLACES,

@@ -6,6 +6,7 @@ import itertools
 import math
 import statistics
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,8 +57,11 @@ def draw(run: Run) -> list[Drawing]:
 def write_figures(run: Run) -> list[Drawing]:
     """Draws the run and writes each figure into `figures/` of its folder, as `NAME.svg` and `NAME.pdf`."""
     drawings = draw(run)
-    for drawn in drawings:
-        write(drawn, run.folder)
+    try:
+        for drawn in drawings:
+            write(drawn, run.folder)
+    except OSError as error:  # somebody else's folder, or a full disk: the page has them all
+        warnings.warn(f"{run.folder / 'figures'} cannot be written ({error.strerror}): left as it was", stacklevel=2)
     return drawings
 
 

@@ -19,7 +19,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from gentickets.errors import RecipeError
+from gentickets.errors import GenticketsError, RecipeError
 from gentickets.files import replace_file
 from gentickets.lab.estimation import Answer
 from gentickets.lab.report.figures import stopping_steps, write_figures
@@ -41,7 +41,8 @@ def write_report(runs: Sequence[Path | str | Run], out: Path | str | None = None
     """Writes the page on one run, or on several with a table of verdicts on top, and returns its path.
 
     Where `out` is not given it is `report.html` in the run's folder, or beside the first of several. The
-    figures are written into each run's own `figures/` too. Raises `RecipeError` as `read_run` does.
+    figures are written into each run's own `figures/` too, where that can be written. Raises `RecipeError` as
+    `read_run` does, and `GenticketsError` where the page cannot be written.
     """
     if not runs:
         raise RecipeError("a report needs at least one run folder")
@@ -50,7 +51,11 @@ def write_report(runs: Sequence[Path | str | Run], out: Path | str | None = None
     out = place / "report.html" if out is None else Path(out)
     sections = [_section(run, index) for index, run in enumerate(read)]
     words = {"heads": verdict_heads(), "arm_names": ARM_NAMES, "margin": f"{MARGIN:.0%}"}
-    replace_file(out, environment().get_template("page.html").render(sections=sections, **words).encode())
+    page = environment().get_template("page.html").render(sections=sections, **words)
+    try:
+        replace_file(out, page.encode())
+    except OSError as error:
+        raise GenticketsError(f"cannot write {out} ({error.strerror}): --out PAGE.html writes it elsewhere") from None
     return out
 
 

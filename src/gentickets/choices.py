@@ -1,0 +1,53 @@
+"""What is chosen by its name, in calls and in recipes alike; known without loading anything that does it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Real
+from types import MappingProxyType
+from typing import Literal
+
+from gentickets.errors import PruneError
+
+Scope = Literal["global", "component", "layer", "erk"]
+"""Among which weights pruning compares: all, those of a component, those of a layer; `erk` gives each layer a share
+of its own, by its sides."""
+
+Granularity = Literal["weight", "channel"]
+"""What is pruned: single weights, or whole channels."""
+
+Schedule = Literal["constant", "cosine", "linear"]
+"""How the learning rate goes on after its warm-up."""
+
+Execution = Literal["auto", "dense"]
+"""How masked layers are trained: on their live weights alone where that is faster, or dense."""
+
+Others = Literal["rewind", "initial", "trained", "fresh"]
+"""What a component that is not pruned starts each round from: its weights at the rewind step, its initial ones,
+those it was trained to in the round before, or newly drawn ones."""
+
+Retrain = Literal["rewind", "learning-rate", "fine-tune"]
+"""What a pruned network is trained again from (Renda et al. 2020): its weights and its step go back to the rewind
+step; its weights stay and the learning rate goes back; its weights stay and training goes on at the last rate."""
+
+Rule = Literal["chance", "hamming"]
+"""How the distance of two masks is measured: as a share of that of independent masks of the same layer densities, or
+as the share of all weights or channels on which they differ (the paper's)."""
+
+TOLERANCES: Mapping[Rule, float] = MappingProxyType({"chance": 0.2, "hamming": 0.1})
+"""Rule → the tolerance where none is said. At half of the channels, where chance is 0.5, the two are the same."""
+
+
+def check_tolerance(tolerance: float, rule: Rule, sparsity: float) -> None:
+    """Raises `PruneError` for a tolerance that is no distance, or that independent masks of `sparsity` would meet."""
+    number: object = tolerance  # whatever a caller makes of it
+    if not isinstance(number, Real) or not 0 < float(number) <= 1:
+        raise PruneError(f"tolerance={tolerance!r} is out of range: above 0, at most 1")
+    if rule == "chance" and tolerance == 1:
+        raise PruneError("tolerance=1: by rule=chance independent masks are 1 apart; take one well below")
+    chance = 2 * sparsity * (1 - sparsity)
+    if rule == "hamming" and tolerance >= chance:
+        raise PruneError(
+            f"tolerance={tolerance}: by rule=hamming any two masks would settle, as independent ones of sparsity "
+            f"{sparsity:.4g} differ by {chance:.3g}; take rule=chance, or a tolerance well below"
+        )
