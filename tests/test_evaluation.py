@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -16,6 +17,7 @@ from gentickets.lab import evaluation
 from gentickets.lab.evaluation import Judge, grid
 from gentickets.lab.recipe import EvaluationPart, make_recipe
 from gentickets.metrics import FeatureExtractor
+from gentickets.metrics import classifier as classifier_module
 
 SAMPLED = ["frechet", "kid", "frechet_train", "inception_score", "precision", "recall", "density", "coverage"]
 ELBO_KEYS = ["bits_per_dimension", *SAMPLED, "reconstruction_mse", "downstream_accuracy"]
@@ -62,7 +64,7 @@ class TinyGan(nn.Module):
 
 
 def judge(objective, images, **part) -> Judge:
-    return Judge(objective, *images, EvaluationPart(samples=64, **part))
+    return Judge(objective, *images, EvaluationPart(**{"samples": 128, "classifiers": 1} | part))
 
 
 @pytest.mark.parametrize(
@@ -92,10 +94,10 @@ def test_all_that_objective_and_labels_allow_is_measured(digits, objective, labe
 
 def test_an_autoencoder_that_loses_nothing_is_as_readable_as_the_originals(digits) -> None:
     found = judge(Autoencoding(), digits)
-    assert found.extractor is found.classifier
+    assert found.extractors == found.classifiers
     error, accuracy = found.measure(Flat())
     assert error.value == 0
-    assert accuracy.value == pytest.approx(found.classifier.accuracy)
+    assert accuracy.value == pytest.approx(found.classifiers[0].accuracy)
     assert accuracy.value > 0.97
 
 
@@ -111,24 +113,24 @@ def test_held_out_and_training_images_are_never_mixed(digits) -> None:
 
     objective = Copies(latent_size=8)
     object.__setattr__(objective, "given", [])
-    found = Judge(objective, train, held_out, EvaluationPart(samples=len(train), metrics=["frechet", "frechet_train"]))
+    found = judge(objective, (train, held_out), samples=len(train), metrics=["frechet", "frechet_train"])
     there, own = found.measure(TinyGan())
     assert own.value == pytest.approx(0, abs=1e-6)
     assert there.value > 0.01
-    assert found.train.count == len(train)
-    assert found.real.count == len(held_out)
+    assert [one.count for one in found.train] == [len(train)]
+    assert [one.count for one in found.real] == [len(held_out)]
 
 
 def test_training_statistics_are_of_a_stated_number_of_images(digits, monkeypatch) -> None:
     monkeypatch.setattr(evaluation, "MOST_TRAIN", 100)
-    assert judge(Adversarial(latent_size=8), digits).train.count == 100
+    assert judge(Adversarial(latent_size=8), digits).train[0].count == 100
 
 
 def test_a_recipe_narrows_what_is_measured_and_nothing_else_is_computed(digits, monkeypatch) -> None:
     for name in ("classifier_features", "inception_features"):
         monkeypatch.setattr(evaluation, name, None)  # would fail: no network is needed
     found = judge(ELBO(latent_size=64), digits, metrics=["reconstruction_mse", "bits_per_dimension"])
-    assert found.extractor is None
+    assert found.extractors == ()
     assert found.primary == "reconstruction_mse"
     measured = {one.key for one in found.measure(Flat(gaussian=True))}
     assert measured == {"reconstruction_mse", "bits_per_dimension"}
@@ -136,7 +138,7 @@ def test_a_recipe_narrows_what_is_measured_and_nothing_else_is_computed(digits, 
     monkeypatch.undo()
 
     found = judge(Adversarial(latent_size=8), digits, metrics=["kid", "discriminator_loss", "kid"], primary="kid")
-    assert found.train is None
+    assert found.train == []
     assert [one.key for one in found.measure(TinyGan())] == ["kid", "discriminator_loss"]
 
 
@@ -174,14 +176,14 @@ class Features(FeatureExtractor):
 def test_inception_judges_samples_and_the_classifier_reconstructions(digits, monkeypatch) -> None:
     monkeypatch.setattr(evaluation, "inception_features", lambda weights: Features(nn.Linear(64, 5)))
     found = judge(ELBO(latent_size=64), digits, features="inception")
-    assert isinstance(found.extractor, Features)
-    assert found.classifier.network == "digits-classifier"
+    assert isinstance(found.extractors[0], Features)
+    assert found.classifiers[0].network == "digits-classifier"
     measured = {one.key: one for one in found.measure(Flat(gaussian=True))}
     assert list(measured) == ELBO_KEYS
     assert "stand-in" in measured["inception_score"].label
-    assert measured["downstream_accuracy"].value == pytest.approx(found.classifier.accuracy)
-    assert isinstance(judge(Adversarial(latent_size=8), digits, features="inception").extractor, Features)
-    assert judge(Adversarial(latent_size=8), digits, features="inception").classifier is None
+    assert measured["downstream_accuracy"].value == pytest.approx(found.classifiers[0].accuracy)
+    assert isinstance(judge(Adversarial(latent_size=8), digits, features="inception").extractors[0], Features)
+    assert judge(Adversarial(latent_size=8), digits, features="inception").classifiers == ()
 
 
 def test_an_inception_without_a_head_gives_no_score(digits, monkeypatch) -> None:
@@ -235,6 +237,73 @@ def test_a_better_discriminator_has_the_lower_loss_and_equal_distributions_the_h
     assert found.measure(model)[-1].value < 2 * math.log(2) - 0.01
 
 
+def test_what_networks_measure_is_the_mean_over_them_with_each_beside_it(digits) -> None:
+    """Three networks of other seeds, here random ones: three judges of one, by hand."""
+    images = tuple(map(without_labels, digits))
+    together, model = judge(Adversarial(latent_size=8), images, classifiers=3), TinyGan()
+    assert together.features["networks"] == 3
+    assert len({one.weights_hash for one in together.extractors}) == 3
+    assert len({one.key for one in together.extractors}) == 3
+    measured = {one.key: one for one in together.measure(model)}
+    alone = [_with(together, index).measure(model) for index in range(3)]
+    assert list(measured) == [key for key in GAN_KEYS if key != "inception_score"]
+    for key in measured.keys() - {"discriminator_loss"}:
+        values = tuple(next(one.value for one in found if one.key == key) for found in alone)
+        assert measured[key].by_network == values
+        assert measured[key].value == pytest.approx(sum(values) / 3)
+    assert len(set(measured["frechet"].by_network)) == 3
+    assert measured["frechet"].label.endswith("(n = 128 against 359) (mean of 3 networks)")
+    assert measured["discriminator_loss"].by_network is None
+    assert _with(together, 0).measure(model) == judge(Adversarial(latent_size=8), images).measure(model)
+
+
+def _with(found: Judge, index: int) -> Judge:
+    """The same judge with one of its networks."""
+    one = copy.copy(found)
+    one.extractors, one.real, one.train = (found.extractors[index],), [found.real[index]], [found.train[index]]
+    return one
+
+
+def test_reconstructions_are_read_by_every_classifier(digits, monkeypatch) -> None:
+    monkeypatch.setattr(classifier_module, "effort", lambda *_: (5, 16))
+    found = judge(Autoencoding(), digits, classifiers=2)
+    accuracy = found.measure(Flat())[1]
+    assert accuracy.by_network == tuple(one.accuracy for one in found.classifiers)
+    assert accuracy.value == pytest.approx(sum(accuracy.by_network) / 2)
+
+
+@pytest.mark.parametrize(
+    ("objective", "part", "few", "line"),
+    [
+        (Adversarial(8), {"samples": 127}, 359, r"take 128 or more, or evaluation\.metrics=\[kid\]$"),
+        (ELBO(64), {"samples": 16}, 359, r"^evaluation\.samples=16: .*, or evaluation\.features=none$"),
+        (ELBO(64), {"samples": 16, "primary": "frechet"}, 359, r"metrics=\[kid\] and evaluation\.primary=kid$"),
+        (Adversarial(8), {}, 127, r"^data: 127 held-out images: fewer than the 128 random-convolution features"),
+        (Adversarial(8), {"metrics": ["frechet_train"], "samples": 16}, 9, r"^evaluation\.samples=16: fewer than"),
+    ],
+)  # fmt: skip
+def test_distances_of_fewer_images_than_features_are_refused(digits, objective, part, few, line) -> None:
+    train, held_out = map(without_labels, digits)
+    with pytest.raises(RecipeError, match=line) as caught:
+        judge(objective, (train, held_out.subset(few, seed=0)), **part)
+    assert "\n" not in str(caught.value)
+
+
+def test_as_many_images_as_features_are_enough_and_other_metrics_need_fewer(digits) -> None:
+    with pytest.raises(RecipeError, match="fewer than the 64 digits-classifier features, which a Fréchet"):
+        judge(Adversarial(latent_size=8), digits, samples=63)
+    train, held_out = map(without_labels, digits)
+    few = held_out.subset(128, seed=0)
+    assert "frechet" in judge(Adversarial(latent_size=8), (train, few), samples=128).keys
+    few = held_out.subset(16, seed=0)
+    for part in ({"metrics": ["kid"]}, {"metrics": ["kid"], "primary": "kid"}):
+        assert judge(Adversarial(latent_size=8), (train, few), samples=16, **part).primary == "kid"
+    nothing = judge(ELBO(latent_size=64), (train, few), samples=16, features="none")
+    assert nothing.keys == ["bits_per_dimension", "reconstruction_mse"]
+    with pytest.raises(RecipeError, match=r"127 training images: .* without evaluation\.every"):
+        judge(Adversarial(latent_size=8), (train.subset(127, seed=0), few), metrics=["kid"], every=5)
+
+
 def test_a_broken_model_has_no_value_and_no_picture_fails(digits, tmp_path) -> None:
     model = TinyGan()
     nn.init.constant_(model.generator[0].weight, math.nan)
@@ -260,7 +329,7 @@ class Counts(Adversarial):
 def test_as_many_samples_are_judged_as_the_recipe_says(digits) -> None:
     objective = Counts(latent_size=8)
     object.__setattr__(objective, "asked", [])
-    found = Judge(objective, *digits, EvaluationPart(samples=600, metrics=["frechet"]))
+    found = judge(objective, digits, samples=600, metrics=["frechet"])
     (measured,) = found.measure(TinyGan())
     assert objective.asked == [256, 256, 88]
     assert measured.samples == 600
@@ -315,10 +384,16 @@ def test_bits_per_dimension_are_the_mean_over_all_held_out_images(digits) -> Non
 
 @pytest.mark.parametrize(("count", "possible"), [(5, False), (6, True)])
 def test_precision_and_its_kin_need_more_images_than_neighbours(digits, count, possible) -> None:
-    few = digits[1].subset(count, seed=0)
-    keys = Judge(Adversarial(latent_size=8), digits[0], few, EvaluationPart(samples=64)).keys
-    assert {key in keys for key in ("precision", "recall", "density", "coverage")} == {possible}
-    assert "frechet" in keys
+    train, held_out = map(without_labels, digits)
+    few = held_out.subset(count, seed=0)
+    of_neighbours = ["precision", "recall", "density", "coverage"]
+    assert judge(Adversarial(latent_size=8), (train, few), metrics=["kid"]).keys == ["kid"]
+    for key in of_neighbours:
+        if possible:
+            assert judge(Adversarial(latent_size=8), (train, few), metrics=[key]).keys == [key]
+        else:
+            with pytest.raises(RecipeError, match=f"{key!r} is none of"):
+                judge(Adversarial(latent_size=8), (train, few), metrics=[key])
 
 
 def test_a_picture_has_originals_beside_their_reconstructions(digits, tmp_path) -> None:

@@ -242,7 +242,9 @@ def test_what_cannot_be_measured_is_left_out(monkeypatch) -> None:
         "frechet", "kid", "precision", "recall", "density", "coverage",
     ]  # fmt: skip
     few = statistics(images_like(5, 1))
-    assert [one.key for one in sample_metrics(flat(), fake, few)] == ["frechet", "kid"]
+    assert [one.key for one in sample_metrics(flat(), fake, few, keys=["kid", *sampling.COVERAGE])] == ["kid"]
+    with pytest.raises(DataError, match=r"^frechet of 5 images: fewer than the 6 pixel features; take kid$"):
+        sample_metrics(flat(), fake, few)
     monkeypatch.setattr(sampling, "MOST_NEIGHBOURS", 20)
     assert [one.samples for one in sample_metrics(flat(), fake, real, keys=["recall"])] == [20]
 
@@ -263,16 +265,16 @@ def test_only_inception_bears_inceptions_names() -> None:
     keys = ("frechet", "kid", "frechet_train", "inception_score")
     true = flat(kind=InceptionFeatures, head=nn.Linear(6, 3))
     assert [one.label for one in sample_metrics(true, fake, real, real, keys)] == [
-        "FID",
+        "FID (n = 9 against 9)",
         "KID",
-        "FID to the training images",
+        "FID to the training images (n = 9 against 9)",
         "Inception Score",
     ]
     pretender = FeatureExtractor("Inception features", "pixels", 6, nn.Flatten(), head=nn.Linear(6, 3))
     assert [one.label for one in sample_metrics(pretender, fake, real, real, keys)] == [
-        "Fréchet distance, Inception features",
+        "Fréchet distance, Inception features (n = 9 against 9)",
         "KID, Inception features",
-        "Fréchet distance to the training images, Inception features",
+        "Fréchet distance to the training images, Inception features (n = 9 against 9)",
         "classifier score (exp of mutual information, network: Inception)",
     ]
 
@@ -293,7 +295,7 @@ def test_noise_takes_real_images_away_from_real_images(digits) -> None:
             assert values[2] < min(values[:2])
             continue
         assert sorted(values, reverse=not first.lower_is_better) == values, key
-    assert found[0]["frechet"].label == "Fréchet distance, digits-classifier features"
+    assert found[0]["frechet"].label == "Fréchet distance, digits-classifier features (n = 359 against 359)"
     assert found[0]["inception_score"].value > 5
     assert found[0]["coverage"].value > 0.8
 
@@ -316,15 +318,15 @@ def test_reconstruction_error_by_hand(digits) -> None:
 
 def test_downstream_accuracy_is_the_classifiers_on_what_it_is_given(digits) -> None:
     classifier = classifier_features(*digits)
-    whole = downstream_accuracy(classifier, lambda x: x, digits[1], batch_size=100)
+    whole = downstream_accuracy([classifier], lambda x: x, digits[1], batch_size=100)
     assert (whole.key, whole.samples, whole.lower_is_better) == ("downstream_accuracy", 359, False)
     assert whole.value == pytest.approx(classifier.accuracy)
     assert f"{classifier.accuracy:.1%} on the originals" in whole.label
     zeros = int((digits[1].labels == classifier.labels(torch.zeros(1, 1, 8, 8))[0]).sum())
-    assert downstream_accuracy(classifier, torch.zeros_like, digits[1]).value == pytest.approx(zeros / 359)
-    upside_down = downstream_accuracy(classifier, lambda x: x.flip(-1, -2), digits[1])
+    assert downstream_accuracy([classifier], torch.zeros_like, digits[1]).value == pytest.approx(zeros / 359)
+    upside_down = downstream_accuracy([classifier], lambda x: x.flip(-1, -2), digits[1])
     assert upside_down.value < 0.7
-    assert math.isnan(downstream_accuracy(classifier, lambda x: x * math.nan, digits[1]).value)
+    assert math.isnan(downstream_accuracy([classifier], lambda x: x * math.nan, digits[1]).value)
     unlabelled = ImageSet.from_arrays("digits", digits[1].pixels)
     with pytest.raises(DataError, match="no labels"):
-        downstream_accuracy(classifier, lambda x: x, unlabelled)
+        downstream_accuracy([classifier], lambda x: x, unlabelled)

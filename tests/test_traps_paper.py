@@ -470,8 +470,8 @@ def test_any_model_is_judged_on_any_images_without_a_network(
     monkeypatch.setattr(socket, "socket", never)
     monkeypatch.setattr(socket, "create_connection", never)
     objective: Objective = {"conv-vae": gt.ELBO(3), "dcgan": gt.Adversarial(3)}.get(name, gt.Autoencoding())
-    sets = some_images(20, 1, channels, side), some_images(20, 2, channels, side, "test")
-    judge = Judge(objective, *sets, EvaluationPart(samples=16))
+    sets = some_images(130, 1, channels, side), some_images(130, 2, channels, side, "test")
+    judge = Judge(objective, *sets, EvaluationPart(samples=130, classifiers=1))
     model = models.CATALOGUE[name](side, channels, width=4, latent=3)
     found = judge.measure(model)
     judge.picture(model, tmp_path)
@@ -522,7 +522,7 @@ def test_models_are_judged_in_eval_mode_on_as_many_samples_as_asked(family: str)
     make, objective = FAMILIES[family]
     model = make()
     train(model, objective, Source(), SETTINGS)
-    judge = Judge(objective, some_images(40, 1), some_images(40, 2), EvaluationPart(samples=300))
+    judge = Judge(objective, some_images(130, 1), some_images(130, 2), EvaluationPart(samples=300))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     found = judge.measure(clone(model).train())
     assert found == judge.measure(clone(model).eval())
@@ -536,7 +536,7 @@ def test_models_are_judged_in_eval_mode_on_as_many_samples_as_asked(family: str)
             return super().sample(model.train(), count, rng)
 
     options = {"latent_size": objective.latent_size}
-    defect = Judge(Trained(**options), some_images(40, 1), some_images(40, 2), EvaluationPart(samples=300))
+    defect = Judge(Trained(**options), some_images(130, 1), some_images(130, 2), EvaluationPart(samples=300))
     assert [one.value for one in defect.measure(clone(model))] != [one.value for one in found]
 
 

@@ -443,7 +443,7 @@ def export(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.", show_default=False)],
     samples: Annotated[int | None, typer.Option(help="How many samples to generate.")] = None,
-    features: Annotated[str | None, typer.Option(help="classifier, inception or none.")] = None,
+    features: Annotated[str | None, typer.Option(help="classifier, inception, efficientnet-lite0 or none.")] = None,
     inception_weights: Annotated[Path | None, typer.Option(help="A local file with Inception's weights.")] = None,
 ) -> None:
     """Measure every level of a run again, with other samples or features, and renew its results and report."""

@@ -15,7 +15,7 @@ from gentickets.lab.paper_rule import spread_of, within
 from gentickets.lab.results import ARMS, Arm, LevelResult, Metric, Run, Summary, mean_known, read_run, to_csv
 from gentickets.lab.small_dense import PREFIX, control_levels
 from gentickets.lab.study import Record, read_record
-from gentickets.lab.verdict import Verdict, judge, margin_of, values_of
+from gentickets.lab.verdict import Verdict, by_network_of, judge, margin_of, values_of
 
 Kind = Literal["dense", "ticket", "random_mask", "redrawn_weights", "small_dense"]
 KINDS: dict[Kind, str] = {
@@ -158,9 +158,11 @@ def _small(folder: Path) -> dict[str, Run]:
 def _cells(runs: Mapping[str, Run], first: Run) -> Cells:
     """The values of all arms as the cells of one comparison: (label, arm, level)."""
     found: dict[Hashable, dict[int, float]] = {}
+    networks: dict[Hashable, dict[int, tuple[float, ...]]] = {}
     for label, run in runs.items():
         found |= {(label, *place): values for place, values in values_of(run, run.primary).items()}
-    return Cells(found, _lower_is_better(first))
+        networks |= {(label, *place): values for place, values in by_network_of(run, run.primary).items()}
+    return Cells(found, _lower_is_better(first), networks)
 
 
 def _rows(title: str, label: str, run: Run, reference: tuple[str, Run], cells: Cells) -> Iterator[Row]:

@@ -14,6 +14,11 @@ How the spread of such a comparison is known:
   empirical Bayes methods").
 
 No interval comes from one seed.
+
+Where a value is the mean of what several networks measured, these are a sample too: others would have been as good. How
+far the comparison hangs on them is told by a jackknife over the networks (Efron & Tibshirani 1993, chapter 11), and
+its variance is added to that of the seeds (then always by t, degrees of freedom after Satterthwaite 1946). More seeds
+do not lessen it.
 """
 
 from __future__ import annotations
@@ -45,6 +50,7 @@ MOST_SEEDS = 200
 
 _ALPHA = (1 - CONFIDENCE) / 2
 _DRAWS = 10_000
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -65,11 +71,13 @@ class Estimate:
     method: str
     logarithms: bool
     lower_is_better: bool
-    # On the scale of the comparison, larger is worse: mean, standard error, and Student's t of the method.
+    # On the scale of the comparison, larger is worse: mean, standard error by the seeds, and Student's t of the method;
+    # and the standard error by the networks with their number.
     _worse: float
     _error: float
     _freedom: float
     _draws: np.ndarray | None = None
+    _networks: tuple[float, int] = (0.0, 1)
 
     def p_worse_by(self, margin: float) -> float:
         """One-sided p value of the hypothesis that the first is worse by `margin` (a share) or more.
@@ -103,7 +111,8 @@ class Estimate:
         spread = self._error * math.sqrt(self.seeds)
         for n in range(self.seeds, MOST_SEEDS + 1):
             freedom = self._freedom * (n - 1) / (self.seeds - 1)
-            if float(stats.t.ppf(1 - _ALPHA, freedom)) * spread / math.sqrt(n) < half_width:
+            error, freedom = _with_networks(spread / math.sqrt(n), freedom, *self._networks)
+            if float(stats.t.ppf(1 - _ALPHA, freedom)) * error < half_width:
                 return n - self.seeds
         return None
 
@@ -125,21 +134,33 @@ class Estimate:
     def _p(self, bound: float) -> float:
         if self.low is None:
             return 1.0
-        if not self._error:
+        error, freedom = _with_networks(self._error, self._freedom, *self._networks)
+        if not error:
             return 0.0 if self._worse < bound else 1.0
-        t = (self._worse - bound) / self._error
+        t = (self._worse - bound) / error
         if self._draws is not None:
             return float((1 + np.sum(self._draws <= t)) / (1 + len(self._draws)))
-        return float(stats.t.cdf(t, self._freedom))
+        return float(stats.t.cdf(t, freedom))
 
 
 class Cells:
-    """The cells of one run, of one metric: cell → seed → value. A value that is not finite has no place here."""
+    """The cells of one run, of one metric: cell → seed → value. A value that is not finite has no place here.
 
-    def __init__(self, values: Mapping[Any, Mapping[int, float]], lower_is_better: bool):
+    `by_network`: the same, with the values of which each value is the mean, for those that are one over networks.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[Any, Mapping[int, float]],
+        lower_is_better: bool,
+        by_network: Mapping[Any, Mapping[int, Sequence[float]]] | None = None,
+    ):
         self.values: Mapping[Cell, Mapping[int, float]] = values
         self.lower_is_better = lower_is_better
-        self._logarithms = all(value > 0 for cell in values.values() for value in cell.values())
+        self._by_network: Mapping[Cell, Mapping[int, Sequence[float]]] = by_network or {}
+        single = (value for cell in self._by_network.values() for found in cell.values() for value in found)
+        means = (value for cell in values.values() for value in cell.values())
+        self._logarithms = all(value > 0 for value in (*means, *single))
 
     def compare(self, one: Cell, other: Cell) -> Estimate | None:
         """How `one` stands to `other`; None where they share no seed."""
@@ -152,7 +173,12 @@ class Cells:
         worse = np.array([sign * (self._scaled(ours[s]) - self._scaled(theirs[s])) / scale for s in seeds])
         error, freedom, draws, method = self._error(worse, scale, (one, other))
         mean = float(worse.mean())
-        low, high = self._ends(mean, error, freedom, draws)
+        networks = self._of_networks(one, other, seeds, scale)
+        if networks[0] and len(seeds) > 1:
+            # Seeds that are resampled say nothing of few networks: both together are told by t alone.
+            method, draws = "Student's t" if draws is not None else method, None
+            method = f"{method}, with the spread over {networks[1]} networks"
+        low, high = self._ends(mean, *_with_networks(error, freedom, *networks), draws)
         if not self.lower_is_better:
             low, high = high, low
         known = len(seeds) > 1
@@ -169,6 +195,7 @@ class Cells:
             error,
             freedom,
             draws,
+            networks,
         )
 
     def _scaled(self, value: float) -> float:
@@ -199,6 +226,22 @@ class Cells:
             freedom = its_freedom + n - 1
             used = math.sqrt((its_freedom * prior**2 + (n - 1) * own**2) / freedom)
         return used / math.sqrt(n), min(freedom, most), None, "moderated t"
+
+    def _of_networks(self, one: Cell, other: Cell, seeds: Sequence[int], scale: float) -> tuple[float, int]:
+        """The standard error of the comparison by its networks, and how many these are: (0, 1) for one."""
+        cells = [self._by_network.get(cell, {}) for cell in (one, other)]
+        counts = {len(cell.get(seed, ())) for cell in cells for seed in seeds}
+        count = counts.pop()
+        if counts or count < 2:
+            return 0.0, 1
+        ours, theirs = (np.array([cell[seed] for seed in seeds]) for cell in cells)
+        without = []
+        for left_out in range(count):
+            means = [np.delete(side, left_out, axis=1).mean(axis=1) for side in (ours, theirs)]
+            pairs = zip(*means, strict=True)
+            without.append(float(np.mean([self._scaled(a) - self._scaled(b) for a, b in pairs])) / scale)
+        error = (count - 1) / math.sqrt(count) * float(np.std(without, ddof=1))
+        return (error, count) if error > _ROUNDING else (0.0, 1)
 
     def _ends(self, mean: float, error: float, freedom: float, draws: np.ndarray | None) -> tuple[float, float]:
         if math.isinf(error):
@@ -241,6 +284,14 @@ class Cells:
         prior = _trigamma_inverse(beyond)
         level = float(even.mean()) + float(special.digamma(prior)) - math.log(prior)
         return math.exp(level / 2), 2 * prior, most
+
+
+def _with_networks(error: float, freedom: float, of_networks: float, networks: int) -> tuple[float, float]:
+    """Standard error and degrees of freedom where networks scatter beside the seeds."""
+    if not of_networks or math.isinf(error):
+        return error, freedom
+    total = math.hypot(error, of_networks)
+    return total, total**4 / (error**4 / freedom + of_networks**4 / (networks - 1))
 
 
 def _distinct(cells: Iterable[Mapping[int, float]]) -> list[Mapping[int, float]]:

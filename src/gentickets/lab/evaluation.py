@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +25,10 @@ from gentickets.metrics import (
     Measurement,
     classifier_features,
     downstream_accuracy,
+    efficientnet_features,
     has_classes,
     inception_features,
+    mean_over_networks,
     reconstruction_mse,
     sample_metrics,
 )
@@ -41,10 +44,12 @@ MOST_TRAIN = 50_000  # so many training images the statistics for `frechet_train
 class Judge:
     """Measures models of one objective against one held-out set. Reads nothing but the model, changes nothing in it.
 
-    `keys` are the metrics that will be measured, `primary` the one to judge by. `extractor` is the network in whose
-    features samples are compared, or else the classifier; None where neither is needed.
+    `keys` are the metrics that will be measured, `primary` the one to judge by. `extractors` are the networks in whose
+    features samples are compared, or else the classifiers; none where neither are needed. What networks measure is the
+    mean over them.
 
-    Raises `RecipeError` where the recipe asks for a metric that objective and images do not allow.
+    Raises `RecipeError` where the recipe asks for a metric that objective and images do not allow, and where a Fréchet
+    distance would be of fewer images than its network has features.
     """
 
     def __init__(
@@ -60,14 +65,30 @@ class Judge:
         possible = self._possible(train)
         self.keys = self._asked(possible)
         self.primary = self._judged_by()
-        self.extractor, self.classifier = self._networks(train)
-        self._check_head()
-        self.real = self.train = None
         self._seen = train
-        if self.extractor is not None and self._sampled:
-            self.real = FeatureStatistics.of(self.extractor, held_out)
-            if "frechet_train" in self.keys or part.every is not None:
-                self.train = FeatureStatistics.of(self.extractor, train, count=MOST_TRAIN, kept=0)
+        self.classifiers: tuple[FeatureExtractor, ...] = ()
+        self.extractors = self._networks()
+        self._check_head()
+        self.real: list[FeatureStatistics] = []
+        self.train: list[FeatureStatistics] = []
+        if self._sampled:
+            self.real = [FeatureStatistics.of(one, held_out) for one in self.extractors]
+        if self._looks_at_train:
+            self.train = [FeatureStatistics.of(one, train, count=MOST_TRAIN, kept=0) for one in self.extractors]
+
+    @property
+    def features(self) -> dict[str, Any] | None:
+        """What the networks are: their name, how many, of how many features, how accurate. None without any."""
+        if not self.extractors:
+            return None
+        first = self.extractors[0]
+        known = [one.accuracy for one in self.extractors if one.accuracy is not None]
+        return {
+            "name": first.name,
+            "networks": len(self.extractors),
+            "dimension": first.num_features,
+            "accuracy": sum(known) / len(known) if known else None,
+        }
 
     # -- what is measured ---------------------------------------------------------------------------------
 
@@ -118,19 +139,60 @@ class Judge:
     def _sampled(self) -> list[str]:
         return [key for key in self.keys if key in SAMPLE_METRICS]
 
-    def _networks(self, train: ImageSet) -> tuple[FeatureExtractor | None, Classifier | None]:
-        """What samples are compared by (else what reconstructions are read by), and the classifier."""
-        part, own, extractor = self.part, None, None
-        if "downstream_accuracy" in self.keys or (self._sampled and part.features == "classifier"):
-            own = classifier_features(train, self.held_out, network=part.classifier, device=self.device)
-            own = own.to(self.device)
+    @property
+    def _looks_at_train(self) -> bool:
+        """Whether samples are compared with training images: to be told, or at a glance."""
+        return "frechet_train" in self.keys or (self.part.every is not None and self.primary in SAMPLE_METRICS)
+
+    def _networks(self) -> tuple[FeatureExtractor, ...]:
+        """What samples are compared by (else what reconstructions are read by); the classifiers are kept."""
+        part, pretrained = self.part, None
         if self._sampled and part.features == "inception":
-            extractor = inception_features(part.inception_weights).to(self.device)
-        return extractor or own, own if isinstance(own, Classifier) else None
+            pretrained = inception_features(part.inception_weights)
+        if self._sampled and part.features == "efficientnet-lite0":
+            pretrained = efficientnet_features()
+        if pretrained is not None:
+            self._check_counts(pretrained)
+        if "downstream_accuracy" in self.keys or (self._sampled and part.features == "classifier"):
+            first = self._own(0)
+            if pretrained is None:
+                self._check_counts(first)  # before more of them are trained
+            self.classifiers = (first, *(self._own(seed) for seed in range(1, part.classifiers)))
+        return self.classifiers if pretrained is None else (pretrained.to(self.device),)
+
+    def _own(self, seed: int) -> FeatureExtractor:
+        """A network of the images at hand."""
+        network = self.part.classifier
+        found = classifier_features(self._seen, self.held_out, network=network, device=self.device, seed=seed)
+        return found.to(self.device)
+
+    def _check_counts(self, extractor: FeatureExtractor) -> None:
+        """Raises `RecipeError` for a Fréchet distance of fewer images than features."""
+        least, distances = extractor.num_features, [key for key in self._sampled if key.startswith("frechet")]
+        counts = {f"evaluation.samples={self.part.samples}": self.part.samples} if distances else {}
+        if "frechet" in distances:
+            counts[f"data: {len(self.held_out)} held-out images"] = len(self.held_out)
+        if self._looks_at_train:
+            counts[f"data: {len(self._seen)} training images"] = len(self._seen)
+        for said, count in counts.items():
+            if count < least:
+                raise RecipeError(
+                    f"{said}: fewer than the {least} {extractor.name}, which a Fréchet distance needs at least; "
+                    f"take {least} or more, or {self._without_distances(least)}"
+                )
+
+    def _without_distances(self, least: int) -> str:
+        """What to say in a recipe to be judged without Fréchet distances."""
+        primary = " and evaluation.primary=kid" if (self.part.primary or "").startswith("frechet") else ""
+        others = [key for key in self.keys if key not in SAMPLE_METRICS and key != "discriminator_loss"]
+        if self.part.metrics == "all" and self.primary in others:
+            return "evaluation.features=none"
+        every = " without evaluation.every" if self.part.every is not None and len(self._seen) < least else ""
+        return f"evaluation.metrics=[kid]{primary}{every}"
 
     def _check_head(self) -> None:
         """An Inception in TorchScript gives features alone."""
-        if "inception_score" in self.keys and self.extractor is not None and self.extractor.head is None:
+        if "inception_score" in self.keys and any(one.head is None for one in self.extractors):
             if self.part.metrics != "all" or self.primary == "inception_score":
                 raise RecipeError(
                     f"evaluation.metrics: inception_score needs class probabilities, and "
@@ -149,9 +211,8 @@ class Judge:
         if isinstance(objective, ELBO) and "bits_per_dimension" in keys:
             found.append(self._bits_per_dimension(objective, model))
         sampled = any(key in SAMPLE_METRICS for key in keys)
-        if sampled and isinstance(objective, Samples) and self.extractor is not None and self.real is not None:
-            fake = FeatureStatistics.of_batches(self.extractor, self._samples(objective, model))
-            found += sample_metrics(self.extractor, fake, self.real, self.train, keys)
+        if sampled and isinstance(objective, Samples):
+            found += self._of_samples(objective, model, keys)
         if isinstance(objective, Reconstructs):
             found += self._reconstructions(objective, model, keys)
         if isinstance(objective, Adversarial) and "discriminator_loss" in keys:
@@ -163,19 +224,31 @@ class Judge:
         """How good a model in training is, lower is better, by training images alone: some 1,000 of them.
 
         The primary metric where that is bits per dimension or a reconstruction's error; the error too where it is the
-        accuracy on reconstructions; for every metric of samples their Fréchet distance to the training images.
+        accuracy on reconstructions; for every metric of samples their Fréchet distance to the training images, by the
+        first network alone, of as many samples as it has features at least.
         """
         model.to(self.device).eval()
         objective, images = self.objective, self._seen.images(slice(0, _GLANCED), self.device)
         if self.primary == "bits_per_dimension" and isinstance(objective, ELBO):
             return float(objective.bits_per_dimension(model, images, self._rng()).mean())
         if self.primary in SAMPLE_METRICS and isinstance(objective, Samples):
-            assert self.extractor is not None
-            assert self.train is not None
-            fake = FeatureStatistics.of_batches(self.extractor, objective.sample(model, _GLANCED, self._rng()))
-            return sample_metrics(self.extractor, fake, self.train, self.train, ["frechet_train"])[0].value
+            extractor, train = self.extractors[0], self.train[0]
+            count = max(_GLANCED, extractor.num_features)
+            fake = FeatureStatistics.of_batches(extractor, self._samples(objective, model, count), kept=0)
+            return sample_metrics(extractor, fake, train, train, ["frechet_train"])[0].value
         assert isinstance(objective, Reconstructs)
         return float((objective.reconstruct(model, images) - images).square().mean())
+
+    def _of_samples(self, objective: Samples, model: nn.Module, keys: Sequence[str]) -> list[Measurement]:
+        """By every network the same samples, and of each metric the mean."""
+        samples = self._samples(objective, model, self.part.samples)
+        trains: Sequence[FeatureStatistics | None] = self.train or [None] * len(self.real)
+        fakes = FeatureStatistics.by_each(self.extractors, samples)
+        by_network = [
+            sample_metrics(extractor, fake, real, train, keys)
+            for extractor, fake, real, train in zip(self.extractors, fakes, self.real, trains, strict=True)
+        ]
+        return [mean_over_networks(measured) for measured in zip(*by_network, strict=True)]
 
     def _reconstructions(self, objective: Reconstructs, model: nn.Module, keys: Sequence[str]) -> Iterator[Measurement]:
         def reconstruct(images: Tensor) -> Tensor:
@@ -183,8 +256,9 @@ class Judge:
 
         if "reconstruction_mse" in keys:
             yield reconstruction_mse(reconstruct, self.held_out, device=self.device)
-        if "downstream_accuracy" in keys and self.classifier is not None:
-            yield downstream_accuracy(self.classifier, reconstruct, self.held_out)
+        if "downstream_accuracy" in keys:
+            readers = [one for one in self.classifiers if isinstance(one, Classifier)]
+            yield downstream_accuracy(readers, reconstruct, self.held_out)
 
     def _bits_per_dimension(self, objective: ELBO, model: nn.Module) -> Measurement:
         rng = self._rng()
@@ -212,10 +286,10 @@ class Judge:
         for start in range(0, len(self.held_out), _BATCH):
             yield self.held_out.images(slice(start, start + _BATCH), self.device)
 
-    def _samples(self, objective: Samples, model: nn.Module) -> Iterator[Tensor]:
+    def _samples(self, objective: Samples, model: nn.Module, count: int) -> Iterator[Tensor]:
         rng = self._rng()
-        for start in range(0, self.part.samples, _BATCH):
-            yield objective.sample(model, min(_BATCH, self.part.samples - start), rng)
+        for start in range(0, count, _BATCH):
+            yield objective.sample(model, min(_BATCH, count - start), rng)
 
     def _rng(self) -> torch.Generator:
         return torch.Generator(device=self.device).manual_seed(SAMPLING_SEED)

@@ -163,7 +163,9 @@ def read_price(folder: Path, which: str) -> Price:
 
 
 def metrics_json(measured: list[Any]) -> dict[str, Any]:
-    return {m.key: {k: v for k, v in asdict(m).items() if k != "key"} for m in measured}
+    """By key; `by_network` only where there are several networks."""
+    left_out = {"key"}, {"key", "by_network"}
+    return {m.key: {k: v for k, v in asdict(m).items() if k not in left_out[m.by_network is None]} for m in measured}
 
 
 def with_stored_averages(model: nn.Module, folder: Path) -> nn.Module:

@@ -323,12 +323,14 @@ class EvaluationPart(_Part):
     """Which are measured: all that the model and the images allow, or a list."""
     samples: Annotated[Whole, Field(ge=16, le=10**6)] = 2000
     """How many images are generated for them."""
-    features: Literal["classifier", "inception", "none"] = "classifier"
-    """The network in whose features samples are compared; Inception costs much on a CPU."""
+    features: Literal["classifier", "inception", "efficientnet-lite0", "none"] = "classifier"
+    """The network in whose features samples are compared; Inception costs much on a CPU, EfficientNet is an extra."""
     inception_weights: str | None = None
     """A local file with Inception's weights."""
     classifier: Literal["small", "resnet18"] = "small"
     """What is trained on the labels, for its features and for `downstream_accuracy`."""
+    classifiers: Annotated[Whole, Field(ge=1, le=20)] = 3
+    """Over how many of these, of other seeds, the mean is taken."""
     every: Count | None = None
     """Judge a training every so many steps too, on training images, for where it could have stopped; null: never."""
     margin: Annotated[Real, Field(gt=0, lt=1)] = 0.05
@@ -498,7 +500,11 @@ def kept_recipe(raw: Any, where: str) -> Recipe:
     """The recipe that a run folder keeps, with every key that there was when it was made. Raises `RecipeError`.
 
     Before `search.rule` early birds went by the paper's, and all other methods kept a tolerance that they never used.
+    Before `evaluation.classifiers` there was one.
     """
+    evaluation = raw.get("evaluation") if isinstance(raw, dict) else None
+    if isinstance(evaluation, dict) and "classifiers" not in evaluation:
+        raw = {**raw, "evaluation": {**evaluation, "classifiers": 1}}
     search = raw.get("search") if isinstance(raw, dict) else None
     if isinstance(search, dict) and "rule" not in search and "tolerance" in search:
         others = {key: value for key, value in search.items() if key != "tolerance"}

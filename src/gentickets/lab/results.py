@@ -39,18 +39,30 @@ _MOST_TEXT = 2**28
 _BEYOND = 1e100
 """No metric of a model that came through is as large: sums and axes of such values overflow."""
 
+_MOST_NETWORKS = 1000
+
 Finite = Annotated[float, Field(allow_inf_nan=False, ge=0, le=_BEYOND)]
 Whole = Annotated[int, Field(ge=0, le=2**63)]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One number that was measured, with its words. `samples`: how many images it rests on."""
+    """One number that was measured, with its words. `samples`: how many images it rests on.
+
+    `by_network`: what each of several networks found, where `value` is their mean.
+    """
 
     label: str
     value: float
     samples: Whole | None
     lower_is_better: bool
+    by_network: Annotated[tuple[float, ...], Field(max_length=_MOST_NETWORKS)] | None = None
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation over the networks; None for one, and where any value is none of a model's."""
+        values = self.by_network or ()
+        return statistics.stdev(values) if len(values) > 1 and all(abs(value) <= _BEYOND for value in values) else None
 
 
 @dataclass(frozen=True)
@@ -403,8 +415,9 @@ def _one_line(error: object) -> str:
 def write_csv(run: Run) -> Path:
     """Writes `results.csv` and, apart, `timings.csv` into the run's folder. Returns the path of the first.
 
-    One row a level, in the order of `run.levels`. Floats are written so that reading gives the same float. A folder
-    that cannot be written, such as somebody else's, is left as it was, with a warning.
+    One row a level, in the order of `run.levels`. Floats are written so that reading gives the same float. Beside what
+    several networks measured stands the spread over them. A folder that cannot be written, such as somebody else's, is
+    left as it was, with a warning.
     """
     keys = sorted(run.metrics())
     heads = ["seed", "level", "arm", "status", "sparsity", "alive", "total", "start_step", "end_step"]
@@ -415,10 +428,12 @@ def write_csv(run: Run) -> Path:
         if result.validation is not None:
             row["early_stopping_step"] = result.validation.early_stopping_step
         for key, metric in result.metrics.items():
-            row |= {key: metric.value, f"{key}_samples": metric.samples}
+            row |= {key: metric.value, f"{key}_spread": metric.spread, f"{key}_samples": metric.samples}
         rows.append(row)
     heads += ["early_stopping_step"] if any(result.validation for result in run.levels) else []
-    heads += [head for key in keys for head in (key, f"{key}_samples")]
+    for key in keys:
+        spread = [f"{key}_spread"] if any(row.get(f"{key}_spread") is not None for row in rows) else []
+        heads += [key, *spread, f"{key}_samples"]
     tables = {"results.csv": to_csv(heads, rows)}
     clocks = ["find_seconds", "train_seconds", "evaluate_seconds", "images"]
     timed = [

@@ -165,10 +165,6 @@ def _origin(
     workers: int,
     gave_up: tuple[str, ...],
 ) -> dict[str, Any]:
-    features = None
-    if judge.extractor is not None:
-        accuracy = getattr(judge.extractor, "accuracy", None)
-        features = {"name": judge.extractor.name, "accuracy": accuracy}
     return {
         "asked": asked.dump(),
         "command": command,
@@ -188,7 +184,7 @@ def _origin(
             "shape": list(train.shape),
             "told": dict(train.told),
         },
-        "features": features,
+        "features": judge.features,
         "threads": threads,
         "workers": workers,
         "gave_up": list(gave_up),

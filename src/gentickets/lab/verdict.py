@@ -137,7 +137,7 @@ def judge(run: Run) -> Verdict:
     metric = run.metrics().get(run.primary)
     lower = metric.lower_is_better if metric else True
     summary, margin = run.summary(run.primary), margin_of(run)
-    cells = Cells(values_of(run, run.primary), lower)
+    cells = Cells(values_of(run, run.primary), lower, by_network_of(run, run.primary))
     levels = tuple(
         _level(level, summary, cells, margin) for level in range(1, run.depth + 1) if ("ticket", level) in summary
     )
@@ -177,6 +177,16 @@ def values_of(run: Run, key: str) -> dict[tuple[str, int], dict[int, float]]:
         metric = result.metrics.get(key)
         if result.status == "complete" and metric is not None and math.isfinite(metric.value):
             found.setdefault((result.arm, result.level), {})[result.seed] = metric.value
+    return found
+
+
+def by_network_of(run: Run, key: str) -> dict[tuple[str, int], dict[int, tuple[float, ...]]]:
+    """The same with what each network found, of every level that was measured by several."""
+    found: dict[tuple[str, int], dict[int, tuple[float, ...]]] = {}
+    for result in run.levels:
+        metric = result.metrics.get(key)
+        if result.status == "complete" and metric is not None and metric.spread is not None and metric.by_network:
+            found.setdefault((result.arm, result.level), {})[result.seed] = metric.by_network
     return found
 
 

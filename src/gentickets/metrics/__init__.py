@@ -3,12 +3,13 @@
 from gentickets.metrics.classifier import Classifier, classifier_features, has_classes
 from gentickets.metrics.cost import Cost, cost
 from gentickets.metrics.downstream import class_score, downstream_accuracy
+from gentickets.metrics.efficientnet import efficientnet_features
 from gentickets.metrics.features import FeatureExtractor
 from gentickets.metrics.frechet import Gaussian, frechet_distance
 from gentickets.metrics.inception import inception_features
 from gentickets.metrics.kernel import kernel_distance
 from gentickets.metrics.manifold import Coverage, K, manifold_coverage
-from gentickets.metrics.measurement import Measurement
+from gentickets.metrics.measurement import Measurement, mean_over_networks
 from gentickets.metrics.reconstruction import reconstruction_mse
 from gentickets.metrics.sampling import COVERAGE, SAMPLE_METRICS, sample_metrics
 from gentickets.metrics.statistics import FeatureStatistics
@@ -28,11 +29,13 @@ __all__ = [
     "classifier_features",
     "cost",
     "downstream_accuracy",
+    "efficientnet_features",
     "frechet_distance",
     "has_classes",
     "inception_features",
     "kernel_distance",
     "manifold_coverage",
+    "mean_over_networks",
     "reconstruction_mse",
     "sample_metrics",
 ]

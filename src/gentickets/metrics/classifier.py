@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gentickets.data import Batches, ImageSet
 from gentickets.data.cache import cache_folder, content_key, writing
-from gentickets.metrics.features import FeatureExtractor, random_features, seeded
+from gentickets.metrics.features import FeatureExtractor, of_seed, random_features, seeded
 from gentickets.models.resnet import basic_block
 from gentickets.sealed import Damaged, sealed_tensors, unsealed_tensors
 
@@ -28,6 +28,8 @@ Network = Literal["small", "resnet18"]
 
 class Classifier(FeatureExtractor):
     """Features of a classifier, and its head. `classes`: the labels that it knows, ascending; `accuracy` is known."""
+
+    accuracy: float
 
     def __init__(self, name: str, key: str, network: _Network, channels: int, classes: np.ndarray, accuracy: float):
         super().__init__(name, key, network.width, network.trunk, channels, network.head)
@@ -50,32 +52,36 @@ def classifier_features(
     cache: str | os.PathLike[str] | None = None,
     network: Network = "small",
     device: str | torch.device = "cpu",
+    seed: int = 0,
 ) -> FeatureExtractor:
     """A classifier, trained once on the labels of `train` and then read from the cache: a `Classifier`, on the CPU.
 
     "small": 64 features for images up to 16 x 16 (seconds to train), 128 for larger ones (a minute or two); always
     trained on the CPU, so that it is the same wherever it is trained. "resnet18": ResNet-18 (He et al. 2016) with
     the stem of their CIFAR networks, 512 features, trained on `device` (a few minutes on a GPU, hours on a CPU).
-    The accuracy is measured on `held_out`; without that, a tenth of `train` is kept out of training for it.
+    The accuracy is measured on `held_out`; without that, a tenth of `train` is kept out of training for it. `seed`:
+    of its first weights and the order of its images. What differs by it alone, distances should not depend on: measure
+    by several and take the mean.
     Images without labels, or with one class only, get `random_features` instead: look at `.name`.
     """
     if train.labels is None or not has_classes(train):
-        return random_features(train.shape[0])
+        return random_features(train.shape[0], seed)
     classes = np.unique(train.labels)
     if held_out is None or held_out.labels is None:
         train, held_out = _split(train)
-    path = cache_folder(cache) / "features" / f"classifier-{_key(train, held_out, network)}.safetensors"
-    built = build(network, train.shape, len(classes))
+    path = cache_folder(cache) / "features" / f"classifier-{_key(train, held_out, network, seed)}.safetensors"
+    built = build(network, train.shape, len(classes), seed)
     accuracy = _read(path, built)
     if accuracy is None:
         built.to("cpu" if network == "small" else device)
-        _fit(built, train, classes, *effort(network, train.shape))
+        _fit(built, train, classes, *effort(network, train.shape), seed)
         accuracy = _accuracy(built, held_out, classes)
         with writing(path) as file:
             file.write(sealed_tensors(built.cpu().state_dict(), {"accuracy": json.dumps(accuracy)}))
     word = "classifier" if network == "small" else network
     slug = re.sub(r"[^a-z0-9]+", "_", train.name.lower()).strip("_")
-    return Classifier(f"{train.name}-{word} features", f"{slug}_{word}", built, train.shape[0], classes, accuracy)
+    key = of_seed(f"{slug}_{word}", seed)
+    return Classifier(f"{train.name}-{word} features", key, built, train.shape[0], classes, accuracy)
 
 
 def _split(train: ImageSet) -> tuple[ImageSet, ImageSet]:
@@ -90,9 +96,11 @@ def _split(train: ImageSet) -> tuple[ImageSet, ImageSet]:
     return parts[0], parts[1]
 
 
-def _key(train: ImageSet, held_out: ImageSet, network: Network) -> str:
+def _key(train: ImageSet, held_out: ImageSet, network: Network, seed: int) -> str:
     parts = {"format": _FORMAT, "train": train.fingerprint, "held_out": held_out.fingerprint}
-    return content_key(parts if network == "small" else {**parts, "network": network})
+    # Left out where they are what they were before they could be chosen.
+    parts |= {"network": network} if network != "small" else {}
+    return content_key(parts | ({"seed": seed} if seed else {}))
 
 
 # -- the networks ---------------------------------------------------------------------------------------------
@@ -111,9 +119,9 @@ class _Network(nn.Module):
         return self.head(self.trunk(images))
 
 
-def build(network: Network, shape: tuple[int, int, int], classes: int) -> _Network:
-    """The classifier of images of this shape before it is trained, its weights always the same ones."""
-    with seeded(0):
+def build(network: Network, shape: tuple[int, int, int], classes: int, seed: int = 0) -> _Network:
+    """The classifier of images of this shape before it is trained, its weights the same for the same seed."""
+    with seeded(seed):
         if network == "resnet18":
             return _Network(_resnet18(shape[0]), 512, classes)
         width = 64 if max(shape[1:]) <= _SMALL else 128
@@ -176,12 +184,12 @@ def _read(path: Path, network: _Network) -> float | None:
     return accuracy
 
 
-def _fit(network: _Network, train: ImageSet, classes: np.ndarray, steps: int, batch_size: int) -> None:
+def _fit(network: _Network, train: ImageSet, classes: np.ndarray, steps: int, batch_size: int, seed: int) -> None:
     """A fixed number of steps, whatever the size of the set: the cost is bounded and the result repeats."""
     assert train.labels is not None
     device = network.head.weight.device
     labels = torch.from_numpy(np.searchsorted(classes, train.labels))
-    batches = Batches(train, batch_size, seed=0, flip=train.shape[0] == 3, device=device)
+    batches = Batches(train, batch_size, seed=seed, flip=train.shape[0] == 3, device=device)
     with torch.inference_mode(False), torch.enable_grad():
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)

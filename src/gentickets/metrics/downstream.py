@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,34 +12,37 @@ from torch import Tensor
 from gentickets.data import ImageSet
 from gentickets.errors import DataError
 from gentickets.metrics.classifier import Classifier
-from gentickets.metrics.measurement import Measurement
+from gentickets.metrics.measurement import Measurement, mean_over_networks
 
 
 @torch.no_grad()
 def downstream_accuracy(
-    classifier: Classifier,
+    classifiers: Sequence[Classifier],
     reconstruct: Callable[[Tensor], Tensor],
     images: ImageSet,
     batch_size: int = 256,
 ) -> Measurement:
-    """How often a classifier of the data set reads the right label off a reconstruction, over all of `images`.
+    """How often classifiers of the data set read the right label off a reconstruction, over all of `images`: the mean.
 
-    `reconstruct` maps a batch (n, channels, height, width), on the classifier's device, to one of the same shape.
-    The classifier was trained on images as they are, and its accuracy on those is in the label. NaN where a
-    reconstruction is not finite. Raises `DataError` for images without labels.
+    `reconstruct` maps a batch (n, channels, height, width), on the classifiers' device, to one of the same shape.
+    They were trained on images as they are, and their accuracy on those is in the label. NaN where a reconstruction is
+    not finite. Raises `DataError` for images without labels.
     """
     if images.labels is None:
         raise DataError(f"{images.name!r} ({images.split}) has no labels: no classifier can be right on it")
-    right, finite = 0, True
+    right, finite, device = [0] * len(classifiers), True, classifiers[0].device
     for start in range(0, len(images), batch_size):
         rows = slice(start, start + batch_size)
-        given = reconstruct(images.images(rows, classifier.device)).to(classifier.device, torch.float32)
+        given = reconstruct(images.images(rows, device)).to(device, torch.float32)
         finite = finite and bool(given.isfinite().all())
-        right += int((classifier.labels(given.clamp(-1.0, 1.0)) == images.labels[rows]).sum())
-    value = right / len(images) if finite else math.nan
-    originals = f"{classifier.accuracy:.1%} on the originals"
-    label = f"accuracy of the {classifier.network} on reconstructions ({originals})"
-    return Measurement("downstream_accuracy", label, value, len(images), lower_is_better=False)
+        for index, classifier in enumerate(classifiers):
+            right[index] += int((classifier.labels(given.clamp(-1.0, 1.0)) == images.labels[rows]).sum())
+    originals = f"{statistics.fmean(one.accuracy for one in classifiers):.1%} on the originals"
+    label = f"accuracy of the {classifiers[0].network} on reconstructions ({originals})"
+    values = [count / len(images) if finite else math.nan for count in right]
+    return mean_over_networks(
+        [Measurement("downstream_accuracy", label, value, len(images), lower_is_better=False) for value in values]
+    )
 
 
 def class_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:

@@ -79,11 +79,16 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def random_features(channels: int) -> FeatureExtractor:
+def random_features(channels: int, seed: int = 0) -> FeatureExtractor:
     """128 features of a convolutional net with fixed random weights: for images that have no labels."""
-    with seeded(0):
+    with seeded(seed):
         body = _RandomConvolutions(channels)
-    return FeatureExtractor("random-convolution features", "random_convolution", 128, body, channels)
+    return FeatureExtractor("random-convolution features", of_seed("random_convolution", seed), 128, body, channels)
+
+
+def of_seed(key: str, seed: int) -> str:
+    """The key of one of several networks that differ by their seed alone."""
+    return f"{key}_{seed}" if seed else key
 
 
 class _RandomConvolutions(nn.Module):

@@ -39,7 +39,8 @@ def sample_metrics(
     neighbours where a side has too few images. The same for the same input; no global RNG. NaN where any value was
     not finite. A metric bears Inception's name (FID, KID, Inception Score) for `InceptionFeatures` alone.
 
-    Raises `DataError` for statistics of another extractor.
+    Raises `DataError` for statistics of another extractor, and for a Fréchet distance of fewer images than features:
+    the smaller their number, the larger it is, and below that it is of their number more than of the images.
     """
     for statistics in (fake, real, *([train] if train else [])):
         if statistics.extractor_key != extractor.key:
@@ -67,11 +68,13 @@ def _frechet(
     key: str, extractor: FeatureExtractor, fake: FeatureStatistics, real: FeatureStatistics, to: str
 ) -> Measurement:
     value = math.nan
+    if (few := min(fake.count, real.count)) < extractor.num_features:
+        raise DataError(f"{key} of {few} images: fewer than the {extractor.num_features} {extractor.name}; take kid")
     if fake.gaussian is not None and real.gaussian is not None:
         value = frechet_distance(fake.gaussian, real.gaussian)
     fid = isinstance(extractor, InceptionFeatures)
     label = f"FID{to}" if fid else f"Fréchet distance{to}, {extractor.name}"
-    return Measurement(key, label, value, fake.count)
+    return Measurement(key, f"{label} (n = {fake.count:,} against {real.count:,})", value, fake.count)
 
 
 def _kid(extractor: FeatureExtractor, fake: FeatureStatistics, real: FeatureStatistics) -> Measurement:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,17 +44,18 @@ class FeatureStatistics:
 
         Raises `DataError` for fewer than two images, and for whole numbers, such as pixels from 0 to 255.
         """
-        moments, features, finite = Moments(extractor.num_features), [torch.empty(0, extractor.num_features)], True
-        count = 0
-        for found, all_finite in _extracted(extractor, batches):
-            finite = finite and all_finite
-            features.append(found[: max(0, kept - count)])
-            count += len(found)
-            if finite:
-                moments.add(found)
-        if count < 2:
-            raise DataError(f"statistics of {count} images: two or more are needed")
-        return cls(extractor.key, count, moments.gaussian() if finite else None, torch.cat(features))
+        return cls.by_each([extractor], batches, kept)[0]
+
+    @classmethod
+    def by_each(
+        cls, extractors: Sequence[FeatureExtractor], batches: Tensor | Iterable[Tensor], kept: int = KEPT
+    ) -> list[FeatureStatistics]:
+        """Of the same batches by several extractors, in one pass over them."""
+        gathered = [_Gathered(extractor, kept) for extractor in extractors]
+        for batch in _small([batches] if isinstance(batches, Tensor) else batches):
+            for one in gathered:
+                one.add(batch)
+        return [one.statistics() for one in gathered]
 
     @classmethod
     def of(
@@ -89,17 +90,33 @@ class FeatureStatistics:
         return found
 
 
-@torch.no_grad()
-def _extracted(extractor: FeatureExtractor, batches: Tensor | Iterable[Tensor]) -> Iterator[tuple[Tensor, bool]]:
-    """(float32 (n, features) on the CPU, whether images and features are all finite), batch by batch."""
-    for batch in _small([batches] if isinstance(batches, Tensor) else batches):
+class _Gathered:
+    """What one extractor has seen so far."""
+
+    def __init__(self, extractor: FeatureExtractor, kept: int):
+        self._extractor, self._kept = extractor, kept
+        self._moments, self._count, self._finite = Moments(extractor.num_features), 0, True
+        self._features = [torch.empty(0, extractor.num_features)]
+
+    @torch.no_grad()
+    def add(self, batch: Tensor) -> None:
         if not batch.is_floating_point():
             raise DataError(
                 f"images of {batch.dtype}: statistics are of floats in [-1, 1]; pixels / 127.5 - 1 makes them"
             )
-        batch = batch.detach().to(extractor.device, torch.float32)
-        features = extractor(batch.clamp(-1.0, 1.0)).cpu()
-        yield features, bool(batch.isfinite().all()) and bool(features.isfinite().all())
+        batch = batch.detach().to(self._extractor.device, torch.float32)
+        found = self._extractor(batch.clamp(-1.0, 1.0)).cpu()
+        self._finite = self._finite and bool(batch.isfinite().all()) and bool(found.isfinite().all())
+        self._features.append(found[: max(0, self._kept - self._count)])
+        self._count += len(found)
+        if self._finite:
+            self._moments.add(found)
+
+    def statistics(self) -> FeatureStatistics:
+        if self._count < 2:
+            raise DataError(f"statistics of {self._count} images: two or more are needed")
+        gaussian = self._moments.gaussian() if self._finite else None
+        return FeatureStatistics(self._extractor.key, self._count, gaussian, torch.cat(self._features))
 
 
 def _small(batches: Iterable[Tensor], most: int = 256) -> Iterator[Tensor]:
