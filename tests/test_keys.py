@@ -40,7 +40,7 @@ def test_the_page_is_what_the_types_say():
         ("training.lr", "number (above 0) or for each name: number (above 0)", "0.001"),
         ("search.fraction", "number (above 0, below 1)", "0.2"),
         ("search.scope", "global, component, layer, erk", "global"),
-        ("controls.levels", "list of: whole number (at least 1) or auto", "auto"),
+        ("controls.levels", "list of: whole number (at least 1) or auto, all", "auto"),
         ("data.flip", "true or false", "false"),
         ("seeds", "list of: whole number (at least 0) (at least 1 of them)", "[0]"),
     ],
