@@ -48,7 +48,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "objective": {"name": "adversarial"},
         "training": {**TINY["training"], "steps": 60, "ema": 0.9},
         "search": {**TINY["search"], "rounds": 1},
-        "evaluation": {"samples": 16},
+        "evaluation": {"samples": 64, "classifiers": 1},
     },
     "gan, two seeds": {
         **TINY,
@@ -57,7 +57,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "training": {**TINY["training"], "steps": 40},
         "search": {**TINY["search"], "rounds": 1, "rewind_step": 10},
         "controls": {"levels": []},
-        "evaluation": {"samples": 16},
+        "evaluation": {"samples": 64, "classifiers": 1},
         "seeds": [3, 5],
     },
     "early bird of channels": {
@@ -67,7 +67,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "training": {**TINY["training"], "steps": 60},
         "search": {"method": "early-bird", "granularity": "channel", "rounds": 1, "fraction": 0.3, "window": 3,
                    "interval": 5},
-        "evaluation": {"samples": 16},
+        "evaluation": {"samples": 64, "classifiers": 1},
     },
 }  # fmt: skip
 WAYS = (

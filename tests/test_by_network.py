@@ -13,6 +13,7 @@ from scipy import stats
 
 from gentickets.lab.estimation import ENOUGH, Cells
 from gentickets.lab.level_files import metrics_json
+from gentickets.lab.recipe import kept_recipe, make_recipe
 from gentickets.lab.results import LevelResult, Metric, parse, read_run, write_csv
 from gentickets.lab.verdict import judge
 from gentickets.lab.verdict_words import sentences
@@ -159,3 +160,10 @@ def test_results_have_the_spread_beside_the_value_and_runs_of_before_are_read(tm
     assert list(rows[0])[-3:] == ["score", "score_spread", "score_samples"]
     spreads = {row["seed"]: row["score_spread"] for row in rows}
     assert (float(spreads["0"]), spreads["1"]) == (pytest.approx(math.sqrt(0.5)), "")
+
+
+def test_a_run_of_before_there_were_several_goes_on_with_one():
+    raw = {"name": "x", "model": {"name": "dcgan"}, "objective": {"name": "adversarial"}}
+    assert kept_recipe({**raw, "evaluation": {"samples": 100}}, "x").evaluation.classifiers == 1
+    assert kept_recipe({**raw, "evaluation": {"classifiers": 3}}, "x").evaluation.classifiers == 3
+    assert make_recipe(raw).evaluation.classifiers == 3

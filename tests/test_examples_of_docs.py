@@ -21,9 +21,15 @@ from gentickets.lab.recipe import read_recipe
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DEMO = ("autoencoder", "vae", "gan")
-SHORT = ["training.steps=12", "search.rewind_step=2", "evaluation.samples=16", "data.limit=200"]
+SHORT = [
+    "training.steps=12",
+    "search.rewind_step=2",
+    "evaluation.samples=128",
+    "evaluation.classifiers=1",
+    "data.limit=200",
+]
 """Behind a command that trains."""
-QUICKER = {"transfer": SHORT, "evaluate": ["--samples", "32"]}
+QUICKER = {"transfer": SHORT, "evaluate": ["--samples", "130"]}
 
 
 def commands_of_pages():
@@ -90,7 +96,7 @@ def test_there_are_examples_of_every_command():
 def test_what_would_train_can_be_planned_after_the_demo(case, program, tmp_path, cache, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GENTICKETS_CACHE", str(cache))
-    quick = SimpleNamespace(extractor=None)
+    quick = SimpleNamespace(features=None)
     monkeypatch.setattr(run_module, "make_judge", lambda *_: quick)
     monkeypatch.setattr(run_module, "threads_of", lambda *_: 1)
     monkeypatch.setattr(run_module, "measure", lambda *_: Plan(1e-4, 1e-3, 1, 1, 1.0, 1, 1))

@@ -31,6 +31,7 @@ TINY = {
     "model": {"name": "linear-autoencoder", "width": 16, "depth": 1, "latent": 4},
     "data": {"source": "digits", "size": 8},
     "objective": {"name": "autoencoding"},
+    "evaluation": {"classifiers": 1},
     "training": {"steps": 40, "batch_size": 16, "lr": 0.003, "checkpoint_seconds": 0.0},
     "search": {"rounds": 3, "fraction": 0.5, "rewind_step": 5},
     "controls": {"levels": [2]},
@@ -203,7 +204,7 @@ def test_after_another_evaluation_the_old_one_is_another_recipe(gentickets, tmp_
         "objective": {"name": "adversarial"},
         "search": {**TINY["search"], "rounds": 1, "fraction": 0.3},
         "controls": {"levels": []},
-        "evaluation": {"samples": 64},
+        "evaluation": {"samples": 64, "classifiers": 1},
     }
     gentickets("find", "recipe.yaml", recipe=recipe)
     gentickets("evaluate", "runs/tiny", "--samples", "80", recipe=recipe)
@@ -258,7 +259,7 @@ def test_a_ticket_travels_and_is_trained(gentickets, tmp_path):
         "objective": {"name": "elbo"},
         "search": {"rounds": 1, "fraction": 0.3},
         "controls": {"levels": []},
-        "evaluation": {"samples": 64},
+        "evaluation": {"samples": 64, "classifiers": 1},
     }
     gan = {
         **vae,

@@ -35,6 +35,7 @@ TINY = {
     "model": {"name": "linear-autoencoder", "width": 16, "depth": 1, "latent": 4},
     "data": {"source": "digits", "size": 8},
     "objective": {"name": "autoencoding"},
+    "evaluation": {"classifiers": 1},
     "training": {"steps": 20, "batch_size": 16, "lr": 0.003},
     "search": {"rounds": 2, "fraction": 0.5, "rewind_step": 4},
     "controls": {"levels": [2], "redrawn_weights": False},
