@@ -8,11 +8,11 @@ import tempfile
 from pathlib import Path
 
 import torch
-from gentickets.shrinking import Shrinking
 
 import gentickets as gt
 from gentickets.masks import Masks
 from gentickets.models import CATALOGUE
+from gentickets.shrinking import Shrinking
 from gentickets.small import Architecture, small_ticket
 from tests.fuzz.hunt import Attempt, main
 from tests.fuzz.mutations import any_of, hostile, mutated
