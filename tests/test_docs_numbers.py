@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from campaign import hours
 from gentickets import models
 from gentickets.lab.recipe import read_recipe
 
@@ -229,10 +230,27 @@ def test_early_birds_are_what_their_csvs_say():
         assert agree(train, values(seconds, "train_seconds", level=1, seed=seed))
 
 
+def test_what_full_takes_is_what_its_recipes_ask_for():
+    (table,) = (t for t in ALL if t.head[0] == "recipe, `full`")
+    paths = {path.stem: path for path in (ROOT / "recipes" / "paper").glob("*.yaml")}
+    assert {row[0] for row in table.rows} == set(paths)
+    for name, count, flops, gpu, core in table.rows:
+        found = list(hours.recipes(paths[name]))
+        assert agree(count, [sum(map(hours.steps, found)) / 1e6])
+        for told, rate in zip([*gpu.split(" / "), core], (*hours.GPU, hours.CORE), strict=True):
+            # The FLOPs are told to two digits, the hours to whole ones.
+            assert (
+                abs(float(told.replace(",", "")) - float(flops) / rate / 3600)
+                <= 0.5 + 0.05 * float(flops) / rate / 3600
+            )
+        if name == "table1-linear-ae":
+            assert agree(flops, [hours.steps(found[0]) * hours.flops_of_a_step(found[0])])
+
+
 def test_no_table_of_results_is_left_unchecked():
     """A new one in these pages needs a test above, or a line here that says why there is nothing to recompute."""
     recomputed = [t for t in ALL if t in LADDERS or t.head[0] in ("technique", "ticket from") or "wins" in t.head]
-    recomputed += [t for t in ALL if "find + train, of dense" in t.head]
+    recomputed += [t for t in ALL if "find + train, of dense" in t.head or t.head[0] == "recipe, `full`"]
     told_in_words = [t for t in ALL if t.page == "docs/paper.md" and t.head[0] == "in the paper"]
     speed = [t for t in ALL if t.page == "README.md" and any("6.9M" in row[0] for row in t.rows)]  # test_docs_speed.py
     pages = ("README.md", "docs/results.md", "docs/paper.md")
