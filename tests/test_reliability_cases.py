@@ -145,12 +145,15 @@ def test_a_changed_digit_is_found(run, name):
 
 
 def test_lost_and_damaged_levels_are_made_again_as_they_were(run, whole):
+    half = run / "seed-0" / ".rewind.json.1.ab.partial"
+    half.write_text("{")
     shutil.rmtree(level(run))
     weights = level(run, "level-00") / "trained.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.warns(UserWarning, match=r"trained\.safetensors is damaged .*: dropped, and made again"):
         go_on(run)
     assert (run / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
+    assert not half.exists()
     for name in ("level-00", "level-01"):
         for file in ("ticket.safetensors", "trained.safetensors", BEST, "metrics.json"):
             assert (level(run, name) / file).read_bytes() == (level(whole, name) / file).read_bytes()

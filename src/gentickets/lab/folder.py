@@ -73,8 +73,7 @@ def building(place: Path) -> Iterator[Path]:
     """A folder to build in; complete on leaving without an exception, kept for a resumption otherwise."""
     partial = partial_of(place)
     partial.mkdir(parents=True, exist_ok=True)
-    for half in partial.glob(".*.partial"):  # of a command that was killed while it wrote
-        half.unlink()
+    remove_halves(partial)
     yield partial
     (partial / CHECKPOINT).unlink(missing_ok=True)
     _write_sums(partial)
@@ -83,6 +82,13 @@ def building(place: Path) -> Iterator[Path]:
     _sync(partial)
     os.replace(partial, place)
     _sync(place.parent)
+
+
+def remove_halves(folder: Path) -> None:
+    """Removes the files that a command was writing when it was killed. Nobody else may write there."""
+    for half in folder.glob(".*.partial"):
+        if half.is_file():  # and no level in the making
+            half.unlink()
 
 
 def _write_sums(folder: Path) -> None:

@@ -112,6 +112,7 @@ class SeedRun:
 
     def _chain(self) -> int:
         """Runs the ticket levels that are not there; returns the last that there is."""
+        disk.remove_halves(self.folder)
         self._drop_damaged()
         rounds = self.search.rounds
         levels: Iterator[Level] | None = None
