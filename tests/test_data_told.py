@@ -478,7 +478,7 @@ def test_what_cannot_be_run_is_refused_at_the_plan(place, tmp_path, monkeypatch,
 
     code, told = plan("data.size=1000000")
     assert code == 2
-    assert told.startswith("gentickets: data.size: 4 images of 1x1000000x1000000 take 16,000.0 GB, and there are ")
+    assert told.startswith("gentickets: data.size=1000000 with training.batch_size=4: 4 images of 1x1000000x1000000 ")
     code, told = plan("data.limit=1", "data.size=8")
     assert code == 2
     assert "leaves 1 image to train on, and 2 or more are needed: raise data.limit" in told

@@ -365,7 +365,8 @@ def test_the_early_stopping_step_stands_beside_the_metric_with_its_definition(wa
     assert cells["0", "dense model"] == "350 ± 71"  # of steps 300 and 400
     assert cells["1", "ticket"] == "300"  # the other seed diverged
     assert cells["2", "random mask"] == "1,350 ± 71"
-    assert "first evaluation, on training images, from which the metric stays within 5% of its best" in page.text
+    words = "at which the metric, smoothed over a tenth of all evaluations, is within 5% of"
+    assert f"first evaluation, on training images, {words}" in page.text
     drawn = (watched / "figures" / "early-stopping.svg").read_text(encoding="utf-8")
     assert "early-stopping step" in drawn
     assert "re-drawn weights" in drawn

@@ -189,7 +189,11 @@ def test_what_is_damaged_is_said_and_made_again(whole, stage, tmp_path, file, da
 
 def test_a_damaged_rewind_point_is_trained_again(whole, stage, tmp_path):
     shutil.copytree(whole, tmp_path / "seed-0")
-    shutil.rmtree(tmp_path / "seed-0" / "level-00")
+    level = tmp_path / "seed-0" / "level-00"
+    partial = disk.partial_of(level)  # as after a kill between the rewind point and the end of the dense training
+    partial.mkdir()
+    shutil.move(level / "curve.jsonl", partial)
+    shutil.rmtree(level)
     path = tmp_path / "seed-0" / "rewind.safetensors"
     path.write_bytes(damaged(path.read_bytes(), "flip"))
     with pytest.warns(UserWarning, match=r"rewind.safetensors is damaged .*: dropped, and trained again"):

@@ -81,7 +81,7 @@ def prepared(
     """
     with disk.one_line_errors(folder), disk.locked(folder) as lock:
         there = None if fresh else disk.opened(folder, asked)
-        _check_room(asked, asked.data.channels or 1)
+        _check_step(asked, asked.data.channels or 1)
         train, held_out = load_data(asked.data)
         check_buildable(asked, train)
         judge = make_judge(asked, train, held_out)
@@ -125,7 +125,6 @@ def _grown(recipe: Recipe, asked: Recipe, fitted: bool) -> Recipe:
 
 def check_buildable(recipe: Recipe, images: ImageSet) -> None:
     """Raises `RecipeError` where model, objective and images do not go together, before anything is computed."""
-    _check_room(recipe, images.shape[0])
     with torch.device("meta"):
         model = build_model(recipe, images, seed=0)
     check_fits(recipe, model, images.shape)
@@ -138,11 +137,12 @@ def check_buildable(recipe: Recipe, images: ImageSet) -> None:
     make_fabric(recipe)
 
 
-def _check_room(recipe: Recipe, channels: int) -> None:
+def _check_step(recipe: Recipe, channels: int) -> None:
     """Raises `DataError` where not even the images of one step fit into memory."""
     count = recipe.training.batch_size * recipe.build_objective().batches_per_step
     size = recipe.data.size
-    check_room("data.size", count, (channels, size, size), 4, "take a smaller one, or a smaller training.batch_size")
+    what = f"data.size={size} with training.batch_size={recipe.training.batch_size}"
+    check_room(what, count, (channels, size, size), 4, "take a smaller one of them")
 
 
 def make_judge(recipe: Recipe, train: ImageSet, held_out: ImageSet) -> Judge:
