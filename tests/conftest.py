@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -30,6 +31,15 @@ def _same_seed() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - user code may draw from it
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _same_signals() -> Iterator[None]:
+    """The program ends deaf to signals; where a test ran it in here, the next one's processes would inherit that."""
+    handlers = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for which, handler in handlers.items():
+        signal.signal(which, handler)
 
 
 class Autoencoder(nn.Module):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +23,6 @@ def program(tmp_path, monkeypatch, capsys):
     """Runs the program here, in an empty folder: (exit code, output, complaints)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    handlers = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)}
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["gentickets", *map(str, arguments)])
@@ -32,9 +30,7 @@ def program(tmp_path, monkeypatch, capsys):
             main()
         return left.value.code or 0, *capsys.readouterr()
 
-    yield run
-    for which, handler in handlers.items():
-        signal.signal(which, handler)
+    return run
 
 
 def refused(program, *arguments):
