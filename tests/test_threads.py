@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gentickets.lab import cores as cores_module
+from gentickets import cores as cores_module
+from gentickets.cores import cores, threads_at_most
 from gentickets.lab import threads as module
-from gentickets.lab.cores import cores, threads_at_most
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.run import load_data, prepared
 from gentickets.lab.seedrun import build_model

@@ -9,7 +9,6 @@ that is said.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping
@@ -121,5 +120,4 @@ def _said(part: Any) -> dict[str, Any]:
 @cache
 def _references() -> tuple[dict[str, Any], ...]:
     text = resources.files("gentickets.lab").joinpath("references.yaml").read_text("utf-8")
-    found = yaml.safe_load(text) or ()
-    return tuple(json.loads(json.dumps(found)))
+    return tuple(yaml.safe_load(text) or ())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from gentickets.lab.paper_rule import spread_of, within
 from gentickets.lab.results import ARMS, Arm, LevelResult, Metric, Run, Summary, mean_known, read_run, to_csv
 from gentickets.lab.small_dense import PREFIX, control_levels
 from gentickets.lab.study import Record, read_record
-from gentickets.lab.verdict import Verdict, by_network_of, judge, margin_of, values_of
+from gentickets.lab.verdict import Verdict, by_network_of, judge, margin_of, not_worse, values_of
 
 Kind = Literal["dense", "ticket", "random_mask", "redrawn_weights", "small_dense"]
 KINDS: dict[Kind, str] = {
@@ -178,7 +178,7 @@ def _rows(title: str, label: str, run: Run, reference: tuple[str, Run], cells: C
         kind: Kind = "dense" if level == 0 else arm
         results = tuple(run.of(arm, level))
         point = primary[arm, level]
-        values = _values(results, run.primary)
+        values = list(cells.values.get((label, arm, level), {}).values())
         compared = kind != "dense" or run is not its_run
         estimate = cells.compare((label, arm, level), (beside, "ticket", 0)) if compared else None
         yield Row(
@@ -191,19 +191,13 @@ def _rows(title: str, label: str, run: Run, reference: tuple[str, Run], cells: C
             further={key: found[arm, level] for key, found in summaries.items() if key != run.primary},
             interval=mean_interval(values),
             to_dense=estimate,
-            not_worse=_not_worse(point, estimate, margin) if compared else None,
+            not_worse=not_worse(point, dense, estimate, margin) if compared else None,
             within_spread=within(point, dense, spread_of(dense), lower) if compared and len(run.seeds) > 1 else None,
             parameters=mean_known(result.cost.parameters if result.cost else None for result in results),
             alive=mean_known(result.cost.alive_parameters if result.cost else None for result in results),
             cost=_mean_cost([_cost(result) for result in results]),
             results=results,
         )
-
-
-def _not_worse(point: Summary, estimate: Estimate | None, margin: float) -> Answer:
-    if point.failed:
-        return "refuted"
-    return "undecided" if estimate is None or point.missing else estimate.not_worse_by(margin)
 
 
 def _small_rows(rows: list[Row], first: tuple[str, Run], small: dict[str, Run], cells: Cells) -> Iterator[Row]:
@@ -220,12 +214,6 @@ def _small_rows(rows: list[Row], first: tuple[str, Run], small: dict[str, Run], 
 def _lower_is_better(run: Run) -> bool:
     metric = run.metrics().get(run.primary)
     return metric.lower_is_better if metric else True
-
-
-def _values(results: Iterable[LevelResult], key: str) -> list[float]:
-    """The finite values of the seeds that came through."""
-    found = [r.metrics[key].value for r in results if r.status == "complete" and key in r.metrics]
-    return [value for value in found if math.isfinite(value)]
 
 
 def _cost(result: LevelResult) -> Cost:

@@ -24,8 +24,9 @@ do not lessen it.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -183,19 +184,19 @@ class Cells:
             low, high = high, low
         known = len(seeds) > 1
         return Estimate(
-            self._ratio(mean),
-            self._ratio(low) if known else None,
-            self._ratio(high) if known else None,
-            len(seeds),
-            _better(list(ours.values()), list(theirs.values()), self.lower_is_better),
-            method,
-            self._logarithms,
-            self.lower_is_better,
-            mean,
-            error,
-            freedom,
-            draws,
-            networks,
+            ratio=self._ratio(mean),
+            low=self._ratio(low) if known else None,
+            high=self._ratio(high) if known else None,
+            seeds=len(seeds),
+            better=_better(list(ours.values()), list(theirs.values()), self.lower_is_better),
+            method=method,
+            logarithms=self._logarithms,
+            lower_is_better=self.lower_is_better,
+            _worse=mean,
+            _error=error,
+            _freedom=freedom,
+            _draws=draws,
+            _networks=networks,
         )
 
     def _scaled(self, value: float) -> float:
@@ -215,8 +216,7 @@ class Cells:
         own = float(np.std(worse, ddof=1))
         if n >= ENOUGH:
             return own / math.sqrt(n), n - 1, _bootstrapped(worse), "bootstrap over the seeds"
-        near = self._near(pair, scale)
-        prior, its_freedom, most = self._prior(near)
+        prior, its_freedom, most = self._prior(self._near(pair, scale))
         if not most:
             return own / math.sqrt(n), n - 1, None, "Student's t"
         prior /= scale
@@ -252,27 +252,48 @@ class Cells:
         upper, lower = np.quantile(draws, (1 - _ALPHA, _ALPHA))
         return mean - float(upper) * error, mean - float(lower) * error
 
-    def _near(self, pair: tuple[Cell, Cell], scale: float) -> list[Mapping[int, float]]:
-        """The cells that are about as good as one of a pair, a dense training that several arms share but once."""
-        means = {name: float(np.mean([self._scaled(v) for v in cell.values()])) for name, cell in self.values.items()}
-        width = (math.log1p(NEAR) if self._logarithms else NEAR) * scale
-        found = _distinct(
-            cell for name, cell in self.values.items() if any(abs(means[name] - means[one]) < width for one in pair)
-        )
-        return found if len(found) >= FEW else _distinct(self.values.values())
+    @cached_property
+    def _distinct(self) -> list[Mapping[int, float]]:
+        """The cells, a dense training that several arms share but once."""
+        found: list[Mapping[int, float]] = []
+        for cell in self.values.values():
+            if cell not in found:
+                found.append(cell)
+        return found
 
-    def _prior(self, cells: Sequence[Mapping[int, float]]) -> tuple[float, float, int]:
-        """The spread of paired differences that all pairs of cells tend to, on the scale of the values; with how many
-        degrees of freedom it counts beside a pair's own (infinite where all scatter alike); and the most there are."""
-        logs, freedoms = [], []
-        for i, one in enumerate(cells):
-            for other in cells[:i]:
+    @cached_property
+    def _spreads(self) -> dict[tuple[int, int], tuple[float, int]]:
+        """Of each two of the distinct cells that scatter: the logarithm of the variance of their paired differences,
+        and its degrees of freedom."""
+        found = {}
+        for i, one in enumerate(self._distinct):
+            for j, other in enumerate(self._distinct[:i]):
                 seeds = one.keys() & other.keys()
                 if len(seeds) > 1:
                     variance = float(np.var([self._scaled(one[s]) - self._scaled(other[s]) for s in seeds], ddof=1))
                     if variance > 0:
-                        logs.append(math.log(variance))
-                        freedoms.append(len(seeds) - 1)
+                        found[i, j] = math.log(variance), len(seeds) - 1
+        return found
+
+    def _mean(self, cell: Mapping[int, float]) -> float:
+        return float(np.mean([self._scaled(value) for value in cell.values()]))
+
+    def _near(self, pair: tuple[Cell, Cell], scale: float) -> list[int]:
+        """Which of the distinct cells are about as good as one of a pair; all of them where these are few."""
+        width = (math.log1p(NEAR) if self._logarithms else NEAR) * scale
+        means = [self._mean(self.values[one]) for one in pair]
+        near = [
+            number
+            for number, cell in enumerate(self._distinct)
+            if any(abs(self._mean(cell) - mean) < width for mean in means)
+        ]
+        return near if len(near) >= FEW else list(range(len(self._distinct)))
+
+    def _prior(self, cells: Sequence[int]) -> tuple[float, float, int]:
+        """The spread of paired differences that all pairs of cells tend to, on the scale of the values; with how many
+        degrees of freedom it counts beside a pair's own (infinite where all scatter alike); and the most there are."""
+        pairs = [(i, j) for at, i in enumerate(cells) for j in cells[:at] if (i, j) in self._spreads]
+        logs, freedoms = [self._spreads[pair][0] for pair in pairs], [self._spreads[pair][1] for pair in pairs]
         most = (len(cells) - 1) * max(freedoms, default=0)
         if len(logs) < 2:
             return 0.0, 0.0, 0
@@ -292,14 +313,6 @@ def _with_networks(error: float, freedom: float, of_networks: float, networks: i
         return error, freedom
     total = math.hypot(error, of_networks)
     return total, total**4 / (error**4 / freedom + of_networks**4 / (networks - 1))
-
-
-def _distinct(cells: Iterable[Mapping[int, float]]) -> list[Mapping[int, float]]:
-    found: list[Mapping[int, float]] = []
-    for cell in cells:
-        if cell not in found:
-            found.append(cell)
-    return found
 
 
 def _trigamma_inverse(value: float) -> float:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from torch import nn
 
+from gentickets.cores import memory
 from gentickets.data import Batches, ImageSet
 from gentickets.errors import GenticketsError, RecipeError
-from gentickets.lab.cores import memory
 from gentickets.lab.durations import duration, size
 from gentickets.lab.evaluation import Judge
 from gentickets.lab.recipe import Recipe, make_recipe

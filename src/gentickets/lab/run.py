@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from gentickets import __version__
+from gentickets.cores import cores
 from gentickets.data import ImageSet, check_room, line, load_splits
 from gentickets.errors import RecipeError
 from gentickets.lab import folder as disk
-from gentickets.lab.cores import cores
 from gentickets.lab.evaluation import Judge
 from gentickets.lab.level_files import measure_level, metrics_json
 from gentickets.lab.plan import Plan, check_fits, fit, measure

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from gentickets.cores import cores, threads_at_most
 from gentickets.data import ImageSet
-from gentickets.lab.cores import cores, threads_at_most
 from gentickets.lab.plan import rehearsal
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.seedrun import build_model

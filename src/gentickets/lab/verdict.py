@@ -192,24 +192,28 @@ def by_network_of(run: Run, key: str) -> dict[tuple[str, int], dict[int, tuple[f
 
 def _level(level: int, summary: Mapping[tuple[Arm, int], Summary], cells: Cells, margin: float) -> Level:
     ticket = summary["ticket", level]
-    not_worse, to_dense = _not_worse(("ticket", level), summary, cells, margin)
+    answer, to_dense = _not_worse(("ticket", level), summary, cells, margin)
     ahead = tuple(_beside(ticket, summary[c, level], cells, margin) for c in CONTROLS if (c, level) in summary)
     first = to_dense.p_worse_by(margin) if to_dense and ticket.complete else 1.0
     p = max([first, *(beside.p for beside in ahead)]) if ahead else 1.0
-    return Level(level, ticket.sparsity, ticket, to_dense, not_worse, ahead, p)
+    return Level(level, ticket.sparsity, ticket, to_dense, answer, ahead, p)
 
 
 def _not_worse(
     place: tuple[Arm, int], summary: Mapping[tuple[Arm, int], Summary], cells: Cells, margin: float
 ) -> tuple[Answer, Estimate | None]:
     """Whether an arm at a level is not worse than the dense model, and by what estimate."""
-    found, dense = summary[place], summary.get(DENSE)
     estimate = cells.compare(place, DENSE)
+    return not_worse(summary[place], summary.get(DENSE), estimate, margin), estimate
+
+
+def not_worse(found: Summary, dense: Summary | None, estimate: Estimate | None, margin: float) -> Answer:
+    """The answer to the first question, of any arm: a seed that failed refutes it, a missing one leaves it open."""
     if found.failed:
-        return "refuted", estimate
+        return "refuted"
     if estimate is None or found.missing or dense is None or not dense.complete:
-        return "undecided", estimate
-    return estimate.not_worse_by(margin), estimate
+        return "undecided"
+    return estimate.not_worse_by(margin)
 
 
 def _beside(ticket: Summary, other: Summary, cells: Cells, margin: float) -> Beside:

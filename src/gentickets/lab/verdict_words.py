@@ -153,8 +153,8 @@ def _say_controls_that_match(verdict: Verdict) -> list[str]:
         if not matching:
             continue
         deepest = matching[-1]
-        match = "stays" if control == "random_mask" else "stay"
-        start = f"The {ARM_NAMES[control]} {match} {f'within {verdict.margin:.0%} of the dense model'} too"
+        stays = "stays" if control == "random_mask" else "stay"
+        start = f"The {ARM_NAMES[control]} {stays} within {verdict.margin:.0%} of the dense model too"
         start += f", up to {percent(deepest.sparsity)}"
         if deepest.not_worse != "shown":
             said.append(f"{start}, where the ticket is not shown to.")

@@ -26,16 +26,22 @@ def threads_at_most(share: int) -> int:
     return max(1, min(share, int(told))) if told.isdecimal() else share
 
 
-def memory() -> int:
-    """Bytes of memory that this process may take: those of the machine, or its cgroup's limit."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    found = float(machine)
-    for folder in _cgroups(OWN_CGROUP, CGROUPS):
+def memory() -> float:
+    """Bytes of memory that this process may take: those of the machine, or a limit of its cgroup or one above it.
+
+    Infinite where nothing says so.
+    """
+    try:
+        found: float = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on this system
+        found = math.inf
+    limits = [folder / "memory.max" for folder in _cgroups(OWN_CGROUP, CGROUPS)]
+    for limit in (*limits, CGROUPS / "memory.max", CGROUPS / "memory" / "memory.limit_in_bytes"):
         try:
-            found = min(found, int((folder / "memory.max").read_text()))
+            found = min(found, int(limit.read_text()))
         except (OSError, ValueError):  # no such limit, or "max"
             continue
-    return int(found)
+    return found
 
 
 def _quota(own: Path, root: Path) -> float:
