@@ -46,7 +46,7 @@ bench: setup
 
 # The page of all keys of a recipe, written from the types that recipes are checked by.
 keys: setup
-	$(BIN)/python -m gentickets.lab.keys > docs/keys.md
+	$(BIN)/python -m gentickets.lab.recipe.keys > docs/keys.md
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -22,7 +22,7 @@ from benchmarks.masked_step import reloaded
 from benchmarks.steps import BATCH, Net, Step, build, default
 from gentickets import models
 from gentickets.data import Batches, ImageSet
-from gentickets.training import Settings, train
+from gentickets.training.loop import Settings, train
 
 # That four workers are more than some machines have cores for is part of the usual way.
 warnings.filterwarnings("ignore", message="This DataLoader will create")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import gentickets as gt
 from benchmarks.contest import Contender, Contest, benchmark
 from benchmarks.steps import BATCH, Net, Step, as_in_train, build, device, magnitude_masks
-from gentickets.export import export
+from gentickets.channels.export import export
 from gentickets.models.paper import PAPER
 
 CASES = {"net": ("linear-ae", "deep-ae", "vae", "dcgan"), "sparsity": (0.9, 0.95, 0.98, 0.99)}

@@ -112,7 +112,7 @@ def capturable(parameters: list[nn.Parameter], net: Net) -> torch.optim.Optimize
 
 
 def as_in_train(parameters: list[nn.Parameter], net: Net) -> torch.optim.Optimizer:
-    """The one that `gentickets.training.train` takes on a CPU: the fused one to the bit, with less around it."""
+    """The one that `gentickets.training.loop.train` takes on a CPU: the fused one to the bit, with less around it."""
     return FusedAdamW(parameters, lr=net.lr, betas=net.betas, weight_decay=0.0, fused=True)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gentickets.lab.estimation import Cells, holm
+from gentickets.lab.results.estimation import Cells, holm
 
 LEVELS, CONTROLLED, MARGIN = 10, (3, 5, 7, 10), 0.05
 DENSE = ("ticket", 0)

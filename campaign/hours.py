@@ -17,9 +17,9 @@ import torch
 from campaign.__main__ import CHECKOUT
 from gentickets.data import ImageSet
 from gentickets.data.images import normalised
-from gentickets.lab.recipe import Recipe, is_study, read_recipe
-from gentickets.lab.seedrun import build_model
-from gentickets.lab.study import read_study
+from gentickets.lab.recipe.recipe import Recipe, is_study, read_recipe
+from gentickets.lab.run.seed import build_model
+from gentickets.lab.study.study import read_study
 from gentickets.metrics.cost import training_flops
 
 GPU, CORE = (10e12, 30e12), 30e9

@@ -18,11 +18,11 @@ from typing import Any
 import yaml
 
 from campaign.__main__ import CHECKOUT
-from gentickets.lab.baseline import identity
-from gentickets.lab.recipe import read_recipe
-from gentickets.lab.results import Run, read_run
+from gentickets.lab.recipe.recipe import read_recipe
+from gentickets.lab.results.baseline import identity
+from gentickets.lab.results.reading import Run, read_run
 
-PLACE = CHECKOUT / "src" / "gentickets" / "lab" / "references.yaml"
+PLACE = CHECKOUT / "src" / "gentickets" / "lab" / "results" / "references.yaml"
 SEEDS = (0, 1, 2, 3)
 SHARES = (0.25, 0.5, 1, 2)
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 
-from gentickets.masks import Masks
+from gentickets.masks.value import Masks
 
 torch.set_num_threads(1)
 

@@ -26,7 +26,7 @@ import torch
 from gentickets.cli import main
 
 # For the server: what a command imports as it goes.
-from gentickets.lab import report, run, study  # noqa: F401
+from gentickets.lab import report, study  # noqa: F401
 
 TINY: dict[str, Any] = {
     "name": "tiny",

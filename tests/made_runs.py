@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gentickets.lab.results import LevelResult, Metric, Run
+from gentickets.lab.results.reading import LevelResult, Metric, Run
 
 SPARSITIES = (0.0, 0.2, 0.36, 0.488, 0.59)
 

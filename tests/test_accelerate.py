@@ -14,7 +14,7 @@ import gentickets as gt
 from gentickets import models
 from gentickets.compiled import missing
 from gentickets.errors import MaskError
-from gentickets.naming import clone, named_state
+from gentickets.masks.names import clone, named_state
 from gentickets.objectives import ELBO, Adversarial, Autoencoding
 from gentickets.sparse import execution
 from gentickets.sparse.layers import SparseLayer

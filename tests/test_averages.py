@@ -11,13 +11,13 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import gentickets as gt
-from gentickets.averaging import Average, decay_at, settle, weight_of_start
 from gentickets.compiled import missing
-from gentickets.naming import clone, named_state
+from gentickets.masks.names import clone, named_state
 from gentickets.objectives import Objective
-from gentickets.progress import Checkpoint
 from gentickets.sparse import execution
-from gentickets.training import Settings, train, with_averages
+from gentickets.training.averaging import Average, decay_at, settle, weight_of_start
+from gentickets.training.loop import Settings, train, with_averages
+from gentickets.training.progress import Checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 

@@ -5,11 +5,11 @@ import json
 import pytest
 import yaml
 
-from gentickets.lab import baseline
-from gentickets.lab.baseline import Point, Reference, falls_short, reference_of, still_falling
-from gentickets.lab.results import Summary
-from gentickets.lab.verdict import judge
-from gentickets.lab.verdict_words import headline, sentences
+from gentickets.lab.results import baseline
+from gentickets.lab.results.baseline import Point, Reference, falls_short, reference_of, still_falling
+from gentickets.lab.results.reading import Summary
+from gentickets.lab.results.verdict import judge
+from gentickets.lab.results.verdict_words import headline, sentences
 from made_runs import make_run
 
 FULL = Reference("made", (Point(50, 20.0, 1.0, 4), Point(100, 10.0, 0.2, 4)))
@@ -58,7 +58,7 @@ def test_the_reference_is_that_of_the_same_model_images_and_metric(monkeypatch):
 
 
 def test_every_reference_of_the_package_is_whole():
-    text = (baseline.resources.files("gentickets.lab") / "references.yaml").read_text()
+    text = (baseline.resources.files("gentickets.lab.results") / "references.yaml").read_text()
     for entry in yaml.safe_load(text):
         assert set(entry["of"]) == {"model", "objective", "images", "metric"}
         steps = [Point(**point).steps for point in entry["curve"]]

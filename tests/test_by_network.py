@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from gentickets.lab.estimation import ENOUGH, Cells
-from gentickets.lab.level_files import metrics_json
-from gentickets.lab.recipe import kept_recipe, make_recipe
-from gentickets.lab.results import LevelResult, Metric, parse, read_run, write_csv
-from gentickets.lab.verdict import judge
-from gentickets.lab.verdict_words import sentences
+from gentickets.lab.recipe.recipe import kept_recipe, make_recipe
+from gentickets.lab.results.estimation import ENOUGH, Cells
+from gentickets.lab.results.reading import LevelResult, Metric, parse, read_run, write_csv
+from gentickets.lab.results.verdict import judge
+from gentickets.lab.results.verdict_words import sentences
+from gentickets.lab.run.level import metrics_json
 from gentickets.metrics import Measurement, mean_over_networks
 from made_runs import make_run
 

@@ -15,9 +15,9 @@ from torch.nn.utils import parametrizations
 
 import gentickets as gt
 from gentickets import models
-from gentickets.naming import clone, named_weights
+from gentickets.channels.shrinking import Shrinking
+from gentickets.masks.names import clone, named_weights
 from gentickets.search.early_bird import channel_scores
-from gentickets.shrinking import Shrinking
 
 WRAPPERS = {
     "none": lambda layer: layer,

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import gentickets as gt
-from gentickets.naming import clone
-from gentickets.shrinking import Shrinking
-from gentickets.tracing import Untraceable
+from gentickets.channels.shrinking import Shrinking
+from gentickets.channels.trace import Untraceable
+from gentickets.masks.names import clone
 
 
 def one(net: nn.Module) -> nn.ModuleDict:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gentickets import MaskError, Masks, models
+from gentickets.masks.names import named_state
 from gentickets.metrics.cost import cost, training_flops
-from gentickets.naming import named_state
 from gentickets.objectives import Adversarial, Autoencoding
 
 

@@ -20,8 +20,8 @@ from gentickets.data.arranging import arrange
 from gentickets.data.folders import suffixes
 from gentickets.data.sources import split_of
 from gentickets.errors import DataError
-from gentickets.lab.recipe import make_recipe
-from gentickets.lab.run import load_data
+from gentickets.lab.recipe.recipe import make_recipe
+from gentickets.lab.run.prepare import load_data
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,10 @@ from torch import nn
 
 import gentickets as gt
 from gentickets import models
-from gentickets.naming import clone, named_state
-from gentickets.scores import batchnorm_scale
+from gentickets.channels.shrinking import shrink
+from gentickets.masks.names import clone, named_state
+from gentickets.pruning.scores import batchnorm_scale
 from gentickets.search.early_bird import EarlyBird, channel_scores
-from gentickets.shrinking import shrink
 
 
 def dcgan(norm: bool = True) -> nn.Module:

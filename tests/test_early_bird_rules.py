@@ -9,11 +9,11 @@ from torch import nn
 
 import gentickets as gt
 from gentickets import models
-from gentickets.lab import folder as disk
-from gentickets.lab.recipe import make_recipe
-from gentickets.naming import clone
+from gentickets.channels.shrinking import shrink
+from gentickets.lab.recipe.recipe import make_recipe
+from gentickets.lab.run import folder as disk
+from gentickets.masks.names import clone
 from gentickets.search.early_bird import EarlyBird, channel_scores
-from gentickets.shrinking import shrink
 
 
 def dcgan(seed: int) -> nn.Module:

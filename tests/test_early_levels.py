@@ -7,15 +7,15 @@ import pytest
 import torch
 
 import gentickets as gt
-from gentickets.lab import early
-from gentickets.lab import folder as disk
-from gentickets.lab.level_files import measure_level
-from gentickets.lab.recipe import make_recipe
-from gentickets.lab.run import load_data, make_judge
-from gentickets.lab.seedrun import SeedRun, build_model
+from gentickets.channels.shrinking import Shrinking
+from gentickets.lab.recipe.recipe import make_recipe
+from gentickets.lab.run import early
+from gentickets.lab.run import folder as disk
+from gentickets.lab.run.level import measure_level
+from gentickets.lab.run.prepare import load_data, make_judge
+from gentickets.lab.run.seed import SeedRun, build_model
+from gentickets.masks.names import named_state
 from gentickets.metrics.cost import training_flops
-from gentickets.naming import named_state
-from gentickets.shrinking import Shrinking
 
 TINY = {
     "name": "bird",

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from gentickets.lab.estimation import ENOUGH, MOST_SEEDS, Cells, holm, mean_interval
+from gentickets.lab.results.estimation import ENOUGH, MOST_SEEDS, Cells, holm, mean_interval
 
 VALUES = st.floats(0.1, 10)
 

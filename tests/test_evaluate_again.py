@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from gentickets.errors import RecipeError
-from gentickets.lab import run as module
-from gentickets.lab.recipe import make_recipe
-from gentickets.lab.run import evaluate_again, prepared, run_seeds
+from gentickets.lab.recipe.recipe import make_recipe
+from gentickets.lab.run import prepare as module
+from gentickets.lab.run.prepare import evaluate_again, prepared, run_seeds
 
 
 def pictures(folder, seed):

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from gentickets import ELBO, Adversarial, Autoencoding, RecipeError
 from gentickets.data import ImageSet, load
-from gentickets.lab import evaluation
-from gentickets.lab.evaluation import Judge, grid
-from gentickets.lab.recipe import EvaluationPart, make_recipe
+from gentickets.lab import judging as evaluation
+from gentickets.lab.judging import Judge, grid
+from gentickets.lab.recipe.recipe import EvaluationPart, make_recipe
 from gentickets.metrics import FeatureExtractor
 from gentickets.metrics import classifier as classifier_module
 

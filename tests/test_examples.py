@@ -12,8 +12,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import gentickets as gt
-from gentickets.examples import WHOLE, Comparison, Example, compare, examples_of, named_tensors, outputs, tolerance
-from gentickets.naming import as_model, components_of, named_weights
+from gentickets.masks.examples import (
+    WHOLE,
+    Comparison,
+    Example,
+    compare,
+    examples_of,
+    named_tensors,
+    outputs,
+    tolerance,
+)
+from gentickets.masks.names import as_model, components_of, named_weights
 
 
 @dataclass

@@ -13,9 +13,9 @@ import pytest
 
 from gentickets.cli import app, main
 from gentickets.lab import report as pages
-from gentickets.lab import run as run_module
-from gentickets.lab.plan import Plan
-from gentickets.lab.recipe import read_recipe
+from gentickets.lab.recipe.recipe import read_recipe
+from gentickets.lab.run import prepare as run_module
+from gentickets.lab.run.plan import Plan
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

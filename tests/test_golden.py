@@ -21,12 +21,12 @@ from torch import nn
 import gentickets as gt
 from gentickets import models
 from gentickets.data import ImageSet
-from gentickets.lab.recipe import make_recipe
-from gentickets.lab.run import load_data, make_judge
-from gentickets.lab.seedrun import SeedRun
-from gentickets.naming import clone, named_state
+from gentickets.lab.recipe.recipe import make_recipe
+from gentickets.lab.run.prepare import load_data, make_judge
+from gentickets.lab.run.seed import SeedRun
+from gentickets.masks.names import clone, named_state
 from gentickets.objectives import ELBO, Adversarial, Autoencoding, GainPenalty
-from gentickets.training import Settings, train
+from gentickets.training.loop import Settings, train
 
 STORED = Path(__file__).with_name("golden.json")
 RELATIVE, ABSOLUTE = 2e-4, 2e-6

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gentickets import MaskError, Masks, prune, random_scores
-from gentickets.naming import named_weights
+from gentickets.masks.names import named_weights
 
 Make = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn.utils import parametrizations
 
 from gentickets import MaskError, Masks
-from gentickets.naming import named_weights
+from gentickets.masks.names import named_weights
 
 X = torch.randn(4, 10, generator=torch.Generator().manual_seed(1))
 

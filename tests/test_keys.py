@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gentickets.lab.keys import keys, keys_page
-from gentickets.lab.recipe import make_recipe, read_recipe
+from gentickets.lab.recipe.keys import keys, keys_page
+from gentickets.lab.recipe.recipe import make_recipe, read_recipe
 
 ROOT = Path(__file__).parent.parent
 KEYS = {key.name: key for key in keys()}

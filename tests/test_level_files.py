@@ -9,13 +9,13 @@ from torch import nn
 
 import gentickets as gt
 from gentickets.data import ImageSet
-from gentickets.lab import folder as disk
-from gentickets.lab.evaluation import Judge
-from gentickets.lab.level_files import Made, measure_level, read_price, write_level, write_untrained
-from gentickets.lab.recipe import EvaluationPart
-from gentickets.lab.trainer import Outcome, Price
-from gentickets.lab.validation import BEST
-from gentickets.naming import clone, named_state
+from gentickets.lab.judging import Judge
+from gentickets.lab.recipe.recipe import EvaluationPart
+from gentickets.lab.run import folder as disk
+from gentickets.lab.run.level import Made, measure_level, read_price, write_level, write_untrained
+from gentickets.lab.run.trainer import Outcome, Price
+from gentickets.lab.run.validation import BEST
+from gentickets.masks.names import clone, named_state
 
 PIXELS = torch.randint(0, 256, (12, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
 IMAGES = ImageSet.from_arrays("noise", PIXELS)

@@ -8,9 +8,9 @@ import pytest
 
 import gentickets as gt
 from gentickets import models
-from gentickets.lab import catalogue
 from gentickets.lab.listings import LISTINGS, run_table, ticket_words, what_is_in
-from gentickets.lab.recipe import read_recipe
+from gentickets.lab.recipe import catalogue
+from gentickets.lab.recipe.recipe import read_recipe
 from gentickets.objectives import OBJECTIVES
 from test_results import build_level, build_run
 

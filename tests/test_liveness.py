@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from gentickets import Disconnected, MaskError, Masks, check_connected
-from gentickets.liveness import empty_layers
+from gentickets.masks.liveness import empty_layers
 
 
 def one(net: nn.Module) -> nn.Module:

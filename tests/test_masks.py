@@ -19,8 +19,8 @@ from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel
 
 from gentickets import MaskError, Masks, magnitude, random_scores
-from gentickets.naming import clone, named_state, named_weights, unwrap
-from gentickets.prunable import prunable_weights
+from gentickets.masks.layers import prunable_weights
+from gentickets.masks.names import clone, named_state, named_weights, unwrap
 
 SHAPES = st.lists(
     st.lists(st.integers(0, 5), max_size=3).map(tuple), min_size=0, max_size=3

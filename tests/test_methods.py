@@ -6,10 +6,10 @@ import torch
 
 import gentickets as gt
 from gentickets.data import Batches, ImageSet
-from gentickets.lab import methods
-from gentickets.lab.methods import Means, levels
-from gentickets.lab.recipe import SearchPart
-from gentickets.naming import named_state
+from gentickets.lab.recipe.recipe import SearchPart
+from gentickets.lab.run import methods
+from gentickets.lab.run.methods import Means, levels
+from gentickets.masks.names import named_state
 
 PIXELS = np.random.Generator(np.random.PCG64(0)).integers(0, 256, (24, 1, 1, 10), dtype=np.uint8)
 IMAGES = ImageSet.from_arrays("noise", PIXELS)

@@ -13,14 +13,14 @@ from torch.nn.utils.parametrize import is_parametrized
 
 import gentickets as gt
 from gentickets import models
-from gentickets.lab.recipe import make_recipe
-from gentickets.masks import Masks
+from gentickets.channels.shrinking import Shrinking
+from gentickets.lab.recipe.recipe import make_recipe
+from gentickets.masks.names import clone, components_of, named_state
+from gentickets.masks.value import Masks
 from gentickets.models.convolutional import SIZES
 from gentickets.models.paper import PAPER
 from gentickets.models.resnet import Residual
-from gentickets.naming import clone, components_of, named_state
-from gentickets.shrinking import Shrinking
-from gentickets.training import Settings, train
+from gentickets.training.loop import Settings, train
 
 DOCS = Path(__file__).parents[1] / "docs" / "models.md"
 

@@ -13,10 +13,10 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils import prune as torch_prune
 
 import gentickets as gt
+from gentickets.channels.export import folded
 from gentickets.errors import Disconnected, GenticketsError, MaskError
-from gentickets.export import folded
-from gentickets.naming import clone, named_weights
-from gentickets.prunable import prunable_weights
+from gentickets.masks.layers import prunable_weights
+from gentickets.masks.names import clone, named_weights
 from gentickets.search.levels import Rounds
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")

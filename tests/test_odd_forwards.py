@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import gentickets as gt
-from gentickets.examples import WHOLE, Example, examples_of
+from gentickets.masks.examples import WHOLE, Example, examples_of
 
 
 class Two(nn.Module):

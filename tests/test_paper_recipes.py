@@ -8,13 +8,13 @@ import torch
 import yaml
 
 from gentickets.data import ImageSet
-from gentickets.lab import plan
-from gentickets.lab.comparison import read_comparison
-from gentickets.lab.recipe import is_study, read_recipe
+from gentickets.lab.recipe.recipe import is_study, read_recipe
 from gentickets.lab.report import write_report, write_study
-from gentickets.lab.results import read_run
-from gentickets.lab.run import check_buildable, prepared, run_seeds
-from gentickets.lab.study import read_study, run_study
+from gentickets.lab.results.reading import read_run
+from gentickets.lab.run import plan
+from gentickets.lab.run.prepare import check_buildable, prepared, run_seeds
+from gentickets.lab.study.comparison import read_comparison
+from gentickets.lab.study.study import read_study, run_study
 
 FOLDER = Path(__file__).parent.parent / "recipes" / "paper"
 RECIPES = sorted(FOLDER.glob("*.yaml"))

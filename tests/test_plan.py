@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from gentickets.errors import GenticketsError, RecipeError
-from gentickets.lab import plan as module
-from gentickets.lab.durations import duration, size
-from gentickets.lab.plan import Plan, fit, measure, rehearsal
-from gentickets.lab.recipe import make_recipe
-from gentickets.lab.run import check_buildable, load_data
-from gentickets.naming import named_state
+from gentickets.lab.recipe.durations import duration, size
+from gentickets.lab.recipe.recipe import make_recipe
+from gentickets.lab.run import plan as module
+from gentickets.lab.run.plan import Plan, fit, measure, rehearsal
+from gentickets.lab.run.prepare import check_buildable, load_data
+from gentickets.masks.names import named_state
 
 RAW = {
     "name": "tiny",

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from gentickets import progress
-from gentickets.progress import Checkpoint, Curve, Meter, Progress
+from gentickets.training import progress
+from gentickets.training.progress import Checkpoint, Curve, Meter, Progress
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gentickets import Masks, PruneError, TiesBroken, prune, random_like, selection
+from gentickets import Masks, PruneError, TiesBroken, prune, random_like
+from gentickets.pruning import selection
 
 pytestmark = pytest.mark.filterwarnings("ignore::gentickets.TiesBroken")  # most scores here tie
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from gentickets.errors import RecipeError
-from gentickets.lab.recipe import differing_keys, make_recipe, read_recipe, with_keys
+from gentickets.lab.recipe.recipe import differing_keys, make_recipe, read_recipe, with_keys
 from gentickets.models import options_of
 from gentickets.objectives import ELBO
-from gentickets.training import Settings
+from gentickets.training.loop import Settings
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 QUICK = RECIPES / "quickstart" / "autoencoder.yaml"

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from gentickets.errors import DataError, GenticketsError, RecipeError
-from gentickets.lab import folder as disk
-from gentickets.lab.recipe import make_recipe
+from gentickets.lab.recipe.recipe import make_recipe
 from gentickets.lab.report import write_report
-from gentickets.lab.results import read_run, write_csv
-from gentickets.lab.run import prepared, run_seeds
-from gentickets.lab.validation import BEST, Validation
-from gentickets.lab.verdict import judge
+from gentickets.lab.results.reading import read_run, write_csv
+from gentickets.lab.results.verdict import judge
+from gentickets.lab.run import folder as disk
+from gentickets.lab.run.prepare import prepared, run_seeds
+from gentickets.lab.run.validation import BEST, Validation
 from gentickets.metrics import FeatureExtractor, FeatureStatistics, manifold_coverage
 from gentickets.metrics.frechet import Moments
 from tests.fuzz.runs import RECIPES

@@ -18,7 +18,6 @@ from rich.console import Console
 from scipy import stats
 
 from gentickets.errors import RecipeError
-from gentickets.lab.comparison import read_comparison
 from gentickets.lab.report import (
     published_table,
     published_words,
@@ -31,10 +30,11 @@ from gentickets.lab.report import (
 )
 from gentickets.lab.report.study_page import published_rows
 from gentickets.lab.report.transfers import transfer_matrix
-from gentickets.lab.results import read_run
-from gentickets.lab.verdict import judge
-from gentickets.lab.verdict_words import headline, sentences
-from gentickets.lab.words import percent
+from gentickets.lab.results.reading import read_run
+from gentickets.lab.results.verdict import judge
+from gentickets.lab.results.verdict_words import headline, sentences
+from gentickets.lab.results.words import percent
+from gentickets.lab.study.comparison import read_comparison
 from test_results import build_run, metrics_of
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}

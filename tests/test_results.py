@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from gentickets.errors import RecipeError
-from gentickets.lab.results import read_run, write_csv
+from gentickets.lab.results.reading import read_run, write_csv
 
 CONTROL_LEVELS = (2, 4)
 SHAPES = {

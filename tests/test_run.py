@@ -17,14 +17,14 @@ import torch
 import yaml
 
 import gentickets as gt
-from gentickets.lab import folder as disk
-from gentickets.lab import run as run_module
-from gentickets.lab.durations import parse_time
-from gentickets.lab.plan import Plan, fit
-from gentickets.lab.recipe import make_recipe
-from gentickets.lab.results import read_run
-from gentickets.lab.verdict import judge
-from gentickets.lab.verdict_words import headline
+from gentickets.lab.recipe.durations import parse_time
+from gentickets.lab.recipe.recipe import make_recipe
+from gentickets.lab.results.reading import read_run
+from gentickets.lab.results.verdict import judge
+from gentickets.lab.results.verdict_words import headline
+from gentickets.lab.run import folder as disk
+from gentickets.lab.run import prepare as run_module
+from gentickets.lab.run.plan import Plan, fit
 
 TINY = {
     "name": "tiny",

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from gentickets.errors import RecipeError
-from gentickets.lab import folder as disk
-from gentickets.lab.recipe import make_recipe
+from gentickets.lab.recipe.recipe import make_recipe
+from gentickets.lab.run import folder as disk
 
 RECIPE = make_recipe({
     "name": "x", "model": {"name": "linear-autoencoder"}, "objective": {"name": "autoencoding"},

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from gentickets.progress import Checkpoint, Curve, Progress
 from gentickets.sealed import Damaged, sealed, sealed_state, sealed_tensors, unsealed, unsealed_state, unsealed_tensors
+from gentickets.training.progress import Checkpoint, Curve, Progress
 
 STATE = {"step": 3, "model": {"w": torch.arange(6.0)}, "rng": torch.get_rng_state()[:8], "watches": [{"a": [1.5]}]}
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(7), "empty": torch.zeros(0, 2)}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import gentickets as gt
-from gentickets.naming import named_state
+from gentickets.masks.names import named_state
 
 IMAGES = torch.rand(40, 10, generator=torch.Generator().manual_seed(2))
 

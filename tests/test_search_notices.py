@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gentickets as gt
-from gentickets.naming import named_state
+from gentickets.masks.names import named_state
 from test_search import Recorder
 
 SPARSITIES = [0.3, 0.5, 0.8]

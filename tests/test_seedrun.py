@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import gentickets as gt
-from gentickets.lab import folder as disk
-from gentickets.lab.recipe import make_recipe
-from gentickets.lab.run import load_data, make_judge
-from gentickets.lab.seedrun import SeedRun, build_model, steps_of_seed
+from gentickets.lab.recipe.recipe import make_recipe
+from gentickets.lab.run import folder as disk
+from gentickets.lab.run.prepare import load_data, make_judge
+from gentickets.lab.run.seed import SeedRun, build_model, steps_of_seed
+from gentickets.masks.names import named_state
 from gentickets.metrics.cost import training_flops
-from gentickets.naming import named_state
-from gentickets.training import derived_seed
+from gentickets.training.loop import derived_seed
 
 TINY = {
     "name": "tiny",

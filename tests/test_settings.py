@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import gentickets as gt
-from gentickets.training import Settings, train
+from gentickets.training.loop import Settings, train
 
 
 class Ones:

@@ -19,15 +19,15 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import gentickets as gt
 from gentickets import models
+from gentickets.channels.export import export, folded
+from gentickets.channels.shrinking import Shrinking, _moved
+from gentickets.channels.small import Architecture, rebuilt, small_ticket
 from gentickets.cli import main
 from gentickets.errors import GenticketsError, TicketError
-from gentickets.examples import Example, named_tensors
-from gentickets.export import export, folded
-from gentickets.lab import folder as disk
+from gentickets.lab.run import folder as disk
 from gentickets.lab.shipping import of_level, shrink_to
-from gentickets.naming import clone
-from gentickets.shrinking import Shrinking, _moved
-from gentickets.small import Architecture, rebuilt, small_ticket
+from gentickets.masks.examples import Example, named_tensors
+from gentickets.masks.names import clone
 
 TINY = {
     "name": "tiny",

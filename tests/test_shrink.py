@@ -12,10 +12,10 @@ from torch.nn.utils.parametrizations import spectral_norm as new_spectral_norm
 
 import gentickets as gt
 from gentickets import models
-from gentickets.channels import trace
-from gentickets.naming import clone
-from gentickets.shrinking import Shrinking, shrink
-from gentickets.tracing import Untraceable
+from gentickets.channels.labels import trace
+from gentickets.channels.shrinking import Shrinking, shrink
+from gentickets.channels.trace import Untraceable
+from gentickets.masks.names import clone
 
 
 def unsettle(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import gentickets as gt
-from gentickets.naming import clone, named_weights
-from gentickets.shrinking import Shrinking
-from gentickets.tracing import Untraceable
+from gentickets.channels.shrinking import Shrinking
+from gentickets.channels.trace import Untraceable
+from gentickets.masks.names import clone, named_weights
 
 
 def one(net: nn.Module) -> nn.ModuleDict:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gentickets.lab import folder as disk
+from gentickets.lab.run import folder as disk
 
 ENDLESS = {
     "name": "endless",

@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from gentickets.compiled import missing
 from gentickets.kernels import mask_, tanh, turned
-from gentickets.naming import clone
+from gentickets.masks.names import clone
 from gentickets.sparse.beside import FastTanh, LanesNorm, LanesPool, LanesUpsample
 from gentickets.sparse.chain import SparseSequential
 from gentickets.sparse.layers import SparseLinear, is_hooked, sparse_form

@@ -19,15 +19,16 @@ import gentickets as gt
 from gentickets import models
 from gentickets.cli import main
 from gentickets.errors import HardwareError, RecipeError
-from gentickets.lab import folder as disk
-from gentickets.lab import plan, recipe, trainer
-from gentickets.lab.comparison import read_comparison, write_study_csv
-from gentickets.lab.recipe import ModelPart, make_recipe, read_recipe
+from gentickets.lab.recipe import recipe
+from gentickets.lab.recipe.recipe import ModelPart, make_recipe, read_recipe
 from gentickets.lab.report import write_study
-from gentickets.lab.run import load_data, prepared, run_seeds
-from gentickets.lab.seedrun import build_model
-from gentickets.lab.small_dense import NEAR, parameters_of, same_size, sizes
-from gentickets.lab.study import COMPARED, METHODS, read_study, run_study
+from gentickets.lab.run import folder as disk
+from gentickets.lab.run import plan, trainer
+from gentickets.lab.run.prepare import load_data, prepared, run_seeds
+from gentickets.lab.run.seed import build_model
+from gentickets.lab.study.comparison import read_comparison, write_study_csv
+from gentickets.lab.study.small_dense import NEAR, parameters_of, same_size, sizes
+from gentickets.lab.study.study import COMPARED, METHODS, read_study, run_study
 
 TABLE2 = Path(__file__).parent.parent / "recipes" / "paper" / "table2.yaml"
 TINY = {

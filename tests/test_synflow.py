@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gentickets as gt
-from gentickets.naming import named_weights
+from gentickets.masks.names import named_weights
 
 
 def by_hand(net: nn.Module, flow: Callable[..., Tensor], batch: tuple[int, ...] = (1, 4)) -> dict[str, Tensor]:

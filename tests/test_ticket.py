@@ -28,9 +28,9 @@ from torch.optim.swa_utils import AveragedModel
 
 import gentickets as gt
 from gentickets import GenticketsError, Masks, Ticket, TicketError
-from gentickets.naming import named_weights
+from gentickets.masks.names import named_weights
+from gentickets.masks.ticket import FORMAT
 from gentickets.sealed import field
-from gentickets.ticket import FORMAT
 
 ORIGIN = {"recipe": "gan", "seed": 7, "step": 1000, "lineage": [0.2, 0.36], "näme": {"b": None, "a": True}}
 

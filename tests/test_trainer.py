@@ -4,12 +4,12 @@ import pytest
 import torch
 
 import gentickets as gt
-from gentickets.lab.recipe import make_recipe
-from gentickets.lab.run import load_data
-from gentickets.lab.seedrun import build_model
-from gentickets.lab.trainer import Price, Trainer
+from gentickets.lab.recipe.recipe import make_recipe
+from gentickets.lab.run.prepare import load_data
+from gentickets.lab.run.seed import build_model
+from gentickets.lab.run.trainer import Price, Trainer
+from gentickets.masks.names import clone, named_state
 from gentickets.metrics.cost import training_flops
-from gentickets.naming import clone, named_state
 
 RAW = {
     "name": "tiny",

@@ -12,17 +12,18 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from gentickets import models, progress
+from gentickets import models
 from gentickets.compiled import missing
 from gentickets.errors import Diverged, MaskError
-from gentickets.masks import Masks
-from gentickets.naming import clone, named_state
+from gentickets.masks.names import clone, named_state
+from gentickets.masks.value import Masks
 from gentickets.objectives import ELBO, Adversarial, Autoencoding
-from gentickets.progress import Checkpoint, Curve
-from gentickets.pruning import prune
-from gentickets.scores import magnitude
+from gentickets.pruning.prune import prune
+from gentickets.pruning.scores import magnitude
 from gentickets.sparse import execution
-from gentickets.training import Settings, derived_seed, threads_for, train, with_averages
+from gentickets.training import progress
+from gentickets.training.loop import Settings, derived_seed, threads_for, train, with_averages
+from gentickets.training.progress import Checkpoint, Curve
 
 IMAGES = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(5)) * 2 - 1
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from gentickets.errors import Diverged, GenticketsError, MaskError
-from gentickets.naming import clone, named_state
+from gentickets.masks.names import clone, named_state
 from gentickets.objectives import Adversarial, Autoencoding
-from gentickets.progress import Checkpoint
-from gentickets.training import Settings, train
+from gentickets.training.loop import Settings, train
+from gentickets.training.progress import Checkpoint
 from test_training import Source, family, interrupted_after, sparse
 
 PLAIN = Settings(steps=40, batch_size=8, execution="dense")

@@ -5,7 +5,7 @@ import torch
 
 import gentickets as gt
 from gentickets import models
-from gentickets.naming import named_state
+from gentickets.masks.names import named_state
 
 
 def vae(width: int = 8):

@@ -7,10 +7,10 @@ import torch
 
 import gentickets as gt
 from gentickets import models
-from gentickets.lab.recipe import make_recipe
-from gentickets.lab.run import load_data, make_judge
-from gentickets.lab.seedrun import SeedRun
-from gentickets.naming import named_state
+from gentickets.lab.recipe.recipe import make_recipe
+from gentickets.lab.run.prepare import load_data, make_judge
+from gentickets.lab.run.seed import SeedRun
+from gentickets.masks.names import named_state
 
 TRAINING = {"steps": 20, "batch_size": 8, "lr": 0.002}
 VAE = {

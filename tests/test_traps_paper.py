@@ -48,13 +48,13 @@ from torch import Tensor, nn
 import gentickets as gt
 from gentickets import models
 from gentickets.data import ImageSet
-from gentickets.lab.evaluation import Judge
-from gentickets.lab.recipe import EvaluationPart, make_recipe
+from gentickets.lab.judging import Judge
+from gentickets.lab.recipe.recipe import EvaluationPart, make_recipe
+from gentickets.masks.names import clone, named_state
 from gentickets.metrics import FeatureStatistics
 from gentickets.metrics.features import random_features
-from gentickets.naming import clone, named_state
 from gentickets.objectives import Objective, Samples
-from gentickets.training import Settings, train
+from gentickets.training.loop import Settings, train
 
 IMAGES = torch.rand(48, 1, 8, 8, generator=torch.Generator().manual_seed(5)) * 2 - 1
 SETTINGS = Settings(steps=6, batch_size=8, lr=0.01)

@@ -45,8 +45,8 @@ from torch.nn.utils import parametrizations
 
 import gentickets as gt
 from gentickets import models
-from gentickets.naming import named_state, named_weights
-from gentickets.training import Checkpoint, Settings, train
+from gentickets.masks.names import named_state, named_weights
+from gentickets.training.loop import Checkpoint, Settings, train
 
 IMAGES = torch.rand(48, 1, 8, 8, generator=torch.Generator().manual_seed(5)) * 2 - 1
 

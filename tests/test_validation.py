@@ -9,13 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gentickets.lab import folder as disk
-from gentickets.lab.recipe import make_recipe
-from gentickets.lab.results import read_run, write_csv
-from gentickets.lab.run import evaluate_again, load_data, make_judge
-from gentickets.lab.seedrun import SeedRun
-from gentickets.lab.validation import BEST, early_stopping_step
-from gentickets.naming import named_state
+from gentickets.lab.recipe.recipe import make_recipe
+from gentickets.lab.results.reading import read_run, write_csv
+from gentickets.lab.run import folder as disk
+from gentickets.lab.run.prepare import evaluate_again, load_data, make_judge
+from gentickets.lab.run.seed import SeedRun
+from gentickets.lab.run.validation import BEST, early_stopping_step
+from gentickets.masks.names import named_state
 
 TINY = {
     "name": "tiny",

@@ -6,11 +6,11 @@ import math
 
 import pytest
 
-from gentickets.lab import paper_rule
-from gentickets.lab.results import Metric, Run
-from gentickets.lab.verdict import judge
-from gentickets.lab.verdict_words import headline, sentences
-from gentickets.lab.words import join, number, percent, plus_minus, tell_apart
+from gentickets.lab.results import paper_rule
+from gentickets.lab.results.reading import Metric, Run
+from gentickets.lab.results.verdict import judge
+from gentickets.lab.results.verdict_words import headline, sentences
+from gentickets.lab.results.words import join, number, percent, plus_minus, tell_apart
 from made_runs import make_run
 
 

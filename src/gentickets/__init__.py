@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gentickets.chance import Overlap, overlap
+    from gentickets.channels import ChannelGroups, channel_groups, load_small, shrink
     from gentickets.errors import (
         DataError,
         Disconnected,
@@ -20,15 +20,22 @@ if TYPE_CHECKING:
         RecipeError,
         TicketError,
     )
-    from gentickets.groups import ChannelGroups, channel_groups
-    from gentickets.liveness import check_connected
-    from gentickets.masks import Masks
+    from gentickets.masks import Masks, Overlap, Ticket, check_connected, left_out, overlap
     from gentickets.metrics.cost import Cost, cost
     from gentickets.objectives import ELBO, Adversarial, Autoencoding, Objective
-    from gentickets.prunable import left_out
-    from gentickets.pruning import TiesBroken, prune, random_like
-    from gentickets.saliency import grasp, snip, synflow, synflow_masks, synflow_score
-    from gentickets.scores import batchnorm_scale, magnitude, random_scores
+    from gentickets.pruning import (
+        TiesBroken,
+        batchnorm_scale,
+        grasp,
+        magnitude,
+        prune,
+        random_like,
+        random_scores,
+        snip,
+        synflow,
+        synflow_masks,
+        synflow_score,
+    )
     from gentickets.search import (
         EarlyBird,
         Level,
@@ -40,10 +47,7 @@ if TYPE_CHECKING:
         redrawn_weights_control,
         transferred,
     )
-    from gentickets.shrinking import shrink
-    from gentickets.small import load_small
     from gentickets.sparse import Accelerated, accelerate, lanes, restore
-    from gentickets.ticket import Ticket
 
 __version__ = "0.1.0"
 
@@ -99,25 +103,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "chance": "Overlap overlap",
+    "channels": "ChannelGroups channel_groups load_small shrink",
     "errors": "DataError Disconnected Diverged GenticketsError MaskError PruneError RecipeError TicketError",
-    "groups": "ChannelGroups channel_groups",
-    "liveness": "check_connected",
-    "masks": "Masks",
+    "masks": "Masks Overlap Ticket check_connected left_out overlap",
     "metrics.cost": "Cost cost",
     "objectives": "ELBO Adversarial Autoencoding Objective",
-    "prunable": "left_out",
-    "pruning": "TiesBroken prune random_like",
-    "saliency": "grasp snip synflow synflow_masks synflow_score",
-    "scores": "batchnorm_scale magnitude random_scores",
+    "pruning": "TiesBroken batchnorm_scale grasp magnitude prune random_like random_scores snip synflow synflow_masks "
+    "synflow_score",
     "search": "EarlyBird Level at_init imp one_shot random_channels_control random_mask_control "
     "redrawn_weights_control transferred",
-    "shrinking": "shrink",
-    "small": "load_small",
     "sparse": "Accelerated accelerate lanes restore",
-    "ticket": "Ticket",
 }
-"""Module → the names of `__all__` that it gives."""
+"""Room → the names of `__all__` that it gives."""
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 if not TYPE_CHECKING:  # whom this would tell that any name exists

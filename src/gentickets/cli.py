@@ -21,11 +21,11 @@ from rich.text import Text
 
 from gentickets import __version__
 from gentickets.errors import GenticketsError
-from gentickets.lab.lines import Lines
+from gentickets.lab.run.lines import Lines
 from gentickets.terminal import Terminal, bear_with_any_encoding
 
 if TYPE_CHECKING:
-    from gentickets.lab.study import Stage, Study
+    from gentickets.lab.study.study import Stage, Study
 
 app = typer.Typer(
     help="Finds winning lottery tickets in deep generative models.",
@@ -162,22 +162,22 @@ def find(
     2 refused, in one line that says the mend; 130 stopped;
     3 every level diverged or was cut in two, as its page shows.
     """
-    from gentickets.lab.durations import parse_time
-    from gentickets.lab.recipe import is_study, read_recipe
+    from gentickets.lab.recipe.durations import parse_time
+    from gentickets.lab.recipe.recipe import is_study, read_recipe
 
     asked = read_recipe(recipe, overrides or (), budget)
     if is_study(recipe):
         if time:
             raise GenticketsError(f"--time fits one run, and {recipe} is a study: take --budget, or training.steps=…")
         loading = _load_the_lab()
-        from gentickets.lab.study import read_study
+        from gentickets.lab.study.study import read_study
 
         _run_study(read_study(recipe, overrides or (), budget=budget), runs, resume, plan_only, loading)
         return
     seconds = parse_time(time) if time else None
     loading = _load_the_lab()  # only here: what is wrong with a recipe is said without waiting for torch
     from gentickets.lab.report import verdict_table, write_report
-    from gentickets.lab.run import keep_time, prepared, run_seeds
+    from gentickets.lab.run.prepare import keep_time, prepared, run_seeds
 
     folder = runs / asked.name
     command = shlex.join(["gentickets", *sys.argv[1:]])
@@ -226,11 +226,11 @@ def compare(
 
     The dense model is trained once and shared. A plain recipe is compared by --methods; a study names its own arms.
     """
-    from gentickets.lab.recipe import read_recipe
+    from gentickets.lab.recipe.recipe import read_recipe
 
     read_recipe(recipe, overrides or (), budget)  # what is wrong with it is said without waiting for torch
     loading = _load_the_lab()
-    from gentickets.lab.study import read_study
+    from gentickets.lab.study.study import read_study
 
     names = [name.strip() for name in methods.split(",") if name.strip()] if methods is not None else None
     _run_study(read_study(recipe, overrides or (), names, budget), runs, resume, plan_only, loading)
@@ -239,15 +239,15 @@ def compare(
 def _load_the_lab() -> float:
     """Loads what trains and judges; the seconds that it took, which is what starting a process takes."""
     begun = perf_counter()
-    for name in ("gentickets.lab.report", "gentickets.lab.study"):
+    for name in ("gentickets.lab.report", "gentickets.lab.study.study"):
         import_module(name)
     return perf_counter() - begun
 
 
 def _run_study(study: Study, runs: Path, resume: bool, plan_only: bool, loading: float) -> None:
     """What `compare` does, and `find` of a study."""
-    from gentickets.lab.durations import duration
-    from gentickets.lab.study import run_study
+    from gentickets.lab.recipe.durations import duration
+    from gentickets.lab.study.study import run_study
 
     folder = runs / study.name
     seconds, data = 0.0, ""
@@ -277,7 +277,7 @@ def _run_study(study: Study, runs: Path, resume: bool, plan_only: bool, loading:
 
 def _check_trained(runs: Iterable[Path]) -> None:
     """Leaves with an exit code of its own where no level of any of the runs was trained to its end."""
-    from gentickets.lab.results import read_run
+    from gentickets.lab.results.reading import read_run
 
     levels = [level for run in runs for level in read_run(run).levels]
     if levels and not any(level.status == "complete" for level in levels):
@@ -294,7 +294,6 @@ def _stage_words(stage: Stage) -> str:
 
 def _show_study(folder: Path) -> None:
     """Writes a study's pages and shows its tables."""
-    from gentickets.lab.comparison import read_comparison
     from gentickets.lab.report import (
         published_table,
         published_words,
@@ -303,6 +302,7 @@ def _show_study(folder: Path) -> None:
         write_report,
         write_study,
     )
+    from gentickets.lab.study.comparison import read_comparison
 
     comparison = read_comparison(folder)
     for run in comparison.runs.values():
@@ -332,13 +332,13 @@ def train(
 
     RECIPE may be that of a run, such as runs/quickstart-gan/recipe.yaml, with all that was said when it was made.
     """
-    from gentickets.lab.recipe import NAME, read_recipe
+    from gentickets.lab.recipe.recipe import NAME, read_recipe
 
     asked = read_recipe(recipe, overrides or (), budget)
     if name is not None and re.fullmatch(NAME, name) is None:
         raise GenticketsError(f"--name {name[:80]!r}: a name of letters, digits, dots, - and _ is needed, no path")
     folder = runs / (name or f"{asked.name}-train")
-    from gentickets.lab.single import train_one
+    from gentickets.lab.run.single import train_one
 
     with _progress() as bars:
         metrics = train_one(asked, folder, seed, ticket, _Teller(bars, asked.training.steps), bars.console.print)
@@ -374,12 +374,12 @@ def transfer(
     budget: Budget = None,
 ) -> None:
     """Carry a ticket's components into the model of a recipe: a VAE's decoder into a GAN's generator, say."""
-    from gentickets.lab.recipe import read_recipe
+    from gentickets.lab.recipe.recipe import read_recipe
 
     pairs = [entry for entry in components if "." not in entry.partition("=")[0]]
     overrides = [entry for entry in components if entry not in pairs]
     asked = read_recipe(recipe, overrides, budget)
-    from gentickets.lab.single import transferred
+    from gentickets.lab.run.single import transferred
 
     mapping = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
     moved = transferred(ticket, asked, mapping, not masks_only, seed, exclude or ())
@@ -426,7 +426,7 @@ def export(
     ] = None,
 ) -> None:
     """Write one component of a trained level as a program that runs without gentickets, for batches of any size."""
-    from gentickets.export import SUFFIXES, as_format, format_of
+    from gentickets.channels.export import SUFFIXES, as_format, format_of
     from gentickets.lab.shipping import export_component, of_level
 
     file = output or Path(f"{component}{SUFFIXES[as_format(format_ or 'torch')]}")
@@ -448,7 +448,7 @@ def evaluate(
 ) -> None:
     """Measure every level of a run again, with other samples or features, and renew its results and report."""
     from gentickets.lab.report import verdict_table, write_report
-    from gentickets.lab.run import evaluate_again
+    from gentickets.lab.run.prepare import evaluate_again
 
     weights = str(inception_weights) if inception_weights else None
     with _progress() as bars:
@@ -469,7 +469,7 @@ def report(
     if output is not None and (output.is_dir() or output.suffix.lower() not in (".html", ".htm")):
         raise GenticketsError(f"--out {output}: a file is needed, whose name ends in .html")
     from gentickets.lab.report import verdict_table, write_report
-    from gentickets.lab.results import read_run, write_csv
+    from gentickets.lab.results.reading import read_run, write_csv
 
     if len(runs) == 1 and output is None and (runs[0] / "study.yaml").is_file():
         _show_study(runs[0])

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 import gentickets as gt
-from gentickets.masks import Masks
+from gentickets.channels.shrinking import Shrinking
+from gentickets.channels.small import Architecture, small_ticket
+from gentickets.masks.value import Masks
 from gentickets.models import CATALOGUE
-from gentickets.shrinking import Shrinking
-from gentickets.small import Architecture, small_ticket
 from tests.fuzz.hunt import Attempt, main
 from tests.fuzz.mutations import any_of, hostile, mutated
 from tests.fuzz.tickets import header_of, hostile_ticket, with_header

@@ -13,10 +13,10 @@ from types import MappingProxyType
 from rich.table import Table
 
 from gentickets.errors import GenticketsError
-from gentickets.lab import shipped
-from gentickets.lab.catalogue import MODELS, OBJECTIVES
-from gentickets.lab.keys import keys_table
-from gentickets.lab.recipe import read_recipe
+from gentickets.lab.recipe import shipped
+from gentickets.lab.recipe.catalogue import MODELS, OBJECTIVES
+from gentickets.lab.recipe.keys import keys_table
+from gentickets.lab.recipe.recipe import read_recipe
 
 
 def what_is_in(path: Path) -> Iterator[str | Table]:
@@ -36,7 +36,7 @@ def what_is_in(path: Path) -> Iterator[str | Table]:
 
 def _level_table(place: Path) -> Table:
     """How a level went, and what was measured of it."""
-    from gentickets.lab.results import LevelResult, parse
+    from gentickets.lab.results.reading import LevelResult, parse
 
     level: LevelResult = parse(place / "metrics.json", LevelResult)
     how = f"{level.status}: {level.reason}" if level.reason else level.status
@@ -49,7 +49,7 @@ def _level_table(place: Path) -> Table:
 
 def ticket_words(path: Path) -> Iterator[str | Table]:
     """What is in a ticket file, whose digest is checked on the way: words and a table. Raises `TicketError`."""
-    from gentickets.ticket import Ticket
+    from gentickets.masks.ticket import Ticket
 
     ticket = Ticket.load(path)
     yield f"{path}: {ticket.masks!r}"
@@ -74,7 +74,7 @@ def _sparsities(lineage: object) -> Iterator[str]:
 
 def run_table(folder: Path) -> Table:
     """Where a run stands: its levels, one a row."""
-    from gentickets.lab.results import read_run
+    from gentickets.lab.results.reading import read_run
 
     run = read_run(folder)
     table = Table("seed", "level", "arm", "sparsity", "status", "metric", title=run.name)
@@ -134,7 +134,7 @@ def _keys(runs: Path) -> Table:
 
 
 def _runs(runs: Path) -> Table:
-    from gentickets.lab.results import read_run
+    from gentickets.lab.results.reading import read_run
 
     table = Table("run", "levels complete", "seeds")
     for folder in sorted(runs.iterdir()) if runs.is_dir() else []:

@@ -14,20 +14,20 @@ import torch
 from rich.table import Column, Table
 from torch import Tensor, nn
 
+from gentickets.channels.export import Exported, Format, export
+from gentickets.channels.shrinking import Shrinking
+from gentickets.channels.small import Architecture, small_ticket
 from gentickets.errors import GenticketsError, RecipeError, TicketError
-from gentickets.export import Exported, Format, export
-from gentickets.lab import early
-from gentickets.lab import folder as disk
-from gentickets.lab.level_files import with_stored_averages
-from gentickets.lab.recipe import Recipe, make_recipe, read_recipe
-from gentickets.lab.run import load_data
-from gentickets.lab.words import count, percent
-from gentickets.masks import Masks
+from gentickets.lab.recipe.recipe import Recipe, make_recipe, read_recipe
+from gentickets.lab.results.words import count, percent
+from gentickets.lab.run import early
+from gentickets.lab.run import folder as disk
+from gentickets.lab.run.level import with_stored_averages
+from gentickets.lab.run.prepare import load_data
+from gentickets.masks.names import check_components
+from gentickets.masks.ticket import Ticket
+from gentickets.masks.value import Masks
 from gentickets.metrics.cost import Cost, cost
-from gentickets.naming import check_components
-from gentickets.shrinking import Shrinking
-from gentickets.small import Architecture, small_ticket
-from gentickets.ticket import Ticket
 
 _BATCH = 16
 _PAIRS = 15

@@ -16,10 +16,9 @@ from torch.nn.parameter import is_lazy
 
 from gentickets.errors import MaskError
 from gentickets.evaluating import evaluating
-from gentickets.examples import WHOLE, Example, ExampleInputs, examples_of, named_tensors
-from gentickets.masks import Masks
-from gentickets.metrics.operations import FLOPS_A_NORM, Operations, share_not_counted, uncompiled
-from gentickets.naming import (
+from gentickets.masks.examples import WHOLE, Example, ExampleInputs, examples_of, named_tensors
+from gentickets.masks.layers import check_not_pruned
+from gentickets.masks.names import (
     Model,
     clone,
     component_at,
@@ -29,8 +28,9 @@ from gentickets.naming import (
     named_weights,
     unwrap,
 )
-from gentickets.objectives import Objective
-from gentickets.prunable import check_not_pruned
+from gentickets.masks.value import Masks
+from gentickets.metrics.operations import FLOPS_A_NORM, Operations, share_not_counted, uncompiled
+from gentickets.objectives.base import Objective
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from gentickets.masks import Masks
-from gentickets.naming import clone
-from gentickets.pruning import Scope
-from gentickets.saliency import MaskedCriterion, prune_gradually
+from gentickets.masks.names import clone
+from gentickets.masks.ticket import Ticket
+from gentickets.masks.value import Masks
+from gentickets.pruning.prune import Scope
+from gentickets.pruning.saliency import MaskedCriterion, prune_gradually
 from gentickets.search.levels import Level, MakeModel, Rounds, Train, check_count, check_sparsities
-from gentickets.ticket import Ticket
 
 
 def at_init(

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gentickets.chance import Overlap, overlap
+from gentickets.channels.groups import ChannelGroups
 from gentickets.choices import TOLERANCES, Granularity, Rule, Scope, check_tolerance
 from gentickets.errors import MaskError, PruneError
-from gentickets.examples import WHOLE
-from gentickets.groups import ChannelGroups
-from gentickets.masks import Masks
-from gentickets.naming import Model, as_model, as_names, check_components, component_of, components_of, unwrap
-from gentickets.pruning import prune
-from gentickets.scores import Criterion, Scores, batchnorm_scale, magnitude
+from gentickets.masks.chance import Overlap, overlap
+from gentickets.masks.examples import WHOLE
+from gentickets.masks.names import Model, as_model, as_names, check_components, component_of, components_of, unwrap
+from gentickets.masks.ticket import Ticket
+from gentickets.masks.value import Masks
+from gentickets.pruning.prune import prune
+from gentickets.pruning.scores import Criterion, Scores, batchnorm_scale, magnitude
 from gentickets.search.levels import check_count, check_share
-from gentickets.ticket import Ticket
 
 _BY_LUCK = 0.01
 """Told is a component of which a whole window of independent masks would agree with a higher probability."""

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from gentickets.choices import Others, Retrain
 from gentickets.errors import Disconnected, MaskError, PruneError
-from gentickets.liveness import check_connected, empty_layers
-from gentickets.masks import Masks
+from gentickets.masks.liveness import check_connected, empty_layers
+from gentickets.masks.names import Model, as_model, clone, component_of, named_state
+from gentickets.masks.ticket import Ticket
+from gentickets.masks.value import Masks
 from gentickets.memory import bytes_of
-from gentickets.naming import Model, as_model, clone, component_of, named_state
-from gentickets.pruning import random_like
-from gentickets.ticket import Ticket
+from gentickets.pruning.prune import random_like
 
 MakeModel = Callable[[], Model]
 """Makes the model with freshly drawn weights: a module, or a dict of the modules that are its components."""

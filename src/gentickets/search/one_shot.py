@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from gentickets.masks import Masks
-from gentickets.pruning import Scope, prune
-from gentickets.scores import Criterion, magnitude
+from gentickets.masks.value import Masks
+from gentickets.pruning.prune import Scope, prune
+from gentickets.pruning.scores import Criterion, magnitude
 from gentickets.search.levels import Level, MakeModel, Others, Retrain, Rounds, Train, check_sparsities
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from gentickets.masks import Masks
-from gentickets.naming import as_names, clone
+from gentickets.masks.names import as_names, clone
+from gentickets.masks.ticket import Ticket
+from gentickets.masks.value import Masks
 from gentickets.search.levels import Level, MakeModel, Others, Retrain, Rounds, Train
-from gentickets.ticket import Ticket
 
 
 def transferred(

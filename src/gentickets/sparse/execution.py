@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from gentickets.compiled import missing
 from gentickets.errors import MaskError
 from gentickets.evaluating import evaluating
-from gentickets.examples import Example, ExampleInputs, compare, examples_of, named_tensors
-from gentickets.masks import Masks
-from gentickets.naming import (
+from gentickets.masks.examples import Example, ExampleInputs, compare, examples_of, named_tensors
+from gentickets.masks.names import (
     WEIGHT_PLACES,
     Model,
     as_model,
@@ -25,6 +24,7 @@ from gentickets.naming import (
     named_layers,
     named_weights,
 )
+from gentickets.masks.value import Masks
 from gentickets.sparse.beside import STAND_INS, StandIn
 from gentickets.sparse.chain import SparseSequential
 from gentickets.sparse.costs import Cost, Work, faster

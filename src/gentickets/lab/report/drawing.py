@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from gentickets.files import replace_file
-from gentickets.lab.results import Summary
-from gentickets.lab.words import percent
+from gentickets.lab.results.reading import Summary
+from gentickets.lab.results.words import percent
 
 INK, FAINT = "#24292f", "#d0d7de"
 

@@ -32,9 +32,9 @@ from gentickets.lab.report.drawing import (
 )
 from gentickets.lab.report.drawing import MARKERS as SHAPES
 from gentickets.lab.report.settling import draw_history, read_histories
-from gentickets.lab.results import ARMS, Arm, Metric, Run, Summary
-from gentickets.lab.verdict import ARM_NAMES
-from gentickets.lab.words import number, percent
+from gentickets.lab.results.reading import ARMS, Arm, Metric, Run, Summary
+from gentickets.lab.results.verdict import ARM_NAMES
+from gentickets.lab.results.words import number, percent
 
 COLOURS: dict[Arm, str] = dict(zip(ARMS, PALETTE, strict=False))
 MARKERS: dict[Arm, str] = dict(zip(ARMS, SHAPES, strict=False))

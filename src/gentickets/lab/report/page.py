@@ -21,15 +21,15 @@ from rich.text import Text
 
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.files import replace_file
-from gentickets.lab.estimation import Answer
 from gentickets.lab.report.figures import stopping_steps, write_figures
 from gentickets.lab.report.rendering import environment, inlined
 from gentickets.lab.report.settling import settling_sentences
-from gentickets.lab.results import ARMS, LevelResult, Run, mean_known, read_run
-from gentickets.lab.validation import MARGIN
-from gentickets.lab.verdict import ARM_NAMES, DENSE, Verdict, judge
-from gentickets.lab.verdict_words import PILLS, headline, ratio, sentences
-from gentickets.lab.words import number, percent, plus_minus
+from gentickets.lab.results.estimation import Answer
+from gentickets.lab.results.reading import ARMS, LevelResult, Run, mean_known, read_run
+from gentickets.lab.results.verdict import ARM_NAMES, DENSE, Verdict, judge
+from gentickets.lab.results.verdict_words import PILLS, headline, ratio, sentences
+from gentickets.lab.results.words import number, percent, plus_minus
+from gentickets.lab.run.validation import MARGIN
 
 # A picture narrower than this is enlarged on the page, and should then show its pixels.
 _DISPLAY_WIDTH = 300

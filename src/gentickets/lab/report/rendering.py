@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from gentickets.lab.report.drawing import FAINT, INK, Drawing
 from gentickets.lab.report.figures import COLOURS
-from gentickets.lab.results import ARMS
-from gentickets.lab.words import number, percent, plus_minus
+from gentickets.lab.results.reading import ARMS
+from gentickets.lab.results.words import number, percent, plus_minus
 
 
 def environment() -> Environment:

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from gentickets.errors import RecipeError
 from gentickets.lab.report.drawing import DASHES, INK, MARKERS, PALETTE, Drawing, draw_cells, finish, thin
-from gentickets.lab.results import LevelResult, Run, parse
-from gentickets.lab.words import join, number, percent
+from gentickets.lab.results.reading import LevelResult, Run, parse
+from gentickets.lab.results.words import join, number, percent
 
 _NUMBERED = 9
 """Up to so many masks, each distance stands in its cell of the matrix."""

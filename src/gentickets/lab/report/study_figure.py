@@ -9,7 +9,6 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gentickets.lab.comparison import KINDS, Comparison, Row
 from gentickets.lab.report.drawing import (
     DASHES,
     INK,
@@ -24,7 +23,8 @@ from gentickets.lab.report.drawing import (
     style,
     write,
 )
-from gentickets.lab.words import number, percent
+from gentickets.lab.results.words import number, percent
+from gentickets.lab.study.comparison import KINDS, Comparison, Row
 
 _NEAR = 0.93
 """Of two levels whose densities are closer than this ratio, one is labelled on the axis."""

@@ -11,16 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from gentickets.files import replace_file
-from gentickets.lab.comparison import KINDS, Comparison, Row, read_comparison, write_study_csv
-from gentickets.lab.estimation import CONFIDENCE, Answer
 from gentickets.lab.report.rendering import environment, inlined, seconds, short
 from gentickets.lab.report.study_figure import write_study_figure
 from gentickets.lab.report.transfers import TRANSFER_WORDS, transfer_matrix
-from gentickets.lab.study import DENSE, PublishedRow
-from gentickets.lab.verdict_words import headline as headline_of
-from gentickets.lab.verdict_words import ratio
-from gentickets.lab.verdict_words import sentences as sentences_of
-from gentickets.lab.words import count, join, number, percent, plus_minus
+from gentickets.lab.results.estimation import CONFIDENCE, Answer
+from gentickets.lab.results.verdict_words import headline as headline_of
+from gentickets.lab.results.verdict_words import ratio
+from gentickets.lab.results.verdict_words import sentences as sentences_of
+from gentickets.lab.results.words import count, join, number, percent, plus_minus
+from gentickets.lab.study.comparison import KINDS, Comparison, Row, read_comparison, write_study_csv
+from gentickets.lab.study.study import DENSE, PublishedRow
 
 _SAID: dict[Answer | bool | None, str] = {
     True: "yes",

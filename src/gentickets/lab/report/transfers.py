@@ -11,9 +11,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from gentickets.lab.comparison import Comparison, Row
-from gentickets.lab.results import Run
-from gentickets.lab.words import percent, plus_minus
+from gentickets.lab.results.reading import Run
+from gentickets.lab.results.words import percent, plus_minus
+from gentickets.lab.study.comparison import Comparison, Row
 
 TRANSFERRED = "transferred"
 TRANSFER_WORDS = (

@@ -1,0 +1,516 @@
+"""A masked network → a physically smaller one that computes the same.
+
+The masks decide which channels go, not the values of weights: what is not pruned stays, whatever it holds (a branch
+that starts from zero is not a dead one). A channel can go where pruned weights alone led to it or from it: where
+nothing that matters reads it, or where what it holds does not depend on the input; then the constant is folded into
+the bias of the layers that read it. Channels that live and die together (see `channels`) go together or not at all.
+The result is compared with the masked network before it is handed out.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
+
+from gentickets.channels.groups import channel_axes
+from gentickets.channels.labels import ChannelGraph, layers_of, trace
+from gentickets.channels.trace import is_channelwise_norm, is_depthwise, is_unflatten
+from gentickets.errors import GenticketsError
+from gentickets.masks.examples import Comparison, Example, compare, examples_of, nothing_to_compare, outputs
+from gentickets.masks.layers import weight_norm_lengths
+from gentickets.masks.names import (
+    TRANSPOSED,
+    WEIGHT_PLACES,
+    Model,
+    clone,
+    component_at,
+    joined,
+    named_layers,
+    named_weights,
+    unwrap,
+)
+from gentickets.masks.value import Masks
+
+Slices = dict[int, np.ndarray]
+"""Axis → the indices that are kept along it."""
+
+
+class Shrinking:
+    """What `shrink` does, with all that one may need of it.
+
+    `model` is the smaller network, on the device that the larger one is on, `masks` are the masks that are left to
+    hold it to, `removed` counts the channels that went, by component, `slices` says which part of each old tensor
+    the new one is, where it is not all of it, and `compared` how many numbers were compared, by component.
+    """
+
+    def __init__(self, model: Model, masks: Masks, example_inputs: Any):
+        model = unwrap(model)
+        masks = masks if isinstance(masks, Masks) else Masks(masks)
+        device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
+        # Which channels go is worked out on the CPU: it is bookkeeping, and the comparison is exact to rounding there.
+        masked = _moved(masks.apply_(clone(model)), "cpu")
+        examples = {name: example.to("cpu") for name, example in examples_of(model, example_inputs).items()}
+        self.model = clone(masked)
+        self.masks = masks
+        self.slices: dict[str, Slices] = {}
+        self.removed: dict[str, int] = {}
+        for component, example in examples.items():
+            graph = trace(masked, component, example)
+            plan = _Plan(graph, masks)
+            self.removed[component] = len(plan.gone)
+            slices, folded = _cut(self.model, graph, plan)
+            self.slices |= slices
+            self._revive(folded)
+        self.masks = Masks({name: _sliced(mask, self.slices.get(name, {})) for name, mask in self.masks.items()})
+        self.compared = {name: _check_equal(masked, self.model, name, example) for name, example in examples.items()}
+        _moved(self.model, device)
+
+    def _revive(self, folded: Mapping[str, Tensor]) -> None:
+        """A pruned bias that a constant was folded into is alive: it holds what pruned weights did not lead to."""
+        for name, constant in folded.items():
+            if name in self.masks:
+                self.masks = self.masks.replace({name: self.masks[name] | constant.ne(0)})
+
+    def carry_state(self, old: torch.optim.Optimizer, new: torch.optim.Optimizer, old_model: Model) -> None:
+        """Gives `new`, an optimiser over the smaller network, the state that `old` has for the larger one.
+
+        State tensors of a weight's shape are sliced as the weight was; single numbers are copied. Raises
+        `GenticketsError` where the state of a weight that was cut has another shape than the weight (Adafactor's
+        row and column means): there is no saying which part of it belongs to what is left.
+        """
+        names = {id(weight): name for name, weight in named_weights(old_model).items()}
+        targets = named_weights(self.model)
+        held = {id(p) for group in new.param_groups for p in group["params"]}
+        for weight, entry in old.state.items():
+            name = names.get(id(weight))
+            if name in targets and id(targets[name]) in held:
+                slices = self.slices.get(name, {})
+                for key, value in entry.items():
+                    if slices and not _follows(value, weight):
+                        raise GenticketsError(
+                            f"{type(old).__name__} keeps {key!r} of {name!r} in another shape than that of the weight, "
+                            f"which was cut: leave carry_state out and let the smaller network's optimiser start anew"
+                        )
+                new.state[targets[name]] = {key: _carried(value, weight, slices) for key, value in entry.items()}
+
+
+def _follows(value: Any, weight: Tensor) -> bool:
+    """Whether a state is cut as its weight is, or is a single number."""
+    if isinstance(value, Tensor):
+        return value.shape == weight.shape or value.numel() <= 1
+    return not isinstance(value, Mapping | list | tuple)
+
+
+def _carried(value: Any, weight: Tensor, slices: Slices) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return (_sliced(value, slices) if value.shape == weight.shape else value).clone()
+
+
+def shrink(model: Model, masks: Masks, example_inputs: Any) -> nn.Module:
+    """The smaller network that computes in evaluation mode what `model` computes under `masks`.
+
+    `example_inputs`: component → an input (batch of 2 or more): a tensor, a tuple of arguments or a dict of keywords;
+    or, of a model that is one network, its bare input. Components without one stay as they are. `model` is left as it
+    is, and the smaller network is in its modes. What `masks` do not cover is alive, and so is a weight that happens to
+    be 0: to cut by value, say so with masks of what is not 0. Where every channel of a place would go, its first one
+    stays, with a warning.
+
+    Raises `Untraceable` where a component's code cannot be followed, `MaskError` where the masks do not fit, and
+    `GenticketsError` where the smaller network does not compute the same to rounding, on the example and on random
+    numbers, and where nothing can be compared.
+    """
+    return Shrinking(model, masks, example_inputs).model
+
+
+def _moved(model: nn.Module, device: str | torch.device) -> nn.Module:
+    """`model` itself, all of it on a device."""
+    for _, layer in named_layers(model):
+        for key, value in vars(layer).items():
+            if isinstance(value, Tensor):  # what an old-style norm derived: no parameter, no buffer
+                vars(layer)[key] = value.detach().to(device)
+    return model.to(device)
+
+
+# -- which channels can go ----------------------------------------------------------------------------------
+
+
+class _Plan:
+    """Which groups of channels of one component go, and what is folded where."""
+
+    def __init__(self, graph: ChannelGraph, masks: Masks):
+        self.graph, self.masks = graph, masks
+        self.nodes = [n for n in graph.module.graph.nodes if n in graph.labels]
+        self.groups = {n: graph.groups(graph.labels[n]) for n in self.nodes}
+        self.alive = {n: self._alive(n) for n in self.nodes if n in graph.mixing}
+        self.varying = self._varying()
+        self.trainable = self._trainable()
+        self.needed = self._needed()
+        self.gone = self._removable()
+
+    # -- what the masks say -------------------------------------------------------------------------------
+
+    def _mask(self, node: fx.Node, name: str, like: Tensor) -> Tensor:
+        """The mask of a tensor of a node's layer: all alive where none covers it."""
+        full = joined(self.graph.name_of(node), name)
+        return self.masks[full] if full in self.masks else torch.ones(like.shape, dtype=torch.bool)
+
+    def _weight_mask(self, node: fx.Node) -> Tensor:
+        """Which of the weights that a layer multiplies with are not pruned, under a norm too."""
+        layer = self.graph.layer_of(node)
+        own = dict(layer.named_parameters())  # type: ignore[union-attr]
+        mask = torch.ones_like(layer.weight, dtype=torch.bool)  # type: ignore[union-attr, arg-type]
+        for place in WEIGHT_PLACES:
+            if place in own:
+                mask &= self._mask(node, place, own[place])
+        for length, _ in weight_norm_lengths(layer).values():  # type: ignore[arg-type]
+            mask &= self._mask(node, length, own[length])
+        return mask
+
+    def _alive(self, node: fx.Node) -> np.ndarray:
+        """bool (outputs, inputs) of a mixing layer: whether a weight that is not pruned leads from one to the other."""
+        return _out_in(self.graph.layer_of(node), self._weight_mask(node)).any(2).numpy()
+
+    def _bias_alive(self, node: fx.Node) -> np.ndarray:
+        bias = getattr(self.graph.layer_of(node), "bias", None)
+        if not isinstance(bias, Tensor):
+            return np.zeros(len(self.groups[node]), dtype=bool)
+        return self._mask(node, "bias", bias).numpy()
+
+    def _gate(self, node: fx.Node) -> np.ndarray:
+        """Which channels a node lets through: not those whose gain, or whose depthwise filter, is pruned."""
+        layer = self.graph.layer_of(node)
+        if _has_own_numbers(layer) and isinstance(layer.weight, Tensor):  # type: ignore[union-attr]
+            return self._weight_mask(node).reshape(len(self.groups[node]), -1).any(1).numpy()
+        return np.ones(len(self.groups[node]), dtype=bool)
+
+    # -- what follows from it -----------------------------------------------------------------------------
+
+    def _varying(self) -> dict[fx.Node, np.ndarray]:
+        """Node → which channels depend on the input."""
+        varying: dict[fx.Node, np.ndarray] = {}
+        for node in self.nodes:
+            if node in self.alive:
+                varying[node] = np.asarray(self.alive[node][:, varying[_source(node)]].any(1))
+            elif node in self.graph.links:
+                varying[node] = self._gathered(node, varying) & self._gate(node)
+            else:
+                varying[node] = np.ones(len(self.groups[node]), dtype=bool)
+        return varying
+
+    def _trainable(self) -> dict[fx.Node, np.ndarray]:
+        """Node → which channels, being constant, hold a constant that training can change."""
+        trainable: dict[fx.Node, np.ndarray] = {}
+        for node in self.nodes:
+            layer = self.graph.layer_of(node)
+            if node in self.alive:
+                reads = self.varying[_source(node)] | trainable[_source(node)] | self._not_zero(_source(node))
+                trainable[node] = self._bias_alive(node) | self.alive[node][:, reads].any(1)
+            elif node in self.graph.links:
+                found = self._gathered(node, trainable)
+                if is_depthwise(layer):
+                    found = self._bias_alive(node) | (self._gate(node) & (found | self._not_zero(_source(node))))
+                elif is_channelwise_norm(layer):
+                    moves = layer.weight is None  # type: ignore[union-attr]  # its statistics do
+                    found = self._bias_alive(node) | self._gate(node) if not moves else np.ones_like(found)
+                trainable[node] = found
+            else:
+                trainable[node] = np.ones(len(self.groups[node]), dtype=bool)
+        return trainable
+
+    def _gathered(self, node: fx.Node, of: Mapping[fx.Node, np.ndarray]) -> np.ndarray:
+        """Of each channel of a node: whether any channel that it comes from is one of those."""
+        found = np.zeros(len(self.groups[node]), dtype=bool)
+        for source, mine, its in self.graph.links[node]:
+            np.logical_or.at(found, mine, of[source][its])
+        return found
+
+    def _not_zero(self, node: fx.Node) -> np.ndarray:
+        value = self.graph.values[node]
+        return value.ne(0).movedim(1, 0).reshape(value.shape[1], -1).any(1).numpy()
+
+    def _needed(self, pruned: bool = True) -> dict[fx.Node, np.ndarray]:
+        """Node → which channels the component's output depends on; as if nothing were pruned, where said so."""
+        needed = {node: np.zeros(len(groups), dtype=bool) for node, groups in self.groups.items()}
+        for node in reversed(list(self.graph.module.graph.nodes)):
+            if node in self.alive:
+                alive = self.alive[node] if pruned else np.ones_like(self.alive[node])
+                needed[_source(node)] |= alive[needed[node]].any(0)
+            elif node in self.graph.links:
+                passed = needed[node] & self._gate(node) if pruned else needed[node]
+                for source, mine, its in self.graph.links[node]:
+                    np.logical_or.at(needed[source], its, passed[mine])
+            else:
+                for source in node.all_input_nodes:
+                    if source in needed:
+                        needed[source][:] = True
+        return needed
+
+    def _removable(self) -> set[int]:
+        """The groups that go."""
+        candidates = {int(g) for groups in self.groups.values() for g in groups} - set(self.graph.fixed)
+        read_when_dense = self._needed(pruned=False)
+        for node in self.alive:
+            layer, source = self.graph.layer_of(node), _source(node)
+            # What no pruned weight silences stays, even where the code makes no use of it.
+            unpruned = self.varying[node] & (self.needed[node] | ~read_when_dense[node])
+            candidates -= {int(g) for g in self.groups[node][unpruned]}
+            alive, read = self.alive[node], self.groups[source]
+            matters = alive[self.needed[node]].any(0)
+            stays = matters & (self.varying[source] | ~self._foldable(layer, source))
+            if _is_normed(layer):  # a norm sees the whole weight: only what is zero can be cut out of it unseen
+                stays |= alive.any(0)
+                candidates -= {int(g) for g in self.groups[node][alive.any(1)]}
+            candidates -= {int(g) for g in read[stays]}
+        for node in self.nodes:
+            if is_depthwise(layer := self.graph.layer_of(node)) and _is_normed(layer):
+                candidates -= {int(g) for g in self.groups[node][self._gate(node)]}
+        return self._never_all(candidates)
+
+    def _foldable(self, layer: nn.Module | None, source: fx.Node) -> np.ndarray:
+        """Which input channels, being constant, are worth a constant in each output: zero, or the same everywhere."""
+        value = self.graph.values[source]
+        if value.dim() == 2:
+            return np.ones(value.shape[1], dtype=bool)
+        value = value[0].flatten(1)
+        zero = value.eq(0).all(1).numpy() & ~self.trainable[source]
+        if isinstance(layer, (*TRANSPOSED, nn.Linear)):
+            return zero
+        assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        padded = layer.padding_mode == "zeros" and (isinstance(layer.padding, str) or any(layer.padding))
+        return zero if padded else zero | value.eq(value[:, :1]).all(1).numpy()
+
+    def _never_all(self, candidates: set[int]) -> set[int]:
+        for node in self.nodes:
+            groups = self.groups[node]
+            if len(groups) and all(int(g) in candidates for g in groups):
+                candidates.discard(int(groups[0]))
+                warnings.warn(
+                    f"component {self.graph.component!r}: every channel of {node.name!r} is dead; one is kept",
+                    stacklevel=5,
+                )
+        return candidates
+
+    def kept(self, node: fx.Node) -> np.ndarray:
+        """The indices of the channels that stay at a node."""
+        return np.flatnonzero([int(g) not in self.gone for g in self.groups[node]])
+
+    def folded(self, node: fx.Node) -> Tensor | None:
+        """What the constants that a layer no longer reads add to its bias, (outputs,), or None."""
+        source = _source(node)
+        lost = np.array([int(g) in self.gone for g in self.groups[source]]) & ~self.varying[source]
+        if not lost.any():
+            return None
+        value = self.graph.values[source][0]
+        constant = value.flatten(1)[:, 0] if value.dim() > 1 else value
+        layer = self.graph.layer_of(node)
+        weight = _out_in(layer, layer.weight.detach()).sum(2)[:, lost]  # type: ignore[operator, union-attr]
+        wide = torch.complex128 if weight.is_complex() else torch.float64
+        return weight.to(wide) @ constant[lost].to(wide)
+
+
+def _source(node: fx.Node) -> fx.Node:
+    """The node that a layer reads."""
+    return node.all_input_nodes[0]
+
+
+def _out_in(layer: nn.Module | None, weight: Tensor) -> Tensor:
+    """A tensor of a layer's weight as (outputs, inputs, places)."""
+    if isinstance(layer, TRANSPOSED):
+        weight = weight.transpose(0, 1)
+    return weight.reshape(weight.shape[0], weight.shape[1], -1)
+
+
+def _has_own_numbers(layer: nn.Module | None) -> bool:
+    """Whether a layer that keeps channels apart has a weight for each."""
+    return is_channelwise_norm(layer) or is_depthwise(layer)
+
+
+def _is_normed(layer: nn.Module | None) -> bool:
+    """Whether the layer's weight is derived from another tensor (spectral norm, weight norm)."""
+    return layer is not None and not isinstance(layer._parameters.get("weight"), nn.Parameter)
+
+
+# -- cutting ------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _cut(model: nn.Module, graph: ChannelGraph, plan: _Plan) -> tuple[dict[str, Slices], dict[str, Tensor]]:
+    """Cuts one component of `model` in place. Returns the slices of the tensors that lost something, by name, and what
+    was folded into biases, by theirs."""
+    slices: dict[str, Slices] = {}
+    constants: dict[str, Tensor] = {}
+    layers, done = layers_of(model, graph), set()
+    for node in plan.nodes:
+        here = graph.layer_of(node)
+        if not (node in graph.mixing or _has_own_numbers(here) or is_unflatten(here)) or str(node.target) in done:
+            continue
+        done.add(str(node.target))
+        name, kept = graph.name_of(node), plan.kept(node)
+        layer = layers[name]
+        if node in graph.mixing:
+            inputs = plan.kept(_source(node))
+            found = _cut_layer(layer, kept, inputs)
+            if (folded := plan.folded(node)) is not None:
+                constants[joined(name, "bias")] = folded
+                _add_to_bias(layer, folded, kept)
+            _set_sizes(layer, len(inputs), len(kept))
+        elif is_unflatten(layer):
+            layer.unflattened_size = (len(kept), *list(layer.unflattened_size)[1:])  # type: ignore[assignment, arg-type]
+            continue
+        else:
+            found = _cut_layer(layer, kept)
+            _set_sizes(layer, len(kept), len(kept))
+        slices |= {joined(name, key): value for key, value in found.items()}
+    return slices, constants
+
+
+def _set_sizes(layer: nn.Module, inputs: int, outputs: int) -> None:
+    """What a layer says of itself."""
+    for key, size in (
+        ("in_features", inputs),
+        ("out_features", outputs),
+        ("num_features", outputs),
+        ("in_channels", inputs),
+        ("out_channels", outputs),
+    ):
+        if hasattr(layer, key):
+            setattr(layer, key, size)
+    if getattr(layer, "groups", 1) > 1:
+        layer.groups = outputs  # type: ignore[assignment]
+
+
+def _cut_layer(layer: nn.Module, outputs: np.ndarray, inputs: np.ndarray | None = None) -> dict[str, Slices]:
+    """Cuts the tensors of a layer, its norm's vectors included; `inputs` are None where it has no say in them."""
+    kept = {"output": outputs} if inputs is None else {"output": outputs, "input": inputs}
+    axes = channel_axes(layer)
+    by_name = {name: {axis: kept[side] for axis, side in sides.items() if side in kept} for name, sides in axes.items()}
+    for left, right, original, dim in _singular_vectors(layer):
+        by_name |= _cut_vectors(left, right, original.shape, dim, by_name["weight"])
+    return _slice_tensors(layer, by_name)
+
+
+def _singular_vectors(layer: nn.Module) -> Iterator[tuple[str, str, Tensor, int]]:
+    """Of a layer under spectral norm, old style or new: its left and right singular vectors, its underlying weight,
+    and the axis of that weight which the left one goes along."""
+    for hook in layer._forward_pre_hooks.values():
+        if isinstance(hook, SpectralNorm) and hook.name == "weight":
+            yield "weight_u", "weight_v", layer.weight_orig, hook.dim  # type: ignore[misc]
+    for name, steps in layer.named_modules():
+        if isinstance(steps, _SpectralNorm):  # parametrizations.weight.0
+            yield f"{name}._u", f"{name}._v", layer.parametrizations.weight.original, steps.dim  # type: ignore[union-attr, misc]
+
+
+def _cut_vectors(left: str, right: str, shape: torch.Size, dim: int, slices: Slices) -> dict[str, Slices]:
+    """The slices of singular vectors of a weight of that `shape`: over axis `dim`, and over all others in order."""
+    dim %= len(shape)
+    others = [axis for axis in range(len(shape)) if axis != dim]
+    places = np.arange(math.prod(shape[axis] for axis in others)).reshape([shape[axis] for axis in others])
+    for place, axis in enumerate(others):
+        if axis in slices:
+            places = places.take(slices[axis], axis=place)
+    return {left: {0: slices[dim]} if dim in slices else {}, right: {0: places.reshape(-1)}}
+
+
+def _slice_tensors(layer: nn.Module, by_name: Mapping[str, Slices]) -> dict[str, Slices]:
+    """Cuts tensors of a layer in place; returns the slices of those that lost something. The others stay the same
+    objects, which other layers may share."""
+    found: dict[str, Slices] = {}
+    for owner_name, owner in layer.named_modules():
+        for store in (owner._parameters, owner._buffers):
+            for key, tensor in list(store.items()):
+                slices = by_name.get(joined(owner_name, key), {})
+                if tensor is None or all(len(kept) == tensor.shape[axis] for axis, kept in slices.items()):
+                    continue
+                cut = _sliced(tensor.detach(), slices).clone()
+                store[key] = nn.Parameter(cut, tensor.requires_grad) if store is owner._parameters else cut
+                found[joined(owner_name, key)] = slices
+    # Old-style norms leave the derived weight as a plain attribute until the next forward pass.
+    if isinstance(vars(layer).get("weight"), Tensor):
+        vars(layer)["weight"] = _sliced(vars(layer)["weight"].detach(), by_name["weight"]).clone()
+    return found
+
+
+def _sliced(tensor: Tensor, slices: Slices) -> Tensor:
+    for axis, indices in slices.items():
+        tensor = tensor.index_select(axis, torch.from_numpy(indices).to(tensor.device))
+    return tensor
+
+
+def _add_to_bias(layer: nn.Module, folded: Tensor, kept: np.ndarray) -> None:
+    if not bool(folded.ne(0).any()):
+        return
+    like = next(layer.parameters())
+    addition = folded[torch.from_numpy(kept)].to(like.device, like.dtype)
+    if isinstance(layer.bias, Tensor):
+        layer.bias += addition
+    else:
+        layer.bias = nn.Parameter(addition)
+
+
+# -- the comparison -----------------------------------------------------------------------------------------
+
+
+def _check_equal(masked: nn.Module, small: nn.Module, component: str, example: Example) -> int:
+    """How many numbers were compared of what both networks give, in evaluation mode and with the same chance.
+
+    Raises `GenticketsError` where they differ, and where there is no number to compare.
+    """
+    nets = [component_at(net, component) for net in (masked, small)]
+    compared = 0
+    for given in (example, _drawn_like(example)):
+        try:
+            expected = outputs(nets[0], given)
+        except Exception:
+            if given is example:
+                raise
+            continue  # random numbers are no input for it
+        found = _compare(component, nets, given, expected)
+        if not found.equal and found.numbers and _is_half(expected):  # rounding adds up over many layers
+            wide = [clone(net).float() for net in nets]
+            given = given.to("cpu", torch.float32)
+            found = _compare(component, wide, given, outputs(wide[0], given))
+        if found.numbers and not found.equal:
+            raise GenticketsError(
+                f"component {component!r}: the shrunk network differs from the masked one by {found.difference:.2g} "
+                f"in {found.place}; keep the masked one, and please report the model"
+            )
+        real = [tensor for tensor in expected.values() if tensor.is_floating_point() or tensor.is_complex()]
+        compared += sum(int(tensor.isfinite().sum()) for tensor in real)
+        if not compared:
+            raise nothing_to_compare(component)
+    return compared
+
+
+def _compare(component: str, nets: list[nn.Module], given: Example, expected: Mapping[str, Tensor]) -> Comparison:
+    try:
+        found = outputs(nets[1], given)
+    except Exception as error:  # of code that counts its channels
+        reason = " ".join(str(error).split())[:200]
+        raise GenticketsError(
+            f"component {component!r}: the shrunk network does not run ({type(error).__name__}: {reason}); keep the "
+            f"masked one, and please report the model"
+        ) from error
+    return compare(expected, found)
+
+
+def _is_half(expected: Mapping[str, Tensor]) -> bool:
+    return any(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in expected.values())
+
+
+def _drawn_like(example: Example) -> Example:
+    """An example of other, random numbers: what is equal on one of zeros alone is not the same."""
+    generator = torch.Generator().manual_seed(0)
+    return example.map(
+        lambda tensor: (
+            torch.randn(tensor.shape, generator=generator).to(tensor.dtype) if tensor.is_floating_point() else tensor
+        )
+    )

@@ -1,0 +1,169 @@
+"""A smaller network is a file: a ticket for an architecture of the catalogue of which some channels are gone.
+
+The file is a ticket's (see `ticket`: safetensors, a digest over every bit, safe to open from a stranger). Its weights
+are those of the small network, its masks those that are left to hold it to, and its origin says under `network` how
+to build it: the catalogue's model, the images it is for, its options, and the sizes of the layers that were cut.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gentickets import models
+from gentickets.errors import TicketError
+from gentickets.masks.names import PRUNABLE, named_layers, named_state
+from gentickets.masks.ticket import Ticket
+from gentickets.masks.value import Masks
+
+# What a layer says of its own size, and shrinking changes.
+_SIZES = ("in_features", "out_features", "in_channels", "out_channels", "groups", "num_features", "unflattened_size")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model of the catalogue, for square images of side `size` with `channels`."""
+
+    model: str
+    size: int
+    channels: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self) -> nn.Module:
+        """The whole network, freshly drawn. Raises `ValueError` where the catalogue has none such."""
+        if self.model not in models.CATALOGUE:
+            raise ValueError(f"model {self.model!r} is none of {', '.join(models.CATALOGUE)}")
+        return models.CATALOGUE[self.model](self.size, self.channels, **self.options)
+
+    def skeleton(self) -> nn.Module:
+        """The whole network without any values: its tensors are on the meta device and take no memory."""
+        with torch.device("meta"):
+            return self.build()
+
+
+def small_ticket(
+    model: nn.Module, masks: Masks, architecture: Architecture, origin: Mapping[str, Any] | None = None
+) -> Ticket:
+    """The file of a smaller network, to be saved: `small_ticket(…).save("small.safetensors")`.
+
+    `model`: what `shrink` made of a model of `architecture`; `masks`: those left to hold it to (`Shrinking.masks`);
+    `origin`: anything that JSON can hold. Raises `TicketError` where the model is of another architecture.
+    """
+    network = {
+        "model": architecture.model,
+        "size": architecture.size,
+        "channels": architecture.channels,
+        "options": dict(architecture.options),
+        "sizes": _changed_sizes(architecture.skeleton(), model),
+    }
+    ticket = Ticket(masks, model, {**(origin or {}), "network": network})
+    rebuilt(ticket)  # what cannot be read back is not written
+    return ticket
+
+
+def load_small(path: str | os.PathLike[str]) -> nn.Module:
+    """The network in a file that `gentickets shrink` or `small_ticket` made, in evaluation mode, on the CPU.
+
+    Nothing in the file is run. Raises `TicketError`, in one line, for a file that is missing, cut off, changed by as
+    little as one bit, or none of a small network.
+    """
+    ticket = Ticket.load(path)
+    try:
+        return rebuilt(ticket)
+    except TicketError as error:
+        raise TicketError(f"{path}: {error}") from None
+
+
+def rebuilt(ticket: Ticket) -> nn.Module:
+    """The network that a `small_ticket` holds, in evaluation mode. Raises `TicketError` where it is none."""
+    try:
+        network = dict(ticket.origin["network"])
+        sizes = network.pop("sizes")
+        _check_bounds(network, len(ticket.weights))
+        model = Architecture(**network).skeleton()
+        _set_sizes(model, sizes)
+        for name, tensor in ticket.weights.items():
+            _put(model, name, tensor.clone())
+    except (LookupError, AttributeError, ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError) as error:
+        reason = "its origin does not say how to build one" if "network" not in ticket.origin else error
+        raise TicketError(f"no small network: {' '.join(str(reason).split())[:300]}") from None
+    if missing := [name for name, tensor in named_state(model).items() if tensor.is_meta]:
+        raise TicketError(f"no small network: it lacks {', '.join(missing[:3])}")
+    return model.eval()
+
+
+_WIDEST = 2**16
+"""More than any side of a network, or of its images, that a file may ask for."""
+
+_WIDTHS = ("width", "latent")
+"""Options that say how wide layers are, and not how many there are."""
+
+
+def _check_bounds(network: Mapping[str, Any], tensors: int) -> None:
+    """Raises `ValueError` for what would take more to build than the file can fill: it may be a stranger's.
+
+    Widths cost nothing, as the skeleton has no values. Of layers there can be no more than the file has tensors.
+    """
+    model, options = network["model"], network["options"]
+    if set(network) != {"model", "size", "channels", "options"} or not isinstance(model, str):
+        raise ValueError(f"it says {', '.join(sorted(map(str, network)))[:100]} of the network")
+    if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
+        raise ValueError("its options are no keys and values")
+    for key, value in {"size": network["size"], "channels": network["channels"], **options}.items():
+        each = value if isinstance(value, list) else [value]
+        most = _WIDEST if key in ("size", "channels", *_WIDTHS) or isinstance(value, list) else tensors
+        if len(each) > tensors or not all(_is_plain(one, most) for one in each):
+            raise ValueError(f"it cannot have {key}={str(value)[:40]}")
+
+
+def _is_plain(value: object, most: int) -> bool:
+    return value is None or isinstance(value, bool) or (type(value) is int and 1 <= value <= most)
+
+
+def _changed_sizes(full: nn.Module, small: nn.Module) -> dict[str, dict[str, int | list[int]]]:
+    """Layer → the sizes in which it differs between the two networks."""
+    before, after = dict(named_layers(full)), dict(named_layers(small))
+    if before.keys() != after.keys():
+        odd = sorted(before.keys() ^ after.keys())[0]
+        raise TicketError(f"the model is of another architecture: it differs in {odd!r}")
+    changed = {}
+    for name, layer in after.items():
+        now, was = _sizes(layer), _sizes(before[name])
+        if differing := {key: value for key, value in now.items() if value != was.get(key)}:
+            changed[name] = differing
+    return changed
+
+
+def _sizes(layer: nn.Module) -> dict[str, int | list[int]]:
+    found = {key: getattr(layer, key) for key in _SIZES if hasattr(layer, key)}
+    return {key: value if isinstance(value, int) else [int(side) for side in value] for key, value in found.items()}
+
+
+def _set_sizes(model: nn.Module, sizes: Mapping[str, Mapping[str, int | list[int]]]) -> None:
+    layers = dict(named_layers(model))
+    for name, changed in sizes.items():
+        known = _sizes(layers[name])
+        for key, value in changed.items():
+            whole = [value] if isinstance(value, int) else list(value)
+            if key not in known or not all(type(side) is int and 1 <= side <= 2**31 for side in whole):
+                raise ValueError(f"{name} cannot have {key}={value!r}")
+            setattr(layers[name], key, value if isinstance(value, int) else tuple(value))
+
+
+def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Puts a tensor in its place, of whatever size; into a layer without a bias too, which gets one by folding."""
+    owner_name, _, key = name.rpartition(".")
+    owner = model.get_submodule(owner_name)
+    before = owner._buffers.get(key, owner._parameters.get(key))
+    added = key == "bias" and before is None and isinstance(owner, PRUNABLE)
+    if not added and (before is None or before.dim() != tensor.dim() or before.dtype != tensor.dtype):
+        raise ValueError(f"{name} has no place in the model")
+    if key in owner._buffers:
+        owner._buffers[key] = tensor
+    else:
+        owner._parameters[key] = nn.Parameter(tensor)

@@ -1,0 +1,1 @@
+"""Everything that decides a run, in YAML: read and refused without torch."""

@@ -1,0 +1,1 @@
+"""Reading it: a run as values, and what may be said of them."""

@@ -1,0 +1,462 @@
+"""A run folder read back as values, its two CSV files, and its summary over the seeds.
+
+What was measured is in `results.csv`, which is equal byte for byte for equal runs. How long it took is in
+`timings.csv`, which never is.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import re
+import statistics
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from gentickets.errors import RecipeError
+from gentickets.files import read_file, replace_file
+from gentickets.lab.recipe.plain_yaml import read_yaml
+from gentickets.sealed import Damaged, check_json, unsealed_json
+
+Arm = Literal["ticket", "random_mask", "redrawn_weights"]
+ARMS: tuple[Arm, ...] = get_args(Arm)
+"""The ticket chain, and its two controls: the mask shuffled, and the mask kept over weights drawn anew."""
+
+_LEVEL_FOLDER = re.compile(r"level-(\d{2,4}|10000)(?:-(random_mask|redrawn_weights))?")
+_SEED_FOLDER = re.compile(r"seed-(\d{1,13})")
+
+_MOST_TEXT = 2**28
+"""Bytes of one file of JSON or YAML that are read: the folder may be a stranger's."""
+
+_BEYOND = 1e100
+"""No metric of a model that came through is as large: sums and axes of such values overflow."""
+
+_MOST_NETWORKS = 1000
+
+Finite = Annotated[float, Field(allow_inf_nan=False, ge=0, le=_BEYOND)]
+Whole = Annotated[int, Field(ge=0, le=2**63)]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number that was measured, with its words. `samples`: how many images it rests on.
+
+    `by_network`: what each of several networks found, where `value` is their mean.
+    """
+
+    label: str
+    value: float
+    samples: Whole | None
+    lower_is_better: bool
+    by_network: Annotated[tuple[float, ...], Field(max_length=_MOST_NETWORKS)] | None = None
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation over the networks; None for one, and where any value is none of a model's."""
+        values = self.by_network or ()
+        return statistics.stdev(values) if len(values) > 1 and all(abs(value) <= _BEYOND for value in values) else None
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many weights are alive, and how many there are."""
+
+    alive: Whole
+    total: Whole
+
+    @property
+    def sparsity(self) -> float:
+        """The share of weights that is pruned, 0 to 1. Of nothing: 0."""
+        return 1.0 - self.alive / self.total if self.total else 0.0
+
+
+@dataclass(frozen=True)
+class Layer(Count):
+    """The count of one weight tensor, and its shape."""
+
+    shape: tuple[Whole, ...]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a level costs: FLOPs of one forward pass, bytes of the weights; `sparse` counts live ones only.
+
+    `find_flops` is what finding the level's masks took in all, `train_flops` what training from them did, forward and
+    backward; the `live` ones count live weights only. None in levels of before these were kept.
+    """
+
+    parameters: Whole
+    alive_parameters: Whole
+    flops_dense: Finite
+    flops_sparse: Finite
+    bytes_dense: Whole
+    bytes_sparse: Whole
+    find_flops: Finite | None = None
+    find_live_flops: Finite | None = None
+    train_flops: Finite | None = None
+    train_live_flops: Finite | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall-clock seconds of one level, and how many training images they went into.
+
+    `find_seconds`: of finding its masks, `train_seconds`: of training from them. `shared_from`: the run that trained
+    it, where this one only took it over.
+    """
+
+    train_seconds: Finite
+    evaluate_seconds: Finite
+    images: Whole
+    find_seconds: Finite | None = None
+    shared_from: str | None = None
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """The metric in training, on training images: at which steps, its best one, and where it could have stopped.
+
+    `early_stopping_step`: the first at which the metric, smoothed, is within 5 % of its best.
+    """
+
+    steps: list[Whole]
+    values: list[float]
+    best_step: Whole | None
+    early_stopping_step: Whole | None
+
+
+@dataclass(frozen=True)
+class LevelResult:
+    """One level folder: the ticket, or a control, of one seed. `metrics` may be empty where it failed.
+
+    `sparse_layers`: those that were trained on their live weights alone.
+    """
+
+    seed: int
+    level: Annotated[int, Field(ge=0, le=10**4)]
+    arm: Arm
+    status: Literal["complete", "diverged", "disconnected"]
+    sparsity: Annotated[float, Field(ge=0, le=1)]
+    alive: Whole
+    total: Whole
+    primary: str
+    start_step: Whole
+    end_step: Whole
+    reason: str | None = None
+    components: dict[str, Count] = field(default_factory=dict)
+    layers: dict[str, Layer] = field(default_factory=dict)
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    sparse_layers: list[str] = field(default_factory=list)
+    cost: Cost | None = None
+    validation: Evaluations | None = None
+    timing: Timing | None = None
+    folder: Path = Path()
+
+    def curve(self) -> list[dict[str, Any]]:
+        """The lines of `curve.jsonl`, in order. Empty where there is no such file. Raises `RecipeError`."""
+        path = self.folder / "curve.jsonl"
+        if not path.is_file():
+            return []
+        lines = []
+        for number, raw in enumerate(_read(path).splitlines(), 1):
+            try:
+                line = json.loads(raw.decode())
+            except (ValueError, RecursionError) as error:
+                raise RecipeError(f"{path}, line {number}: not JSON ({_one_line(error)})") from None
+            if not (isinstance(line, dict) and _is_number(line.get("step")) and isinstance(line.get("losses"), dict)):
+                raise RecipeError(f"{path}, line {number}: says no step and its losses")
+            lines.append(line)
+        return lines
+
+    @property
+    def samples(self) -> Path | None:
+        """The grid of samples, or of reconstructions."""
+        return self._picture("samples.png")
+
+    @property
+    def originals(self) -> Path | None:
+        """The held-out inputs that `samples` reconstructs."""
+        return self._picture("originals.png")
+
+    def _picture(self, name: str) -> Path | None:
+        path = self.folder / name
+        # A link is none of ours: in a stranger's folder it may name any picture of the reader's.
+        return path if path.is_file() and not path.is_symlink() else None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One metric of one arm at one level, over the seeds.
+
+    `mean` and `deviation` are over the `n` seeds that have a finite value; `deviation` is the sample standard
+    deviation, None for fewer than two. The seeds without a value are counted by what happened to them.
+    """
+
+    arm: Arm
+    level: int
+    sparsity: float
+    mean: float | None
+    deviation: float | None
+    n: int
+    diverged: int = 0
+    disconnected: int = 0
+    missing: int = 0
+
+    @property
+    def failed(self) -> int:
+        """How many seeds were trained and came to nothing."""
+        return self.diverged + self.disconnected
+
+    @property
+    def complete(self) -> bool:
+        """True where every seed has a value."""
+        return self.n > 0 and not self.failed and not self.missing
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder as it was read. `levels` are sorted by seed, level, and arm in the order of `ARMS`."""
+
+    folder: Path
+    name: str
+    recipe: dict[str, Any]
+    origin: dict[str, Any]
+    levels: list[LevelResult]
+
+    @property
+    def title(self) -> str:
+        """The recipe's title; without one, the run's name."""
+        return str(self.recipe.get("title") or self.name)
+
+    @property
+    def primary(self) -> str:
+        """The key of the metric that the run is judged by."""
+        return self.levels[0].primary
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that the recipe asks for, and any other that is there."""
+        asked = self.recipe.get("seeds")
+        asked = [seed for seed in asked if isinstance(seed, int)] if isinstance(asked, list) else []
+        return tuple(sorted({*asked, *(result.seed for result in self.levels)}))
+
+    @property
+    def depth(self) -> int:
+        """The deepest level of the ticket chain in any seed."""
+        return max((result.level for result in self.levels if result.arm == "ticket"), default=0)
+
+    def metrics(self) -> dict[str, Metric]:
+        """Key → the first measurement of it (label, direction, samples), the primary one first."""
+        found: dict[str, Metric] = {}
+        for result in self.levels:
+            for key, metric in result.metrics.items():
+                found.setdefault(key, metric)
+        return {key: found[key] for key in sorted(found, key=lambda key: (key != self.primary, key))}
+
+    def of(self, arm: Arm, level: int | None = None) -> list[LevelResult]:
+        """The results of an arm, at one level or at all, in the order of seeds."""
+        return [r for r in self.levels if r.arm == arm and (level is None or r.level == level)]
+
+    def summary(self, key: str) -> dict[tuple[Arm, int], Summary]:
+        """(arm, level) → the metric `key` over all seeds, for every arm and level that any seed has."""
+        places = sorted({(ARMS.index(result.arm), result.level) for result in self.levels})
+        return {
+            (ARMS[arm], level): _summarise(self.of(ARMS[arm], level), key, len(self.seeds)) for arm, level in places
+        }
+
+
+def mean_known(values: Iterable[float | None]) -> float | None:
+    """The mean of the values that are there; None without one."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _summarise(results: list[LevelResult], key: str, seeds: int) -> Summary:
+    """`results`: one arm at one level. A complete level whose value is not finite counts as diverged."""
+    values, diverged, disconnected = [], 0, 0
+    for result in results:
+        metric = result.metrics.get(key)
+        if result.status == "disconnected":
+            disconnected += 1
+        elif result.status == "diverged" or (metric is not None and not abs(metric.value) < _BEYOND):
+            diverged += 1
+        elif metric is not None:
+            values.append(metric.value)
+    return Summary(
+        arm=results[0].arm,
+        level=results[0].level,
+        sparsity=statistics.fmean(result.sparsity for result in results),
+        mean=statistics.fmean(values) if values else None,
+        deviation=statistics.stdev(values) if len(values) > 1 else None,
+        n=len(values),
+        diverged=diverged,
+        disconnected=disconnected,
+        missing=seeds - len(values) - diverged - disconnected,
+    )
+
+
+# -- reading ------------------------------------------------------------------------------------------------
+
+
+def read_run(folder: Path | str) -> Run:
+    """The run in `folder`; levels that are not complete are left out.
+
+    Raises `RecipeError` for a folder that is no run, that has no complete level, or that has a file which
+    does not say what it must; the message names that file.
+    """
+    folder = Path(folder)
+    recipe_path = folder / "recipe.yaml"
+    if not recipe_path.is_file():
+        raise RecipeError(f"{folder}: no run (there is no recipe.yaml in it)")
+    recipe = read_yaml(_read(recipe_path), str(recipe_path))
+    levels = sorted(_read_levels(folder), key=lambda r: (r.seed, r.level, ARMS.index(r.arm)))
+    if not levels:
+        raise RecipeError(f"{folder}: no level is complete yet")
+    _check_agreement(levels)
+    origin_path = folder / "origin.json"
+    origin = _read_json(origin_path) if origin_path.is_file() else {}
+    for path, content in ((recipe_path, recipe), (origin_path, origin)):
+        if not isinstance(content, dict):
+            raise RecipeError(f"{path}: holds no mapping at its top level")
+    return Run(folder, str(recipe.get("name") or folder.resolve().name), recipe, origin, levels)
+
+
+def _read_levels(folder: Path) -> Iterator[LevelResult]:
+    for seed_folder in folder.iterdir():
+        seed = _SEED_FOLDER.fullmatch(seed_folder.name)
+        for level_folder in seed_folder.iterdir() if seed and _is_own_folder(seed_folder) else ():
+            place = _LEVEL_FOLDER.fullmatch(level_folder.name)
+            if seed and place and _is_own_folder(level_folder) and (level_folder / "metrics.json").is_file():
+                yield _read_level(level_folder, int(seed[1]), int(place[1]), place[2] or "ticket")
+
+
+def _is_own_folder(path: Path) -> bool:
+    """Whether a folder lies where it seems to: links are not followed in what a stranger may have made."""
+    return path.is_dir() and not path.is_symlink()
+
+
+def _read_level(folder: Path, seed: int, level: int, arm: str) -> LevelResult:
+    path = folder / "metrics.json"
+    result: LevelResult = parse(path, LevelResult)
+    if (result.seed, result.level, result.arm) != (seed, level, arm):
+        found = f"seed {result.seed}, level {result.level}, {result.arm}"
+        raise RecipeError(f"{path}: says {found}, which is not where it lies")
+    if result.status == "complete" and result.primary not in result.metrics:
+        raise RecipeError(f"{path}: a complete level without its primary metric {result.primary!r}")
+    timing_path = folder / "timing.json"
+    timing = parse(timing_path, Timing) if timing_path.is_file() else None
+    return replace(result, folder=folder, timing=timing)
+
+
+def _check_agreement(levels: list[LevelResult]) -> None:
+    """Raises `RecipeError` where levels would be compared by different metrics, or in opposite directions."""
+    direction: dict[str, bool] = {}
+    for result in levels:
+        path = result.folder / "metrics.json"
+        if result.primary != levels[0].primary:
+            raise RecipeError(f"{path}: primary is {result.primary!r}, and {levels[0].primary!r} in other levels")
+        for key, metric in result.metrics.items():
+            if direction.setdefault(key, metric.lower_is_better) != metric.lower_is_better:
+                raise RecipeError(f"{path}: lower_is_better of {key!r} is not that of the other levels")
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def parse(path: Path, kind: type) -> Any:
+    """The JSON file as a value of `kind`. Raises `RecipeError` that names the file and the field at fault."""
+    raw = _read(path)
+    try:
+        check_json(raw)
+        return _adapter(kind).validate_json(raw, strict=True)
+    except Damaged as error:
+        raise RecipeError(f"{path} is damaged ({error})") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise RecipeError(f"{path}: {place + ': ' if place else ''}{_one_line(first['msg'])}") from None
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return unsealed_json(_read(path))
+    except Damaged as error:
+        raise RecipeError(f"{path} is damaged ({error})") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return read_file(path, _MOST_TEXT)
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read ({error.strerror})") from None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _BEYOND
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())
+
+
+# -- writing ------------------------------------------------------------------------------------------------
+
+
+def write_csv(run: Run) -> Path:
+    """Writes `results.csv` and, apart, `timings.csv` into the run's folder. Returns the path of the first.
+
+    One row a level, in the order of `run.levels`. Floats are written so that reading gives the same float. Beside what
+    several networks measured stands the spread over them. A folder that cannot be written, such as somebody else's, is
+    left as it was, with a warning.
+    """
+    keys = sorted(run.metrics())
+    heads = ["seed", "level", "arm", "status", "sparsity", "alive", "total", "start_step", "end_step"]
+    place = heads[:3]
+    rows = []
+    for result in run.levels:
+        row = {head: getattr(result, head) for head in heads}
+        if result.validation is not None:
+            row["early_stopping_step"] = result.validation.early_stopping_step
+        for key, metric in result.metrics.items():
+            row |= {key: metric.value, f"{key}_spread": metric.spread, f"{key}_samples": metric.samples}
+        rows.append(row)
+    heads += ["early_stopping_step"] if any(result.validation for result in run.levels) else []
+    for key in keys:
+        spread = [f"{key}_spread"] if any(row.get(f"{key}_spread") is not None for row in rows) else []
+        heads += [key, *spread, f"{key}_samples"]
+    tables = {"results.csv": to_csv(heads, rows)}
+    clocks = ["find_seconds", "train_seconds", "evaluate_seconds", "images"]
+    timed = [
+        {head: getattr(r, head) for head in place} | {clock: getattr(r.timing, clock) for clock in clocks}
+        for r in run.levels
+        if r.timing is not None
+    ]
+    tables["timings.csv"] = to_csv(place + clocks, timed)
+    try:
+        for name, table in tables.items():
+            replace_file(run.folder / name, table)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM, errno.EISDIR):
+            raise
+        warnings.warn(f"{run.folder / name} cannot be written ({error.strerror}): left as it was", stacklevel=2)
+    return run.folder / "results.csv"
+
+
+def to_csv(heads: list[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(heads)
+    for row in rows:
+        cells = (row.get(head) for head in heads)
+        writer.writerow(["" if c is None else repr(c) if isinstance(c, float) else c for c in cells])
+    return text.getvalue().encode()

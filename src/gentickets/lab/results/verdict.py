@@ -1,0 +1,275 @@
+"""The verdict on a run: is the ticket as good as the dense model, and is it the ticket that does it?
+
+Two questions at each level, each with one of three answers (shown, refuted, undecided; `estimation`):
+
+- **Not worse.** Is the ticket worse than the dense model by less than a margin (`evaluation.margin`, a share of the
+  dense model's value, 5 %)? Seeds are compared one by one; the spread of the dense model is no allowance.
+- **Ahead.** Is it better than each of its controls?
+
+Both together make a winning ticket at that level. Looking at many levels is accounted for: "up to" a sparsity is told
+level by level, and ends with the first that is not shown (a fixed sequence needs no correction); the levels that have
+controls are judged by p values after Holm. A seed that failed refutes its ticket; one that is missing leaves all open.
+One seed decides nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from gentickets.lab.results import paper_rule
+from gentickets.lab.results.baseline import Reference, falls_short, reference_of
+from gentickets.lab.results.estimation import CONFIDENCE, Answer, Cells, Estimate, holm
+from gentickets.lab.results.reading import ARMS, Arm, Run, Summary
+
+CONTROLS = ARMS[1:]
+ARM_NAMES: dict[Arm, str] = {
+    "ticket": "ticket",
+    "random_mask": "random mask",
+    "redrawn_weights": "re-drawn weights",
+}
+MARGIN = 0.05
+"""Of runs whose recipe says none: those of before there was one."""
+
+NoVerdict = Literal["dense", "baseline", "levels", "controls"]
+
+_ALPHA = (1 - CONFIDENCE) / 2
+DENSE: tuple[Arm, int] = ("ticket", 0)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The ticket beside one control at one level. `estimate`: the ticket's value to the control's, None without shared
+    seeds. `why`: what decides where no estimate does, `failed`, `control failed` or `unfinished`; else None."""
+
+    control: Arm
+    other: Summary
+    estimate: Estimate | None
+    answer: Answer
+    p: float
+    why: str | None = None
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of the ticket. `to_dense`: its value to the dense model's. `not_worse`: the first question; `ahead`:
+    the second, a control each; `p`: that both hold, one-sided, before Holm (1 without controls)."""
+
+    level: int
+    sparsity: float
+    ticket: Summary
+    to_dense: Estimate | None
+    not_worse: Answer
+    ahead: tuple[Beside, ...]
+    p: float
+
+    @property
+    def answer(self) -> Answer:
+        """Both questions together, by this level alone."""
+        answers = {self.not_worse, *(beside.answer for beside in self.ahead)}
+        return "refuted" if "refuted" in answers else "undecided" if "undecided" in answers else "shown"
+
+    def more_seeds(self, margin: float) -> int | None:
+        """How many more seeds would decide what this level leaves open, as things stand. None: unknown, or too many."""
+        if self.ticket.missing or any(beside.why == "unfinished" for beside in self.ahead):
+            return None
+        needed = []
+        if self.not_worse == "undecided":
+            needed.append(self.to_dense.seeds_for_not_worse(margin) if self.to_dense else None)
+        for beside in self.ahead:
+            if beside.answer == "undecided":
+                needed.append(beside.estimate.seeds_for_ahead(margin) if beside.estimate else None)
+        known = [seeds for seeds in needed if seeds is not None]
+        return max(known, default=0) if len(known) == len(needed) else None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one run shows. Sparsities are shares, 0 to 1, and None where no level qualifies.
+
+    `answer`: whether there is a winning ticket at a level that has controls; None where there is nothing to judge
+    (`no_verdict` says why). `reference`: that of the dense model, if one is known. `judged`: the level that the
+    answer is of, the deepest that is shown, else the one that is nearest to be decided. `deepest`: the last level of
+    those that are shown to be not worse without a gap. `not_worse`: the answer for every arm and level by itself.
+    `more_seeds`: how many would decide what `judged` leaves open, None for unknown or too many.
+    """
+
+    key: str
+    label: str
+    lower_is_better: bool
+    seeds: int
+    margin: float
+    summary: Mapping[tuple[Arm, int], Summary]
+    levels: tuple[Level, ...]
+    answer: Answer | None
+    no_verdict: NoVerdict | None
+    reference: Reference | None
+    deepest: Level | None
+    judged: Level | None
+    not_worse: Mapping[tuple[Arm, int], Answer]
+    more_seeds: int | None
+    cells: Cells
+
+    @property
+    def matches_up_to(self) -> float | None:
+        """The sparsity up to which the ticket is shown to be not worse than the dense model."""
+        return self.deepest.sparsity if self.deepest else None
+
+    @property
+    def within_spread_up_to(self) -> float | None:
+        """The same by the field's rule for means (`paper_rule`)."""
+        return paper_rule.matches_up_to(self.summary, paper_rule.spread_of, self.lower_is_better)
+
+    @property
+    def dense(self) -> Summary | None:
+        """The dense model: level 0 of the ticket chain."""
+        return self.summary.get(DENSE)
+
+    def at(self, arm: Arm, level: int | None) -> Summary | None:
+        """The summary of an arm at a level, None where there is none."""
+        return None if level is None else self.summary.get((arm, level))
+
+
+def judge(run: Run) -> Verdict:
+    """The verdict on a run, by its primary metric."""
+    metric = run.metrics().get(run.primary)
+    lower = metric.lower_is_better if metric else True
+    summary, margin = run.summary(run.primary), margin_of(run)
+    cells = Cells(values_of(run, run.primary), lower, by_network_of(run, run.primary))
+    levels = tuple(
+        _level(level, summary, cells, margin) for level in range(1, run.depth + 1) if ("ticket", level) in summary
+    )
+    reference = reference_of(run)
+    no_verdict = _no_verdict(summary.get(DENSE), levels, reference, lower)
+    answer, judged = (None, None) if no_verdict else _answer(levels, margin)
+    return Verdict(
+        key=run.primary,
+        label=metric.label if metric else run.primary,
+        lower_is_better=lower,
+        seeds=len(run.seeds),
+        margin=margin,
+        summary=summary,
+        levels=levels,
+        answer=answer,
+        no_verdict=no_verdict,
+        reference=reference,
+        deepest=_deepest(levels),
+        judged=judged,
+        not_worse={place: _not_worse(place, summary, cells, margin)[0] for place in summary if place[1]},
+        more_seeds=_at_least_one(judged.more_seeds(margin)) if judged and answer == "undecided" else None,
+        cells=cells,
+    )
+
+
+def margin_of(run: Run) -> float:
+    """The margin that a run's recipe says, `MARGIN` where it says none."""
+    evaluation = run.recipe.get("evaluation")
+    margin = evaluation.get("margin") if isinstance(evaluation, dict) else None
+    return float(margin) if isinstance(margin, (int, float)) and 0 < margin < math.inf else MARGIN
+
+
+def values_of(run: Run, key: str) -> dict[tuple[str, int], dict[int, float]]:
+    """(arm, level) → seed → the metric, of every level that came through with a finite value."""
+    found: dict[tuple[str, int], dict[int, float]] = {}
+    for result in run.levels:
+        metric = result.metrics.get(key)
+        if result.status == "complete" and metric is not None and math.isfinite(metric.value):
+            found.setdefault((result.arm, result.level), {})[result.seed] = metric.value
+    return found
+
+
+def by_network_of(run: Run, key: str) -> dict[tuple[str, int], dict[int, tuple[float, ...]]]:
+    """The same with what each network found, of every level that was measured by several."""
+    found: dict[tuple[str, int], dict[int, tuple[float, ...]]] = {}
+    for result in run.levels:
+        metric = result.metrics.get(key)
+        if result.status == "complete" and metric is not None and metric.spread is not None and metric.by_network:
+            found.setdefault((result.arm, result.level), {})[result.seed] = metric.by_network
+    return found
+
+
+def _level(level: int, summary: Mapping[tuple[Arm, int], Summary], cells: Cells, margin: float) -> Level:
+    ticket = summary["ticket", level]
+    answer, to_dense = _not_worse(("ticket", level), summary, cells, margin)
+    ahead = tuple(_beside(ticket, summary[c, level], cells, margin) for c in CONTROLS if (c, level) in summary)
+    first = to_dense.p_worse_by(margin) if to_dense and ticket.complete else 1.0
+    p = max([first, *(beside.p for beside in ahead)]) if ahead else 1.0
+    return Level(level, ticket.sparsity, ticket, to_dense, answer, ahead, p)
+
+
+def _not_worse(
+    place: tuple[Arm, int], summary: Mapping[tuple[Arm, int], Summary], cells: Cells, margin: float
+) -> tuple[Answer, Estimate | None]:
+    """Whether an arm at a level is not worse than the dense model, and by what estimate."""
+    estimate = cells.compare(place, DENSE)
+    return not_worse(summary[place], summary.get(DENSE), estimate, margin), estimate
+
+
+def not_worse(found: Summary, dense: Summary | None, estimate: Estimate | None, margin: float) -> Answer:
+    """The answer to the first question, of any arm: a seed that failed refutes it, a missing one leaves it open."""
+    if found.failed:
+        return "refuted"
+    if estimate is None or found.missing or dense is None or not dense.complete:
+        return "undecided"
+    return estimate.not_worse_by(margin)
+
+
+def _beside(ticket: Summary, other: Summary, cells: Cells, margin: float) -> Beside:
+    estimate = cells.compare(("ticket", ticket.level), (other.arm, other.level))
+    if ticket.failed:
+        return Beside(other.arm, other, estimate, "refuted", 1.0, "failed")
+    if ticket.missing or other.missing:
+        return Beside(other.arm, other, estimate, "undecided", 1.0, "unfinished")
+    if estimate is None:
+        enough = ticket.n > 1
+        return Beside(
+            other.arm, other, None, "shown" if enough else "undecided", 0.0 if enough else 1.0, "control failed"
+        )
+    return Beside(other.arm, other, estimate, estimate.ahead(margin), estimate.p_worse_by(0.0))
+
+
+def _no_verdict(
+    dense: Summary | None, levels: tuple[Level, ...], reference: Reference | None, lower_is_better: bool
+) -> NoVerdict | None:
+    """Why there is nothing to judge: what is not there, or that the dense model falls short of its reference."""
+    if dense is None or not dense.complete:
+        return "dense"
+    if reference is not None and falls_short(dense, reference, lower_is_better):
+        return "baseline"
+    if not levels:
+        return "levels"
+    return None if any(level.ahead for level in levels) else "controls"
+
+
+def _deepest(levels: tuple[Level, ...]) -> Level | None:
+    """The last level before the first that is not shown."""
+    deepest = None
+    for number, level in enumerate(levels, 1):
+        if level.level != number or level.not_worse != "shown":
+            break
+        deepest = level
+    return deepest
+
+
+def _answer(levels: tuple[Level, ...], margin: float) -> tuple[Answer, Level]:
+    """Whether there is a winning ticket at any level that has controls, and at which."""
+    controlled = [level for level in levels if level.ahead]
+    adjusted = holm([level.p for level in controlled])
+    shown = [level for level, p in zip(controlled, adjusted, strict=True) if p <= _ALPHA]
+    if shown:
+        return "shown", shown[-1]
+    open_ones = [level for level in controlled if level.answer != "refuted"]
+    if not open_ones:
+        return "refuted", controlled[-1]
+    return "undecided", min(open_ones, key=lambda level: (_few(level.more_seeds(margin)), -level.level))
+
+
+def _at_least_one(seeds: int | None) -> int | None:
+    """A level that is shown by itself, and not beside the others, is open too."""
+    return None if seeds is None else max(seeds, 1)
+
+
+def _few(seeds: int | None) -> float:
+    return math.inf if seeds is None else seeds

@@ -1,0 +1,354 @@
+"""A run on disk: which files there are, and that each is whole or absent.
+
+    runs/NAME/
+      recipe.yaml  origin.json         what was asked, resolved; versions, machine, data fingerprint
+      seed-0/rewind.safetensors        the weights at the rewind step; rewind.json: what they cost
+      seed-0/level-00/ … level-12/     the dense model, and the tickets
+      seed-0/level-03-random_mask/     the controls of a level
+      results.csv  report.html
+
+A level's folder is built beside its place (`.level-03.partial`), synced and renamed. Resuming is: skip what is
+complete, go on with what is partial. No bit of it can change unnoticed: files of state and JSON carry their own digest,
+and `SHA256SUMS` in a level's folder has those of all the others too, as `sha256sum -c` reads them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gentickets.errors import GenticketsError, RecipeError
+from gentickets.files import read_file, replace_file
+from gentickets.lab.recipe.plain_yaml import read_yaml, write_yaml
+from gentickets.lab.recipe.recipe import Recipe, differing_keys, kept_recipe
+from gentickets.lab.results.reading import LevelResult, parse
+from gentickets.sealed import Damaged, sealed_json, sealed_tensors, unsealed_json, unsealed_tensors
+
+CHECKPOINT = "checkpoint.pt"
+SUMS = "SHA256SUMS"
+LOCK = ".lock"
+
+MOST_TEXT = 2**28
+"""Bytes of JSON or YAML that are read: a hundred times what a run writes, whoever made its folder."""
+
+# What may change between two commands on one folder without making a finished level wrong.
+_MAY_GROW = (
+    "title",
+    "seeds",
+    "search.rounds",
+    "controls",
+    "on_failure",
+    "training.checkpoint_seconds",
+    "evaluation.margin",
+)
+
+
+# What `--time` may have made smaller than was asked.
+_FITTED = ("training.steps", "search.rewind_step", "search.rounds")
+
+
+def level_name(level: int, arm: str = "ticket") -> str:
+    """`level-03`, or `level-03-random_mask` for a control."""
+    return f"level-{level:02d}" if arm == "ticket" else f"level-{level:02d}-{arm}"
+
+
+def partial_of(place: Path) -> Path:
+    """Where a level's folder is built before it is complete."""
+    return place.with_name(f".{place.name}.partial")
+
+
+@contextlib.contextmanager
+def building(place: Path) -> Iterator[Path]:
+    """A folder to build in; complete on leaving without an exception, kept for a resumption otherwise."""
+    partial = partial_of(place)
+    partial.mkdir(parents=True, exist_ok=True)
+    remove_halves(partial)
+    yield partial
+    (partial / CHECKPOINT).unlink(missing_ok=True)
+    _write_sums(partial)
+    for file in partial.iterdir():
+        _sync(file)
+    _sync(partial)
+    os.replace(partial, place)
+    _sync(place.parent)
+
+
+def remove_halves(folder: Path) -> None:
+    """Removes the files that a command was writing when it was killed. Nobody else may write there."""
+    for half in folder.glob(".*.partial"):
+        if half.is_file():  # and no level in the making
+            half.unlink()
+
+
+def _write_sums(folder: Path) -> None:
+    """The digests of all that a level's folder holds, but for metrics.json, which is written again by `evaluate`."""
+    files = sorted(file for file in folder.iterdir() if file.name not in (SUMS, "metrics.json") and file.is_file())
+    lines = (f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
+    replace_file(folder / SUMS, "".join(lines).encode())
+
+
+def changed_files(folder: Path) -> list[str]:
+    """The files of a complete level that are not as they were written; of one from before there were sums, none.
+
+    Raises `Damaged` where the sums themselves cannot be read.
+    """
+    try:
+        lines = read_file(folder / SUMS).decode().splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError):
+        raise Damaged(f"{folder / SUMS} is damaged") from None
+    changed = []
+    for line in lines:
+        digest, _, name = line.partition("  ")
+        if re.fullmatch(r"[0-9a-f]{64}", digest) is None or not name or "/" in name:
+            raise Damaged(f"{folder / SUMS} is damaged")
+        try:
+            sound = hashlib.sha256(read_file(folder / name)).hexdigest() == digest
+        except OSError:
+            sound = False
+        changed += [] if sound else [name]
+    return changed
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes plain data, whole or not at all; keys and values with a digest."""
+    replace_file(path, sealed_json(value))
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote. Raises `Damaged` where it is not there, or not as it was written."""
+    try:
+        return unsealed_json(read_file(path, MOST_TEXT))
+    except OSError as error:
+        raise Damaged(f"{path} cannot be read ({error.strerror})") from None
+    except Damaged as error:
+        raise Damaged(f"{path} is damaged ({error})") from None
+
+
+def write_recipe(folder: Path, recipe: Recipe) -> None:
+    """A run's recipe.yaml: every key of the resolved recipe."""
+    replace_file(folder / "recipe.yaml", write_yaml(recipe.dump()))
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Writes named tensors as safetensors with a digest, whole or not at all."""
+    replace_file(path, sealed_tensors(state))
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Reads what `save_weights` wrote. Raises `Damaged` where it is not there, or a bit is not as it was written."""
+    try:
+        return unsealed_tensors(read_file(path))[0]
+    except OSError as error:
+        raise Damaged(f"{path} cannot be read ({error.strerror})") from None
+    except Damaged as error:
+        raise Damaged(f"{path} is damaged ({error})") from None
+
+
+@contextlib.contextmanager
+def one_line_errors(folder: Path) -> Iterator[None]:
+    """Turns a full disk, or a folder that cannot be written, into one line that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise GenticketsError(
+                f"no space left for {folder}: free some and run the same command again; what is complete is kept"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+            raise GenticketsError(f"cannot write to {folder}: {error.strerror}") from error
+        raise
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Only one command at a time works on a run folder; yields the number of the open file that holds the lock.
+
+    A folder that was made for it, and in which nothing else came to be, is removed. Raises `GenticketsError` for the
+    second command, and where the lock's file is not one of ours: a link is not followed, and nothing is emptied.
+    """
+    handle = _locked_file(folder)
+    try:
+        yield handle
+    finally:
+        if [entry.name for entry in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        os.close(handle)
+
+
+def _locked_file(folder: Path) -> int:
+    path = folder / LOCK
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = _open_lock(path)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            raise GenticketsError(
+                f"{folder} is being written by another command: wait for it, or take name=…"
+            ) from None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        os.close(handle)  # its file was removed meanwhile, by a command that left nothing behind
+
+
+def _open_lock(path: Path) -> int:
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise GenticketsError(f"{path} is no lock of ours, but a link or the like: remove it") from None
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise GenticketsError(f"{path} is no lock of ours, but a pipe or a device: remove it")
+    return handle
+
+
+def opened(folder: Path, asked: Recipe) -> tuple[Recipe, dict[str, Any]] | None:
+    """The recipe and origin of a run that is there already and that `asked` may go on with; None for a new run.
+
+    Raises `RecipeError` that says which keys differ, where the folder was made by another recipe or its recipe.yaml was
+    changed since, and for a folder that holds what is no run's.
+    """
+    if not (folder / "recipe.yaml").exists():
+        if (folder / "origin.json").exists():
+            raise RecipeError(
+                f"{folder} holds what `gentickets train` made, or a run that lacks its recipe.yaml: take name=… for "
+                f"a new run, or --fresh"
+            )
+        if any(folder.glob("seed-*/level-*")):
+            raise RecipeError(f"{folder} holds levels without recipe.yaml and origin.json: take name=… for a new run")
+        if foreign := sorted(entry.name for entry in folder.iterdir() if not _is_ours(entry)):
+            raise RecipeError(
+                f"{folder} holds what is no run's ({', '.join(foreign[:3])}{' …' if len(foreign) > 3 else ''}): "
+                f"take another name=…"
+            )
+        return None
+    if not (folder / "origin.json").exists():
+        if any(folder.glob("seed-*/level-*")):
+            raise RecipeError(
+                f"{folder} holds levels, but not the origin.json that says whose they are: put it back, or --fresh"
+            )
+        return None
+    origin, recipe = read_run_origin(folder), read_run_recipe(folder)
+    # Read as a recipe: keys that are newer than the folder have their defaults.
+    before = kept_recipe(origin["asked"], str(folder)).dump()
+    if differing := differing_keys(_fixed(before), _fixed(asked.dump())):
+        raise RecipeError(
+            f"{folder} was made by another recipe: {'; '.join(differing)}; take name=… for a new run, or --fresh"
+        )
+    fitted = _FITTED if origin["gave_up"] else ()
+    if changed := differing_keys(_fixed(recipe.dump(), fitted), _fixed(before, fitted)):
+        raise RecipeError(
+            f"{folder / 'recipe.yaml'} was changed since the run began: {'; '.join(changed)} (first what stands there "
+            f"now): put it back, or take --fresh"
+        )
+    return recipe, origin
+
+
+_OURS = ("recipe.yaml", "origin.json", "results.csv", "timings.csv", "report.html", "figures", LOCK)
+
+
+def _is_ours(entry: Path) -> bool:
+    """Whether something in a run's folder is what a run makes, by its name."""
+    return entry.name in _OURS or re.fullmatch(r"seed-\d+|\..*\.partial", entry.name) is not None
+
+
+def remove_run(folder: Path) -> None:
+    """Removes what a run makes from its folder, and nothing else; a link is removed and not followed.
+
+    Raises `RecipeError` where the folder is something else.
+    """
+    entries = [entry for entry in folder.iterdir() if entry.name != LOCK]
+    if entries and not (folder / "origin.json").exists() and not (folder / "recipe.yaml").exists():
+        raise RecipeError(f"{folder} is no run, and --fresh would remove what is in it: take another name=…")
+    for entry in filter(_is_ours, entries):
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def read_run_recipe(folder: Path) -> Recipe:
+    """The resolved recipe of a run. Raises `RecipeError` where the folder is no run."""
+    try:
+        text = read_file(folder / "recipe.yaml", MOST_TEXT)
+    except OSError:
+        raise RecipeError(f"{folder} is no run: it has no readable recipe.yaml") from None
+    raw = read_yaml(text, str(folder / "recipe.yaml"))
+    return kept_recipe(raw, str(folder / "recipe.yaml"))
+
+
+def read_origin(folder: Path) -> dict[str, Any]:
+    """What stands in a folder's origin.json. Raises `RecipeError` where it is broken."""
+    try:
+        origin = read_json(folder / "origin.json")
+    except Damaged as error:
+        raise RecipeError(f"{folder} is no run: it has no readable origin.json ({error})") from None
+    if not isinstance(origin, dict):
+        raise RecipeError(f"{folder} is no run: it has no readable origin.json, which holds no keys and values")
+    return origin
+
+
+def read_run_origin(folder: Path) -> dict[str, Any]:
+    """A run's origin: what was asked, by how many threads, on which data, and what was given up for a time.
+
+    Raises `RecipeError` where one of these is missing or of another kind.
+    """
+    origin = read_origin(folder)
+    data = origin.get("data")
+    sound = {
+        "asked": isinstance(origin.get("asked"), dict),
+        "threads": type(origin.get("threads")) is int and origin["threads"] > 0,
+        "gave_up": isinstance(origin.get("gave_up"), list),
+        "data": isinstance(data, dict) and isinstance(data.get("fingerprint"), str),
+    }
+    if broken := [key for key, holds in sound.items() if not holds]:
+        raise RecipeError(
+            f"{folder / 'origin.json'} lacks {', '.join(broken)}, or has something else there: put it back, "
+            f"or take name=… or find --fresh"
+        )
+    return origin
+
+
+def read_metrics(place: Path) -> dict[str, Any]:
+    """A complete level's metrics.json. Raises `GenticketsError` where it is broken."""
+    try:
+        parse(place / "metrics.json", LevelResult)
+    except RecipeError as error:
+        raise GenticketsError(f"{error}: remove {place} and run the command again") from None
+    return dict(read_json(place / "metrics.json"))
+
+
+def _fixed(dumped: dict[str, Any], fitted: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A dumped recipe without the keys that may grow, and without those that were fitted into a time."""
+    kept = {key: dict(value) if isinstance(value, dict) else value for key, value in dumped.items()}
+    for path in (*_MAY_GROW, *fitted):
+        part, _, key = path.partition(".")
+        if key:
+            kept[part].pop(key, None)
+        else:
+            kept.pop(part, None)
+    return kept

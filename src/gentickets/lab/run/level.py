@@ -1,0 +1,214 @@
+"""What a level's folder says of it: its files, written in one place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gentickets.errors import GenticketsError, RecipeError
+from gentickets.lab.judging import Judge
+from gentickets.lab.run import early
+from gentickets.lab.run import folder as disk
+from gentickets.lab.run.trainer import Outcome, Price
+from gentickets.lab.run.validation import BEST, Validation
+from gentickets.masks.names import clone, named_state
+from gentickets.masks.ticket import Ticket
+from gentickets.masks.value import Masks
+from gentickets.metrics import Cost, Measurement, cost
+from gentickets.sealed import Damaged
+from gentickets.training.averaging import settle
+
+
+@dataclass(frozen=True)
+class Made:
+    """A trained level: whose it is, the ticket, the model as trained, and the masks that the model is held to.
+
+    The model is smaller than the ticket's where channels were pruned, and so are its masks.
+    """
+
+    seed: int
+    level: int
+    arm: str
+    ticket: Ticket
+    model: nn.Module
+    masks: Masks
+    span: tuple[int, int]
+
+
+def check_level(folder: Path) -> None:
+    """Raises `Damaged` where a file of a complete level that others rest on is not as it was written.
+
+    Of others, a curve or a picture, a `RecipeError` that is the user's to mend: no training is thrown away for them.
+    """
+    try:
+        disk.read_metrics(folder)
+    except GenticketsError as error:
+        raise Damaged(str(error)) from None
+    changed = disk.changed_files(folder)
+    if broken := [name for name in changed if Path(name).suffix in (".safetensors", ".pt", ".json")]:
+        raise Damaged(f"{folder / broken[0]} is damaged (its digest does not fit its content)")
+    if changed:
+        raise RecipeError(
+            f"{folder / changed[0]} is not as it was written, though nothing is computed from it: put it back, "
+            f"or remove {folder} to have that made again"
+        )
+    if (folder / disk.SUMS).exists():
+        return
+    Ticket.load(folder / "ticket.safetensors")
+    for name in ("trained.safetensors", "averaged.safetensors", BEST):
+        if (folder / name).exists():
+            disk.load_weights(folder / name)
+    if (folder / early.STATE).exists():
+        early.read_settled(folder)
+
+
+def write_level(
+    folder: Path,
+    made: Made,
+    outcome: Outcome,
+    validation: Validation | None,
+    judge: Judge,
+    example_inputs: Mapping[str, Tensor],
+) -> None:
+    """Judges a trained level and writes its files. Raises `MaskError` where the model is not as sparse as its masks."""
+    made.masks.audit(made.model)
+    if not (folder / "ticket.safetensors").exists():
+        made.ticket.save(folder / "ticket.safetensors")
+    disk.save_weights(folder / "trained.safetensors", named_state(made.model))
+    if dict(outcome.averaged.named_children()):
+        disk.save_weights(folder / "averaged.safetensors", named_state(outcome.averaged.cpu()))
+    begun = time.perf_counter()
+    measured = []
+    if outcome.status == "complete":
+        measured = measure_level(folder, made.model, judge)
+        judge.picture(with_stored_averages(made.model, folder), folder)
+    price = cost(made.model.cpu(), example_inputs, made.masks)
+    disk.write_json(
+        folder / "metrics.json",
+        {
+            **level_facts(made.seed, made.level, made.arm, made.ticket.masks),
+            "status": outcome.status,
+            "reason": outcome.reason,
+            "primary": judge.primary,
+            "metrics": metrics_json(measured),
+            "sparse_layers": list(outcome.sparse_layers),
+            "cost": {**_cost_json(price), **_flops("find", outcome.find), **_flops("train", outcome.train)},
+            "start_step": made.span[0],
+            "end_step": made.span[1],
+            "validation": validation.summary() if validation is not None else None,
+        },
+    )
+    seconds = {
+        "find_seconds": outcome.find.seconds,
+        "train_seconds": outcome.train.seconds,
+        "evaluate_seconds": time.perf_counter() - begun,
+    }
+    disk.write_json(folder / "timing.json", {**seconds, "images": outcome.images})
+
+
+def measure_level(folder: Path, model: nn.Module, judge: Judge) -> list[Measurement]:
+    """Every metric of a level whose weights are in `folder`, `model` being as trained.
+
+    Judged are the averages where there are some; of the raw weights beside them, and of the best ones that training
+    came by, the primary metric, as `…_raw` and `…_best`.
+    """
+    found = judge.measure(with_stored_averages(model, folder))
+    if (folder / "averaged.safetensors").exists():
+        (raw,) = judge.measure(clone(model), judge.primary)
+        found.append(replace(raw, key=f"{raw.key}_raw", label=f"{raw.label}, without averaging"))
+    if (folder / BEST).exists():
+        (best,) = judge.measure(_with_weights(model, folder / BEST), judge.primary)
+        label = f"{best.label}, at the best evaluation on training images"
+        found.append(replace(best, key=f"{best.key}_best", label=label))
+    return found
+
+
+def write_untrained(
+    folder: Path, seed: int, level: int, arm: str, ticket: Ticket, primary: str, reason: str, find: Price
+) -> None:
+    """A level whose masks cut a component in two: its ticket, and why it was not trained."""
+    ticket.save(folder / "ticket.safetensors")
+    disk.write_json(
+        folder / "metrics.json",
+        {
+            **level_facts(seed, level, arm, ticket.masks),
+            "status": "disconnected",
+            "reason": reason,
+            "primary": primary,
+            "metrics": {},
+            "cost": None,
+            "start_step": 0,
+            "end_step": 0,
+        },
+    )
+    seconds = {"find_seconds": find.seconds, "train_seconds": 0.0, "evaluate_seconds": 0.0}
+    disk.write_json(folder / "timing.json", {**seconds, "images": 0})
+
+
+def read_price(folder: Path, which: str) -> Price:
+    """What finding or training (`which`: "find", "train") a complete level took; nothing where it does not say."""
+    seconds = disk.read_json(folder / "timing.json") if (folder / "timing.json").exists() else {}
+    flops = disk.read_metrics(folder)["cost"] or {}
+    return Price(
+        seconds.get(f"{which}_seconds") or 0.0,
+        flops.get(f"{which}_flops") or 0.0,
+        flops.get(f"{which}_live_flops") or 0.0,
+    )
+
+
+def metrics_json(measured: list[Any]) -> dict[str, Any]:
+    """By key; `by_network` only where there are several networks."""
+    left_out = {"key"}, {"key", "by_network"}
+    return {m.key: {k: v for k, v in asdict(m).items() if k not in left_out[m.by_network is None]} for m in measured}
+
+
+def with_stored_averages(model: nn.Module, folder: Path) -> nn.Module:
+    """A level's model as it is judged: with its averages where the level has some."""
+    path = folder / "averaged.safetensors"
+    # Settled, for the sake of folders that older versions wrote: they averaged the vectors of spectral norms too.
+    return settle(_with_weights(model, path)) if path.exists() else clone(model)
+
+
+def _with_weights(model: nn.Module, path: Path) -> nn.Module:
+    """A copy of `model` with the tensors of a file in the place of its own."""
+    copy = clone(model).cpu()
+    state = named_state(copy)
+    with torch.no_grad():
+        for name, tensor in disk.load_weights(path).items():
+            state[name].copy_(tensor)
+    return copy
+
+
+def level_facts(seed: int, index: int, arm: str, masks: Masks) -> dict[str, Any]:
+    """What a level's masks say of themselves."""
+    counts = masks.counts()
+    layers = {
+        name: {"alive": counts[name], "total": masks[name].numel(), "shape": list(shape)}
+        for name, shape in masks.shapes.items()
+    }
+    components = {name: masks.select(name) for name in masks.components}
+    return {
+        "seed": seed,
+        "level": index,
+        "arm": arm,
+        "sparsity": masks.sparsity,
+        "alive": masks.alive,
+        "total": masks.total,
+        "components": {name: {"alive": part.alive, "total": part.total} for name, part in components.items()},
+        "layers": layers,
+    }
+
+
+def _cost_json(price: Cost) -> dict[str, Any]:
+    names = ("parameters", "alive_parameters", "flops_dense", "flops_sparse", "bytes_dense", "bytes_sparse")
+    return {name: getattr(price, name) for name in names}
+
+
+def _flops(which: str, price: Price) -> dict[str, float]:
+    return {f"{which}_flops": price.flops, f"{which}_live_flops": price.live_flops}

@@ -1,0 +1,235 @@
+"""Before a run: what will it take, and how is it made to fit into the time there is?"""
+
+from __future__ import annotations
+
+import math
+import resource
+import shutil
+import sys
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from gentickets.cores import memory
+from gentickets.data import Batches, ImageSet
+from gentickets.errors import GenticketsError, RecipeError
+from gentickets.lab.judging import Judge
+from gentickets.lab.recipe.durations import duration, size
+from gentickets.lab.recipe.recipe import Recipe, make_recipe
+from gentickets.lab.results.words import count
+from gentickets.lab.run.seed import build_model, steps_of_seed
+from gentickets.lab.run.trainer import make_fabric
+from gentickets.masks.names import named_state
+from gentickets.masks.value import Masks
+from gentickets.training.loop import on_threads, train, with_averages
+
+WARM_STEPS, CLOCK_SECONDS = 3, 1.0
+"""Steps that are run before the clock, and seconds that the clock runs."""
+
+STARTING, FIRST_STEPS_AND_FILES, PAGE = 1.0, 0.04, 0.7
+"""What is no step and no evaluation, in units of the seconds that loading the program took, which tell how fast the
+machine is at such work: the start of processes, what comes before and after the steps of each training, and the page.
+Counted on quickstart runs of 120 steps."""
+
+_LONG = 30 * 86_400
+"""Seconds from which a plan is doubted aloud."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a whole run is expected to take. `seconds` of wall clock, bytes of memory and disk; `threads` a training."""
+
+    step_seconds: float
+    evaluate_seconds: float
+    trainings: int
+    steps: int
+    seconds: float
+    memory_bytes: int
+    disk_bytes: int
+    threads: int = 1
+    loading_seconds: float = 0.0
+
+    def words(self) -> str:
+        return (
+            f"{self.trainings} trainings, {self.steps:,} steps: about {duration(self.seconds)}, "
+            f"{size(self.memory_bytes)} of memory, {size(self.disk_bytes)} of disk; "
+            f"{count(self.threads, 'thread')} a training"
+            f"{'; --time 12h would fit it into a night' if self.seconds > _LONG else ''}"
+        )
+
+    def check_possible(self, folder: Path) -> None:
+        """Raises `GenticketsError` where this needs more memory than there is, or more disk than is free."""
+        place = next(above for above in (folder, *folder.resolve().parents) if above.exists())
+        free, there = shutil.disk_usage(place).free, memory()
+        if self.disk_bytes > free:
+            raise GenticketsError(
+                f"{self.trainings:,} trainings would write {size(self.disk_bytes)}, and {size(free)} are free at "
+                f"{place}: take fewer seeds, fewer search.rounds, or another --runs"
+            )
+        if self.memory_bytes > there:
+            raise GenticketsError(
+                f"the trainings would take {size(self.memory_bytes)} of memory, and {size(there)} are all there is: "
+                "take fewer seeds at once, or a smaller model or training.batch_size"
+            )
+
+    def against(self, seconds: float) -> str:
+        """What was planned beside what it took, in words."""
+        return f"planned {duration(self.seconds)}, took {duration(seconds)}"
+
+
+def check_fits(recipe: Recipe, model: nn.Module, shape: Sequence[int]) -> None:
+    """Raises `RecipeError` where a model, which may be on the device meta, and its batches cannot be held in memory.
+
+    `shape`: of one image. What is counted is the least that a training holds: weights, gradients, Adam's two averages,
+    and the images of a step, or of all on which SNIP and GraSP score.
+    """
+    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    scored = recipe.search.score_batches if recipe.search.method in ("snip", "grasp") else 1
+    images = recipe.training.batch_size * recipe.build_objective().batches_per_step * scored
+    needed = 4 * weights, 4 * images * math.prod(shape)
+    if sum(needed) > memory():
+        key = "model" if needed[0] > needed[1] else f"training.batch_size={recipe.training.batch_size}"
+        raise RecipeError(
+            f"{key} is too large: a training would hold {size(needed[0])} of weights, gradients and Adam's averages "
+            f"and {size(needed[1])} of images at once, and there are {size(memory())} of memory"
+        )
+
+
+def measure(
+    recipe: Recipe, images: ImageSet, judge: Judge, threads: int, workers: int, loading_seconds: float = 0.0
+) -> Plan:
+    """Takes a few steps and one evaluation, and multiplies. `loading_seconds`: what loading the program took."""
+    with on_threads(threads):
+        step_seconds, evaluate_seconds, weights = _measure(recipe, images, judge)
+    trained = _plan(recipe, step_seconds, evaluate_seconds, workers, loading_seconds)
+    held = _resident_bytes() * workers
+    # A level keeps the weights twice (where it starts, where it ends), averages once, and one bit a weight.
+    averaged = 1 if recipe.training.ema is not None else 0
+    per_level = int(weights * (2 + averaged + 1 / 32)) + 200_000
+    return replace(trained, memory_bytes=held, disk_bytes=per_level * trained.trainings, threads=threads)
+
+
+def _measure(recipe: Recipe, images: ImageSet, judge: Judge) -> tuple[float, float, int]:
+    """Seconds a step, seconds an evaluation, bytes of weights."""
+    model, steps = rehearsal(recipe, images)
+    begun = time.perf_counter()
+    averaged = steps(WARM_STEPS)
+    at_once = 10 if time.perf_counter() - begun < CLOCK_SECONDS else 1
+    taken, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < CLOCK_SECONDS:
+        averaged = steps(at_once)
+        taken += at_once
+    step_seconds = (time.perf_counter() - begun) / taken
+    begun = time.perf_counter()
+    judge.measure(with_averages(model, averaged))
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in named_state(model).values())
+    return step_seconds, time.perf_counter() - begun, weights
+
+
+def rehearsal(recipe: Recipe, images: ImageSet) -> tuple[nn.Module, Callable[[int], nn.Module]]:
+    """The recipe's model, and a function that takes so many more steps of its dense training and gives the averages.
+
+    At rate 0, so that a recipe that diverges does so in its run, where that is recorded.
+    """
+    fabric = make_fabric(recipe)
+    objective = recipe.build_objective()
+    model = build_model(recipe, images, seed=0)
+    masks = Masks.dense(model)
+    count = recipe.training.batch_size * objective.batches_per_step
+    batches = Batches(images, count, seed=0, flip=recipe.data.flip, device=fabric.device)
+    endless = replace(recipe.training.settings(0), steps=10**9, lr=0.0)
+    taken = 0
+
+    def steps(more: int) -> nn.Module:
+        nonlocal taken
+        start, taken = taken, taken + more
+        done = train(model, objective, batches, endless, masks=masks, start_step=start, end_step=taken, fabric=fabric)
+        return done.averaged
+
+    return model, steps
+
+
+def _plan(recipe: Recipe, step_seconds: float, evaluate_seconds: float, workers: int, loading_seconds: float) -> Plan:
+    seeds = len(recipe.seeds)
+    controls = recipe.controls
+    kinds = int(controls.random_mask) + int(controls.redrawn_weights)
+    trainings = seeds * (1 + recipe.search.rounds + kinds * len(controls.chosen(recipe.search.rounds)))
+    steps = seeds * steps_of_seed(recipe)
+    rounds_of_seeds = -(-seeds // workers)
+    share = rounds_of_seeds / seeds
+    every = recipe.evaluation.every
+    evaluations = trainings + (steps // every / seeds if every is not None else 0)
+    beside = (STARTING if workers > 1 else 0.0) + PAGE + share * trainings * FIRST_STEPS_AND_FILES
+    seconds = share * (steps * step_seconds + evaluations * evaluate_seconds) + beside * loading_seconds
+    return Plan(step_seconds, evaluate_seconds, trainings, steps, seconds, 0, 0, loading_seconds=loading_seconds)
+
+
+def _resident_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def fit(recipe: Recipe, plan: Plan, budget: float, workers: int) -> tuple[Recipe, Plan, tuple[str, ...]]:
+    """The recipe with as much of its steps and rounds as fits into `budget` seconds, and what was given up, in words.
+
+    Steps go first, to no fewer than half (the rewind step in proportion); then rounds, from the deepest; then
+    steps again, to a tenth. Raises `RecipeError` where not even the dense model and one round would fit.
+    """
+    least_rounds = min(recipe.search.rounds, 1)
+
+    def seconds(rounds: int, share: float) -> float:
+        return at(rounds, share)[1].seconds
+
+    def at(rounds: int, share: float) -> tuple[Recipe, Plan]:
+        tried = _scaled(recipe, rounds, share)
+        return tried, _plan(tried, plan.step_seconds, plan.evaluate_seconds, workers, plan.loading_seconds)
+
+    for least in (0.5, 0.1):
+        possible = range(least_rounds, recipe.search.rounds + 1)
+        fitting = bisect_right(possible, budget, key=lambda rounds: seconds(rounds, least))
+        if fitting:
+            rounds = possible[fitting - 1]
+            share = next(share for share in _shares(least) if seconds(rounds, share) <= budget)
+            tried, new = at(rounds, share)
+            disk = int(plan.disk_bytes / plan.trainings * new.trainings)
+            new = replace(new, memory_bytes=plan.memory_bytes, disk_bytes=disk, threads=plan.threads)
+            return tried, new, _given_up(recipe, tried)
+    raise RecipeError(
+        f"--time {duration(budget)} is too short: the dense model and one round of "
+        f"{recipe.training.steps // 10:,} steps would take longer; give more time, fewer seeds or a smaller model"
+    )
+
+
+def _shares(least: float) -> list[float]:
+    return [share / 100 for share in range(100, round(least * 100) - 1, -5)]
+
+
+def _scaled(recipe: Recipe, rounds: int, share: float) -> Recipe:
+    raw = recipe.dump()
+    steps = max(2, int(recipe.training.steps * share))
+    raw["training"]["steps"] = steps
+    raw["search"]["rewind_step"] = min(steps - 1, int(recipe.search.rewind_step * share))
+    raw["search"]["rounds"] = rounds
+    return make_recipe(raw)
+
+
+def _given_up(asked: Recipe, fitted: Recipe) -> tuple[str, ...]:
+    lost = []
+    if fitted.training.steps < asked.training.steps:
+        lost.append(f"training.steps {asked.training.steps:,} → {fitted.training.steps:,}")
+    if fitted.search.rewind_step < asked.search.rewind_step:
+        lost.append(f"search.rewind_step {asked.search.rewind_step:,} → {fitted.search.rewind_step:,}")
+    if fitted.search.rounds < asked.search.rounds:
+        deepest, now = (r.search.sparsity_at(r.search.rounds) for r in (asked, fitted))
+        lost.append(
+            f"search.rounds {asked.search.rounds} → {fitted.search.rounds} "
+            f"(sparsity up to {now:.1%}, not {deepest:.1%})"
+        )
+    before, after = (r.controls.chosen(r.search.rounds) for r in (asked, fitted))
+    if len(after) < len(before):
+        lost.append(f"controls at {len(before)} levels → {len(after)}")
+    return tuple(lost)

@@ -1,0 +1,86 @@
+"""One training by itself: a dense model, or one from a ticket file. Its folder is that of a level."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gentickets.data import line
+from gentickets.errors import RecipeError, TicketError
+from gentickets.lab.recipe.recipe import Recipe
+from gentickets.lab.run import folder as disk
+from gentickets.lab.run.prepare import check_buildable, load_data, make_judge
+from gentickets.lab.run.processes import interrupt, stopping
+from gentickets.lab.run.seed import SeedRun, build_model
+from gentickets.lab.run.threads import threads_of
+from gentickets.lab.run.trainer import Event
+from gentickets.masks.ticket import Ticket
+
+_DEEPEST = 10**4
+"""The deepest level that a recipe may have, and so a ticket be of."""
+
+
+def train_one(
+    recipe: Recipe,
+    folder: Path,
+    seed: int,
+    ticket_file: Path | None,
+    tell: Callable[[Event], None],
+    say: Callable[[str], None] = lambda words: None,
+) -> dict[str, Any]:
+    """Trains one model and returns its metrics, as in metrics.json; goes on where its folder holds a checkpoint.
+
+    What was read of the images is said by `say`, in a line.
+    With a ticket, training runs from the ticket's rewind step to the end; without, from 0. Raises `RecipeError`
+    where the folder is of another recipe, `TicketError` where the ticket does not fit the model.
+    """
+    ticket = _of_a_level(ticket_file) if ticket_file is not None else None
+    with disk.one_line_errors(folder), disk.locked(folder):
+        train, held_out = load_data(recipe.data)
+        say(f"data: {line(train.told)}")
+        check_buildable(recipe, train)
+        # The whole ticket: two controls of a level may share its masks.
+        digest = hashlib.sha256(ticket.to_bytes()).hexdigest() if ticket is not None else None
+        origin = {"asked": recipe.dump(), "ticket": digest, "data": [train.fingerprint, held_out.fingerprint]}
+        there = disk.read_origin(folder) if (folder / "origin.json").exists() else None
+        if there is not None and {key: there.get(key) for key in origin} != origin:
+            raise RecipeError(f"{folder} was made by another recipe or ticket, or of other data: take another --name")
+        # Equal bits need an equal number of threads.
+        threads = (there or {}).get("threads") or threads_of(recipe, train, workers=1)
+        disk.write_json(folder / "origin.json", {**origin, "threads": threads, "told": dict(train.told)})
+        torch.set_num_threads(threads)
+        judge = make_judge(recipe, train, held_out)
+        with stopping(urgent=interrupt) as stop:
+            return SeedRun(recipe, folder, seed, train, judge, tell, stop).run_one(ticket)
+
+
+def _of_a_level(file: Path) -> Ticket:
+    """The ticket in a file. Raises `TicketError` where it says of its level what is none, before it is trained."""
+    ticket = Ticket.load(file)
+    level = ticket.origin.get("level", 0)
+    if not isinstance(level, int) or isinstance(level, bool) or not 0 <= level <= _DEEPEST:
+        raise TicketError(f"{file} says that it is of level {str(level)[:40]!r}: a whole number from 0 is needed")
+    return ticket
+
+
+def transferred(
+    ticket_file: Path,
+    recipe: Recipe,
+    components: Mapping[str, str],
+    with_weights: bool,
+    seed: int,
+    exclude: Sequence[str] = (),
+) -> Ticket:
+    """The components of a ticket, carried into the recipe's model with the weights of `seed` (`Ticket.transfer`).
+
+    Raises `TicketError` where they do not fit.
+    """
+    if not components:
+        raise RecipeError("no component to carry: name them as from=to, such as decoder=generator")
+    train, _ = load_data(recipe.data)
+    check_buildable(recipe, train)
+    return Ticket.load(ticket_file).transfer(build_model(recipe, train, seed), components, with_weights, exclude)

@@ -1,0 +1,242 @@
+"""Trains models for one seed of a run, into the folder of the level in the making, and keeps account of the price."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from gentickets.data import Batches, ImageSet
+from gentickets.errors import Diverged, HardwareError
+from gentickets.lab.recipe.recipe import Recipe
+from gentickets.lab.run import folder as disk
+from gentickets.lab.run.validation import Validation
+from gentickets.masks.names import named_state
+from gentickets.masks.value import Masks
+from gentickets.metrics.cost import training_flops
+from gentickets.objectives import Objective
+from gentickets.sealed import Damaged
+from gentickets.training.loop import Trained, Watch, fabric_precision, train
+from gentickets.training.progress import Checkpoint, Curve, Progress
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a seed tells while it works: which stage, the step in it, and how many steps of all are behind it."""
+
+    seed: int
+    stage: str
+    done: int
+    total: int
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class Price:
+    """Wall-clock seconds and FLOPs, as computed and of the live weights alone."""
+
+    seconds: float = 0.0
+    flops: float = 0.0
+    live_flops: float = 0.0
+
+    def __add__(self, other: Price) -> Price:
+        return Price(self.seconds + other.seconds, self.flops + other.flops, self.live_flops + other.live_flops)
+
+
+@dataclass
+class Outcome:
+    """How the trainings of a level went: `find` is what its masks cost, `train` what training from them did.
+
+    `sparse_layers`: those that were trained on their live weights alone.
+    """
+
+    status: str = "complete"
+    reason: str | None = None
+    averaged: nn.Module = field(default_factory=nn.Module)
+    images: int = 0
+    find: Price = Price()
+    train: Price = Price()
+    sparse_layers: tuple[str, ...] = ()
+
+
+class Trainer:
+    """Trains for one seed. `tell` gets an `Event` now and then; `stop` is asked after every step (see `train`).
+
+    `glance` judges a model in training, where the recipe asks for that: all trainings but those that find masks.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        seed: int,
+        images: ImageSet,
+        total: int,
+        tell: Callable[[Event], None],
+        stop: Callable[[], bool],
+        glance: Callable[[nn.Module], float],
+    ):
+        self.recipe, self.seed, self._tell, self._stop, self._glance = recipe, seed, tell, stop, glance
+        self.settings = recipe.training.settings(seed)
+        self.objective = recipe.build_objective()
+        self.fabric = make_fabric(recipe)
+        self.batches = Batches(
+            images,
+            recipe.training.batch_size * self.objective.batches_per_step,
+            seed=seed,
+            flip=recipe.data.flip,
+            device=self.fabric.device,
+        )
+        self.total, self.done = total, 0
+        self.stage, self.folder = "", Path()
+        self.outcome = Outcome()
+        self.validation: Validation | None = None
+
+    def enter(self, stage: str, folder: Path) -> None:
+        """Begins a level: its trainings go into `folder`, their price onto a new account."""
+        self.stage, self.folder, self.outcome = stage, folder, Outcome()
+        every = self.recipe.evaluation.every
+        self.validation = None if every is None else Validation(self._glance, every, folder)
+
+    def train(
+        self,
+        model: nn.Module,
+        masks: Masks,
+        start_step: int,
+        end_step: int,
+        *,
+        watches: Sequence[Watch] = (),
+        prepare: Callable[[Mapping[str, torch.optim.Optimizer]], None] | None = None,
+        objective: Objective | None = None,
+        finding: bool = False,
+    ) -> Trained | None:
+        """`gentickets.training.loop.train`, checkpointed. None where it diverged; the outcome then says why.
+
+        `finding`: whether the price is one of finding the masks.
+        """
+        key = f"{self.stage} {start_step}-{end_step} {masks.fingerprint}{' finding' if finding else ''}"
+        before = {name: tensor.detach().clone() for name, tensor in named_state(model).items()}
+        if self.validation is not None and not finding:
+            watches = [*watches, self.validation]
+        trained = None
+        try:
+            trained = train(
+                model,
+                objective or self.objective,
+                self.batches,
+                self.settings,
+                masks=masks,
+                start_step=start_step,
+                end_step=end_step,
+                checkpoint=Checkpoint(self.folder / disk.CHECKPOINT, key, self.recipe.training.checkpoint_seconds),
+                curve=Curve(self.folder / "curve.jsonl"),
+                on_progress=lambda progress: self._report(progress, start_step),
+                stop=self._stop,
+                watches=watches,
+                prepare=prepare,
+                fabric=self.fabric,
+            )
+            self._account(model, masks, trained, finding)
+        except Diverged as error:
+            self.outcome.status, self.outcome.reason = "diverged", str(error)
+            _restore_if_broken(model, before)
+        except Damaged as error:  # the weights of the best evaluation, which only training from the start makes again
+            warnings.warn(f"{error}: dropped, and this training begins anew", stacklevel=2)
+            (self.folder / disk.CHECKPOINT).unlink()
+            _restore(model, before)
+            return self.train(
+                model,
+                masks,
+                start_step,
+                end_step,
+                watches=watches[:-1],
+                prepare=prepare,
+                objective=objective,
+                finding=finding,
+            )
+        model.cpu()
+        self.done += (trained.step if trained is not None else end_step) - start_step
+        return trained
+
+    def account(self) -> dict[str, Any]:
+        """What the trainings of this level took so far, and how they were judged: plain values, for `recall`."""
+        evaluations = None if self.validation is None else self.validation.state_dict()
+        return {"find": asdict(self.outcome.find), "train": asdict(self.outcome.train), "validation": evaluations}
+
+    def recall(self, steps: int, account: Mapping[str, Any]) -> None:
+        """Counts `steps` that were trained before, at their price then. Raises `Damaged` as `Validation` does."""
+        if self.validation is not None and account["validation"] is not None:
+            self.validation.load_state_dict(account["validation"])
+        self.done += steps
+        self.outcome.images += steps * self.batches.batch_size
+        self.outcome.find += Price(**account["find"])
+        self.outcome.train += Price(**account["train"])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return max(1, len(self.batches.images) // self.batches.batch_size)
+
+    def _account(self, model: nn.Module, masks: Masks, trained: Trained, finding: bool) -> None:
+        outcome = self.outcome
+        outcome.averaged = trained.averaged
+        outcome.sparse_layers = tuple(choice.layer for choice in trained.choices if choice.sparse)
+        outcome.images += trained.images
+        few = self.batches.at(0)[: 2 * self.objective.batches_per_step]
+        each = training_flops(model, self.objective, few, masks)
+        seconds = trained.seconds + (trained.watching if finding else 0.0)
+        price = Price(seconds, each.dense * trained.images, each.live * trained.images)
+        if finding:
+            outcome.find += price
+        else:
+            outcome.train += price
+
+    def _report(self, progress: Progress, start_step: int) -> None:
+        self._tell(Event(self.seed, self.stage, self.done + progress.step - start_step, self.total, progress))
+
+
+def make_fabric(recipe: Recipe) -> Fabric:
+    """One device, in the recipe's precision. Raises `HardwareError` where the machine lacks it."""
+    training = recipe.training
+    accelerator = training.accelerator
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise HardwareError("training.accelerator=cuda: no CUDA device here; take cpu, or auto")
+    if training.precision == "bf16-mixed" and not has_bfloat16(accelerator):
+        raise HardwareError(
+            f"training.precision=bf16-mixed: this {accelerator} has no bfloat16 arithmetic, and would be many times "
+            f"slower than in float32; take 32-true"
+        )
+    if training.precision == "16-mixed" and accelerator != "cuda":
+        raise HardwareError(
+            f"training.precision=16-mixed: this {accelerator} has no fast float16 arithmetic; take bf16-mixed or "
+            f"32-true"
+        )
+    return Fabric(accelerator=accelerator, devices=1, precision=fabric_precision(training.precision))
+
+
+def has_bfloat16(accelerator: str) -> bool:
+    """Whether "cpu" or "cuda" computes in bfloat16 by itself, rather than by way of float32."""
+    if accelerator == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) if torch.backends.mkldnn.is_available() else False
+
+
+@torch.no_grad()
+def _restore_if_broken(model: nn.Module, before: Mapping[str, torch.Tensor]) -> None:
+    """After a divergence: weights that are not finite go back to what this training started from."""
+    state = named_state(model)
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
+        _restore(model, before)
+
+
+@torch.no_grad()
+def _restore(model: nn.Module, before: Mapping[str, torch.Tensor]) -> None:
+    state = named_state(model)
+    for name, tensor in before.items():
+        state[name].copy_(tensor)

@@ -1,0 +1,261 @@
+"""A study read back: every place of every arm over the seeds, beside the dense model, and `study.csv`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from gentickets.errors import RecipeError
+from gentickets.files import replace_file
+from gentickets.lab.results.estimation import Answer, Cells, Estimate, mean_interval
+from gentickets.lab.results.paper_rule import spread_of, within
+from gentickets.lab.results.reading import ARMS, Arm, LevelResult, Metric, Run, Summary, mean_known, read_run, to_csv
+from gentickets.lab.results.verdict import Verdict, by_network_of, judge, margin_of, not_worse, values_of
+from gentickets.lab.study.small_dense import PREFIX, control_levels
+from gentickets.lab.study.study import Record, read_record
+
+Kind = Literal["dense", "ticket", "random_mask", "redrawn_weights", "small_dense"]
+KINDS: dict[Kind, str] = {
+    "dense": "dense model",
+    "ticket": "ticket",
+    "random_mask": "random mask",
+    "redrawn_weights": "re-drawn weights",
+    "small_dense": "small dense net",
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one level of one seed took, None where it was not recorded: seconds of wall clock, FLOPs of training.
+
+    `shared_from`: the run that trained it, where this one only took it over.
+    """
+
+    find_seconds: float | None
+    train_seconds: float | None
+    find_flops: float | None
+    train_flops: float | None
+    shared_from: str | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of one arm at one level, over the seeds.
+
+    `point`: the primary metric; `further`: the others. `interval`: the 95 % confidence interval of its mean.
+    `to_dense`: its ratio to the arm's dense model, seed by seed, and `not_worse` whether that is shown to be less than
+    the margin worse (None for the dense model itself). `within_spread`: the same by the papers' rule for means, None
+    for one seed. Costs and sizes are means over the seeds.
+    """
+
+    arm: str
+    title: str
+    kind: Kind
+    level: int
+    sparsity: float
+    point: Summary
+    further: dict[str, Summary]
+    interval: tuple[float, float] | None
+    to_dense: Estimate | None
+    not_worse: Answer | None
+    within_spread: bool | None
+    parameters: float | None
+    alive: float | None
+    cost: Cost
+    results: tuple[LevelResult, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A study as it stands. `runs` and `verdicts` by arm; `unread`: arms of which nothing is complete yet."""
+
+    record: Record
+    runs: dict[str, Run]
+    verdicts: dict[str, Verdict]
+    small: dict[str, Run]
+    rows: list[Row]
+    key: str
+    metrics: dict[str, Metric]
+    seeds: int
+    unread: tuple[str, ...]
+
+    @property
+    def metric(self) -> Metric:
+        """The primary metric's words."""
+        return self.metrics.get(self.key) or Metric(self.key, math.nan, None, True)
+
+    @property
+    def margin(self) -> float:
+        """What the first arm's recipe allows a ticket to be worse by."""
+        return margin_of(next(iter(self.runs.values())))
+
+    @property
+    def features(self) -> str | None:
+        """The name of the features that distances are measured with, None where there are none."""
+        features = next(iter(self.runs.values())).origin.get("features")
+        return str(features["name"]) if features else None
+
+    @property
+    def dense(self) -> Row:
+        """The first arm's dense model."""
+        return self.rows[0]
+
+    def of(self, arm: str, kind: Kind = "ticket") -> list[Row]:
+        """The rows of one arm and kind, by level."""
+        return [row for row in self.rows if (row.arm, row.kind) == (arm, kind)]
+
+    def at_controls(self, arm: str) -> list[Row]:
+        """The tickets of an arm at the levels that have controls; its deepest where none has."""
+        tickets = self.of(arm)
+        levels = control_levels(self.runs[arm])
+        return [row for row in tickets if row.level in levels] or tickets[-1:]
+
+    def trained_seconds(self) -> float:
+        """Wall clock of all trainings that were done, over arms and seeds; what was taken over is counted once."""
+        results = (result for row in self.rows for result in row.results)
+        costs = (_cost(result) for result in results)
+        return sum(cost.train_seconds or 0.0 for cost in costs if cost.shared_from is None)
+
+
+def read_comparison(folder: Path | str) -> Comparison:
+    """The study in `folder`, from what is complete. Raises `RecipeError` where nothing is, or metrics do not agree."""
+    folder = Path(folder)
+    record = read_record(folder)
+    runs, unread = {}, []
+    for label in record.arms:
+        if any((folder / label).glob("seed-*/level-*/metrics.json")):
+            runs[label] = read_run(folder / label)
+        else:
+            unread.append(label)
+    if not runs:
+        raise RecipeError(f"{folder}: no level of any arm is complete yet")
+    first = next(iter(runs.values()))
+    small = _small(folder)
+    metrics: dict[str, Metric] = {}
+    for run in (*runs.values(), *small.values()):
+        if run.primary != first.primary:
+            raise RecipeError(f"{run.folder}: judged by {run.primary!r}, the first arm by {first.primary!r}")
+        for key, metric in run.metrics().items():
+            metrics.setdefault(key, metric)
+    cells = _cells({**runs, **small}, first)
+    rows = [row for label, run in runs.items() for row in _rows(record.arms[label], label, run, (label, run), cells)]
+    rows += _small_rows(rows, next(iter(runs.items())), small, cells)
+    verdicts = {label: judge(run) for label, run in runs.items()}
+    seeds = max(len(run.seeds) for run in runs.values())
+    return Comparison(record, runs, verdicts, small, rows, first.primary, metrics, seeds, tuple(unread))
+
+
+def _small(folder: Path) -> dict[str, Run]:
+    """The small dense nets that are there, the largest first."""
+    found = [place for place in folder.glob(f"{PREFIX}*") if any(place.glob("seed-*/level-*/metrics.json"))]
+    found.sort(key=lambda place: -int(place.name.removeprefix(PREFIX)))
+    return {place.name: read_run(place) for place in found}
+
+
+def _cells(runs: Mapping[str, Run], first: Run) -> Cells:
+    """The values of all arms as the cells of one comparison: (label, arm, level)."""
+    found: dict[Hashable, dict[int, float]] = {}
+    networks: dict[Hashable, dict[int, tuple[float, ...]]] = {}
+    for label, run in runs.items():
+        found |= {(label, *place): values for place, values in values_of(run, run.primary).items()}
+        networks |= {(label, *place): values for place, values in by_network_of(run, run.primary).items()}
+    return Cells(found, _lower_is_better(first), networks)
+
+
+def _rows(title: str, label: str, run: Run, reference: tuple[str, Run], cells: Cells) -> Iterator[Row]:
+    """Every row of a run, level by level, the dense model first; compared with the dense model of `reference`."""
+    beside, its_run = reference
+    places = sorted({(result.level, ARMS.index(result.arm)) for result in run.levels})
+    summaries = {key: run.summary(key) for key in run.metrics()}
+    primary = run.summary(run.primary)
+    dense = its_run.summary(run.primary).get(("ticket", 0))
+    lower, margin = _lower_is_better(run), margin_of(its_run)
+    for level, index in places:
+        arm: Arm = ARMS[index]
+        kind: Kind = "dense" if level == 0 else arm
+        results = tuple(run.of(arm, level))
+        point = primary[arm, level]
+        values = list(cells.values.get((label, arm, level), {}).values())
+        compared = kind != "dense" or run is not its_run
+        estimate = cells.compare((label, arm, level), (beside, "ticket", 0)) if compared else None
+        yield Row(
+            arm=label,
+            title=title,
+            kind=kind,
+            level=level,
+            sparsity=point.sparsity,
+            point=point,
+            further={key: found[arm, level] for key, found in summaries.items() if key != run.primary},
+            interval=mean_interval(values),
+            to_dense=estimate,
+            not_worse=not_worse(point, dense, estimate, margin) if compared else None,
+            within_spread=within(point, dense, spread_of(dense), lower) if compared and len(run.seeds) > 1 else None,
+            parameters=mean_known(result.cost.parameters if result.cost else None for result in results),
+            alive=mean_known(result.cost.alive_parameters if result.cost else None for result in results),
+            cost=_mean_cost([_cost(result) for result in results]),
+            results=results,
+        )
+
+
+def _small_rows(rows: list[Row], first: tuple[str, Run], small: dict[str, Run], cells: Cells) -> Iterator[Row]:
+    """The small dense nets, each at the sparsity of the ticket whose size is closest, beside the first arm's dense."""
+    tickets = [row for row in rows if row.kind == "ticket" and row.alive is not None]
+    for label, run in small.items():
+        for row in _rows(run.title, label, run, first, cells):
+            size = row.parameters or 0.0
+            twin = min(tickets, key=lambda ticket: abs((ticket.alive or 0.0) - size), default=None)
+            sparsity = twin.sparsity if twin else 0.0
+            yield replace(row, kind="small_dense", sparsity=sparsity)
+
+
+def _lower_is_better(run: Run) -> bool:
+    metric = run.metrics().get(run.primary)
+    return metric.lower_is_better if metric else True
+
+
+def _cost(result: LevelResult) -> Cost:
+    """The dense model has no masks to find: that costs nothing."""
+    timing, cost, found = result.timing, result.cost, result.level > 0
+    return Cost(
+        find_seconds=(timing.find_seconds if timing else None) if found else 0.0,
+        train_seconds=timing.train_seconds if timing else None,
+        find_flops=(cost.find_flops if cost else None) if found else 0.0,
+        train_flops=cost.train_flops if cost else None,
+        shared_from=timing.shared_from if timing else None,
+    )
+
+
+def _mean_cost(costs: list[Cost]) -> Cost:
+    shared = {cost.shared_from for cost in costs}
+    return Cost(
+        find_seconds=mean_known(cost.find_seconds for cost in costs),
+        train_seconds=mean_known(cost.train_seconds for cost in costs),
+        find_flops=mean_known(cost.find_flops for cost in costs),
+        train_flops=mean_known(cost.train_flops for cost in costs),
+        shared_from=shared.pop() if len(shared) == 1 else None,
+    )
+
+
+def write_study_csv(comparison: Comparison) -> Path:
+    """Writes `study.csv`: one row a seed of each kind of each arm at each level. Returns its path."""
+    heads = ["arm", "kind", "level", "sparsity", "seed", "status"]
+    costs = ["parameters", "alive_parameters", "train_flops", "find_flops", "find_seconds", "train_seconds"]
+    costs.append("shared_from")
+    keys = list(comparison.metrics)
+    rows = []
+    for row in comparison.rows:
+        for result in row.results:
+            cells: dict[str, Any] = {"arm": row.arm, "kind": row.kind, "level": row.level, "sparsity": row.sparsity}
+            if row.kind != "small_dense":
+                cells["sparsity"] = result.sparsity
+            cells |= {"seed": result.seed, "status": result.status} | vars(_cost(result))
+            cells |= {key: metric.value for key, metric in result.metrics.items()}
+            if result.cost:
+                cells |= {name: getattr(result.cost, name) for name in ("parameters", "alive_parameters")}
+            rows.append(cells)
+    path = comparison.record.folder / "study.csv"
+    replace_file(path, to_csv([*heads, *keys, *costs], rows))
+    return path

@@ -1,0 +1,288 @@
+"""A study: the same task by several arms, each an ordinary run, beside small dense nets of the tickets' sizes.
+
+    runs/NAME/
+      study.yaml                       what was asked: the arms and their titles, what was published
+      imp/  snip/  …                   a run folder an arm
+      small-dense-11402/               dense nets trained from scratch, named by their parameter count
+      study.csv  study.html
+
+A study file is a recipe with two more keys: `budgets` (see `read_keys`) and `study`, which names the arms by the keys
+that each changes. Every part of a study is a run that is resumed where it stands, and so is the study.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gentickets.errors import HardwareError, RecipeError
+from gentickets.files import replace_file
+from gentickets.lab.recipe.plain_yaml import read_yaml, write_yaml
+from gentickets.lab.recipe.recipe import (
+    Recipe,
+    SearchPart,
+    complaints,
+    make_recipe,
+    read_keys,
+    with_keys,
+)
+from gentickets.lab.results.reading import read_run
+from gentickets.lab.run import folder as disk
+from gentickets.lab.run.prepare import Prepared, Tell, prepared, run_seeds
+from gentickets.lab.run.trainer import make_fabric
+from gentickets.lab.study.shared_dense import BUILT_ON_DENSE, share_dense
+from gentickets.lab.study.small_dense import PREFIX, small_dense_recipes
+
+METHODS: tuple[str, ...] = tuple(
+    method for method in get_args(SearchPart.model_fields["method"].annotation) if method != "transferred"
+)
+"""What a plain recipe can be compared by. A transferred ticket needs a source, and so a study file that names it."""
+
+COMPARED = ("imp", "one-shot", "snip", "grasp", "synflow", "random-at-init")
+"""The methods that a plain recipe is compared by, where none are named."""
+
+DENSE = "dense"
+"""What `published` calls the dense model of the first arm."""
+
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PublishedRow(_Part):
+    """One row of a published table, and the arm that it stands beside (at `level`, by default its deepest)."""
+
+    technique: str
+    arm: str
+    level: Annotated[int, Field(ge=0)] | None = None
+    metric: float | None = None
+    weights: float | None = None
+    flops: float | None = None
+    seconds: float | None = None
+
+
+class Published(_Part):
+    """A published table: where it stands, what its metric is, and its rows."""
+
+    source: str
+    metric: str
+    note: str | None = None
+    rows: Annotated[list[PublishedRow], Field(min_length=1)]
+
+
+class StudyPart(_Part):
+    """The key `study` of a study file. `arms`: label → the keys of the recipe that this arm changes."""
+
+    arms: Annotated[dict[Label, dict[str, Any]], Field(min_length=1)]
+    small_dense: bool = True
+    published: Published | None = None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm of a study: its folder's name, what it is called, and its recipe."""
+
+    label: str
+    title: str
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that decides a study."""
+
+    name: str
+    title: str
+    arms: tuple[Arm, ...]
+    small_dense: bool
+    published: Published | None
+
+
+# -- reading ------------------------------------------------------------------------------------------------
+
+
+def read_study(
+    path: Path, overrides: Iterable[str] = (), methods: Sequence[str] | None = None, budget: str | None = None
+) -> Study:
+    """The study that a file holds, or one of a plain recipe by `methods` (default: `COMPARED`), named NAME-compare.
+
+    An arm is the recipe with the keys that the arm says, after the budget's and `key=value`. Raises `RecipeError`.
+    """
+    raw = read_keys(path, overrides, budget)
+    where = str(path)
+    if "study" in raw:
+        if methods is not None:
+            raise RecipeError(f"--methods: {path} names its own arms; it takes key=value, or another recipe")
+        return _study(raw, where)
+    recipe = make_recipe(raw, where)
+    raw["name"] = f"{recipe.name}-compare"
+    raw["title"] = f"{recipe.title or recipe.name}: methods compared"
+    raw["study"] = {"arms": {method: _method_arm(method, recipe) for method in _known(methods or COMPARED)}}
+    return _study(raw, where)
+
+
+def _known(methods: Sequence[str]) -> Sequence[str]:
+    for method in methods:
+        if method not in METHODS:
+            raise RecipeError(f"--methods: {method!r} is none of {', '.join(METHODS)}")
+    return methods
+
+
+def _method_arm(method: str, recipe: Recipe) -> dict[str, Any]:
+    """What an arm changes so that `method` finds tickets of the recipe's sparsities."""
+    if method == "early-bird":  # it finds one ticket: of the deepest sparsity
+        deepest = round(recipe.search.sparsity_at(recipe.search.rounds), 6)
+        return {"search": {"method": method, "rounds": 1, "fraction": deepest}, "controls": {"levels": "auto"}}
+    changes: dict[str, Any] = {"search": {"method": method}}
+    if method == "random-at-init":
+        changes["controls"] = {"random_mask": False}  # it is one
+    return changes
+
+
+def _study(raw: dict[str, Any], where: str) -> Study:
+    recipe = {key: value for key, value in raw.items() if key != "study"}
+    try:
+        part = StudyPart.model_validate(raw["study"])
+    except ValidationError as error:
+        raise RecipeError(f"{where}: study.{complaints(error, StudyPart)}") from None
+    name = make_recipe(recipe, where).name
+    arms = tuple(_arm(recipe, label, changes, f"{where}: arm {label}") for label, changes in part.arms.items())
+    for label in part.arms:
+        if label == DENSE or label.startswith(PREFIX):
+            raise RecipeError(f"{where}: study.arms: {label!r} is what the controls are called; take another label")
+    for row in part.published.rows if part.published else ():
+        if row.arm not in (DENSE, *part.arms):
+            raise RecipeError(f"{where}: study.published: no arm {row.arm!r}; there are dense, {', '.join(part.arms)}")
+    return Study(name, str(raw.get("title") or name), arms, part.small_dense, part.published)
+
+
+def _arm(recipe: dict[str, Any], label: str, changes: dict[str, Any], where: str) -> Arm:
+    raw = with_keys(recipe, {"name": f"{recipe['name']}-{label}", "title": label}, where)
+    raw = with_keys(raw, changes, where)
+    title = str(raw["title"])
+    raw["title"] = f"{recipe.get('title') or recipe['name']}: {title}"
+    search = raw.get("search")
+    if isinstance(search, dict) and search.get("method", "imp") not in BUILT_ON_DENSE:
+        said = with_keys({}, changes, where).get("search", {})
+        raw["search"] |= {key: said.get(key, value) for key, value in (("rewind_step", 0), ("retrain", "rewind"))}
+    return Arm(label, title, make_recipe(raw, where))
+
+
+# -- running ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a study that is about to run. `shared`: seed → the arm whose dense training it takes over."""
+
+    index: int
+    total: int
+    label: str
+    ready: Prepared
+    shared: dict[int, str]
+
+
+Begin = Callable[[Stage], Tell]
+"""Told of each part before it runs; returns what listens to its seeds."""
+
+
+def run_study(
+    study: Study,
+    folder: Path,
+    begin: Begin,
+    *,
+    fresh: bool = False,
+    dry: bool = False,
+    command: str = "",
+    loading_seconds: float = 0.0,
+) -> dict[str, str]:
+    """Runs every arm to its end, then the small dense nets; what is complete is skipped, as in a run.
+
+    Returns label → reason of the arms that this machine has no hardware for, which are left out. With `dry`, each
+    arm is only measured and told. `loading_seconds`: as for `prepared`. Raises `RecipeError` where the folder is a run,
+    or an arm's folder was made by another recipe, and `HardwareError` where every arm would be left out.
+    """
+    if (folder / "recipe.yaml").exists():
+        raise RecipeError(f"{folder} is a single run: take name=… for the study")
+    with disk.one_line_errors(folder), disk.locked(folder):
+        if not dry:
+            write_record(folder, study, command)
+        donors: list[Path] = []
+        left_out: dict[str, str] = {}
+        for index, arm in enumerate(study.arms):
+            try:
+                make_fabric(arm.recipe)
+            except HardwareError as error:
+                left_out[arm.label] = str(error)
+                continue
+            with prepared(
+                arm.recipe,
+                folder / arm.label,
+                fresh=fresh,
+                dry=dry,
+                command=command,
+                loading_seconds=loading_seconds,
+            ) as ready:
+                shared = {} if dry else share_dense(ready, donors)
+                tell = begin(Stage(index, len(study.arms), arm.label, ready, shared))
+                if not dry:
+                    run_seeds(ready, tell)
+            donors.append(folder / arm.label)
+        if len(left_out) == len(study.arms):
+            raise HardwareError(next(iter(left_out.values())))
+        if study.small_dense and not dry:
+            _run_small_dense(study, donors, folder, begin, fresh, command)
+    return left_out
+
+
+def _run_small_dense(study: Study, arms: Sequence[Path], folder: Path, begin: Begin, fresh: bool, command: str) -> None:
+    recipes = small_dense_recipes(study.arms[0].recipe, [read_run(arm) for arm in arms])
+    total = len(study.arms) + len(recipes)
+    for index, (label, recipe) in enumerate(recipes.items(), start=len(study.arms)):
+        with prepared(recipe, folder / label, fresh=fresh, command=command) as ready:
+            run_seeds(ready, begin(Stage(index, total, label, ready, {})))
+
+
+# -- what is kept -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a study's folder says of it. `arms`: label → title."""
+
+    folder: Path
+    name: str
+    title: str
+    arms: dict[str, str]
+    published: Published | None
+    command: str
+
+
+def write_record(folder: Path, study: Study, command: str) -> None:
+    """Writes `study.yaml`."""
+    kept = {
+        "name": study.name,
+        "title": study.title,
+        "command": command,
+        "arms": {arm.label: arm.title for arm in study.arms},
+        "published": study.published.model_dump(mode="json") if study.published else None,
+    }
+    replace_file(folder / "study.yaml", write_yaml(kept))
+
+
+def read_record(folder: Path) -> Record:
+    """The record of the study in `folder`. Raises `RecipeError` where there is none that can be read."""
+    path = folder / "study.yaml"
+    try:
+        raw = read_yaml(path.read_bytes(), str(path))
+        published = Published.model_validate(raw["published"]) if raw["published"] else None
+        arms = {str(label): str(title) for label, title in raw["arms"].items()}
+        return Record(folder, str(raw["name"]), str(raw["title"]), arms, published, str(raw["command"]))
+    except (OSError, RecipeError, ValidationError, KeyError, TypeError, AttributeError):
+        raise RecipeError(f"{folder} is no study: it has no readable study.yaml") from None

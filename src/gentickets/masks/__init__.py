@@ -1,0 +1,9 @@
+"""What is alive, what is held to that, and what is written down: mask sets, names, tickets."""
+
+from gentickets.masks.chance import Overlap, overlap
+from gentickets.masks.layers import left_out
+from gentickets.masks.liveness import check_connected
+from gentickets.masks.ticket import Ticket
+from gentickets.masks.value import Masks
+
+__all__ = ["Masks", "Overlap", "Ticket", "check_connected", "left_out", "overlap"]

@@ -1,0 +1,381 @@
+"""A ticket is a file: masks, the weights to start from, and where they come from.
+
+The format is one safetensors file, so that a file from a stranger can be opened without running any of it:
+
+- tensor `mask/<name>`: the packed bits of a mask, uint8 (one bit a weight, most significant bit first);
+- tensor `weight/<name>`: a parameter or buffer as it was at the rewind step;
+- metadata: `format`, `shapes` (JSON: mask name → shape), `origin` (JSON), and `digest`, the SHA-256 of the
+  whole file with the digest's own 64 characters set to `0`.
+
+The digest finds every changed bit. It is no signature: it says that the file is whole, not who made it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_safetensors
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
+
+from gentickets.errors import MaskError, TicketError
+from gentickets.files import read_file, writing
+from gentickets.masks.examples import WHOLE
+from gentickets.masks.names import (
+    A_MODEL_IS,
+    Model,
+    as_names,
+    component_of,
+    is_in,
+    joined,
+    named_by,
+    named_state,
+    unwrap,
+)
+from gentickets.masks.value import M, Masks
+from gentickets.memory import bytes_of
+from gentickets.sealed import BLANK, DIGEST, field, fits
+
+FORMAT = "gentickets.masks.ticket/1"
+_WRAPPERS = re.compile(r"\b(module|_orig_mod|_forward_module)\.")
+
+
+class Ticket:
+    """Masks, the weights to start from, and their origin.
+
+    `weights`: a model, another ticket, or a state dictionary, as it was at the rewind step; all parameters and
+    buffers of the model that the ticket is for, pruned weights included. None: a ticket of masks alone, which is
+    installed into whatever weights a model has. `origin`: anything that JSON can hold (recipe, seed, step, versions,
+    data fingerprint, lineage of rounds).
+
+    A ticket copies the weights when it is made, and a state dictionary does not: `model.state_dict()` is a view of what
+    training then changes. Early weights are kept by a ticket made at that step, `early = Ticket(masks, model)`, and
+    given on as `Ticket(later_masks, early)`. Of a state dictionary whose every pruned weight is smaller than every
+    kept one it is warned: they are the weights that the masks were made from, and hardly the early ones.
+
+    Raises `TicketError` where the weights do not cover the masks, or JSON cannot hold the origin.
+    """
+
+    def __init__(
+        self,
+        masks: Masks,
+        weights: Model | Ticket | Mapping[str, Tensor] | None = None,
+        origin: Mapping[str, Any] | None = None,
+    ):
+        if not isinstance(masks, Masks):
+            raise TicketError(f"a ticket is made of Masks, and not of a {type(masks).__name__}: Masks(...) makes them")
+        if not isinstance(origin, Mapping | None):
+            raise TicketError(f"origin={origin!r}: a dict that JSON can hold")
+        state = _state_of(weights)
+        _check_covered(masks, state)
+        if hasattr(weights, "_metadata") and _decided_by(masks, state):  # as `state_dict` makes them
+            warnings.warn(
+                "these are the weights that the masks were made from: every pruned one is smaller than every kept one. "
+                "A state dictionary is a view of what training changes; keep the early ones by Ticket(masks, model)",
+                stacklevel=2,
+            )
+        self.masks = masks
+        self.weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
+        self.origin: dict[str, Any] = dict(origin or {})
+        self._origin_json()
+
+    def __repr__(self) -> str:
+        return f"Ticket({self.masks!r}, {len(self.weights)} weights, origin {sorted(self.origin)})"
+
+    def install(self, model: M) -> M:
+        """Rewinds `model` to the ticket's weights, applies the masks, and returns it.
+
+        Raises `TicketError` that names the first tensor that differs, with both shapes, or that is on the meta device
+        and can hold no values; the model is then as it was.
+        """
+        state = named_state(model)
+        if empty := [name for name, tensor in state.items() if tensor.is_meta]:
+            raise TicketError(
+                f"{empty[0]!r} is on the meta device and can hold no values: model.to_empty(device='cpu') first"
+            )
+        # A tensor that two layers share has one name in `state`; a state dictionary gives it both.
+        places = unwrap(model).state_dict(keep_vars=True) | state
+        try:
+            for name in state if self.weights else ():
+                ours = f"{name!r} is {tuple(state[name].shape)} in the model"
+                if name not in self.weights:
+                    raise MaskError(f"{ours} and absent from the ticket")
+                if self.weights[name].shape != state[name].shape:
+                    raise MaskError(f"{ours} and {tuple(self.weights[name].shape)} in the ticket")
+                _check_holds(name, self.weights[name], state[name].dtype)
+            for name, tensor in self.weights.items():
+                if name not in places:
+                    raise MaskError(f"the model has no {name!r}, which is {tuple(tensor.shape)} in the ticket")
+            self.masks.check_fits(model)
+        except MaskError as error:
+            raise TicketError(f"the ticket is for another architecture: {error}") from None
+        with torch.no_grad():
+            for name, tensor in self.weights.items():
+                places[name].copy_(tensor)
+        return self.masks.apply_(model)
+
+    def transfer(
+        self,
+        model: Model,
+        components: Mapping[str, str],
+        with_weights: bool = True,
+        exclude: Iterable[str] | str = (),
+    ) -> Ticket:
+        """A ticket for `model`, from the components of this one (Kalibhat et al. 2021, Sec. 4.4).
+
+        `components`: from → to, such as `{"decoder": "generator"}`. Each mask of such a component goes to the weight
+        of the same name in the other; with `with_weights` its weights and buffers go along, and everything else is
+        `model`'s own. Everything travels but what `exclude` names (the target's names, or patterns of them), such as
+        `"*.head.*"` where a head's outputs mean something else in another family. The new ticket starts from step 0;
+        its origin says which masks were left behind, and which components.
+
+        `""` is the whole of a ticket or model that is one network, as in `{"": "generator"}`.
+
+        Raises `TicketError` for a component that is missing on either side, for two that go to one, for a tensor of
+        another shape (both shapes named: a ticket does not travel between widths), for an entry of `exclude` that fits
+        nothing, and where nothing would be carried.
+        """
+        state = named_state(model)
+        weights = {name: tensor.detach().clone() for name, tensor in state.items()}
+        masks: dict[str, Tensor] = {}
+        left: list[str] = []
+        names: dict[str, str] = {}
+        _check_pairs(components)
+        for source, target in components.items():
+            _check_component(source, self.weights or self.masks, "the ticket")
+            _check_component(target, state, "the model")
+            own = [name for name in {**self.weights, **self.masks.shapes} if is_in(source, name)]
+            names |= {name: joined(target, name.removeprefix(source).lstrip(".")) for name in own}
+        try:
+            stays = set(named_by(exclude, {**dict.fromkeys(names.values()), **state}, "exclude"))
+        except MaskError as error:
+            raise TicketError(str(error)) from None
+        for name, new in names.items():
+            if new in stays:
+                left += [new] if name in self.masks else []
+                continue
+            shape = tuple(self.weights[name].shape) if name in self.weights else self.masks.shapes[name]
+            if new not in state or tuple(state[new].shape) != shape:
+                theirs = tuple(state[new].shape) if new in state else "absent"
+                raise TicketError(
+                    f"the ticket cannot travel to this model: {name!r} is {shape} in the ticket and "
+                    f"{new!r} is {theirs} in the model; both need one architecture and one width, or "
+                    f"exclude=({_layer_of(new)!r},) leaves it behind"
+                )
+            if name in self.masks:
+                masks[new] = self.masks[name]
+            if with_weights and name in self.weights:
+                weights[new] = self.weights[name].clone()
+        if not masks:
+            but = f" but what exclude={as_names(exclude)} leaves behind" if left else ""
+            raise TicketError(f"nothing to carry: no mask is in {', '.join(components)}{but}")
+        gone = [] if WHOLE in components else [name for name in self.masks.components if name not in components]
+        left += [f"{component}.*" for component in gone]
+        facts = {"components": dict(components), "with_weights": with_weights, "masks": len(masks), "left": left}
+        origin = {"from": self.origin, "transfer": facts, "rewind_step": 0}
+        return Ticket(Masks(masks), weights, origin)
+
+    # -- the file -----------------------------------------------------------------------------------------
+
+    def to_bytes(self) -> bytes:
+        """The file as bytes: equal tickets give equal bytes."""
+        return b"".join(self._pieces())
+
+    def _pieces(self) -> list[bytes | memoryview]:
+        """The file in pieces, header first. The weights are those of the ticket itself and not copies."""
+        tensors = {f"mask/{name}": bits.data for name, bits in self.masks.packed.items()}
+        tensors |= {f"weight/{name}": bytes_of(tensor) for name, tensor in self.weights.items()}
+        blank = self._blank_header(tensors)
+        digest = hashlib.sha256(blank)
+        for key in (ordered := [key for key in json.loads(blank[8:]) if key != "__metadata__"]):
+            digest.update(tensors[key])
+        return [blank.replace(field(BLANK), field(digest.hexdigest()), 1), *(tensors[key] for key in ordered)]
+
+    def _blank_header(self, tensors: Mapping[str, memoryview]) -> bytes:
+        """The header of a file of these bytes, its digest still to come.
+
+        The library decides on the order and names the types, from tensors without elements: it would copy whole ones.
+        """
+        meta = {
+            "digest": BLANK,
+            "format": FORMAT,
+            "origin": self._origin_json(),
+            "shapes": json.dumps(dict(self.masks.shapes)),
+        }
+        shapes: dict[str, list[int]] = {f"mask/{name}": [len(bits)] for name, bits in self.masks.packed.items()}
+        shapes |= {f"weight/{name}": list(tensor.shape) for name, tensor in self.weights.items()}
+        empty = {key: torch.empty(0, dtype=torch.uint8) for key in tensors}
+        empty |= {f"weight/{name}": tensor.new_empty(0) for name, tensor in self.weights.items()}
+        header: dict[str, Any] = {"__metadata__": meta}
+        start = 0
+        for key, entry in json.loads(to_safetensors(empty)[8:]).items():
+            end = start + tensors[key].nbytes
+            header[key], start = {"dtype": entry["dtype"], "shape": shapes[key], "data_offsets": [start, end]}, end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+    def _origin_json(self) -> str:
+        try:
+            return json.dumps(self.origin, sort_keys=True)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise TicketError(f"the origin of a ticket must be what JSON can hold: {error}") from None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the file, whole or not at all. Raises `TicketError` where that fails."""
+        path = Path(path)
+        pieces = self._pieces()
+        try:
+            with writing(path) as file:
+                for piece in pieces:
+                    file.write(piece)
+        except OSError as error:
+            raise TicketError(f"cannot write ticket {path}: {error.strerror or error}") from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Ticket:
+        """Reads a ticket file. No pickle, no code: safe for a file from a stranger.
+
+        Raises `TicketError`, in one line, for a file that is missing, cut off, changed by as little as one
+        bit, or no ticket.
+        """
+        try:
+            raw = read_file(Path(path))
+        except OSError as error:
+            raise TicketError(f"cannot read ticket {path}: {error.strerror or error}") from None
+        # The digest before anything is parsed: a long header of nonsense would cost seconds.
+        header = raw[: 8 + int.from_bytes(raw[:8], "little")]
+        digests = DIGEST.findall(header)
+        if len(digests) == 1 and not fits(raw, header, digests[0].decode()):
+            raise TicketError(f"{path} is damaged or was changed: its digest does not fit its content")
+        meta = _metadata(raw) if digests or len(header) < _SHORT else {}
+        if meta.get("format") != FORMAT:
+            found = f"format {meta['format'][:40]!r}" if "format" in meta else "it has no format"
+            raise TicketError(f"{path} is damaged, or no ticket that this version reads: {found}")
+        if len(digests) != 1:
+            raise TicketError(f"{path} has no digest: it was changed, or written by another tool")
+        # From here on the file is what somebody wrote, who need not have been this class.
+        try:
+            tensors = dict(sorted(from_safetensors(raw).items()))  # the library's order changes from run to run
+            bits = {key[5:]: tensor.numpy() for key, tensor in tensors.items() if key.startswith("mask/")}
+            weights = {key[7:]: tensor for key, tensor in tensors.items() if key.startswith("weight/")}
+            shapes = dict(json.loads(meta["shapes"]))
+            masks = Masks.from_packed({name: bits[name] for name in shapes}, shapes)
+            ticket = cls(masks, None, json.loads(meta["origin"]))
+            _check_covered(masks, weights)
+            ticket.weights = weights  # nobody else's: no need for copies
+            return ticket
+        except (
+            TicketError,
+            SafetensorError,
+            LookupError,
+            ValueError,
+            TypeError,
+            ArithmeticError,
+            RuntimeError,
+        ) as error:
+            raise TicketError(f"{path} is no ticket: {' '.join(str(error).split())}") from None
+
+
+_SHORT = 2**20
+"""Bytes of a header that is parsed without a digest, to say what the file is."""
+
+
+def _state_of(weights: Model | Ticket | Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Name → tensor; of a state dictionary without what layers keep beside their tensors (`get_extra_state`)."""
+    if isinstance(weights, Ticket):
+        return dict(weights.weights)
+    if isinstance(weights, nn.Module):
+        return named_state(weights)
+    if not isinstance(weights, Mapping | None):
+        raise TicketError(f"weights are a model or its state: {A_MODEL_IS}; not a {type(weights).__name__}")
+    state: dict[str, Any] = dict(weights or {})
+    if state and all(isinstance(net, nn.Module) for net in state.values()):
+        return named_state(state)
+    kept = {name: tensor for name, tensor in state.items() if str(name).rsplit(".", 1)[-1] != _EXTRA_STATE_KEY_SUFFIX}
+    for name, tensor in kept.items():
+        if not isinstance(tensor, Tensor):
+            raise TicketError(
+                f"weights[{name!r}] is a {type(tensor).__name__} and no tensor: give a model or its weights"
+            )
+    return kept
+
+
+def _decided_by(masks: Masks, weights: Mapping[str, Tensor]) -> bool:
+    """Whether magnitude decides about each of the masks: no pruned weight is larger than one that is kept."""
+    some = False
+    for name, mask in masks.items():
+        size = weights[name].detach().abs().cpu()
+        dead, alive = size[~mask], size[mask]
+        if len(dead) and len(alive):
+            some = True
+            if not bool(dead.max() <= alive.min()):
+                return False
+    return some
+
+
+def _check_holds(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    """Raises `TicketError` where a dtype of the model would make something else of a ticket's tensor."""
+    if not torch.can_cast(tensor.dtype, dtype):
+        raise TicketError(f"{name!r} is {tensor.dtype} in the ticket and {dtype} in the model, which cannot hold it")
+    narrower = dtype.is_floating_point and tensor.is_floating_point() and dtype.itemsize < tensor.dtype.itemsize
+    if narrower and bool((tensor.isfinite() & ~tensor.to(dtype).isfinite()).any()):
+        raise TicketError(f"{name!r} has values beyond the range of {dtype}, which it is in the model")
+
+
+def _layer_of(name: str) -> str:
+    """A pattern of all that lies beside a weight in its layer."""
+    return f"{name.rpartition('.')[0]}.*" if "." in name else name
+
+
+def _check_covered(masks: Masks, weights: Mapping[str, Tensor]) -> None:
+    """Raises `TicketError` where there are weights, and not of all shapes that the masks have."""
+    for name, shape in masks.shapes.items() if weights else ():
+        if name not in weights:
+            wrapped = next((other for other in weights if _WRAPPERS.sub("", other) == name), None)
+            hint = "" if wrapped is None else f"; a wrapper calls it {wrapped!r}: give the model, and not its state"
+            raise TicketError(f"the weights lack {name!r}, which the masks cover{hint}")
+        found = tuple(weights[name].shape)
+        if found != shape:
+            raise TicketError(f"{name!r} is {found} in the weights and {shape} in the masks")
+
+
+def _metadata(raw: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file; empty where it has none or is no such file."""
+    try:
+        header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+        meta = header.get("__metadata__", {})
+        return {key: value for key, value in meta.items() if isinstance(value, str)}
+    except (ValueError, AttributeError, RecursionError):
+        return {}
+
+
+def _check_pairs(components: Mapping[str, str]) -> None:
+    """Raises `TicketError` for what does not say which component goes where, each to a place of its own."""
+    if not isinstance(components, Mapping):
+        raise TicketError(
+            f"components={components!r}: say which component goes where, such as {{'decoder': 'generator'}}"
+        )
+    targets = list(components.values())
+    if twice := [target for target in targets if targets.count(target) > 1]:
+        raise TicketError(f"two components of the ticket would go to {twice[0]!r}: only one of them can be there")
+    if len(components) > 1 and WHOLE in (*components, *targets):
+        raise TicketError("'' is the whole network, and what goes from it or to it goes alone")
+
+
+def _check_component(name: str, named: Iterable[str], whose: str) -> None:
+    if name == WHOLE:
+        return
+    known = tuple(dict.fromkeys(component_of(n) for n in named))
+    if name not in known:
+        raise TicketError(f"{whose} has no component {name!r}: it has {', '.join(known)}")
