@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 
 from gentickets.channels.groups import ChannelGroups
-from gentickets.choices import Granularity, Scope
 from gentickets.errors import PruneError
 from gentickets.masks.layers import norms_of
 from gentickets.masks.names import Model, component_of
 from gentickets.masks.parametrised import Norm
 from gentickets.masks.value import Masks
+from gentickets.options import Granularity, Scope
 from gentickets.pruning.selection import Scored, Ties, keep_best
 
 _MANY_TIES = 0.01

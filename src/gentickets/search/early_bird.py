@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from gentickets.channels.groups import ChannelGroups
-from gentickets.choices import TOLERANCES, Granularity, Rule, Scope, check_tolerance
 from gentickets.errors import MaskError, PruneError
 from gentickets.masks.chance import Overlap, overlap
 from gentickets.masks.examples import WHOLE
 from gentickets.masks.names import Model, as_model, as_names, check_components, component_of, components_of, unwrap
 from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
+from gentickets.options import TOLERANCES, Granularity, Rule, Scope, check_tolerance
 from gentickets.pruning.prune import prune
 from gentickets.pruning.scores import Criterion, Scores, batchnorm_scale, magnitude
 from gentickets.search.levels import check_count, check_share

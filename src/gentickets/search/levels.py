@@ -13,13 +13,13 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from gentickets.choices import Others, Retrain
 from gentickets.errors import Disconnected, MaskError, PruneError
 from gentickets.masks.liveness import check_connected, empty_layers
 from gentickets.masks.names import Model, as_model, clone, component_of, named_state
 from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
 from gentickets.memory import bytes_of
+from gentickets.options import Others, Retrain
 from gentickets.pruning.prune import random_like
 
 MakeModel = Callable[[], Model]

@@ -21,13 +21,13 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from gentickets.adam import FusedAdamW
-from gentickets.choices import Execution, Schedule
 from gentickets.errors import Diverged, GenticketsError
 from gentickets.evaluating import evaluating
 from gentickets.masks.holding import Hold
 from gentickets.masks.names import clone, named_state, unwrap
 from gentickets.masks.value import Masks
 from gentickets.objectives.base import Objective
+from gentickets.options import Execution, Schedule
 from gentickets.sparse import Accelerated, Choice, accelerate, restore
 from gentickets.training.averaging import Average, weight_of_start
 from gentickets.training.progress import Checkpoint, Curve, Meter, Progress

@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from gentickets.choices import (
+from gentickets.errors import PruneError, RecipeError
+from gentickets.lab.recipe.catalogue import MODELS, OBJECTIVES
+from gentickets.lab.recipe.plain_yaml import read_yaml
+from gentickets.lab.recipe.shipped import recipe_file, recipes
+from gentickets.options import (
     TOLERANCES,
     Execution,
     Granularity,
@@ -26,10 +30,6 @@ from gentickets.choices import (
     Scope,
     check_tolerance,
 )
-from gentickets.errors import PruneError, RecipeError
-from gentickets.lab.recipe.catalogue import MODELS, OBJECTIVES
-from gentickets.lab.recipe.plain_yaml import read_yaml
-from gentickets.lab.recipe.shipped import recipe_file, recipes
 
 if TYPE_CHECKING:  # a recipe is read and refused without torch, whose import takes a second
     from gentickets.objectives import Objective

@@ -1,13 +1,26 @@
-"""What is chosen by its name, in calls and in recipes alike; known without loading anything that does it."""
+"""The types of options, in calls and in recipes alike: a number with its bounds, a name of several; known without torch.
+
+A recipe's keys are the fields or arguments of what it names, and these types are what they may be: what is written here
+is what is refused, listed and told.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from numbers import Real
 from types import MappingProxyType
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Lt
 
 from gentickets.errors import PruneError
+
+Share = Annotated[float, Gt(0), Lt(1)]
+"""A share of something, neither nothing nor all of it."""
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Count = Annotated[int, Ge(1)]
+Steps = Annotated[int, Ge(0)]
 
 Scope = Literal["global", "component", "layer", "erk"]
 """Among which weights pruning compares: all, those of a component, those of a layer; `erk` gives each layer a share
