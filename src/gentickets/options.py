@@ -1,4 +1,4 @@
-"""The types of options, in calls and in recipes alike: a number with its bounds, a name of several; known without torch.
+"""The types of options, in calls and in recipes: a number with its bounds, a name of several; known without torch.
 
 A recipe's keys are the fields or arguments of what it names, and these types are what they may be: what is written here
 is what is refused, listed and told.
