@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 import gentickets as gt
 from gentickets import models
 from gentickets.channels.shrinking import Shrinking
-from gentickets.lab.recipe.recipe import make_recipe
+from gentickets.lab.recipe import make_recipe
 from gentickets.masks.names import clone, components_of, named_state
 from gentickets.masks.value import Masks
 from gentickets.models.convolutional import SIZES

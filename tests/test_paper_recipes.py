@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from gentickets.data import ImageSet
-from gentickets.lab.recipe.recipe import is_study, read_recipe
+from gentickets.lab.recipe import is_study, read_recipe
 from gentickets.lab.report import write_report, write_study
 from gentickets.lab.results.reading import read_run
 from gentickets.lab.run import plan

@@ -19,8 +19,7 @@ import gentickets as gt
 from gentickets import models
 from gentickets.cli import main
 from gentickets.errors import HardwareError, RecipeError
-from gentickets.lab.recipe import recipe
-from gentickets.lab.recipe.recipe import ModelPart, make_recipe, read_recipe
+from gentickets.lab.recipe import ModelPart, make_recipe, read_recipe, recipe
 from gentickets.lab.report import write_study
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run import plan, trainer

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from gentickets.models.convolutional import ConvDecoder, ConvHead, ConvTrunk
+from gentickets.options import CriticNorm, Depth, Latent, Width
 
 
 class GAN(nn.Module):
@@ -22,10 +23,10 @@ class GAN(nn.Module):
 def dcgan(
     size: int,
     channels: int,
-    width: int = 64,
-    latent: int = 100,
-    depth: int | None = None,
-    critic_norm: bool = True,
+    width: Width = 64,
+    latent: Latent = 100,
+    depth: Depth | None = None,
+    critic_norm: CriticNorm = True,
 ) -> GAN:
     """`ConvDecoder` against `ConvTrunk` with one output; weights drawn from N(0, 0.02²), as in the paper's Sec. 4.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from gentickets.models.convolutional import ConvDecoder, ConvHead, ConvTrunk
+from gentickets.options import Depth, Latent, Width
 
 
 class GaussianEncoder(ConvHead):
@@ -30,7 +31,7 @@ class VAE(nn.Module):
         return self.decoder(self.encoder(images)[0])
 
 
-def conv_vae(size: int, channels: int, width: int = 32, latent: int = 32, depth: int | None = None) -> VAE:
+def conv_vae(size: int, channels: int, width: Width = 32, latent: Latent = 32, depth: Depth | None = None) -> VAE:
     """The trunk is that of `dcgan`'s discriminator, the decoder that of its generator, at equal arguments."""
     encoder = GaussianEncoder(ConvTrunk(size, channels, width, depth), latent)
     return VAE(encoder, ConvDecoder(size, channels, width, latent, depth))

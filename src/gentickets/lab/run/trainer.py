@@ -14,7 +14,7 @@ from torch import nn
 
 from gentickets.data import Batches, ImageSet
 from gentickets.errors import Diverged, HardwareError
-from gentickets.lab.recipe.recipe import Recipe
+from gentickets.lab.recipe import Recipe
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.validation import Validation
 from gentickets.masks.names import named_state
