@@ -9,13 +9,14 @@ import torch
 import gentickets as gt
 from gentickets.channels.shrinking import Shrinking
 from gentickets.lab.recipe import make_recipe
-from gentickets.search import early_level as early
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.level import measure_level
 from gentickets.lab.run.prepare import load_data, make_judge
-from gentickets.lab.run.seed import SeedRun, build_model
+from gentickets.lab.run.seed import SeedRun
+from gentickets.lab.task import build_model
 from gentickets.masks.names import named_state
 from gentickets.metrics.cost import training_flops
+from gentickets.search import early_level as early
 
 TINY = {
     "name": "bird",

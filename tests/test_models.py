@@ -321,7 +321,7 @@ def test_the_documentation_has_a_recipe_for_each_of_the_nine_networks():
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_every_network_takes_two_finite_steps_under_its_recipe(name, size, channels):
     recipe = make_recipe({"name": name, **RECIPES[name], "data": {"size": size, "channels": channels}})
-    assert recipe.model.latent_size == models.options_of(recipe.model.name)["latent"]
+    assert recipe.model.told("latent", None) == models.options_of(recipe.model.name)["latent"]
     small = recipe.model.model_copy(update={"width": 8})
     torch.manual_seed(0)
     model = models.CATALOGUE[small.name](size, channels, **small.options)

@@ -10,7 +10,8 @@ import gentickets as gt
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.prepare import load_data, make_judge
-from gentickets.lab.run.seed import SeedRun, build_model, steps_of_seed
+from gentickets.lab.run.seed import SeedRun, steps_of_seed
+from gentickets.lab.task import build_model
 from gentickets.masks.names import named_state
 from gentickets.metrics.cost import training_flops
 from gentickets.training.loop import derived_seed

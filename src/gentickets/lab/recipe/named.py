@@ -24,7 +24,7 @@ from pydantic import (
 from gentickets.catalogue import Named, check_known, is_code
 from gentickets.errors import RecipeError
 from gentickets.lab.recipe.complaints import complaints
-from gentickets.lab.recipe.owned import REQUIRED, Option, owner
+from gentickets.lab.recipe.owned import REQUIRED, Option, owner, owners
 from gentickets.options import Names
 
 _MOST = 10**12
@@ -112,7 +112,8 @@ def _validated(kind: str, base: type[_Chosen], said: Any, info: ValidationInfo, 
     may_run = bool((info.context or {}).get("code_may_run", True))
     try:
         part = _part(kind, name, base, may_run)
-        known = {key: value for key, value in said.items() if value is not None or key not in _never_none(part)}
+        unsaid = {key for key, value in said.items() if value is None and _may_be_unsaid(kind, part, key)}
+        known = {key: value for key, value in said.items() if key not in unsaid}
         return part.model_validate(known, context={**(info.context or {}), "where": where})
     except ValidationError as error:
         raise ValueError(complaints(error, part, where)) from None
@@ -174,9 +175,10 @@ def _is_given(kind: str, option: Option) -> bool:
     return kind == "objective" and option.name == "latent_size" and option.default is REQUIRED
 
 
-def _never_none(part: type[_Chosen]) -> set[str]:
-    """The options that are never null: there null means that nothing is said."""
-    return {name for name, field in part.model_fields.items() if not _takes_none(field.annotation)}
+def _may_be_unsaid(kind: str, part: type[_Chosen], key: str) -> bool:
+    """Whether null means that nothing is said: of an option that is never null, or is another's of the kind."""
+    field = part.model_fields.get(key)
+    return not _takes_none(field.annotation) if field is not None else bool(owners(kind, key))
 
 
 def _takes_none(kind: Any) -> bool:

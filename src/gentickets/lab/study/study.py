@@ -25,7 +25,7 @@ from gentickets.files import replace_file
 from gentickets.lab.recipe import Recipe, make_recipe, parsed
 from gentickets.lab.recipe.complaints import complaints
 from gentickets.lab.recipe.file import read_keys, with_keys
-from gentickets.lab.recipe.older import SHORT, of_today
+from gentickets.lab.recipe.older import SHORT
 from gentickets.lab.recipe.owned import owner
 from gentickets.lab.recipe.plain_yaml import read_yaml, write_yaml
 from gentickets.lab.results.reading import read_run
@@ -168,20 +168,22 @@ def _arm(recipe: dict[str, Any], label: str, changes: dict[str, Any], where: str
     raw = with_keys(raw, changes, where)
     title = str(raw["title"])
     raw["title"] = f"{recipe.get('title') or recipe['name']}: {title}"
-    raw["search"] = _of_its_method(raw.get("search"), with_keys({}, changes, where).get("search"))
-    return Arm(label, title, make_recipe(of_today(raw), where))
+    said = with_keys({}, changes, where)
+    for part, key in (("search", "method"), ("objective", "name"), ("model", "name")):
+        raw[part] = _of_what_it_names(part, key, raw.get(part), said.get(part))
+    return Arm(label, title, make_recipe(raw, where))
 
 
-def _of_its_method(search: Any, said: Any) -> Any:
-    """An arm's search, without the recipe's keys that its method has not, unless the arm says them itself."""
-    if not isinstance(search, dict):
-        return search or {}
-    today = of_today({"search": search})["search"]
-    method = today.get("method", "imp")
-    if method not in CATALOGUE["method"]:
-        return search
-    its_own, kept = {"method", "score_batches", *owner("method", method).options}, set(said or ())
-    return {key: value for key, value in search.items() if key in its_own or key in kept}
+def _of_what_it_names(part: str, key: str, whole: Any, said: Any) -> Any:
+    """A part of an arm's recipe, without what the arm does not say itself and the thing that it names does not have."""
+    if not isinstance(whole, dict):
+        return {} if whole is None and part == "search" else whole
+    kind = "method" if part == "search" else part
+    name = "at-init" if whole.get(key) in SHORT else whole.get(key, "imp")
+    if name not in CATALOGUE[kind]:
+        return whole
+    its_own = {key, "score_batches", *owner(kind, name).options, *(said if isinstance(said, dict) else ())}
+    return {one: value for one, value in whole.items() if one in its_own}
 
 
 # -- running ------------------------------------------------------------------------------------------------
