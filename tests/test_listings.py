@@ -33,7 +33,7 @@ def test_every_model_is_a_row_with_its_defaults():
 def test_every_objective_is_a_row_without_what_the_model_decides():
     found = {row[0]: row[1] for row in rows(LISTINGS["objectives"](Path("runs")))}
     assert list(found) == list(OBJECTIVES)
-    assert found["elbo"] == "beta, likelihood, scale, warmup_steps"
+    assert found["elbo"] == "beta, likelihood, scale, warmup_steps, conditional"
 
 
 def test_every_source_of_data_is_a_row():

@@ -1,8 +1,10 @@
 """What a generative model is trained for."""
 
 from gentickets.objectives.adversarial import Adversarial
+from gentickets.objectives.around import Around
 from gentickets.objectives.autoencoding import Autoencoding
-from gentickets.objectives.base import Loss, Objective, Reconstructs, Samples
+from gentickets.objectives.base import Loss, Measure, Objective
+from gentickets.objectives.distilled import Distilled
 from gentickets.objectives.elbo import ELBO
 from gentickets.objectives.gain_penalty import GainPenalty
 
@@ -17,10 +19,11 @@ __all__ = [
     "ELBO",
     "OBJECTIVES",
     "Adversarial",
+    "Around",
     "Autoencoding",
+    "Distilled",
     "GainPenalty",
     "Loss",
+    "Measure",
     "Objective",
-    "Reconstructs",
-    "Samples",
 ]

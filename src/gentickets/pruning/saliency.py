@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from gentickets.data.batches import Batch, Labelled
 from gentickets.errors import MaskError, PruneError
 from gentickets.masks.examples import WHOLE, Example, ExampleInputs, examples_of, named_tensors
 from gentickets.masks.flow import Linear, running, titled
@@ -61,7 +62,7 @@ Derivative = Callable[[Tensor, Mapping[str, Tensor]], Sequence[Tensor]]
 def snip(
     model: Model,
     objective: Objective,
-    batches: Iterable[Tensor],
+    batches: Iterable[Batch],
     *,
     seed: int = 0,
     components: Iterable[str] | None = None,
@@ -76,7 +77,8 @@ def snip(
     components stand as they are, not scaled to each other: where the losses differ in size, a scope of "component"
     compares like with like.
 
-    `batches`: images as one training step takes them (`objective.batches_per_step` batches in one tensor). The
+    `batches`: images as one training step takes them (`objective.batches_per_step` batches in one tensor; `Labelled`
+    where the objective wants labels). The
     objective is taken as it stands: give `objective.at(0)` for one that warms up. `seed` draws its noise, and
     dropout's. `components`, `include` and `exclude` choose the weights as in `prunable_weights`.
 
@@ -98,7 +100,7 @@ def snip(
 def grasp(
     model: Model,
     objective: Objective,
-    batches: Iterable[Tensor],
+    batches: Iterable[Batch],
     *,
     seed: int = 0,
     components: Iterable[str] | None = None,
@@ -164,7 +166,7 @@ def _over_losses(
     derivative: Derivative,
     model: nn.Module,
     objective: Objective,
-    batches: Iterable[Tensor],
+    batches: Iterable[Batch],
     chosen: Mapping[str, Tensor],
     seed: int,
 ) -> dict[str, Tensor]:
@@ -176,12 +178,12 @@ def _over_losses(
         raise PruneError("batches= is one tensor: give a list of batches, such as [images]")
     total = {name: torch.zeros_like(weight) for name, weight in chosen.items()}
     device = next(iter(chosen.values())).device
-    batch: Tensor | None = None
+    batch: Batch | None = None
     # Attention written out: the fused kernels have no second derivative.
     with _random_state(device, seed), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         rng = torch.Generator(device).manual_seed(seed)
         for batch in batches:
-            if not isinstance(batch, Tensor):
+            if not isinstance(batch, Tensor | Labelled):
                 raise PruneError(f"batches= holds a {type(batch).__name__}: each is one tensor of images")
             copy = _mended(clone(model).train())
             weights = named_weights(copy)

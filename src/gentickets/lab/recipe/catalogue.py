@@ -15,8 +15,8 @@ MODELS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "linear-autoencoder": {"width": 128, "depth": 2, "latent": 16, "hidden": None},
         "conv-autoencoder": {**_TOWERS, "latent": 64},
-        "conv-vae": _TOWERS,
-        "dcgan": {"width": 64, "latent": 100, "depth": None, "critic_norm": True},
+        "conv-vae": {**_TOWERS, "classes": None},
+        "dcgan": {"width": 64, "latent": 100, "depth": None, "critic_norm": True, "classes": None},
         "paper-linear-ae": {"width": 128, "latent": 3},
         "paper-conv-ae": {"width": 32, "latent": 512},
         "paper-vae": {**_TOWERS, "width": 64},
@@ -41,10 +41,10 @@ class Kind(NamedTuple):
 OBJECTIVES: Mapping[str, Kind] = MappingProxyType(
     {
         "autoencoding": Kind(("encoder", "decoder"), ("loss",), ("mse", "l1", "bce")),
-        "elbo": Kind(("encoder", "decoder"), ("beta", "likelihood", "scale", "warmup_steps")),
+        "elbo": Kind(("encoder", "decoder"), ("beta", "likelihood", "scale", "warmup_steps", "conditional")),
         "adversarial": Kind(
             ("generator", "discriminator"),
-            ("loss", "n_critic", "clip", "gradient_penalty"),
+            ("loss", "n_critic", "clip", "gradient_penalty", "conditional"),
             ("nonsaturating", "hinge", "wasserstein"),
         ),
     }
