@@ -13,6 +13,7 @@ from gentickets.models.dcgan import dcgan
 from gentickets.models.paper import PAPER
 from gentickets.models.resnet import resnet_dcgan, resnet_vae
 from gentickets.models.sngan import sngan
+from gentickets.models.unet import unet
 from gentickets.models.vae import conv_vae
 
 CATALOGUE: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
@@ -43,4 +44,5 @@ __all__ = [
     "resnet_dcgan",
     "resnet_vae",
     "sngan",
+    "unet",
 ]

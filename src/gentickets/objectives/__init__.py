@@ -4,6 +4,7 @@ from gentickets.objectives.adversarial import Adversarial
 from gentickets.objectives.around import Around
 from gentickets.objectives.autoencoding import Autoencoding
 from gentickets.objectives.base import Loss, Measure, Objective
+from gentickets.objectives.denoising import Denoising
 from gentickets.objectives.distilled import Distilled
 from gentickets.objectives.elbo import ELBO
 from gentickets.objectives.gain_penalty import GainPenalty
@@ -21,6 +22,7 @@ __all__ = [
     "Adversarial",
     "Around",
     "Autoencoding",
+    "Denoising",
     "Distilled",
     "GainPenalty",
     "Loss",

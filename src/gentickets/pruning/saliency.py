@@ -56,6 +56,12 @@ Derivative = Callable[[Tensor, Mapping[str, Tensor]], Sequence[Tensor]]
 """From a loss and the weights that it trains, by name, to one tensor for each of them."""
 
 
+_NOTHING_TO_CHOOSE_BY = (
+    "every weight scores 0, which is nothing to choose by: does a component end in a layer of zeros? let it begin with "
+    "others (unet: zero_output=False), or score by magnitude"
+)
+
+
 # -- gradients of an objective ----------------------------------------------------------------------------------
 
 
@@ -82,11 +88,15 @@ def snip(
     objective is taken as it stands: give `objective.at(0)` for one that warms up. `seed` draws its noise, and
     dropout's. `components`, `include` and `exclude` choose the weights as in `prunable_weights`.
 
-    Raises `PruneError` without a batch, and `MaskError` for a component that the model does not have.
+    Raises `PruneError` without a batch, and where every weight scores 0, as behind a last layer of zeros; `MaskError`
+    for a component that the model does not have.
     """
     model = as_model(model)
     chosen = prunable_weights(model, components, include, exclude)
     total = _over_losses(_gradient, model, objective, batches, chosen, seed)
+    scores = {name: (weight.detach() * total[name]).abs() for name, weight in chosen.items()}
+    if not any(score.any() for score in scores.values()):
+        raise PruneError(f"snip: {_NOTHING_TO_CHOOSE_BY}")
     if silent := [name for name, gradient in total.items() if not gradient.any()]:
         more = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
         warnings.warn(
@@ -94,7 +104,7 @@ def snip(
             f"quantiser, or before weights that start from 0); exclude= leaves it out",
             stacklevel=2,
         )
-    return Scores({name: (weight.detach() * total[name]).abs() for name, weight in chosen.items()}, model)
+    return Scores(scores, model)
 
 
 def grasp(
@@ -338,7 +348,7 @@ def prune_gradually(
     Algorithm 1), or from the density of `within` (of its sparsest competing group) to d. Nothing is revived; what is
     left is exactly as many as `prune(to_sparsity=...)` leaves. One step is `prune` itself.
 
-    Raises `PruneError` for fewer than one step, and as `prune` does.
+    Raises `PruneError` for fewer than one step, where every weight scores 0 at the first, and as `prune` does.
     """
     if not isinstance(iterations, int) or iterations < 1:
         raise PruneError(f"iterations={iterations!r}: a whole number, 1 or more")
@@ -351,6 +361,8 @@ def prune_gradually(
     copy = clone(model)  # one for all steps: what is dead stays dead
     for step in range(1, iterations + 1):
         scores = score(masks.apply_(copy), masks)
+        if step == 1 and not any(bool(scores[name].any()) for name in scores):
+            raise PruneError(_NOTHING_TO_CHOOSE_BY)
         start = _sparsest(masks, scores, scope) if start is None else start
         amount = to_sparsity
         if step < iterations and start < to_sparsity < 1:
