@@ -18,10 +18,10 @@ from gentickets.lab.recipe import make_recipe
 from gentickets.masks.names import clone, components_of, named_state
 from gentickets.masks.value import Masks
 from gentickets.models.convolutional import SIZES
-from gentickets.models.paper import PAPER
 from gentickets.models.resnet import Residual
 from gentickets.training.loop import Settings, train
 
+PAPER = {name: build for name, build in models.CATALOGUE.items() if name.startswith("paper-")}
 DOCS = Path(__file__).parents[1] / "docs" / "models.md"
 
 

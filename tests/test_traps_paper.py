@@ -53,7 +53,7 @@ from gentickets.lab.recipe import EvaluationPart, make_recipe
 from gentickets.masks.names import clone, named_state
 from gentickets.metrics import FeatureStatistics
 from gentickets.metrics.features import random_features
-from gentickets.objectives import Objective, Samples
+from gentickets.objectives import Objective
 from gentickets.training.loop import Settings, train
 
 IMAGES = torch.rand(48, 1, 8, 8, generator=torch.Generator().manual_seed(5)) * 2 - 1
@@ -501,7 +501,7 @@ def off_the_prior(count: int, size: int, rng: torch.Generator) -> Tensor:
     ("objective", "component"),
     [(gt.ELBO(32), "decoder"), (gt.ELBO(32, beta=4.0), "decoder"), (gt.Adversarial(32), "generator")],
 )
-def test_samples_are_drawn_from_the_standard_normal(objective: Samples, component: str) -> None:
+def test_samples_are_drawn_from_the_standard_normal(objective: Objective, component: str) -> None:
     model = nn.Module()
     setattr(model, component, Notes())
     latents = objective.sample(model, 4096, torch.Generator().manual_seed(0))

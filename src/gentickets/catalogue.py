@@ -28,6 +28,7 @@ _MODELS = {
     "conv-autoencoder": "gentickets.models.autoencoder:conv_autoencoder",
     "conv-vae": "gentickets.models.vae:conv_vae",
     "dcgan": "gentickets.models.dcgan:dcgan",
+    "unet": "gentickets.models.unet:unet",
     "paper-linear-ae": "gentickets.models.paper:paper_linear_ae",
     "paper-conv-ae": "gentickets.models.paper:paper_conv_ae",
     "paper-vae": "gentickets.models.paper:paper_vae",
@@ -41,6 +42,7 @@ _OBJECTIVES = {
     "autoencoding": "gentickets.objectives.autoencoding:Autoencoding",
     "elbo": "gentickets.objectives.elbo:ELBO",
     "adversarial": "gentickets.objectives.adversarial:Adversarial",
+    "denoising": "gentickets.objectives.denoising:Denoising",
 }
 _METHODS = {
     "imp": "gentickets.search.imp:Imp",
@@ -58,8 +60,20 @@ _CRITERIA = {
     "lamp": "gentickets.pruning.lamp:lamp",
 }
 
+_AROUNDS = {
+    "distilled": "gentickets.objectives.distilled:Distilled",
+    "gain-penalty": "gentickets.objectives.gain_penalty:GainPenalty",
+}
+
 CATALOGUE: Mapping[str, Mapping[str, str]] = MappingProxyType(
-    {"model": _MODELS, "objective": _OBJECTIVES, "method": _METHODS, "criterion": _CRITERIA, "around": {}, "metric": {}}
+    {
+        "model": _MODELS,
+        "objective": _OBJECTIVES,
+        "method": _METHODS,
+        "criterion": _CRITERIA,
+        "around": _AROUNDS,
+        "metric": {},
+    }
 )
 """Kind → name → where it is. A new thing is one file, and one line here."""
 

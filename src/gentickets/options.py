@@ -50,6 +50,7 @@ Hidden = Annotated[
     Means("Units of each hidden layer of a linear autoencoder's encoder, in place of width and depth."),
 ]
 ScoreBatches = Annotated[int, Ge(1), Le(10**6), Means("On how many batches it scores.")]
+Classes = Annotated[int, Ge(2), Le(10**6), Means("How many classes it is told by; null: it is told none.")]
 CriticNorm = Annotated[bool, Means("Whether the discriminator has norms; a gradient penalty wants none.")]
 
 Criterion = Annotated[str | dict[str, Any], Names("criterion")]

@@ -3,10 +3,10 @@
 Everywhere in gentickets an image batch is a float32 tensor (batch, channels, height, width) in [-1, 1].
 """
 
-from gentickets.data.batches import Batches
+from gentickets.data.batches import Batch, Batches, Labelled, batch_of
 from gentickets.data.images import ImageSet
 from gentickets.data.loading import load, load_splits
 from gentickets.data.room import check_room
 from gentickets.data.telling import line
 
-__all__ = ["Batches", "ImageSet", "check_room", "line", "load", "load_splits"]
+__all__ = ["Batch", "Batches", "ImageSet", "Labelled", "batch_of", "check_room", "line", "load", "load_splits"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,14 +15,65 @@ from gentickets.errors import DataError
 _FLIPS = 1
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """A batch of images with their labels: what it is for images, `len`, a slice and `chunk`, it is for both.
+
+    `images`: float32 (batch, channels, height, width) in [-1, 1]; `labels`: int64 (batch,).
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: slice) -> Labelled:
+        return Labelled(self.images[rows], self.labels[rows])
+
+    @property
+    def device(self) -> torch.device:
+        return self.images.device
+
+    def to(self, device: str | torch.device) -> Labelled:
+        return Labelled(self.images.to(device), self.labels.to(device))
+
+    def cpu(self) -> Labelled:
+        return self.to("cpu")
+
+    def chunk(self, parts: int) -> tuple[Labelled, ...]:
+        """As `torch.chunk`, along the batch."""
+        pairs = zip(self.images.chunk(parts), self.labels.chunk(parts), strict=True)
+        return tuple(Labelled(images, labels) for images, labels in pairs)
+
+
+Batch = Tensor | Labelled
+"""What one step is given: images, and their labels where the objective wants them."""
+
+
+def batch_of(
+    images: ImageSet, rows: slice | np.ndarray, device: str | torch.device = "cpu", labelled: bool = False
+) -> Batch:
+    """The images at `rows`, with their labels where these are wanted. Raises `DataError` where there are none."""
+    pixels = images.images(rows, device)
+    return Labelled(pixels, torch.from_numpy(_labels_of(images)[rows]).to(device)) if labelled else pixels
+
+
+def _labels_of(images: ImageSet) -> np.ndarray:
+    if images.labels is None:
+        raise DataError(f"{images.name!r} ({images.split}) has no labels: train it with conditional=false")
+    return images.labels
+
+
 class Batches:
     """An endless stream of shuffled batches, of which each is a pure function of (seed, step).
 
     The stream runs through one permutation of the set after another; a batch may straddle two, so that each
     has `batch_size` images and each image comes once an epoch. With `flip`, each image is mirrored left to
-    right with probability one half. On a CUDA device the whole uint8 set is kept there.
+    right with probability one half. On a CUDA device the whole uint8 set is kept there. With `labelled`, the labels
+    of the images come with them.
 
-    Raises `DataError` for a batch size below 1, a negative seed, or an empty set.
+    Raises `DataError` for a batch size below 1, a negative seed, an empty set, or labels that there are not.
     """
 
     def __init__(
@@ -30,6 +83,7 @@ class Batches:
         seed: int,
         flip: bool = False,
         device: str | torch.device = "cpu",
+        labelled: bool = False,
     ):
         if batch_size < 1:
             raise DataError(f"batch_size: {batch_size} is too small: 1 or more")
@@ -40,16 +94,17 @@ class Batches:
         self.images, self.batch_size, self.seed, self.flip = images, batch_size, seed, flip
         self.device = torch.device(device)
         self._pixels = as_tensor(images.pixels).to(self.device)
+        self._labels = as_tensor(_labels_of(images)).to(self.device) if labelled else None
         self._orders: dict[int, np.ndarray] = {}
 
-    def at(self, step: int) -> Tensor:
-        """The batch of `step` (0, 1, …): float32 (batch_size, channels, height, width) in [-1, 1]."""
+    def at(self, step: int) -> Batch:
+        """The batch of `step` (0, 1, …): float32 (batch_size, channels, height, width) in [-1, 1], or `Labelled`."""
         rows = torch.from_numpy(self.indices(step)).to(self.device)
         batch = self._pixels.index_select(0, rows)
         if self.flip:
             mirrored = torch.from_numpy(self._mirrored(step)).to(self.device)
             batch.index_copy_(0, mirrored, batch.index_select(0, mirrored).flip(-1))
-        return normalised(batch)
+        return normalised(batch) if self._labels is None else Labelled(normalised(batch), self._labels[rows])
 
     def indices(self, step: int) -> np.ndarray:
         """Which images the batch of `step` holds: int64 (batch_size,). `images.labels[…]` are its labels."""

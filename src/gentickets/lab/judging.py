@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from gentickets.data import ImageSet
-from gentickets.errors import RecipeError
+from gentickets.data import Batch, ImageSet, Labelled, batch_of
+from gentickets.errors import DataError, RecipeError
 from gentickets.lab.recipe import EvaluationPart
 from gentickets.metrics import (
     COVERAGE,
@@ -23,6 +23,7 @@ from gentickets.metrics import (
     FeatureStatistics,
     K,
     Measurement,
+    OfImages,
     classifier_features,
     downstream_accuracy,
     efficientnet_features,
@@ -32,7 +33,7 @@ from gentickets.metrics import (
     reconstruction_mse,
     sample_metrics,
 )
-from gentickets.objectives import ELBO, Adversarial, Objective, Reconstructs, Samples
+from gentickets.objectives import Measure, Objective
 
 SAMPLING_SEED = 20_210_202  # the same latents for every model, so that levels differ by their weights alone
 _BATCH = 256
@@ -46,10 +47,12 @@ class Judge:
 
     `keys` are the metrics that will be measured, `primary` the one to judge by. `extractors` are the networks in whose
     features samples are compared, or else the classifiers; none where neither are needed. What networks measure is the
-    mean over them.
+    mean over them. `metrics`: name → a function of samples and held-out images, as one more metric (see `OfImages`);
+    each is tried once, on training images in the place of samples.
 
-    Raises `RecipeError` where the recipe asks for a metric that objective and images do not allow, and where a Fréchet
-    distance would be of fewer images than its network has features.
+    Raises `RecipeError` where the recipe asks for a metric that objective and images do not allow, where a Fréchet
+    distance would be of fewer images than its network has features, and where one of `metrics` gives no number;
+    `DataError` where the objective wants labels and the images have none.
     """
 
     def __init__(
@@ -59,13 +62,19 @@ class Judge:
         held_out: ImageSet,
         part: EvaluationPart,
         device: str | torch.device = "cpu",
+        metrics: Mapping[str, Callable[[Tensor, Tensor], float]] | None = None,
     ):
         self.objective, self.held_out, self.part = objective, held_out, part
         self.device = torch.device(device)
-        possible = self._possible(train)
-        self.keys = self._asked(possible)
+        self._measures = objective.measures()
+        self._others = {key: OfImages(key, function) for key, function in (metrics or {}).items()}
+        self._possible = tuple(self._measurable(train))
+        self.keys = self._asked(self._possible)
         self.primary = self._judged_by()
         self._seen = train
+        for images in (train, held_out):
+            self._batch(images, slice(0, 1))  # labels and all
+        self._try_others()
         self.classifiers: tuple[FeatureExtractor, ...] = ()
         self.extractors = self._networks()
         self._check_head()
@@ -92,38 +101,36 @@ class Judge:
 
     # -- what is measured ---------------------------------------------------------------------------------
 
-    def _possible(self, train: ImageSet) -> list[str]:
+    def _measurable(self, train: ImageSet) -> list[str]:
         """Every metric that objective, images and features allow; the first one to judge by is the default."""
         features = self.part.features
         labelled = features != "none" and has_classes(train) and self.held_out.labels is not None
-        keys = []
-        if isinstance(self.objective, ELBO):
-            keys.append("bits_per_dimension")
-        if isinstance(self.objective, Samples) and features != "none":
+        keys = [key for key, measure in self._measures.items() if measure.decides]
+        if self.objective.can_sample and features != "none":
             keys += [
                 key
                 for key in SAMPLE_METRICS
                 if not (key == "inception_score" and features == "classifier" and not has_classes(train))
                 and not (key in COVERAGE and len(self.held_out) <= K)
             ]
-        if isinstance(self.objective, Reconstructs):
+        if self.objective.can_sample:
+            keys += self._others
+        if self.objective.can_reconstruct:
             keys.append("reconstruction_mse")
             keys += ["downstream_accuracy"] if labelled else []
-        if isinstance(self.objective, Adversarial):
-            keys.append("discriminator_loss")
-        return keys
+        return [*keys, *(key for key, measure in self._measures.items() if not measure.decides)]
 
-    def _asked(self, possible: list[str]) -> list[str]:
+    def _asked(self, possible: Sequence[str]) -> list[str]:
         if self.part.metrics == "all":
-            return possible
+            return list(possible)
         for key in self.part.metrics:
             if key not in possible:
                 raise RecipeError(f"evaluation.metrics: {key!r} is none of {', '.join(possible)}")
         return list(dict.fromkeys(self.part.metrics))
 
     def _judged_by(self) -> str:
-        """The primary metric. The discriminator's loss is none: it says as much of the discriminator as of samples."""
-        judging = [key for key in self.keys if key != "discriminator_loss"]
+        """The primary metric: one that the objective says may decide."""
+        judging = [key for key in self.keys if self._decides(key)]
         if not judging:
             raise RecipeError(
                 f"evaluation.features={self.part.features} and evaluation.metrics={self.part.metrics} "
@@ -134,6 +141,9 @@ class Judge:
         if self.part.primary not in judging:
             raise RecipeError(f"evaluation.primary={self.part.primary!r} is none of {', '.join(judging)}")
         return self.part.primary
+
+    def _decides(self, key: str) -> bool:
+        return key not in self._measures or self._measures[key].decides
 
     @property
     def _sampled(self) -> list[str]:
@@ -184,7 +194,7 @@ class Judge:
     def _without_distances(self, least: int) -> str:
         """What to say in a recipe to be judged without Fréchet distances."""
         primary = " and evaluation.primary=kid" if (self.part.primary or "").startswith("frechet") else ""
-        others = [key for key in self.keys if key not in SAMPLE_METRICS and key != "discriminator_loss"]
+        others = [key for key in self.keys if key not in SAMPLE_METRICS and self._decides(key)]
         if self.part.metrics == "all" and self.primary in others:
             return "evaluation.features=none"
         every = " without evaluation.every" if self.part.every is not None and len(self._seen) < least else ""
@@ -200,24 +210,34 @@ class Judge:
                 )
             self.keys.remove("inception_score")
 
+    def _try_others(self) -> None:
+        """Raises `RecipeError` for one that gives no number for real images, before anything is trained."""
+        if strange := [key for key in self._others if key in {*SAMPLE_METRICS, *self._measures}]:
+            raise RecipeError(f"evaluation.metrics: {strange[0]!r} is built in: give yours another name")
+        count = min(self.part.samples, len(self._seen))
+        for key, metric in self._others.items():
+            if key not in self.keys:
+                continue
+            some = self._seen.images(spread(len(self._seen), count), self.device)
+            try:
+                value = metric(some, self.held_out.images(device=self.device)).value
+            except DataError as error:
+                raise RecipeError(f"evaluation.metrics: {error}") from error
+            if not math.isfinite(value):
+                raise RecipeError(f"evaluation.metrics: {key} is {value} of real images: a metric is a finite number")
+
     # -- measuring ----------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def measure(self, model: nn.Module, only: str | None = None) -> list[Measurement]:
         """Every metric of `keys`, or one of them, in the model's eval mode."""
         model.to(self.device).eval()
-        found: list[Measurement] = []
-        objective, keys = self.objective, self.keys if only is None else [only]
-        if isinstance(objective, ELBO) and "bits_per_dimension" in keys:
-            found.append(self._bits_per_dimension(objective, model))
-        sampled = any(key in SAMPLE_METRICS for key in keys)
-        if sampled and isinstance(objective, Samples):
-            found += self._of_samples(objective, model, keys)
-        if isinstance(objective, Reconstructs):
-            found += self._reconstructions(objective, model, keys)
-        if isinstance(objective, Adversarial) and "discriminator_loss" in keys:
-            found.append(self._discriminator_loss(objective, model))
-        return found
+        wanted = set(self.keys if only is None else [only])
+        found = {key: self._mean(key, self._measures[key], model) for key in self._measures if key in wanted}
+        if wanted & {*SAMPLE_METRICS, *self._others}:
+            found |= {one.key: one for one in self._of_samples(model, wanted)}
+        found |= {one.key: one for one in self._reconstructions(model, wanted)}
+        return [found[key] for key in self._possible if key in found]
 
     @torch.no_grad()
     def glance(self, model: nn.Module) -> float:
@@ -228,68 +248,76 @@ class Judge:
         first network alone, of as many samples as it has features at least.
         """
         model.to(self.device).eval()
-        objective, images = self.objective, self._seen.images(slice(0, _GLANCED), self.device)
-        if self.primary == "bits_per_dimension" and isinstance(objective, ELBO):
-            return float(objective.bits_per_dimension(model, images, self._rng()).mean())
-        if self.primary in SAMPLE_METRICS and isinstance(objective, Samples):
+        objective, images = self.objective, self._batch(self._seen, slice(0, _GLANCED))
+        if self.primary in self._measures:
+            measure = self._measures[self.primary]
+            value = float(measure.of(model, images, self._rng()).mean())
+            return value if measure.lower_is_better else -value
+        if self.primary in self._others:
+            samples = torch.cat(list(self._samples(model, _GLANCED, self._seen)))
+            measured = self._others[self.primary](samples, self._seen.images(slice(0, _GLANCED), self.device))
+            return measured.value if measured.lower_is_better else -measured.value
+        if self.primary in SAMPLE_METRICS:
             extractor, train = self.extractors[0], self.train[0]
             count = max(_GLANCED, extractor.num_features)
-            fake = FeatureStatistics.of_batches(extractor, self._samples(objective, model, count), kept=0)
+            fake = FeatureStatistics.of_batches(extractor, self._samples(model, count, self._seen), kept=0)
             return sample_metrics(extractor, fake, train, train, ["frechet_train"])[0].value
-        assert isinstance(objective, Reconstructs)
-        return float((objective.reconstruct(model, images) - images).square().mean())
+        originals = self._seen.images(slice(0, _GLANCED), self.device)
+        return float((objective.reconstruct(model, images) - originals).square().mean())
 
-    def _of_samples(self, objective: Samples, model: nn.Module, keys: Sequence[str]) -> list[Measurement]:
-        """By every network the same samples, and of each metric the mean."""
-        samples = self._samples(objective, model, self.part.samples)
-        trains: Sequence[FeatureStatistics | None] = self.train or [None] * len(self.real)
-        fakes = FeatureStatistics.by_each(self.extractors, samples)
-        by_network = [
-            sample_metrics(extractor, fake, real, train, keys)
-            for extractor, fake, real, train in zip(self.extractors, fakes, self.real, trains, strict=True)
-        ]
-        return [mean_over_networks(measured) for measured in zip(*by_network, strict=True)]
-
-    def _reconstructions(self, objective: Reconstructs, model: nn.Module, keys: Sequence[str]) -> Iterator[Measurement]:
-        def reconstruct(images: Tensor) -> Tensor:
-            return objective.reconstruct(model, images)
-
-        if "reconstruction_mse" in keys:
-            yield reconstruction_mse(reconstruct, self.held_out, device=self.device)
-        if "downstream_accuracy" in keys:
-            readers = [one for one in self.classifiers if isinstance(one, Classifier)]
-            yield downstream_accuracy(readers, reconstruct, self.held_out)
-
-    def _bits_per_dimension(self, objective: ELBO, model: nn.Module) -> Measurement:
-        rng = self._rng()
-        total = 0.0
-        for images in self._held_out_batches():
-            total += float(objective.bits_per_dimension(model, images, rng).sum())
-        name = "negative ELBO, bits per dimension, held-out images"
-        label = name if objective.likelihood == "gaussian" else f"{name} (Bernoulli cross-entropy)"
-        return Measurement("bits_per_dimension", label, total / len(self.held_out), len(self.held_out))
-
-    def _discriminator_loss(self, objective: Adversarial, model: nn.Module) -> Measurement:
-        """The objective's own loss without the penalty on gradients. Better higher: for the best discriminator it
-        falls as the distributions part (Goodfellow et al. 2014, theorem 1)."""
-        # The first loss alone is asked for, so that no bound is applied to the weights: `clip` only has to be there.
-        plain = replace(objective, n_critic=1, gradient_penalty=None, clip=1.0)
+    def _mean(self, key: str, measure: Measure, model: nn.Module) -> Measurement:
+        """The mean of one of the objective's measures over the held-out images, or over as many as it draws."""
         rng, total = self._rng(), 0.0
-        for images in self._held_out_batches():
-            _, loss = next(plain.losses(model, images, rng))
-            total += float(loss) * len(images)
-        count = len(self.held_out)
-        label = f"discriminator loss ({objective.loss}), held-out images against samples"
-        return Measurement("discriminator_loss", label, total / count, count, lower_is_better=False)
+        rows = np.arange(len(self.held_out)) if measure.draws is None else spread(len(self.held_out), measure.draws)
+        for start in range(0, len(rows), _BATCH):
+            images = self._batch(self.held_out, rows[start : start + _BATCH])
+            total += float(measure.of(model, images, rng).sum())
+        return Measurement(key, measure.label, total / len(rows), len(rows), measure.lower_is_better)
 
-    def _held_out_batches(self) -> Iterator[Tensor]:
-        for start in range(0, len(self.held_out), _BATCH):
-            yield self.held_out.images(slice(start, start + _BATCH), self.device)
+    def _of_samples(self, model: nn.Module, wanted: set[str]) -> Iterator[Measurement]:
+        """By every network the same samples, and of each metric the mean; the same samples for all other metrics."""
+        samples: Iterable[Tensor] = self._samples(model, self.part.samples, self.held_out)
+        others = [self._others[key] for key in self._others if key in wanted]
+        if others:
+            samples = list(samples)
+        if not wanted.isdisjoint(SAMPLE_METRICS):
+            trains: Sequence[FeatureStatistics | None] = self.train or [None] * len(self.real)
+            fakes = FeatureStatistics.by_each(self.extractors, samples)
+            by_network = [
+                sample_metrics(extractor, fake, real, train, wanted)
+                for extractor, fake, real, train in zip(self.extractors, fakes, self.real, trains, strict=True)
+            ]
+            yield from (mean_over_networks(measured) for measured in zip(*by_network, strict=True))
+        if others:
+            drawn, images = torch.cat(list(samples)), self.held_out.images(device=self.device)
+            yield from (metric(drawn, images) for metric in others)
 
-    def _samples(self, objective: Samples, model: nn.Module, count: int) -> Iterator[Tensor]:
+    def _reconstructions(self, model: nn.Module, wanted: set[str]) -> Iterator[Measurement]:
+        def reconstruct(images: Batch) -> Tensor:
+            return self.objective.reconstruct(model, images)
+
+        labelled = self.objective.wants_labels
+        if "reconstruction_mse" in wanted:
+            yield reconstruction_mse(reconstruct, self.held_out, device=self.device, labelled=labelled)
+        if "downstream_accuracy" in wanted:
+            readers = [one for one in self.classifiers if isinstance(one, Classifier)]
+            yield downstream_accuracy(readers, reconstruct, self.held_out, labelled=labelled)
+
+    def _batch(self, images: ImageSet, rows: slice | np.ndarray) -> Batch:
+        """Some images, with their labels where the objective wants those."""
+        return batch_of(images, rows, self.device, self.objective.wants_labels)
+
+    def _samples(self, model: nn.Module, count: int, like: ImageSet) -> Iterator[Tensor]:
+        """So many samples, of labels as `like` has them where the objective wants some."""
         rng = self._rng()
         for start in range(0, count, _BATCH):
-            yield objective.sample(model, min(_BATCH, count - start), rng)
+            end = min(start + _BATCH, count)
+            labels = self._labels(like, spread(len(like), count)[start:end])
+            yield self.objective.sample(model, end - start, rng, *labels)
+
+    def _labels(self, images: ImageSet, rows: np.ndarray) -> tuple[Tensor, ...]:
+        batch = self._batch(images, rows)
+        return (batch.labels,) if isinstance(batch, Labelled) else ()
 
     def _rng(self) -> torch.Generator:
         return torch.Generator(device=self.device).manual_seed(SAMPLING_SEED)
@@ -299,12 +327,18 @@ class Judge:
         """Writes `samples.png`: samples where the objective makes some, else reconstructions beside `originals.png`."""
         model.to(self.device).eval()
         count = _ROWS * _COLUMNS
-        if isinstance(self.objective, Samples):
-            grid(self.objective.sample(model, count, self._rng())).save(folder / "samples.png")
-        elif isinstance(self.objective, Reconstructs):
-            originals = self.held_out.images(np.arange(min(count, len(self.held_out))), self.device)
-            grid(originals).save(folder / "originals.png")
-            grid(self.objective.reconstruct(model, originals)).save(folder / "samples.png")
+        if self.objective.can_sample:
+            (samples,) = self._samples(model, count, self.held_out)
+            grid(samples).save(folder / "samples.png")
+        elif self.objective.can_reconstruct:
+            rows = np.arange(min(count, len(self.held_out)))
+            grid(self.held_out.images(rows, self.device)).save(folder / "originals.png")
+            grid(self.objective.reconstruct(model, self._batch(self.held_out, rows))).save(folder / "samples.png")
+
+
+def spread(available: int, count: int) -> np.ndarray:
+    """Which `count` of so many images stand for all, evenly: some left out, or some several times. int64, ascending."""
+    return np.arange(count) * available // count
 
 
 def grid(images: Tensor) -> Image.Image:

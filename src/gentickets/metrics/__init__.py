@@ -10,6 +10,7 @@ from gentickets.metrics.inception import inception_features
 from gentickets.metrics.kernel import kernel_distance
 from gentickets.metrics.manifold import Coverage, K, manifold_coverage
 from gentickets.metrics.measurement import Measurement, mean_over_networks
+from gentickets.metrics.of_images import OfImages
 from gentickets.metrics.reconstruction import reconstruction_mse
 from gentickets.metrics.sampling import COVERAGE, SAMPLE_METRICS, sample_metrics
 from gentickets.metrics.statistics import FeatureStatistics
@@ -25,6 +26,7 @@ __all__ = [
     "Gaussian",
     "K",
     "Measurement",
+    "OfImages",
     "class_score",
     "classifier_features",
     "cost",

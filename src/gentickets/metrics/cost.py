@@ -11,9 +11,10 @@ from math import ceil
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
+from gentickets.data.batches import Batch
 from gentickets.errors import MaskError
 from gentickets.evaluating import evaluating
 from gentickets.masks.examples import WHOLE, Example, ExampleInputs, examples_of, named_tensors
@@ -200,7 +201,7 @@ class TrainingFlops:
     share_not_counted: float = 0.0
 
 
-def training_flops(model: Model, objective: Objective, batch: Tensor, masks: Masks | None = None) -> TrainingFlops:
+def training_flops(model: Model, objective: Objective, batch: Batch, masks: Masks | None = None) -> TrainingFlops:
     """Counts one real step of `objective` on `batch`, every loss with its backward pass, and divides by the images.
 
     Counted are all products (see `cost`) with the shapes that they really have, each gradient only where it is

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gentickets.data import ImageSet
+from gentickets.data import ImageSet, batch_of
 from gentickets.errors import DataError
 from gentickets.metrics.classifier import Classifier
 from gentickets.metrics.measurement import Measurement, mean_over_networks
@@ -18,13 +19,15 @@ from gentickets.metrics.measurement import Measurement, mean_over_networks
 @torch.no_grad()
 def downstream_accuracy(
     classifiers: Sequence[Classifier],
-    reconstruct: Callable[[Tensor], Tensor],
+    reconstruct: Callable[[Any], Tensor],
     images: ImageSet,
     batch_size: int = 256,
+    labelled: bool = False,
 ) -> Measurement:
     """How often classifiers of the data set read the right label off a reconstruction, over all of `images`: the mean.
 
-    `reconstruct` maps a batch (n, channels, height, width), on the classifiers' device, to one of the same shape.
+    `reconstruct` maps a batch (n, channels, height, width), on the classifiers' device, to one of the same shape; with
+    `labelled`, it is given `Labelled` images.
     They were trained on images as they are, and their accuracy on those is in the label. NaN where a reconstruction is
     not finite. Raises `DataError` for images without labels.
     """
@@ -33,7 +36,7 @@ def downstream_accuracy(
     right, finite, device = [0] * len(classifiers), True, classifiers[0].device
     for start in range(0, len(images), batch_size):
         rows = slice(start, start + batch_size)
-        given = reconstruct(images.images(rows, device)).to(device, torch.float32)
+        given = reconstruct(batch_of(images, rows, device, labelled)).to(device, torch.float32)
         finite = finite and bool(given.isfinite().all())
         for index, classifier in enumerate(classifiers):
             right[index] += int((classifier.labels(given.clamp(-1.0, 1.0)) == images.labels[rows]).sum())

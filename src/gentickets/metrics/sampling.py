@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
 
 import torch
 
@@ -13,16 +16,40 @@ from gentickets.metrics.features import FeatureExtractor
 from gentickets.metrics.frechet import frechet_distance
 from gentickets.metrics.inception import InceptionFeatures
 from gentickets.metrics.kernel import kernel_distance
-from gentickets.metrics.manifold import K, manifold_coverage
+from gentickets.metrics.manifold import Coverage, K, manifold_coverage
 from gentickets.metrics.measurement import Measurement
 from gentickets.metrics.statistics import FeatureStatistics
 
 COVERAGE = ("precision", "recall", "density", "coverage")
-SAMPLE_METRICS = ("frechet", "kid", "frechet_train", "inception_score", *COVERAGE)
-"""The keys, in the order in which they are measured."""
+"""The keys of the metrics of nearest neighbours."""
 
 MOST_NEIGHBOURS = 5_000
 """Nearest neighbours are looked for among so many images of each side at most: the cost grows with their square."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Generated images beside real ones, in the features of one network.
+
+    `real` are those that the model was not trained on; `train`, those that it was, are for `frechet_train` alone.
+    """
+
+    extractor: FeatureExtractor
+    fake: FeatureStatistics
+    real: FeatureStatistics
+    train: FeatureStatistics | None = None
+
+    @property
+    def neighbours(self) -> int:
+        """Among how many images of each side nearest neighbours are looked for."""
+        return min(len(self.fake.features), len(self.real.features), MOST_NEIGHBOURS)
+
+    @cached_property
+    def manifold(self) -> Coverage | None:
+        """What nearest neighbours say; None where any value was not finite."""
+        if not _is_finite(self.fake, self.real):
+            return None
+        return manifold_coverage(self.real.features[: self.neighbours], self.fake.features[: self.neighbours])
 
 
 def sample_metrics(
@@ -30,9 +57,9 @@ def sample_metrics(
     fake: FeatureStatistics,
     real: FeatureStatistics,
     train: FeatureStatistics | None = None,
-    keys: Iterable[str] = SAMPLE_METRICS,
+    keys: Iterable[str] | None = None,
 ) -> list[Measurement]:
-    """The metrics of `keys` of generated images against real ones, in the order of `SAMPLE_METRICS`.
+    """The metrics of `keys` (None: all) of generated images against real ones, in the order of `SAMPLE_METRICS`.
 
     `real` are those that the model was not trained on; `train`, those that it was, are for `frechet_train` alone.
     Left out are that one without `train`, `inception_score` where the extractor has no head, and nearest
@@ -47,24 +74,27 @@ def sample_metrics(
             raise DataError(
                 f"statistics are of {statistics.extractor_key!r}, not of {extractor.key!r}: compute them anew"
             )
-    wanted = set(keys)
-    found = []
-    if "frechet" in wanted:
-        found.append(_frechet("frechet", extractor, fake, real, ""))
-    if "kid" in wanted:
-        found.append(_kid(extractor, fake, real))
-    if "frechet_train" in wanted and train is not None:
-        found.append(_frechet("frechet_train", extractor, fake, train, " to the training images"))
-    if "inception_score" in wanted and extractor.head is not None:
-        found.append(_score(extractor, fake))
-    return found + _coverage(extractor, fake, real, wanted)
+    wanted = set(SAMPLE_METRICS if keys is None else keys)
+    compared = Compared(extractor, fake, real, train)
+    found = (metric(compared) for key, metric in SAMPLE_METRICS.items() if key in wanted)
+    return [one for one in found if one is not None]
 
 
 def _is_finite(*sides: FeatureStatistics) -> bool:
     return all(side.gaussian is not None for side in sides)
 
 
-def _frechet(
+def _frechet(compared: Compared) -> Measurement:
+    return _distance("frechet", compared.extractor, compared.fake, compared.real, "")
+
+
+def _frechet_train(compared: Compared) -> Measurement | None:
+    if compared.train is None:
+        return None
+    return _distance("frechet_train", compared.extractor, compared.fake, compared.train, " to the training images")
+
+
+def _distance(
     key: str, extractor: FeatureExtractor, fake: FeatureStatistics, real: FeatureStatistics, to: str
 ) -> Measurement:
     value = math.nan
@@ -77,8 +107,9 @@ def _frechet(
     return Measurement(key, f"{label} (n = {fake.count:,} against {real.count:,})", value, fake.count)
 
 
-def _kid(extractor: FeatureExtractor, fake: FeatureStatistics, real: FeatureStatistics) -> Measurement:
+def _kid(compared: Compared) -> Measurement:
     value, deviation = math.nan, None
+    extractor, fake, real = compared.extractor, compared.fake, compared.real
     if _is_finite(fake, real):
         value, spread = kernel_distance(real.features, fake.features)
         # Where every draw is all there is, its spread is that of rounding, and no error of the estimate.
@@ -88,10 +119,12 @@ def _kid(extractor: FeatureExtractor, fake: FeatureStatistics, real: FeatureStat
 
 
 @torch.no_grad()
-def _score(extractor: FeatureExtractor, fake: FeatureStatistics) -> Measurement:
+def _score(compared: Compared) -> Measurement | None:
+    extractor, fake = compared.extractor, compared.fake
+    if extractor.head is None:
+        return None
     value, deviation = math.nan, None
     if _is_finite(fake):
-        assert extractor.head is not None
         logits = extractor.head(fake.features.to(extractor.device)).cpu()
         # An image a class in each part at least: in a part of one image nothing can differ, and the score would be 1.
         splits = max(1, min(10, len(logits) // logits.shape[1]))
@@ -104,18 +137,24 @@ def _score(extractor: FeatureExtractor, fake: FeatureStatistics) -> Measurement:
     return Measurement("inception_score", label, value, samples, lower_is_better=False, deviation=deviation)
 
 
-def _coverage(
-    extractor: FeatureExtractor, fake: FeatureStatistics, real: FeatureStatistics, wanted: set[str]
-) -> list[Measurement]:
-    keys = [key for key in COVERAGE if key in wanted]
-    count = min(len(fake.features), len(real.features), MOST_NEIGHBOURS)
-    if not keys or count <= K:
-        return []
-    values = dict.fromkeys(keys, math.nan)
-    if _is_finite(fake, real):
-        measured = manifold_coverage(real.features[:count], fake.features[:count])
-        values = {key: getattr(measured, key) for key in keys}
-    return [
-        Measurement(key, f"{key} (k = {K}), {extractor.name}", value, count, lower_is_better=False)
-        for key, value in values.items()
-    ]
+def _of_neighbours(key: str) -> Callable[[Compared], Measurement | None]:
+    def metric(compared: Compared) -> Measurement | None:
+        if compared.neighbours <= K:
+            return None
+        value = math.nan if compared.manifold is None else getattr(compared.manifold, key)
+        label = f"{key} (k = {K}), {compared.extractor.name}"
+        return Measurement(key, label, value, compared.neighbours, lower_is_better=False)
+
+    return metric
+
+
+SAMPLE_METRICS: Mapping[str, Callable[[Compared], Measurement | None]] = MappingProxyType(
+    {
+        "frechet": _frechet,
+        "kid": _kid,
+        "frechet_train": _frechet_train,
+        "inception_score": _score,
+        **{key: _of_neighbours(key) for key in COVERAGE},
+    }
+)
+"""Key → a metric of generated images (None where they do not allow it), in the order in which they are measured."""

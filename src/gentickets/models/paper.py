@@ -6,9 +6,6 @@ the paper's: parameter counts, hyper-parameters, and every place where the two d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-
 from torch import nn
 
 from gentickets.models.autoencoder import Autoencoder, linear_autoencoder
@@ -104,18 +101,3 @@ def paper_wgan(
 ) -> GAN:
     """The paper's WGAN: the net of `paper-dcgan`, for weight clipping; `critic_norm=False` for a gradient penalty."""
     return dcgan(size, channels, width, latent, depth, critic_norm)
-
-
-PAPER: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
-    {
-        "paper-linear-ae": paper_linear_ae,
-        "paper-conv-ae": paper_conv_ae,
-        "paper-vae": paper_vae,
-        "paper-resnet-vae": paper_resnet_vae,
-        "paper-dcgan": paper_dcgan,
-        "paper-sngan": paper_sngan,
-        "paper-resnet-dcgan": paper_resnet_dcgan,
-        "paper-wgan": paper_wgan,
-    }
-)
-"""The presets, by the name that recipes use."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from gentickets.models.conditional import FromClass, OfClass
 from gentickets.models.convolutional import ConvDecoder, ConvHead, ConvTrunk
-from gentickets.options import Depth, Latent, Width
+from gentickets.options import Classes, Depth, Latent, Width
 
 
 class GaussianEncoder(ConvHead):
@@ -27,11 +28,25 @@ class VAE(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.decoder(self.encoder(images)[0])
+    def forward(self, images: Tensor, *labels: Tensor) -> Tensor:
+        return self.decoder(self.encoder(images, *labels)[0], *labels)
 
 
-def conv_vae(size: int, channels: int, width: Width = 32, latent: Latent = 32, depth: Depth | None = None) -> VAE:
-    """The trunk is that of `dcgan`'s discriminator, the decoder that of its generator, at equal arguments."""
-    encoder = GaussianEncoder(ConvTrunk(size, channels, width, depth), latent)
-    return VAE(encoder, ConvDecoder(size, channels, width, latent, depth))
+def conv_vae(
+    size: int,
+    channels: int,
+    width: Width = 32,
+    latent: Latent = 32,
+    depth: Depth | None = None,
+    classes: Classes | None = None,
+) -> VAE:
+    """The trunk is that of `dcgan`'s discriminator, the decoder that of its generator, at equal arguments.
+
+    With `classes` both take labels as their second argument.
+    """
+    seen = channels if classes is None else channels + 1
+    encoder: nn.Module = GaussianEncoder(ConvTrunk(size, seen, width, depth), latent)
+    decoder: nn.Module = ConvDecoder(size, channels, width, latent, depth)
+    if classes is not None:
+        encoder, decoder = OfClass(encoder, classes, size), FromClass(decoder, classes, latent)
+    return VAE(encoder, decoder)

@@ -1,26 +1,23 @@
 """What a generative model is trained for."""
 
 from gentickets.objectives.adversarial import Adversarial
+from gentickets.objectives.around import Around
 from gentickets.objectives.autoencoding import Autoencoding
-from gentickets.objectives.base import Loss, Objective, Reconstructs, Samples
+from gentickets.objectives.base import Loss, Measure, Objective
+from gentickets.objectives.denoising import Denoising
+from gentickets.objectives.distilled import Distilled
 from gentickets.objectives.elbo import ELBO
 from gentickets.objectives.gain_penalty import GainPenalty
 
-OBJECTIVES: dict[str, type[Objective]] = {
-    "autoencoding": Autoencoding,
-    "elbo": ELBO,
-    "adversarial": Adversarial,
-}
-"""The catalogue of objectives, by the name that recipes use."""
-
 __all__ = [
     "ELBO",
-    "OBJECTIVES",
     "Adversarial",
+    "Around",
     "Autoencoding",
+    "Denoising",
+    "Distilled",
     "GainPenalty",
     "Loss",
+    "Measure",
     "Objective",
-    "Reconstructs",
-    "Samples",
 ]

@@ -10,14 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gentickets.objectives.base import Loss, Objective, Reconstructs, binary_cross_entropy
+from gentickets.objectives.base import Loss, Objective, binary_cross_entropy
 
 
 @dataclass(frozen=True)
-class Autoencoding(Objective, Reconstructs):
+class Autoencoding(Objective):
     """Reconstruction: mean over all pixels of the squared error, the absolute error, or the cross-entropy."""
 
     loss: Literal["mse", "l1", "bce"] = "mse"
+    """Of each pixel: the squared error, the absolute error, or the cross-entropy."""
 
     components: ClassVar = ("encoder", "decoder")
     averaged: ClassVar = ("encoder", "decoder")
@@ -31,6 +32,9 @@ class Autoencoding(Objective, Reconstructs):
         else:
             value = binary_cross_entropy(output, batch).mean()
         yield self.components, value
+
+    def outputs(self, model: nn.Module, batch: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        return {"decoder": self.reconstruct(model, batch)}
 
     def reconstruct(self, model: nn.Module, images: Tensor) -> Tensor:
         return model.decoder(model.encoder(images))  # type: ignore[operator]

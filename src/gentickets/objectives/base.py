@@ -3,26 +3,52 @@
 `losses` is a generator of `(components, loss)`: which components the loss trains (a name, or a tuple of names)
 and a scalar to be minimised. It is evaluated lazily: the caller steps a loss before it asks for the next, so
 that a generator's loss sees the discriminator that has just been stepped. Image batches are float tensors of
-shape (batch, channels, height, width) in [-1, 1].
+shape (batch, channels, height, width) in [-1, 1], with their labels beside them where an objective wants those.
+
+An objective owns what only it can know: its options, which are its fields, what its components take, and how good a
+model is at what it was trained for, on images that it has not seen (`measures`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+
+from gentickets.data.batches import Batch, Labelled
+from gentickets.errors import DataError
 
 Loss = tuple[str | tuple[str, ...], Tensor]
 """Which components a loss trains, and the loss: a scalar, to be minimised."""
 
 
 @dataclass(frozen=True)
+class Measure:
+    """How good a model is by its own objective, on images that it was not trained on: one number for each of them.
+
+    `of(model, batch, rng)` gives the numbers, shape (batch,), of a model in evaluation mode and without gradients.
+    `label` is what a report prints. `decides`: whether tickets may be judged by it. `draws`: over so many images the
+    mean is taken, where chance falls in each: some come several times, or are left out, evenly. None: each one once.
+    """
+
+    label: str
+    of: Callable[[nn.Module, Batch, torch.Generator], Tensor]
+    lower_is_better: bool = True
+    decides: bool = True
+    draws: int | None = None
+
+
+@dataclass(frozen=True)
 class Objective(ABC):
-    """The base of all objectives. A new one needs `losses`; the rest has defaults."""
+    """The base of all objectives. A new one needs `components` and `losses`; the rest has defaults.
+
+    Its fields are its options, and the keys of a recipe's `objective`. One whose model makes new images has a `sample`,
+    one whose model gives images back a `reconstruct`.
+    """
 
     components: ClassVar[tuple[str, ...]] = ()
     """The components that a model needs to have."""
@@ -31,8 +57,16 @@ class Objective(ABC):
     """The components of which a moving average is worth keeping: those that make images."""
 
     @abstractmethod
-    def losses(self, model: nn.Module, batch: Tensor, rng: torch.Generator) -> Iterator[Loss]:
-        """Yields `(components, loss)`, one loss at a time; all randomness comes from `rng` (on the batch's device)."""
+    def losses(self, model: nn.Module, batch: Any, rng: torch.Generator) -> Iterator[Loss]:
+        """Yields `(components, loss)`, one loss at a time; all randomness comes from `rng` (on the batch's device).
+
+        `batch` is a tensor of images, or `Labelled` ones where `wants_labels`.
+        """
+
+    @property
+    def wants_labels(self) -> bool:
+        """Whether batches are to be `Labelled`."""
+        return False
 
     @property
     def batches_per_step(self) -> int:
@@ -43,29 +77,70 @@ class Objective(ABC):
         """The objective as it stands at a training step (for those that warm something up)."""
         return self
 
-    def example_inputs(self, model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-        """Component → one input of the shape that it takes."""
+    def example_inputs(self, model: nn.Module, images: Any) -> dict[str, Any]:
+        """Component → one input of the form that it takes: a tensor, or a tuple of arguments."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its components take")
 
-    def collapsed(self, model: nn.Module, batch: Tensor, rng: torch.Generator) -> str | None:
+    def collapsed(self, model: nn.Module, batch: Any, rng: torch.Generator) -> str | None:
         """Why training on makes no sense, in words; None while it does."""
         return None
 
+    def outputs(self, model: nn.Module, batch: Any, rng: torch.Generator) -> dict[str, Tensor]:
+        """Component → what it gives in a step on this batch, for the components whose outputs are as large as images.
 
-class Samples(ABC):
-    """An objective whose model makes new images."""
+        Models that are given the same batch and the same `rng` are asked the same: their outputs can be compared.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what its components give (`outputs`)")
 
-    @abstractmethod
-    def sample(self, model: nn.Module, count: int, rng: torch.Generator) -> Tensor:
-        """`count` images from the model's prior, on the generator's device."""
+    # -- how a model is judged ----------------------------------------------------------------------------
+
+    def measures(self) -> Mapping[str, Measure]:
+        """Name → one of its own measures; first the one to judge by, where nobody says which."""
+        return {}
+
+    @property
+    def can_sample(self) -> bool:
+        """Whether its models make new images: whether it has a `sample`."""
+        return type(self).sample is not Objective.sample
+
+    def sample(self, model: nn.Module, count: int, rng: torch.Generator, labels: Tensor | None = None) -> Tensor:
+        """`count` images from the model's prior, on the generator's device; of these `labels`, where it wants some."""
+        raise NotImplementedError(f"{type(self).__name__} makes no new images")
+
+    @property
+    def can_reconstruct(self) -> bool:
+        """Whether its models give images back: whether it has a `reconstruct`."""
+        return type(self).reconstruct is not Objective.reconstruct
+
+    def reconstruct(self, model: nn.Module, images: Any) -> Tensor:
+        """The model's copy of `images` (`Labelled` where it wants labels), without chance."""
+        raise NotImplementedError(f"{type(self).__name__} gives no images back")
 
 
-class Reconstructs(ABC):
-    """An objective whose model gives images back."""
+def conditioned(batch: Batch, conditional: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The images of a batch, and what components take beside them: the labels, or nothing.
 
-    @abstractmethod
-    def reconstruct(self, model: nn.Module, images: Tensor) -> Tensor:
-        """The model's copy of `images`, without chance."""
+    Raises `DataError` where labels are wanted and there are none.
+    """
+    if not isinstance(batch, Labelled):
+        if conditional:
+            raise DataError("conditional=True: batches need labels; give Labelled(images, labels)")
+        return batch, ()
+    return batch.images, (batch.labels,) if conditional else ()
+
+
+def example_labels(batch: Batch) -> Tensor:
+    """The labels of an example input: those of the batch, or else the class that there always is."""
+    if isinstance(batch, Labelled):
+        return batch.labels
+    return batch.new_zeros(len(batch), dtype=torch.int64)
+
+
+def conditions(labels: Tensor | None, conditional: bool) -> tuple[Tensor, ...]:
+    """What a model that samples takes beside its noise. Raises `DataError` where labels are wanted and not given."""
+    if conditional and labels is None:
+        raise DataError("conditional=True: samples are of labels; give labels=, a class for each")
+    return (labels,) if conditional and labels is not None else ()
 
 
 def unit(images: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
+from gentickets.data.batches import Batch
 from gentickets.masks.value import Masks
 from gentickets.objectives.base import Objective
 from gentickets.options import ScoreBatches
@@ -22,7 +23,7 @@ from gentickets.pruning.scores import Scores, magnitude, random_scores
 class Batches(Protocol):
     """Training images by step."""
 
-    def at(self, step: int) -> Tensor: ...
+    def at(self, step: int) -> Batch: ...
 
 
 def by_magnitude(model: nn.Module, masks: Masks) -> Scores:

@@ -14,6 +14,11 @@ from gentickets.options import Scope
 from gentickets.pruning.prune import prune
 from gentickets.pruning.scores import Criterion, scored
 
+NOTHING_TO_CHOOSE_BY = (
+    "every weight scores 0, which is nothing to choose by: does a component end in a layer of zeros? let it begin with "
+    "others (unet: zero_output=False), or score by magnitude"
+)
+
 
 def prune_gradually(
     model: Model,
@@ -30,7 +35,7 @@ def prune_gradually(
     Algorithm 1), or from the density of `within` (of its sparsest competing group) to d. Nothing is revived; what is
     left is exactly as many as `prune(to_sparsity=...)` leaves. One step is `prune` itself.
 
-    Raises `PruneError` for fewer than one step, and as `prune` does.
+    Raises `PruneError` for fewer than one step, where every weight scores 0 at the first, and as `prune` does.
     """
     if not isinstance(iterations, int) or iterations < 1:
         raise PruneError(f"iterations={iterations!r}: a whole number, 1 or more")
@@ -43,6 +48,8 @@ def prune_gradually(
     copy = clone(model)  # one for all steps: what is dead stays dead
     for step in range(1, iterations + 1):
         scores = scored(criterion, masks.apply_(copy), masks)
+        if step == 1 and not any(bool(scores[name].any()) for name in scores):
+            raise PruneError(NOTHING_TO_CHOOSE_BY)
         start = _sparsest(masks, scores, scope) if start is None else start
         amount = to_sparsity
         if step < iterations and start < to_sparsity < 1:

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from gentickets.data.batches import Batch, Labelled
 from gentickets.errors import MaskError, PruneError
 from gentickets.masks.examples import WHOLE, Example, ExampleInputs, examples_of, named_tensors
 from gentickets.masks.flow import Linear, running, titled
@@ -44,7 +45,7 @@ from gentickets.masks.names import (
 )
 from gentickets.masks.value import Masks
 from gentickets.objectives.base import Objective
-from gentickets.pruning.gradual import prune_gradually
+from gentickets.pruning.gradual import NOTHING_TO_CHOOSE_BY, prune_gradually
 from gentickets.pruning.prune import Scope
 from gentickets.pruning.scores import Scores
 
@@ -58,7 +59,7 @@ Derivative = Callable[[Tensor, Mapping[str, Tensor]], Sequence[Tensor]]
 def snip(
     model: Model,
     objective: Objective,
-    batches: Iterable[Tensor],
+    batches: Iterable[Batch],
     *,
     seed: int = 0,
     components: Iterable[str] | None = None,
@@ -73,15 +74,20 @@ def snip(
     components stand as they are, not scaled to each other: where the losses differ in size, a scope of "component"
     compares like with like.
 
-    `batches`: images as one training step takes them (`objective.batches_per_step` batches in one tensor). The
+    `batches`: images as one training step takes them (`objective.batches_per_step` batches in one tensor; `Labelled`
+    where the objective wants labels). The
     objective is taken as it stands: give `objective.at(0)` for one that warms up. `seed` draws its noise, and
     dropout's. `components`, `include` and `exclude` choose the weights as in `prunable_weights`.
 
-    Raises `PruneError` without a batch, and `MaskError` for a component that the model does not have.
+    Raises `PruneError` without a batch, and where every weight scores 0, as behind a last layer of zeros; `MaskError`
+    for a component that the model does not have.
     """
     model = as_model(model)
     chosen = prunable_weights(model, components, include, exclude)
     total = _over_losses(_gradient, model, objective, batches, chosen, seed)
+    scores = {name: (weight.detach() * total[name]).abs() for name, weight in chosen.items()}
+    if not any(score.any() for score in scores.values()):
+        raise PruneError(f"snip: {NOTHING_TO_CHOOSE_BY}")
     if silent := [name for name, gradient in total.items() if not gradient.any()]:
         more = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
         warnings.warn(
@@ -89,13 +95,13 @@ def snip(
             f"quantiser, or before weights that start from 0); exclude= leaves it out",
             stacklevel=2,
         )
-    return Scores({name: (weight.detach() * total[name]).abs() for name, weight in chosen.items()}, model)
+    return Scores(scores, model)
 
 
 def grasp(
     model: Model,
     objective: Objective,
-    batches: Iterable[Tensor],
+    batches: Iterable[Batch],
     *,
     seed: int = 0,
     components: Iterable[str] | None = None,
@@ -161,7 +167,7 @@ def _over_losses(
     derivative: Derivative,
     model: nn.Module,
     objective: Objective,
-    batches: Iterable[Tensor],
+    batches: Iterable[Batch],
     chosen: Mapping[str, Tensor],
     seed: int,
 ) -> dict[str, Tensor]:
@@ -173,12 +179,12 @@ def _over_losses(
         raise PruneError("batches= is one tensor: give a list of batches, such as [images]")
     total = {name: torch.zeros_like(weight) for name, weight in chosen.items()}
     device = next(iter(chosen.values())).device
-    batch: Tensor | None = None
+    batch: Batch | None = None
     # Attention written out: the fused kernels have no second derivative.
     with _random_state(device, seed), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         rng = torch.Generator(device).manual_seed(seed)
         for batch in batches:
-            if not isinstance(batch, Tensor):
+            if not isinstance(batch, Tensor | Labelled):
                 raise PruneError(f"batches= holds a {type(batch).__name__}: each is one tensor of images")
             copy = _mended(clone(model).train())
             weights = named_weights(copy)

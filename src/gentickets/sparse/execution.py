@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gentickets.compiled import missing
+from gentickets.data.batches import Batch
 from gentickets.errors import MaskError
 from gentickets.evaluating import evaluating
 from gentickets.masks.examples import Example, ExampleInputs, compare, examples_of, named_tensors
@@ -81,9 +82,11 @@ class Accelerated:
         """Whether any layer is run on its live weights alone."""
         return any(choice.sparse for choice in self.choices)
 
-    def laid_out(self, batch: Tensor) -> Tensor:
+    def laid_out(self, batch: Batch) -> Batch:
         """The same batch of images, in memory as the sparse layers take it: with convolutions batch innermost."""
-        return lanes(batch) if self._on_lanes else batch
+        if not self._on_lanes:
+            return batch
+        return lanes(batch) if isinstance(batch, Tensor) else replace(batch, images=lanes(batch.images))
 
     @property
     def index_bytes(self) -> int:

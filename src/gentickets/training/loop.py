@@ -21,6 +21,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from gentickets.adam import FusedAdamW
+from gentickets.data.batches import Batch
 from gentickets.errors import Diverged, GenticketsError
 from gentickets.evaluating import evaluating
 from gentickets.masks.holding import Hold
@@ -92,9 +93,10 @@ class Settings:
 
 
 class BatchSource(Protocol):
-    """Images by step: float (batch, channels, height, width) in [-1, 1], a function of the step alone."""
+    """Images by step: float (batch, channels, height, width) in [-1, 1], a function of the step alone; `Labelled` ones
+    for an objective that wants labels."""
 
-    def at(self, step: int) -> Tensor: ...
+    def at(self, step: int) -> Batch: ...
 
 
 class Watch(Protocol):
@@ -228,7 +230,7 @@ def _on_live_weights(
         yield fast
 
 
-def _examples(model: nn.Module, objective: Objective, batch: Tensor) -> dict[str, Tensor] | None:
+def _examples(model: nn.Module, objective: Objective, batch: Batch) -> dict[str, Any] | None:
     """Inputs for the components, a whole batch each; None where the objective does not say what they take."""
     try:
         with evaluating(model):
@@ -287,7 +289,7 @@ class _Loop:
             return nullcontext()
         return self.masks.hold(self.model, *self.optimizers.values())
 
-    def step(self, step: int, batch: Tensor, held: Hold | None) -> dict[str, Tensor]:
+    def step(self, step: int, batch: Batch, held: Hold | None) -> dict[str, Tensor]:
         """One step: every loss of the objective in turn, each with a step of its components."""
         self.rng.manual_seed(derived_seed(self.settings.seed, step))
         factor = self.settings.lr_factor(step)
@@ -347,7 +349,7 @@ class _Loop:
         for name in names:
             nn.utils.clip_grad_norm_(self.parameters[name], self.settings.clip_norm)  # type: ignore[arg-type]
 
-    def check(self, step: int, losses: Mapping[str, Tensor], batch: Tensor, held: Hold | None) -> None:
+    def check(self, step: int, losses: Mapping[str, Tensor], batch: Batch, held: Hold | None) -> None:
         """Now and then: still sparse, still finite, still worth going on with?"""
         check_finite(losses, step - 1)
         if self.masks is not None and held is not None:

@@ -87,8 +87,8 @@ def still_falling(run: Run) -> float | None:
 
     The mean over the seeds; None for losses that do not measure progress (those of adversaries), or without curves.
     """
-    objective = run.recipe.get("objective")
-    if not isinstance(objective, Mapping) or objective.get("name") == "adversarial":
+    said = run.recipe.get("objective")
+    if not isinstance(said, Mapping) or said.get("name") == "adversarial":
         return None
     falls = []
     for result in run.of("ticket", 0):

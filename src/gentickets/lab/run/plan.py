@@ -141,7 +141,8 @@ def rehearsal(recipe: Recipe, images: ImageSet) -> tuple[nn.Module, Callable[[in
     model = build_model(recipe, images, seed=0)
     masks = Masks.dense(model)
     count = recipe.training.batch_size * objective.batches_per_step
-    batches = Batches(images, count, seed=0, flip=recipe.data.flip, device=fabric.device)
+    labelled = objective.wants_labels
+    batches = Batches(images, count, seed=0, flip=recipe.data.flip, device=fabric.device, labelled=labelled)
     endless = replace(recipe.training.settings(0), steps=10**9, lr=0.0)
     taken = 0
 

@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
 from gentickets.cores import cores, threads_at_most
-from gentickets.data import ImageSet
+from gentickets.data import Batches, ImageSet
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.run.plan import rehearsal
 from gentickets.lab.task import build_model
@@ -34,7 +33,7 @@ def threads_of(recipe: Recipe, images: ImageSet, workers: int) -> int:
 
 def _counted(recipe: Recipe, images: ImageSet, cores: int) -> int:
     objective = recipe.build_objective()
-    few = torch.zeros(2 * objective.batches_per_step, *images.shape)
+    few = Batches(images, 2 * objective.batches_per_step, seed=0, labelled=objective.wants_labels).at(0)
     each = training_flops(build_model(recipe, images, 0), objective, few).dense
     return threads_for(each * recipe.training.batch_size * objective.batches_per_step, cores)
 

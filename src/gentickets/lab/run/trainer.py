@@ -91,6 +91,7 @@ class Trainer:
             seed=seed,
             flip=recipe.data.flip,
             device=self.fabric.device,
+            labelled=self.objective.wants_labels,
         )
         self.total, self.done = total, 0
         self.stage, self.folder = "", Path()
