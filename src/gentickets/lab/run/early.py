@@ -25,6 +25,7 @@ from gentickets.objectives import GainPenalty
 from gentickets.pruning.prune import random_like
 from gentickets.sealed import Damaged, sealed_state, unsealed_state
 from gentickets.search.early_bird import EarlyBird, random_channels_control
+from gentickets.training.hooks import Hook, State
 
 HISTORY = "early-bird.json"
 STATE = "settled.pt"
@@ -42,20 +43,19 @@ class Settled:
     optimizers: Mapping[str, dict[str, Any]]
 
 
-class BirdWatch:
-    """Draws a mask every `interval` steps, and ends the training once it has settled, or at `deadline`."""
+class BirdWatch(Hook):
+    """Draws a mask every `interval` steps and after the last one, and ends the training once it has settled."""
 
-    def __init__(self, bird: EarlyBird, interval: int, deadline: int):
-        self.bird, self.interval, self.deadline = bird, interval, deadline
+    def __init__(self, bird: EarlyBird, interval: int):
+        self.bird, self.every = bird, interval
         self.steps: list[int] = []
 
-    def __call__(self, step: int, model: nn.Module, averaged: nn.Module) -> bool:
-        if step % self.interval == 0 or step == self.deadline:
-            counted = len(self.bird.distances)
-            self.bird.observe(model)
-            if len(self.bird.distances) > counted:
-                self.steps.append(step)
-        return self.bird.settled or step >= self.deadline
+    def after_step(self, state: State) -> bool:
+        counted = len(self.bird.distances)
+        self.bird.observe(state.model)
+        if len(self.bird.distances) > counted:
+            self.steps.append(state.step)
+        return self.bird.settled
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps, "bird": self.bird.state_dict()}
@@ -94,16 +94,16 @@ def find_ticket(
     )
     steps = trainer.settings.steps
     deadline = max(1, int(search.settle_by * steps))
-    watch = BirdWatch(bird, search.interval or trainer.steps_per_epoch, deadline)
+    watch = BirdWatch(bird, search.interval or trainer.steps_per_epoch)
     everything = Masks.dense(model)
     objective = GainPenalty(trainer.objective, search.gain_penalty) if search.gain_penalty else None
-    done = trainer.train(model, everything, 0, deadline, watches=[watch], objective=objective, finding=True)
+    done = trainer.train(model, everything, 0, deadline, hooks=[watch], objective=objective, finding=True)
     if done is None:
         return None
     if not bird.distances:
         raise GenticketsError(
             f"early-bird: {trainer.stage} saw no mask in {deadline} steps (all gains are still equal, or "
-            f"search.interval={watch.interval} is longer): train longer, or observe more often"
+            f"search.interval={watch.every} is longer): train longer, or observe more often"
         )
     if not bird.settled and search.unsettled == "stop":
         raise GenticketsError(
