@@ -50,6 +50,11 @@ Hidden = Annotated[
     Means("Units of each hidden layer of a linear autoencoder's encoder, in place of width and depth."),
 ]
 ScoreBatches = Annotated[int, Ge(1), Le(10**6), Means("On how many batches it scores.")]
+Blocks = Annotated[int, Ge(1), Le(1000), Means("Residual blocks a stage.")]
+Groups = Annotated[int, Ge(1), Le(10**6), Means("In how many groups channels are normed, at most.")]
+ZeroOutput = Annotated[
+    bool, Means("Whether the last layer begins at 0, which criteria that ask gradients before training cannot bear.")
+]
 Classes = Annotated[int, Ge(2), Le(10**6), Means("How many classes it is told by; null: it is told none.")]
 CriticNorm = Annotated[bool, Means("Whether the discriminator has norms; a gradient penalty wants none.")]
 

@@ -26,6 +26,7 @@ from gentickets.sealed import Damaged, sealed_json, sealed_state, unsealed_json,
 from gentickets.search.early_bird import EarlyBird, random_channels_control
 from gentickets.search.levels import Level, Rounds
 from gentickets.search.method import Ladder, Network, Work, connected
+from gentickets.training.hooks import Hook, State
 
 HISTORY = "early-bird.json"
 STATE = "settled.pt"
@@ -144,13 +145,13 @@ class EarlyBirds(Ladder):
             work.recall(settled.step, settled.account)
             return settled
         bird, deadline = self._bird(work, model, level), max(1, int(self.settle_by * work.steps))
-        watch = BirdWatch(bird, self.interval or work.steps_per_epoch, deadline)
+        watch = BirdWatch(bird, self.interval or work.steps_per_epoch)
         everything = Masks.dense(model)
         objective = GainPenalty(work.objective, self.gain_penalty) if self.gain_penalty else None
-        done = work.train(model, everything, 0, deadline, watches=[watch], objective=objective, finding=True)
+        done = work.train(model, everything, 0, deadline, hooks=[watch], objective=objective, finding=True)
         if done is None:
             return None
-        self._check_seen(watch, level, done.step)
+        self._check_seen(watch, level, done.step, deadline)
         masks = everything.replace(bird.masks)
         facts = {
             **work.origin,
@@ -178,12 +179,12 @@ class EarlyBirds(Ladder):
             rule=self.rule,
         )
 
-    def _check_seen(self, watch: BirdWatch, level: int, step: int) -> None:
+    def _check_seen(self, watch: BirdWatch, level: int, step: int, deadline: int) -> None:
         bird = watch.bird
         if not bird.distances:
             raise GenticketsError(
-                f"early-bird: level {level} saw no mask in {watch.deadline} steps (all gains are still equal, or "
-                f"search.interval={watch.interval} is longer): train longer, or observe more often"
+                f"early-bird: level {level} saw no mask in {deadline} steps (all gains are still equal, or "
+                f"search.interval={watch.every} is longer): train longer, or observe more often"
             )
         if not bird.settled and self.unsettled == "stop":
             raise GenticketsError(
@@ -213,20 +214,19 @@ class EarlyBirds(Ladder):
         return Level(index, ticket.masks, small, ticket, held=masks, span=(settled.step, work.steps))
 
 
-class BirdWatch:
-    """Draws a mask every `interval` steps, and ends the training once it has settled, or at `deadline`."""
+class BirdWatch(Hook):
+    """Draws a mask every `interval` steps and after the last one, and ends the training once it has settled."""
 
-    def __init__(self, bird: EarlyBird, interval: int, deadline: int):
-        self.bird, self.interval, self.deadline = bird, interval, deadline
+    def __init__(self, bird: EarlyBird, interval: int):
+        self.bird, self.every = bird, interval
         self.steps: list[int] = []
 
-    def __call__(self, step: int, model: nn.Module, averaged: nn.Module) -> bool:
-        if step % self.interval == 0 or step == self.deadline:
-            counted = len(self.bird.distances)
-            self.bird.observe(model)
-            if len(self.bird.distances) > counted:
-                self.steps.append(step)
-        return self.bird.settled or step >= self.deadline
+    def after_step(self, state: State) -> bool:
+        counted = len(self.bird.distances)
+        self.bird.observe(state.model)
+        if len(self.bird.distances) > counted:
+            self.steps.append(state.step)
+        return self.bird.settled
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps, "bird": self.bird.state_dict()}

@@ -33,7 +33,8 @@ from gentickets.search.levels import (
     redrawn_weights_control,
     retrain_span,
 )
-from gentickets.training.loop import BatchSource, Trained, Watch
+from gentickets.training.hooks import Hook
+from gentickets.training.loop import BatchSource, Trained
 
 ARMS = ("random_mask", "redrawn_weights")
 """The controls: the mask shuffled within its layers, and the mask kept over weights drawn anew."""
@@ -52,7 +53,7 @@ class Training(Protocol):
         start_step: int,
         end_step: int,
         *,
-        watches: Sequence[Watch] = (),
+        hooks: Sequence[Hook] = (),
         prepare: Callable[[Mapping[str, Optimizer]], None] | None = None,
         objective: Objective | None = None,
         finding: bool = False,

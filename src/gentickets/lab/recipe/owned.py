@@ -141,14 +141,15 @@ def _arguments(node: ast.FunctionDef) -> Iterator[Option]:
     ]:
         annotation = "Any" if argument.annotation is None else ast.unparse(argument.annotation)
         default = REQUIRED if value is None else _value(value)
-        try:
-            yield _option(argument.arg, annotation, default, "")
-        except NameError:  # a type of what it is given, such as a tensor
-            yield Option(argument.arg, Any, default, "")
+        yield _option(argument.arg, annotation, default, "")
 
 
 def _option(name: str, annotation: str, default: Any, meaning: str) -> Option:
-    return _told(Option(name, eval(annotation, dict(_NAMES)), default, meaning))
+    try:
+        found = eval(annotation, dict(_NAMES))
+    except NameError:  # a type of what it is given, such as a tensor
+        found = Any
+    return _told(Option(name, found, default, meaning))
 
 
 def _value(node: ast.expr) -> Any:
