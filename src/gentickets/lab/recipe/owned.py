@@ -36,7 +36,14 @@ REQUIRED = object()
 
 _PACKAGE = Path(__file__).parents[2]
 _NAMES: dict[str, Any] = {**vars(builtins), **vars(typing), **vars(option_types), "math": math, "Mapping": Mapping}
-_NAMES["field"] = lambda default_factory: default_factory()
+
+
+def _field(default: Any = REQUIRED, default_factory: Callable[[], Any] | None = None, **more: Any) -> Any:
+    """What `dataclasses.field` would make the default."""
+    return default if default_factory is None else default_factory()
+
+
+_NAMES["field"] = _field
 
 
 class Option(NamedTuple):
