@@ -6,6 +6,8 @@ import ast
 import inspect
 import math
 import re
+import sys
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -276,6 +278,25 @@ def test_a_metric_that_gives_no_number_is_refused_before_anything_is_trained(dig
     with pytest.raises(RecipeError, match=line) as caught:
         Judge(Adversarial(3), *digits, part, metrics={name: metric})
     assert "\n" not in str(caught.value)
+
+
+def test_the_objective_of_the_docs_trains_and_is_judged(digits) -> None:
+    page = Path(__file__).parents[1] / "docs" / "objectives.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert len(code.splitlines()) < 40
+    given: dict = {"__name__": "inpainting"}
+    with pytest.MonkeyPatch.context() as patch:
+        module = types.ModuleType("inpainting")
+        patch.setitem(sys.modules, "inpainting", module)
+        exec(code, given)
+    objective, model = given["Inpainting"](hidden=0.25), an_autoencoder()
+    judge = Judge(objective, *digits, EvaluationPart(features="none"))
+    assert (judge.keys, judge.primary) == (["inpainting"], "inpainting")
+    (before,) = judge.measure(model)
+    train(model, objective, Batches(digits[0], 16, seed=0), Settings(steps=50, batch_size=16, lr=1e-2))
+    (after,) = judge.measure(model)
+    assert after.value < 0.6 * before.value
+    gt.check_connected(model, gt.Masks.dense(model), objective.example_inputs(model, IMAGES))
 
 
 # -- labels -----------------------------------------------------------------------------------------------------

@@ -158,9 +158,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm(x)
-        places = (layer(normed).flatten(2).transpose(1, 2) for layer in (self.query, self.key, self.value))
-        found = F.scaled_dot_product_attention(*places)
-        return x + self.out(found.transpose(1, 2).unflatten(2, x.shape[2:]))
+        layers = (self.query, self.key, self.value)  # each (batch, 1 head, places, channels)
+        found = F.scaled_dot_product_attention(
+            *(layer(normed).flatten(2).transpose(1, 2).unsqueeze(1) for layer in layers)
+        )
+        return x + self.out(found.squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:]))
 
 
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:
