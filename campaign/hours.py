@@ -17,9 +17,9 @@ import torch
 from campaign.__main__ import CHECKOUT
 from gentickets.data import ImageSet
 from gentickets.data.images import normalised
-from gentickets.lab.recipe.recipe import Recipe, is_study, read_recipe
-from gentickets.lab.run.seed import build_model
+from gentickets.lab.recipe import Recipe, is_study, read_recipe
 from gentickets.lab.study.study import read_study
+from gentickets.lab.task import build_model
 from gentickets.metrics.cost import training_flops
 
 GPU, CORE = (10e12, 30e12), 30e9
@@ -45,8 +45,8 @@ def flops_of_a_step(recipe: Recipe) -> float:
 
 def steps(recipe: Recipe) -> int:
     """Of all trainings of all seeds."""
-    whole, rounds = recipe.training.steps, recipe.search.rounds
-    rewound = whole - (recipe.search.rewind_step if recipe.search.method in ("imp", "one-shot") else 0)
+    whole, rounds = recipe.training.steps, recipe.rounds
+    rewound = whole - int(recipe.search.told("rewind_step", 0))
     controls = len(recipe.controls.chosen(rounds))
     of_a_seed = whole + rounds * rewound
     of_a_seed += controls * (rewound * recipe.controls.random_mask + whole * recipe.controls.redrawn_weights)

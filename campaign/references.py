@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from campaign.__main__ import CHECKOUT
-from gentickets.lab.recipe.recipe import read_recipe
+from gentickets.lab.recipe import read_recipe
 from gentickets.lab.results.baseline import identity
 from gentickets.lab.results.reading import Run, read_run
 

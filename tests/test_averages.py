@@ -16,6 +16,7 @@ from gentickets.masks.names import clone, named_state
 from gentickets.objectives import Objective
 from gentickets.sparse import execution
 from gentickets.training.averaging import Average, decay_at, settle, weight_of_start
+from gentickets.training.hooks import Hook
 from gentickets.training.loop import Settings, train, with_averages
 from gentickets.training.progress import Checkpoint
 
@@ -132,20 +133,14 @@ def test_an_average_under_spectral_norm_has_norm_one(norm):
             buffer.copy_(torch.nn.functional.normalize(torch.randn_like(buffer), dim=0))
     seen = []
 
-    class Look:
-        def __call__(self, step, model, averaged):
-            if step in (1, 7):
-                seen.extend(norms_of(with_averages(model, averaged).net.eval()))
-                seen.extend(norms_of(clone(averaged).net.eval().module))
+    class Look(Hook):
+        def after_step(self, state):
+            if state.step in (1, 7):
+                seen.extend(norms_of(with_averages(state.model, state.averaged).net.eval()))
+                seen.extend(norms_of(clone(state.averaged).net.eval().module))
             return False
 
-        def state_dict(self):
-            return {}
-
-        def load_state_dict(self, state):
-            pass
-
-    done = train(model, Fit(), Source(), SETTINGS, watches=[Look()])
+    done = train(model, Fit(), Source(), SETTINGS, hooks=[Look()])
     seen += norms_of(done.averaged.net.eval().module)
     seen += norms_of(with_averages(model, done.averaged).net.eval())
     assert len(seen) == 6 * 16

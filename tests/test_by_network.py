@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from gentickets.lab.recipe.recipe import kept_recipe, make_recipe
+from gentickets.lab.recipe import kept_recipe, make_recipe
 from gentickets.lab.results.estimation import ENOUGH, Cells
 from gentickets.lab.results.reading import LevelResult, Metric, parse, read_run, write_csv
 from gentickets.lab.results.verdict import judge

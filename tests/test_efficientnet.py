@@ -15,7 +15,7 @@ from gentickets import Adversarial
 from gentickets.data import load
 from gentickets.errors import DataError
 from gentickets.lab.judging import Judge
-from gentickets.lab.recipe.recipe import EvaluationPart
+from gentickets.lab.recipe import EvaluationPart
 from gentickets.metrics import FeatureStatistics, efficientnet_features, frechet_distance
 from gentickets.metrics import efficientnet as module
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from gentickets.errors import RecipeError
-from gentickets.lab.recipe.recipe import make_recipe
+from gentickets.lab.recipe import make_recipe
 from gentickets.lab.run import prepare as module
 from gentickets.lab.run.prepare import evaluate_again, prepared, run_seeds
 

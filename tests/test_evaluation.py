@@ -15,7 +15,7 @@ from gentickets import ELBO, Adversarial, Autoencoding, RecipeError
 from gentickets.data import ImageSet, load
 from gentickets.lab import judging as evaluation
 from gentickets.lab.judging import Judge, grid
-from gentickets.lab.recipe.recipe import EvaluationPart, make_recipe
+from gentickets.lab.recipe import EvaluationPart, make_recipe
 from gentickets.metrics import FeatureExtractor
 from gentickets.metrics import classifier as classifier_module
 

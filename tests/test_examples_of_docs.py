@@ -13,7 +13,7 @@ import pytest
 
 from gentickets.cli import app, main
 from gentickets.lab import report as pages
-from gentickets.lab.recipe.recipe import read_recipe
+from gentickets.lab.recipe import read_recipe
 from gentickets.lab.run import prepare as run_module
 from gentickets.lab.run.plan import Plan
 

@@ -21,7 +21,7 @@ from torch import nn
 import gentickets as gt
 from gentickets import models
 from gentickets.data import ImageSet
-from gentickets.lab.recipe.recipe import make_recipe
+from gentickets.lab.recipe import make_recipe
 from gentickets.lab.run.prepare import load_data, make_judge
 from gentickets.lab.run.seed import SeedRun
 from gentickets.masks.names import clone, named_state

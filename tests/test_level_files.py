@@ -10,7 +10,7 @@ from torch import nn
 import gentickets as gt
 from gentickets.data import ImageSet
 from gentickets.lab.judging import Judge
-from gentickets.lab.recipe.recipe import EvaluationPart
+from gentickets.lab.recipe import EvaluationPart
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.level import Made, measure_level, read_price, write_level, write_untrained
 from gentickets.lab.run.trainer import Outcome, Price

@@ -1,17 +1,13 @@
 """Tables of what there is: every entry of a catalogue is a row, with its options and what it is."""
 
-from dataclasses import fields
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 import pytest
 
 import gentickets as gt
-from gentickets import models
+from gentickets.catalogue import CATALOGUE
 from gentickets.lab.listings import LISTINGS, run_table, ticket_words, what_is_in
-from gentickets.lab.recipe import catalogue
-from gentickets.lab.recipe.recipe import read_recipe
-from gentickets.objectives import OBJECTIVES
+from gentickets.lab.recipe import read_recipe
 from test_results import build_level, build_run
 
 ROOT = Path(__file__).parent.parent
@@ -24,16 +20,21 @@ def rows(table):
 
 def test_every_model_is_a_row_with_its_defaults():
     found = rows(LISTINGS["models"](Path("runs")))
-    assert [row[0] for row in found] == list(models.CATALOGUE)
-    for name, options, what in found:
-        assert options == ", ".join(f"{key}={value}" for key, value in models.options_of(name).items())
-        assert len(what) > 10
+    assert [row[0] for row in found] == list(CATALOGUE["model"])
+    shown = {name: options for name, options, what in found if len(what) > 10}
+    assert shown["dcgan"] == "width=64, latent=100, depth=null, critic_norm=true"
+    assert set(shown) == set(CATALOGUE["model"])
 
 
 def test_every_objective_is_a_row_without_what_the_model_decides():
     found = {row[0]: row[1] for row in rows(LISTINGS["objectives"](Path("runs")))}
-    assert list(found) == list(OBJECTIVES)
-    assert found["elbo"] == "beta, likelihood, scale, warmup_steps, conditional"
+    assert list(found) == list(CATALOGUE["objective"])
+    assert "latent_size, beta=1.0, likelihood=gaussian" in found["elbo"]
+
+
+@pytest.mark.parametrize(("what", "kind"), [("methods", "method"), ("criteria", "criterion"), ("arounds", "around")])
+def test_whatever_a_search_names_is_a_row(what, kind):
+    assert [row[0] for row in rows(LISTINGS[what](Path("runs")))] == list(CATALOGUE[kind])
 
 
 def test_every_source_of_data_is_a_row():
@@ -132,16 +133,3 @@ def test_a_level_is_told_with_what_was_measured_and_its_ticket(tmp_path, make_au
     assert rows(table)[0][:2] == ("reconstruction MSE, held-out images", "0.012")
     assert "ticket.safetensors" in first
     assert [table.title for table in what_is_in(folder)] == [run_table(folder).title]
-
-
-def test_what_is_known_of_models_and_objectives_without_torch_is_what_they_say():
-    assert {name: dict(options) for name, options in catalogue.MODELS.items()} == {
-        name: models.options_of(name) for name in models.CATALOGUE
-    }
-    assert set(catalogue.OBJECTIVES) == set(OBJECTIVES)
-    for name, kind in OBJECTIVES.items():
-        told = catalogue.OBJECTIVES[name]
-        assert told.components == kind.components
-        assert set(told.options) == {field.name for field in fields(kind)} - {"latent_size"}
-        types = get_type_hints(kind)
-        assert told.losses == (get_args(types["loss"]) if "loss" in types else ())

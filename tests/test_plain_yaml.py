@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gentickets.errors import RecipeError
+from gentickets.lab.recipe import make_recipe, read_recipe
 from gentickets.lab.recipe.plain_yaml import read_yaml, write_yaml
-from gentickets.lab.recipe.recipe import make_recipe, read_recipe
 
 GOOD = {
     "name": "x",

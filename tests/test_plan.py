@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from gentickets.errors import GenticketsError, RecipeError
+from gentickets.lab.recipe import make_recipe
 from gentickets.lab.recipe.durations import duration, size
-from gentickets.lab.recipe.recipe import make_recipe
 from gentickets.lab.run import plan as module
 from gentickets.lab.run.plan import Plan, fit, measure, rehearsal
 from gentickets.lab.run.prepare import check_buildable, load_data

@@ -21,14 +21,14 @@ def clock(monkeypatch):
     return Clock
 
 
-def test_seconds_are_those_before_a_resumption_and_since_without_what_watches_took(clock):
+def test_seconds_are_those_before_a_resumption_and_since_without_what_hooks_took(clock):
     meter = Meter(images=30, seconds=50.0)
     clock.now += 8
     assert meter.seconds == 58
-    with meter.watching():
+    with meter.looking():
         clock.now += 3
     clock.now += 1
-    assert (meter.seconds, meter.watched, meter.images) == (59, 3, 30)
+    assert (meter.seconds, meter.looked, meter.images) == (59, 3, 30)
 
 
 def test_the_rate_is_that_since_it_was_last_asked(clock):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gentickets.errors import RecipeError
-from gentickets.lab.recipe.recipe import differing_keys, make_recipe, read_recipe, with_keys
+from gentickets.lab.recipe import differing_keys, make_recipe, read_recipe, with_keys
 from gentickets.models import options_of
 from gentickets.objectives import ELBO
 from gentickets.training.loop import Settings
@@ -35,7 +35,7 @@ def test_every_recipe_of_the_project_is_valid(path):
             "model.critic_norm: linear-autoencoder takes width, depth, latent, hidden",
         ),
         ("objective.beta=2", "objective.beta: autoencoding takes loss"),
-        ("objective.loss=hinge", "objective.loss='hinge' is none of mse, l1, bce"),
+        ("objective.loss=hinge", "objective.loss='hinge': input should be 'mse', 'l1' or 'bce'"),
         ("objective={name: adversarial, loss: wasserstein}", "loss=wasserstein needs clip="),
         (
             "search.components=[generator]",
@@ -43,7 +43,7 @@ def test_every_recipe_of_the_project_is_valid(path):
         ),
         ("search.fraction=1.5", "search.fraction=1.5"),
         ("search.scope=universe", "search.scope='universe'"),
-        ("search.method=snip", "search.rewind_step must be 0"),
+        ("search.method=snip", "search.rewind_step: at-init takes rounds, fraction"),
         ("search.rewind_step=999999", "search.rewind_step=999999 is not before training.steps"),
         ("seeds=[1, 1]", "seeds=[1, 1]"),
         ("seeds=[]", "seeds"),
@@ -121,7 +121,7 @@ def test_controls_may_be_at_the_deepest_level_and_no_deeper():
 
 @pytest.mark.parametrize("method", ["imp", "one-shot", "snip", "random-at-init"])
 def test_channels_are_for_early_birds(method):
-    with pytest.raises(RecipeError, match=rf"granularity=channel: search\.method={method} prunes weights"):
+    with pytest.raises(RecipeError, match=r"search\.granularity: .* takes .*; it is a key of early-bird"):
         make_recipe(parts(**{"search.method": method, "search.granularity": "channel"}))
     early = make_recipe(parts(**{"search.method": "early-bird", "search.granularity": "channel"}))
     assert early.search.granularity == "channel"
@@ -130,14 +130,14 @@ def test_channels_are_for_early_birds(method):
 @pytest.mark.parametrize("method", ["early-bird", "snip", "grasp", "synflow", "magnitude-at-init", "random-at-init"])
 @pytest.mark.parametrize("change", [{"rewind_step": 1}, {"retrain": "learning-rate"}, {"retrain": "fine-tune"}])
 def test_what_prunes_before_training_has_nothing_to_rewind(method, change):
-    assert make_recipe(parts(search={"method": method})).search.method == method
-    with pytest.raises(RecipeError, match=r"rewind_step must be 0 and search\.retrain rewind"):
+    assert make_recipe(parts(search={"method": method})).build_method().rewind_step == 0
+    with pytest.raises(RecipeError, match=rf"search\.{next(iter(change))}: .* it is a key of imp, one-shot"):
         make_recipe(parts(search={"method": method, **change}))
 
 
 @pytest.mark.parametrize("change", [{"include": ["encoder.*"]}, {"exclude": ["encoder.*"]}])
 def test_early_birds_prune_whole_components(change):
-    with pytest.raises(RecipeError, match="early-bird prunes whole components; name components"):
+    with pytest.raises(RecipeError, match=rf"search\.{next(iter(change))}: early-bird takes .*components"):
         make_recipe(parts(search={"method": "early-bird", **change}))
     assert make_recipe(parts(search=change)).search.method == "imp"
 
@@ -146,7 +146,7 @@ def test_early_birds_prune_whole_components(change):
 def test_a_transfer_needs_both_a_source_and_what_to_carry(missing):
     search = {"method": "transferred", "source": "there", "carry": {"encoder": "encoder"}}
     assert make_recipe(parts(search=search)).search.source == "there"
-    with pytest.raises(RecipeError, match=r"needs search\.source"):
+    with pytest.raises(RecipeError, match=rf"search\.{missing} is missing"):
         make_recipe(parts(search={key: value for key, value in search.items() if key != missing}))
 
 
@@ -160,7 +160,7 @@ def test_changing_keys_leaves_what_was_given_as_it_was():
 
 
 def test_the_ladder_of_sparsities():
-    search = make_recipe(parts(**{"search.fraction": 0.2})).search
+    search = make_recipe(parts(**{"search.fraction": 0.2})).build_method()
     assert [search.sparsity_at(level) for level in range(4)] == pytest.approx([0.0, 0.2, 0.36, 0.488])
 
 

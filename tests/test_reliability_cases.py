@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gentickets.errors import DataError, GenticketsError, RecipeError
-from gentickets.lab.recipe.recipe import make_recipe
+from gentickets.lab.recipe import make_recipe
 from gentickets.lab.report import write_report
 from gentickets.lab.results.reading import read_run, write_csv
 from gentickets.lab.results.verdict import judge

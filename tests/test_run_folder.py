@@ -7,7 +7,7 @@ import json
 import pytest
 
 from gentickets.errors import RecipeError
-from gentickets.lab.recipe.recipe import make_recipe
+from gentickets.lab.recipe import make_recipe
 from gentickets.lab.run import folder as disk
 
 RECIPE = make_recipe({

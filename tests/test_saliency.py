@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 import gentickets as gt
 from gentickets.masks.names import clone, named_state, named_weights
 from gentickets.pruning import saliency
-from gentickets.pruning.saliency import prune_gradually
+from gentickets.pruning.gradual import prune_gradually
 
 TINY = 1e-4  # relative, everywhere
 

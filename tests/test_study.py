@@ -17,18 +17,19 @@ from hypothesis import strategies as st
 
 import gentickets as gt
 from gentickets import models
+from gentickets.catalogue import Named
 from gentickets.cli import main
 from gentickets.errors import HardwareError, RecipeError
-from gentickets.lab.recipe import recipe
-from gentickets.lab.recipe.recipe import ModelPart, make_recipe, read_recipe
+from gentickets.lab.recipe import make_recipe, read_recipe
+from gentickets.lab.recipe.older import SHORT
 from gentickets.lab.report import write_study
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run import plan, trainer
 from gentickets.lab.run.prepare import load_data, prepared, run_seeds
-from gentickets.lab.run.seed import build_model
 from gentickets.lab.study.comparison import read_comparison, write_study_csv
 from gentickets.lab.study.small_dense import NEAR, parameters_of, same_size, sizes
 from gentickets.lab.study.study import COMPARED, METHODS, read_study, run_study
+from gentickets.lab.task import build_model
 
 TABLE2 = Path(__file__).parent.parent / "recipes" / "paper" / "table2.yaml"
 TINY = {
@@ -114,6 +115,13 @@ def run(study, folder, stages=None, stop_at=None):
     run_study(study, folder, begin)
 
 
+def method_of(recipe):
+    """How an arm is called: by the criterion where it prunes before training."""
+    criterion = recipe.search.told("criterion", None)
+    short = {criterion: name for name, criterion in SHORT.items()}
+    return short[criterion.name] if recipe.search.method == "at-init" else recipe.search.method
+
+
 # -- what a file says ---------------------------------------------------------------------------------------
 
 
@@ -123,7 +131,7 @@ def test_a_budget_comes_first_then_the_command_then_the_arm(file):
     assert set(steps.values()) == {6}
     assert read_study(path, ["training.steps=9"], budget="smoke").arms[0].recipe.training.steps == 9
     arms = {arm.label: arm.recipe for arm in read_study(path, ["search.rewind_step=5"]).arms}
-    assert {label: arm.search.rewind_step for label, arm in arms.items()} == {
+    assert {label: arm.build_method().rewind_step for label, arm in arms.items()} == {
         "imp": 5, "encoder": 5, "snip": 0, "rewound-to-0": 0,
     }  # fmt: skip
     assert read_study(path, ["study.arms.snip.search.rounds=1"]).arms[2].recipe.search.rounds == 1
@@ -135,18 +143,18 @@ def test_a_budget_can_change_an_arm_however_its_keys_are_written(file):
     budgets = {"smoke": {"study.arms": {"snip.search.rounds": 1, "encoder": {"search": {"rounds": 1}}}}}
     arms = read_study(file(STUDY | {"budgets": budgets}), budget="smoke").arms
     assert [arm.recipe.search.rounds for arm in arms] == [2, 1, 1, 2]
-    assert [arm.recipe.search.method for arm in arms] == ["imp", "imp", "snip", "imp"]
+    assert [arm.recipe.search.method for arm in arms] == ["imp", "imp", "at-init", "imp"]
 
 
 def test_a_plain_recipe_is_compared_by_the_methods_of_the_field(file):
     path = file(TINY)
     study = read_study(path)
     assert (study.name, tuple(arm.label for arm in study.arms)) == ("tiny-compare", COMPARED)
-    assert all(arm.recipe.search.method == arm.label for arm in study.arms)
+    assert [method_of(arm.recipe) for arm in study.arms] == [arm.label for arm in study.arms]
     for arm in read_study(path, methods=METHODS).arms:
-        search = arm.recipe.search
-        assert search.rewind_step == (4 if arm.label in ("imp", "one-shot") else 0)
-        assert search.sparsity_at(search.rounds) == pytest.approx(0.75)
+        method = arm.recipe.build_method()
+        assert method.rewind_step == (4 if arm.label in ("imp", "one-shot") else 0)
+        assert method.sparsity_at(method.rounds) == pytest.approx(0.75)
         # Pruning at random is the random mask: it is not its own control.
         assert arm.recipe.controls.random_mask is (arm.label != "random-at-init")
 
@@ -156,9 +164,9 @@ def test_a_plain_recipe_is_compared_by_the_methods_of_the_field(file):
     [
         ({}, {"budget": "week"}, "--budget week: .* knows smoke, desk, full"),
         ({"budgets": {"smoke": 3}}, {}, "budgets: names are needed here"),
-        ({}, {"methods": ["imp", "luck"]}, "--methods: 'luck' is none of imp, one-shot, snip"),
+        ({}, {"methods": ["imp", "luck"]}, "--methods: 'luck' is none of imp, one-shot, early-bird, snip"),
         ({"study": {"arms": {"a": {"search.method": "luck"}}}}, {}, "arm a: search.method='luck'"),
-        ({"study": {"arms": {"a": {"search.speed": 1}}}}, {}, "arm a: unknown key search.speed; known here: method"),
+        ({"study": {"arms": {"a": {"search.speed": 1}}}}, {}, "arm a: search.speed: imp takes rounds, fraction"),
         ({"study": {"arms": {"a/b": {}}}}, {}, "study.arms"),
         ({"study": {"arms": {}}}, {}, "study.arms"),
         ({"study": {"arms": {"dense": {}}}}, {}, "'dense' is what the controls are called"),
@@ -181,9 +189,9 @@ def test_a_mistake_is_one_line(file, changes, options, message):
 @pytest.mark.parametrize("budget", ["smoke", "desk", "full"])
 def test_the_papers_table_is_a_study_with_all_its_rows(budget):
     study = read_study(TABLE2, budget=budget)
-    assert [arm.recipe.search.method for arm in study.arms] == ["imp", "early-bird", "early-bird", "snip", "grasp"]
+    assert [method_of(arm.recipe) for arm in study.arms] == ["imp", "early-bird", "early-bird", "snip", "grasp"]
     assert study.arms[2].recipe.training.precision == "bf16-mixed"
-    imp, snip = study.arms[0].recipe.search, study.arms[3].recipe.search
+    imp, snip = study.arms[0].recipe.build_method(), study.arms[3].recipe.build_method()
     assert imp.sparsity_at(imp.rounds) == pytest.approx(snip.fraction, abs=2e-3)
     assert [(row.metric, row.flops) for row in study.published.rows] == [
         (37.71, 1.12e16), (37.77, 1.16e16), (33.49, 0.13e16), (34.28, 0.13e16), (56.02, 1.12e16), (65.53, 1.12e16),
@@ -343,20 +351,21 @@ def test_the_small_dense_net_is_the_closest_of_all_widths(net, target):
         count = sum(parameter.numel() for parameter in built.parameters())
         if best is None or abs(count - target) < abs(best - target):
             best = count
-    found = same_size(ModelPart.model_validate(net), SHAPE, target)
+    found = same_size(Named.of("model", net), SHAPE, target)
     assert found is not None
     assert (found[1], parameters_of(found[0], SHAPE)) == (best, best)
 
 
-def test_widths_that_cannot_be_built_are_passed(monkeypatch):
-    def only_even(size, channels, width=16):
-        if width % 2:
-            raise ValueError("odd")
-        return torch.nn.ModuleDict({"encoder": torch.nn.Linear(width, 10, bias=False)})
-
-    monkeypatch.setattr(models, "CATALOGUE", models.CATALOGUE | {"even": only_even})
-    monkeypatch.setattr(recipe, "MODELS", recipe.MODELS | {"even": {"width": 16}})
-    part = ModelPart(name="even", width=16)
+def test_widths_that_cannot_be_built_are_passed(tmp_path):
+    """Of a model of one's own, whose width is found in its signature."""
+    (tmp_path / "even.py").write_text(
+        "from torch import nn\n"
+        "def only_even(width=16):\n"
+        "    if width % 2:\n"
+        "        raise ValueError('odd')\n"
+        "    return nn.ModuleDict({'encoder': nn.Linear(width, 10, bias=False)})\n"
+    )
+    part = Named("model", f"{tmp_path / 'even.py'}:only_even")
     for target in range(1, 200):
         best = min((10 * width for width in range(2, 17, 2)), key=lambda count: (abs(count - target), count))
         assert same_size(part, SHAPE, target)[1] == best
@@ -371,7 +380,7 @@ def test_each_size_of_ticket_has_a_small_dense_net(whole):
     row = min((r for r in comparison.rows if r.kind == "small_dense"), key=lambda r: abs(r.parameters - ticket.alive))
     assert row.sparsity == ticket.sparsity
     for label, run_ in comparison.small.items():
-        alive = ModelPart.model_validate(run_.recipe["model"])
+        alive = Named.of("model", run_.recipe["model"])
         assert parameters_of(alive, (1, 8, 8)) == int(label.rpartition("-")[2]) == run_.levels[0].cost.parameters
         assert (run_.recipe["training"]["steps"], run_.levels[0].start_step) == (20, 0)
 

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from gentickets import cores as cores_module
 from gentickets.cores import cores, threads_at_most
-from gentickets.lab.recipe.recipe import make_recipe
+from gentickets.lab.recipe import make_recipe
 from gentickets.lab.run import threads as module
 from gentickets.lab.run.prepare import load_data, prepared
-from gentickets.lab.run.seed import build_model
 from gentickets.lab.run.single import train_one
 from gentickets.lab.run.threads import fastest, threads_of
+from gentickets.lab.task import build_model
 from gentickets.metrics.cost import training_flops
 
 RAW = {

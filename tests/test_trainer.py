@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import gentickets as gt
-from gentickets.lab.recipe.recipe import make_recipe
+from gentickets.lab.recipe import make_recipe
 from gentickets.lab.run.prepare import load_data
-from gentickets.lab.run.seed import build_model
 from gentickets.lab.run.trainer import Price, Trainer
+from gentickets.lab.task import build_model
 from gentickets.masks.names import clone, named_state
 from gentickets.metrics.cost import training_flops
 

@@ -22,6 +22,7 @@ from gentickets.pruning.prune import prune
 from gentickets.pruning.scores import magnitude
 from gentickets.sparse import execution
 from gentickets.training import progress
+from gentickets.training.hooks import Hook
 from gentickets.training.loop import Settings, derived_seed, threads_for, train, with_averages
 from gentickets.training.progress import Checkpoint, Curve
 
@@ -299,15 +300,15 @@ def test_masks_of_another_model_are_refused():
         )
 
 
-class EndAt:
-    """A watch that remembers every step it saw, and ends the training at one."""
+class EndAt(Hook):
+    """A hook that remembers every step it saw, and ends the training at one."""
 
     def __init__(self, last):
         self.last, self.seen = last, []
 
-    def __call__(self, step, model, averaged):
-        self.seen.append(step)
-        return step == self.last
+    def after_step(self, state):
+        self.seen.append(state.step)
+        return state.step == self.last
 
     def state_dict(self):
         return {"seen": self.seen}
@@ -316,25 +317,25 @@ class EndAt:
         self.seen = list(state["seen"])
 
 
-def test_a_watch_sees_every_step_and_ends_the_training():
+def test_a_hook_sees_every_step_and_ends_the_training():
     model, objective = family("gan")
     first, second = EndAt(10), EndAt(99)
-    done = train(model, objective, Source(), SETTINGS, watches=[first, second])
+    done = train(model, objective, Source(), SETTINGS, hooks=[first, second])
     assert done.step == 10
     assert first.seen == second.seen == list(range(1, 11))
     assert done.images == 10 * 8
 
 
 @pytest.mark.parametrize("interrupted", [4, 10])
-def test_a_watch_goes_on_where_its_checkpoint_was(interrupted, tmp_path):
+def test_a_hook_goes_on_where_its_checkpoint_was(interrupted, tmp_path):
     model, objective = family("ae")
     whole, cut = clone(model), clone(model)
-    train(whole, objective, Source(), SETTINGS, watches=[EndAt(10)])
-    checkpoint = interrupted_after(interrupted, tmp_path, cut, objective, SETTINGS, watches=[EndAt(10)])
-    again, watch = clone(model), EndAt(10)
-    done = train(again, objective, Source(), SETTINGS, watches=[watch], checkpoint=checkpoint)
+    train(whole, objective, Source(), SETTINGS, hooks=[EndAt(10)])
+    checkpoint = interrupted_after(interrupted, tmp_path, cut, objective, SETTINGS, hooks=[EndAt(10)])
+    again, hook = clone(model), EndAt(10)
+    done = train(again, objective, Source(), SETTINGS, hooks=[hook], checkpoint=checkpoint)
     assert done.step == 10
-    assert watch.seen == list(range(1, 11))
+    assert hook.seen == list(range(1, 11))
     assert_same_bits(again, whole)
 
 
@@ -404,25 +405,3 @@ def test_a_divergence_leaves_a_dense_model(every_layer_on_live_weights):
     with pytest.raises(Diverged):
         train(model, objective, Source(), replace(SETTINGS, lr=1e30, clip_norm=None), masks=masks)
     assert list(named_state(model)) == names
-
-
-def test_watches_see_the_models_own_weights(every_layer_on_live_weights):
-    model, objective = family("ae")
-    masks = prune(magnitude(model), to_sparsity=0.8, scope="layer")
-    seen = []
-
-    class Look:
-        def __call__(self, step, model, averaged):
-            seen.append(list(named_state(model)))
-            return False
-
-        def state_dict(self):
-            return {}
-
-        def load_state_dict(self, state):
-            pass
-
-    names = list(named_state(model))
-    settings = replace(SETTINGS, steps=2, ema=None)
-    assert not train(model, objective, Source(), settings, masks=masks, watches=[Look()]).choices
-    assert seen == [names, names]

@@ -8,6 +8,7 @@ import torch
 from gentickets.errors import Diverged, GenticketsError, MaskError
 from gentickets.masks.names import clone, named_state
 from gentickets.objectives import Adversarial, Autoencoding
+from gentickets.training.hooks import Hook
 from gentickets.training.loop import Settings, train
 from gentickets.training.progress import Checkpoint
 from test_training import Source, family, interrupted_after, sparse
@@ -122,23 +123,17 @@ def test_a_breach_is_found_at_the_next_report():
     assert len(taken) == 20
 
 
-class At:
-    """A watch that does something to the averages after one step."""
+class At(Hook):
+    """A hook that does something to the averages after one step."""
 
     def __init__(self, step, act):
         self.step, self.act = step, act
 
-    def __call__(self, step, model, averaged):
-        if step == self.step:
+    def after_step(self, state):
+        if state.step == self.step:
             with torch.no_grad():
-                self.act(named_state(averaged))
+                self.act(named_state(state.averaged))
         return False
-
-    def state_dict(self):
-        return {}
-
-    def load_state_dict(self, state):
-        pass
 
 
 def test_a_stray_weight_in_an_average_is_found_at_the_next_report():
@@ -155,7 +150,7 @@ def test_a_stray_weight_in_an_average_is_found_at_the_next_report():
             Source(),
             replace(PLAIN, ema=0.5),
             masks=masks,
-            watches=[At(20, meddle)],
+            hooks=[At(20, meddle)],
             on_progress=lambda progress: reported.append(progress.step),
         )
     assert reported == []
@@ -296,10 +291,10 @@ def test_the_scale_of_half_precision_is_resumed(tmp_path):
     assert (state["step"], state["scaler"]["scale"]) == (4, 1024.0)
 
 
-def test_a_training_that_a_watch_ends_is_checked_and_reported_there(tmp_path):
+def test_a_training_that_a_hook_ends_is_checked_and_reported_there(tmp_path):
     class Ends(At):
-        def __call__(self, step, model, averaged):
-            return step == self.step
+        def after_step(self, state):
+            return state.step == self.step
 
     model, objective = family("ae")
     reported = []
@@ -309,7 +304,7 @@ def test_a_training_that_a_watch_ends_is_checked_and_reported_there(tmp_path):
         objective,
         Source(),
         PLAIN,
-        watches=[Ends(7, None)],
+        hooks=[Ends(7, None)],
         on_progress=lambda progress: reported.append(progress.step),
         checkpoint=checkpoint,
     )

@@ -7,7 +7,7 @@ import torch
 
 import gentickets as gt
 from gentickets import models
-from gentickets.lab.recipe.recipe import make_recipe
+from gentickets.lab.recipe import make_recipe
 from gentickets.lab.run.prepare import load_data, make_judge
 from gentickets.lab.run.seed import SeedRun
 from gentickets.masks.names import named_state
@@ -143,8 +143,8 @@ def test_a_source_that_will_not_do_is_said_in_one_line(search, complaint, runs):
 @pytest.mark.parametrize(
     ("search", "complaint"),
     [
-        ({"carry": None}, "needs search.source"),
-        ({"method": "imp"}, "no other method takes them"),
+        ({"carry": None}, "search.carry is missing"),
+        ({"method": "imp"}, "search.source: imp takes .*; it is a key of transferred"),
         ({"carry": {"decoder": "generator"}}, "no component 'generator'"),
     ],
 )

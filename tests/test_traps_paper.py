@@ -49,7 +49,7 @@ import gentickets as gt
 from gentickets import models
 from gentickets.data import ImageSet
 from gentickets.lab.judging import Judge
-from gentickets.lab.recipe.recipe import EvaluationPart, make_recipe
+from gentickets.lab.recipe import EvaluationPart, make_recipe
 from gentickets.masks.names import clone, named_state
 from gentickets.metrics import FeatureStatistics
 from gentickets.metrics.features import random_features

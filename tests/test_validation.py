@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gentickets.lab.recipe.recipe import make_recipe
+from gentickets.lab.recipe import make_recipe
 from gentickets.lab.results.reading import read_run, write_csv
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.prepare import evaluate_again, load_data, make_judge

@@ -55,6 +55,9 @@ Budget = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume/--fresh", help="Go on with what is there, or start it anew.")]
 PlanOnly = Annotated[bool, typer.Option("--plan", help="Only say what it will take.")]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Run the code that a file names (my.py:name); what you type runs anyway.")
+]
 RunsFolder = Annotated[Path, typer.Option("--runs", help="Where run folders lie.")]
 
 
@@ -153,6 +156,7 @@ def find(
     runs: RunsFolder = Path("runs"),
     resume: Resume = True,
     plan_only: PlanOnly = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Find winning tickets: the dense model, a ladder of tickets, their controls, and the verdict.
 
@@ -162,23 +166,25 @@ def find(
     2 refused, in one line that says the mend; 130 stopped;
     3 every level diverged or was cut in two, as its page shows.
     """
+    from gentickets.lab.recipe import check_keys, is_study, read_recipe
     from gentickets.lab.recipe.durations import parse_time
-    from gentickets.lab.recipe.recipe import is_study, read_recipe
 
-    asked = read_recipe(recipe, overrides or (), budget)
+    check_keys(recipe, overrides or (), budget, allow_code)  # what is wrong with it is said without waiting for torch
     if is_study(recipe):
         if time:
             raise GenticketsError(f"--time fits one run, and {recipe} is a study: take --budget, or training.steps=…")
         loading = _load_the_lab()
         from gentickets.lab.study.study import read_study
 
-        _run_study(read_study(recipe, overrides or (), budget=budget), runs, resume, plan_only, loading)
+        study = read_study(recipe, overrides or (), None, budget, allow_code)
+        _run_study(study, runs, resume, plan_only, loading)
         return
     seconds = parse_time(time) if time else None
-    loading = _load_the_lab()  # only here: what is wrong with a recipe is said without waiting for torch
+    loading = _load_the_lab()
     from gentickets.lab.report import verdict_table, write_report
     from gentickets.lab.run.prepare import keep_time, prepared, run_seeds
 
+    asked = read_recipe(recipe, overrides or (), budget, allow_code)
     folder = runs / asked.name
     command = shlex.join(["gentickets", *sys.argv[1:]])
     with prepared(
@@ -221,19 +227,21 @@ def compare(
     runs: RunsFolder = Path("runs"),
     resume: Resume = True,
     plan_only: PlanOnly = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Compare ways of finding tickets: the same task by several methods, sparsities and seeds, with all controls.
 
     The dense model is trained once and shared. A plain recipe is compared by --methods; a study names its own arms.
     """
-    from gentickets.lab.recipe.recipe import read_recipe
+    from gentickets.lab.recipe import check_keys
 
-    read_recipe(recipe, overrides or (), budget)  # what is wrong with it is said without waiting for torch
+    check_keys(recipe, overrides or (), budget, allow_code)
     loading = _load_the_lab()
     from gentickets.lab.study.study import read_study
 
     names = [name.strip() for name in methods.split(",") if name.strip()] if methods is not None else None
-    _run_study(read_study(recipe, overrides or (), names, budget), runs, resume, plan_only, loading)
+    study = read_study(recipe, overrides or (), names, budget, allow_code)
+    _run_study(study, runs, resume, plan_only, loading)
 
 
 def _load_the_lab() -> float:
@@ -327,14 +335,15 @@ def train(
     budget: Budget = None,
     runs: RunsFolder = Path("runs"),
     name: Annotated[str | None, typer.Option(help="Name of the folder; default: the recipe's, with -train.")] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Train one model: dense, or from a ticket. Nothing is pruned.
 
     RECIPE may be that of a run, such as runs/quickstart-gan/recipe.yaml, with all that was said when it was made.
     """
-    from gentickets.lab.recipe.recipe import NAME, read_recipe
+    from gentickets.lab.recipe import NAME, read_recipe
 
-    asked = read_recipe(recipe, overrides or (), budget)
+    asked = read_recipe(recipe, overrides or (), budget, allow_code)
     if name is not None and re.fullmatch(NAME, name) is None:
         raise GenticketsError(f"--name {name[:80]!r}: a name of letters, digits, dots, - and _ is needed, no path")
     folder = runs / (name or f"{asked.name}-train")
@@ -372,13 +381,14 @@ def transfer(
     exclude: Annotated[list[str] | None, typer.Option(help="What stays behind, such as '*.head.*'.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the weights that do not travel.")] = 0,
     budget: Budget = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Carry a ticket's components into the model of a recipe: a VAE's decoder into a GAN's generator, say."""
-    from gentickets.lab.recipe.recipe import read_recipe
+    from gentickets.lab.recipe import read_recipe
 
     pairs = [entry for entry in components if "." not in entry.partition("=")[0]]
     overrides = [entry for entry in components if entry not in pairs]
-    asked = read_recipe(recipe, overrides, budget)
+    asked = read_recipe(recipe, overrides, budget, allow_code)
     from gentickets.lab.run.single import transferred
 
     mapping = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
@@ -396,6 +406,7 @@ def shrink(
     overrides: Overrides = None,
     recipe: Annotated[Path | None, typer.Option("--recipe", help="The recipe whose model a ticket is for.")] = None,
     output: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("small.safetensors"),
+    allow_code: AllowCode = False,
 ) -> None:
     """Make a ticket's network physically smaller: channels that no live weight needs go, outputs stay the same."""
     from gentickets.lab import shipping
@@ -404,7 +415,10 @@ def shrink(
         raise GenticketsError(f"{what} does not say which model it is for: add --recipe recipes/….yaml")
     if not what.is_file() and (recipe is not None or overrides):
         raise GenticketsError(f"{what}: --recipe and key=value go with a ticket file; a level knows its recipe")
-    shipment = shipping.of_level(what) if recipe is None else shipping.of_ticket(what, recipe, overrides or ())
+    if recipe is None:
+        shipment = shipping.of_level(what, allow_code)
+    else:
+        shipment = shipping.of_ticket(what, recipe, overrides or (), allow_code)
     shrunk = shipping.shrink_to(shipment, output)
     out.print(shipping.shrunk_table(shrunk))
     for words in (*shrunk.words, *([shipping.reading_words()] if shrunk.time else [])):
@@ -424,6 +438,7 @@ def export(
     output: Annotated[
         Path | None, typer.Option("--out", help="The file to write; default: COMPONENT.pt2 or COMPONENT.onnx.")
     ] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Write one component of a trained level as a program that runs without gentickets, for batches of any size."""
     from gentickets.channels.export import SUFFIXES, as_format, format_of
@@ -431,7 +446,7 @@ def export(
 
     file = output or Path(f"{component}{SUFFIXES[as_format(format_ or 'torch')]}")
     chosen = format_of(file, format_)
-    made = export_component(of_level(level), component, file, chosen, smaller=shrink)
+    made = export_component(of_level(level, allow_code), component, file, chosen, smaller=shrink)
     out.print(
         f"run on examples and compared: {made.compared:,} numbers, whose largest difference is {made.difference:.1e} "
         "of the largest output"
@@ -445,6 +460,7 @@ def evaluate(
     samples: Annotated[int | None, typer.Option(help="How many samples to generate.")] = None,
     features: Annotated[str | None, typer.Option(help="classifier, inception, efficientnet-lite0 or none.")] = None,
     inception_weights: Annotated[Path | None, typer.Option(help="A local file with Inception's weights.")] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Measure every level of a run again, with other samples or features, and renew its results and report."""
     from gentickets.lab.report import verdict_table, write_report
@@ -452,7 +468,7 @@ def evaluate(
 
     weights = str(inception_weights) if inception_weights else None
     with _progress() as bars:
-        evaluate_again(run, samples, features, weights, _Teller(bars, None))
+        evaluate_again(run, samples, features, weights, _Teller(bars, None), allow_code)
     page = write_report([run])
     out.print(verdict_table([run]))
     out.print(f"results: {run / 'results.csv'}\nreport:  {page}")
@@ -501,10 +517,12 @@ def inspect(
 
 @app.command("list", epilog="Example: gentickets list models")
 def list_(
-    what: Annotated[str, typer.Argument(help="models, objectives, data, recipes, keys or runs.")] = "models",
+    what: Annotated[
+        str, typer.Argument(help="models, objectives, methods, criteria, arounds, data, recipes, keys or runs.")
+    ] = "models",
     runs: RunsFolder = Path("runs"),
 ) -> None:
-    """List models, objectives, data sources, recipes, the keys of recipes, or runs."""
+    """List what recipes can name, data sources, recipes, the keys of recipes, or runs."""
     from gentickets.lab.listings import LISTINGS
 
     if what not in LISTINGS:

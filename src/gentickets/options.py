@@ -7,11 +7,12 @@ is what is refused, listed and told.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from numbers import Real
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Len, Lt
 
 from gentickets.errors import PruneError
 
@@ -21,6 +22,46 @@ Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Count = Annotated[int, Ge(1)]
 Steps = Annotated[int, Ge(0)]
+Tickets = Annotated[int, Ge(0), Le(10**4)]
+
+
+@dataclass(frozen=True)
+class Means:
+    """In a type: what an option of it means, where nothing is written below the option."""
+
+    words: str
+
+
+@dataclass(frozen=True)
+class Names:
+    """In a type: that the option names something of the catalogue, of this kind, with options of its own."""
+
+    kind: str
+
+
+Width = Annotated[
+    int, Ge(1), Le(10**7), Means("Units or channels of the first layers, which later ones are multiples of.")
+]
+Depth = Annotated[int, Ge(1), Le(1000), Means("How many layers or stages.")]
+Latent = Annotated[int, Ge(1), Le(10**9), Means("Numbers in the code of an image.")]
+Hidden = Annotated[
+    list[Annotated[int, Ge(1), Le(10**7)]],
+    Len(0, 1000),
+    Means("Units of each hidden layer of a linear autoencoder's encoder, in place of width and depth."),
+]
+ScoreBatches = Annotated[int, Ge(1), Le(10**6), Means("On how many batches it scores.")]
+Blocks = Annotated[int, Ge(1), Le(1000), Means("Residual blocks a stage.")]
+Groups = Annotated[int, Ge(1), Le(10**6), Means("In how many groups channels are normed, at most.")]
+ZeroOutput = Annotated[
+    bool, Means("Whether the last layer begins at 0, which criteria that ask gradients before training cannot bear.")
+]
+Classes = Annotated[int, Ge(2), Le(10**6), Means("How many classes it is told by; null: it is told none.")]
+CriticNorm = Annotated[bool, Means("Whether the discriminator has norms; a gradient penalty wants none.")]
+
+Criterion = Annotated[str | dict[str, Any], Names("criterion")]
+"""What scores are: a criterion's name, or `{name: …}` with its options."""
+Around = Annotated[str | dict[str, Any], Names("around")]
+"""An objective around another: its name, or `{name: …}` with its options."""
 
 Scope = Literal["global", "component", "layer", "erk"]
 """Among which weights pruning compares: all, those of a component, those of a layer; `erk` gives each layer a share

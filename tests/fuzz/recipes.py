@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from gentickets.lab.recipe.recipe import is_study, make_recipe, read_recipe
+from gentickets.lab.recipe import is_study, make_recipe, read_recipe
 from gentickets.lab.study.study import read_study
 from tests.fuzz.hunt import Attempt, main
 from tests.fuzz.mutations import HOSTILE_TEXT, damaged, mutated

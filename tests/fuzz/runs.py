@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from gentickets.lab.listings import LISTINGS, run_table
-from gentickets.lab.recipe.recipe import Recipe, make_recipe
+from gentickets.lab.recipe import Recipe, make_recipe
 from gentickets.lab.report import verdict_table, write_report
 from gentickets.lab.results.reading import read_run, write_csv
 from gentickets.lab.run.prepare import evaluate_again, prepared, run_seeds

@@ -7,17 +7,18 @@ to build it: the catalogue's model, the images it is for, its options, and the s
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gentickets import models
+from gentickets.catalogue import CATALOGUE, load
 from gentickets.errors import TicketError
-from gentickets.masks.names import PRUNABLE, named_layers, named_state
+from gentickets.masks.names import PRUNABLE, as_model, named_layers, named_state
 from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
 
@@ -27,18 +28,22 @@ _SIZES = ("in_features", "out_features", "in_channels", "out_channels", "groups"
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model of the catalogue, for square images of side `size` with `channels`."""
+    """A model, for square images of side `size` with `channels`: of the catalogue, or what `make` makes."""
 
     model: str
     size: int
     channels: int
     options: Mapping[str, Any] = field(default_factory=dict)
+    make: Callable[..., Any] | None = None
 
     def build(self) -> nn.Module:
         """The whole network, freshly drawn. Raises `ValueError` where the catalogue has none such."""
-        if self.model not in models.CATALOGUE:
-            raise ValueError(f"model {self.model!r} is none of {', '.join(models.CATALOGUE)}")
-        return models.CATALOGUE[self.model](self.size, self.channels, **self.options)
+        if self.make is None and self.model not in CATALOGUE["model"]:
+            raise ValueError(f"model {self.model!r} is none of {', '.join(CATALOGUE['model'])}")
+        make = self.make or load("model", self.model)
+        takes = inspect.signature(make).parameters
+        told = {key: value for key, value in (("size", self.size), ("channels", self.channels)) if key in takes}
+        return as_model(make(**told, **self.options))
 
     def skeleton(self) -> nn.Module:
         """The whole network without any values: its tensors are on the meta device and take no memory."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gentickets.data import Batch, ImageSet, Labelled, batch_of
 from gentickets.errors import DataError, RecipeError
-from gentickets.lab.recipe.recipe import EvaluationPart
+from gentickets.lab.recipe import EvaluationPart
 from gentickets.metrics import (
     COVERAGE,
     SAMPLE_METRICS,

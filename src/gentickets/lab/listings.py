@@ -12,11 +12,11 @@ from types import MappingProxyType
 
 from rich.table import Table
 
+from gentickets.catalogue import CATALOGUE
 from gentickets.errors import GenticketsError
-from gentickets.lab.recipe import shipped
-from gentickets.lab.recipe.catalogue import MODELS, OBJECTIVES
+from gentickets.lab.recipe import Recipe, parsed, read_keys, shipped
 from gentickets.lab.recipe.keys import keys_table
-from gentickets.lab.recipe.recipe import read_recipe
+from gentickets.lab.recipe.owned import REQUIRED, owner
 
 
 def what_is_in(path: Path) -> Iterator[str | Table]:
@@ -85,23 +85,18 @@ def run_table(folder: Path) -> Table:
     return table
 
 
-def _models(runs: Path) -> Table:
-    from gentickets.models import CATALOGUE
+def _things(kind: str) -> Callable[[Path], Table]:
+    """What there is of a kind, with its options and what it is."""
 
-    table = Table("model", "options", "what")
-    for name, options in MODELS.items():
-        what = (CATALOGUE[name].__doc__ or "").strip().splitlines()[0]
-        table.add_row(name, ", ".join(f"{key}={value}" for key, value in options.items()), what)
-    return table
+    def table(runs: Path) -> Table:
+        table = Table(kind, "options", "what")
+        for name in CATALOGUE[kind]:
+            words, options = owner(kind, name)
+            said = ((key, one.default) for key, one in options.items())
+            told = (key if default is REQUIRED else f"{key}={json.dumps(default)}" for key, default in said)
+            table.add_row(name, ", ".join(told).replace('"', ""), words)
+        return table
 
-
-def _objectives(runs: Path) -> Table:
-    from gentickets import objectives
-
-    table = Table("objective", "options", "what")
-    for name, kind in OBJECTIVES.items():
-        what = (objectives.OBJECTIVES[name].__doc__ or "").strip().splitlines()[0]
-        table.add_row(name, ", ".join(kind.options), what)
     return table
 
 
@@ -115,17 +110,24 @@ def _data(runs: Path) -> Table:
     return table
 
 
+def _as_written(path: Path) -> Recipe:
+    """A recipe file's keys, of which nothing is loaded."""
+    raw = read_keys(path)
+    raw.pop("study", None)
+    return parsed(raw, str(path))
+
+
 def _recipes(runs: Path) -> Table:
     table = Table("recipe", "model", "data", "rounds", "seeds", title="gentickets find NAME, in any folder")
     known = {path.resolve() for path in shipped.recipes().values()}
     own = {str(path): path for path in sorted(Path("recipes").rglob("*.yaml")) if path.resolve() not in known}
     for name, path in {**shipped.recipes(), **own}.items():
         try:
-            found = read_recipe(path)
+            found = _as_written(path)
         except GenticketsError as error:  # one of the reader's own, and no reason to show none
             table.add_row(name, str(error))
         else:
-            table.add_row(name, found.model.name, found.data.source, str(found.search.rounds), str(len(found.seeds)))
+            table.add_row(name, found.model.name, found.data.source, str(found.rounds), str(len(found.seeds)))
     return table
 
 
@@ -149,8 +151,11 @@ def _runs(runs: Path) -> Table:
 
 LISTINGS: Mapping[str, Callable[[Path], Table]] = MappingProxyType(
     {
-        "models": _models,
-        "objectives": _objectives,
+        "models": _things("model"),
+        "objectives": _things("objective"),
+        "methods": _things("method"),
+        "criteria": _things("criterion"),
+        "arounds": _things("around"),
         "data": _data,
         "recipes": _recipes,
         "keys": _keys,

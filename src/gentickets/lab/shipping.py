@@ -18,9 +18,9 @@ from gentickets.channels.export import Exported, Format, export
 from gentickets.channels.shrinking import Shrinking
 from gentickets.channels.small import Architecture, small_ticket
 from gentickets.errors import GenticketsError, RecipeError, TicketError
-from gentickets.lab.recipe.recipe import Recipe, make_recipe, read_recipe
+from gentickets.lab.recipe import Recipe
+from gentickets.lab.recipe.file import kept_recipe, read_recipe
 from gentickets.lab.results.words import count, percent
-from gentickets.lab.run import early
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.level import with_stored_averages
 from gentickets.lab.run.prepare import load_data
@@ -53,7 +53,7 @@ class Shipment:
 # -- what is handed out ---------------------------------------------------------------------------------------
 
 
-def of_level(place: Path) -> Shipment:
+def of_level(place: Path, allow_code: bool = False) -> Shipment:
     """A complete level, with the weights that it is judged by: the averages, where it has some.
 
     Reads only the run's folder; of `seed-0/trained`, as `gentickets train` makes it, the data set for its shape.
@@ -63,24 +63,24 @@ def of_level(place: Path) -> Shipment:
     metrics = disk.read_metrics(place)
     if metrics["status"] != "complete":
         raise GenticketsError(f"{place} is {metrics['status']} ({metrics['reason']}): it has no weights to hand out")
-    recipe, (channels, size, _) = _recipe_of(place.resolve().parents[1])
+    recipe, (channels, size, _) = _recipe_of(place.resolve().parents[1], allow_code)
     ticket = Ticket.load(place / "ticket.safetensors")
-    cut = recipe.search.granularity == "channel" and metrics["level"] > 0 and place.resolve().name != "trained"
-    whole = _shipment(recipe, channels, size, ticket, cut)
+    as_trained = metrics["level"] > 0 and place.resolve().name != "trained"
+    whole = _shipment(recipe, channels, size, ticket, as_trained)
     Ticket(whole.masks, disk.load_weights(place / "trained.safetensors")).install(whole.model)
     whole.masks.audit(whole.model)
     origin = {**whole.origin, "level": metrics["level"], "arm": metrics["arm"], "seed": metrics["seed"]}
     return replace(whole, model=with_stored_averages(whole.model, place).eval(), origin=origin)
 
 
-def of_ticket(file: Path, recipe_file: Path, overrides: Iterable[str] = ()) -> Shipment:
+def of_ticket(file: Path, recipe_file: Path, overrides: Iterable[str] = (), allow_code: bool = False) -> Shipment:
     """A ticket's masks and rewind weights, in the model of a recipe. Raises `TicketError` where they do not fit."""
-    recipe = read_recipe(recipe_file, overrides)
+    recipe = read_recipe(recipe_file, overrides, allow_code=allow_code)
     ticket = Ticket.load(file)
     if not ticket.weights:
         raise TicketError(f"{file} holds masks without weights: there is no network to hand out")
     channels, size, _ = load_data(recipe.data)[0].shape
-    return _shipment(recipe, channels, size, ticket, cut=False)
+    return _shipment(recipe, channels, size, ticket, as_trained=False)
 
 
 def _check_complete(place: Path) -> None:
@@ -95,7 +95,7 @@ def _check_complete(place: Path) -> None:
     raise GenticketsError(f"{place} is no level's folder: {hint}")
 
 
-def _recipe_of(run: Path) -> tuple[Recipe, tuple[int, int, int]]:
+def _recipe_of(run: Path, allow_code: bool) -> tuple[Recipe, tuple[int, int, int]]:
     """The recipe of a run's folder, and (channels, height, width) of its images."""
     origin = disk.read_origin(run)
     if (run / "recipe.yaml").exists():
@@ -103,25 +103,26 @@ def _recipe_of(run: Path) -> tuple[Recipe, tuple[int, int, int]]:
             channels, height, width = origin["data"]["shape"]
         except (LookupError, TypeError, ValueError):
             raise RecipeError(f"{run / 'origin.json'} does not say the shape of the images") from None
-        return disk.read_run_recipe(run), (channels, height, width)
+        return disk.read_run_recipe(run, allow_code), (channels, height, width)
     if not isinstance(origin.get("asked"), dict):
         raise RecipeError(f"{run / 'origin.json'} does not say what was asked")
-    recipe = make_recipe(origin["asked"], str(run / "origin.json"))  # of `gentickets train`
+    recipe = kept_recipe(origin["asked"], str(run / "origin.json"), allow_code)  # of `gentickets train`
     return recipe, load_data(recipe.data)[0].shape
 
 
-def _shipment(recipe: Recipe, channels: int, size: int, ticket: Ticket, cut: bool) -> Shipment:
-    """The ticket installed, and its channels cut where that is how its level was trained."""
-    architecture = Architecture(recipe.model.name, size, channels, recipe.model.options)
+def _shipment(recipe: Recipe, channels: int, size: int, ticket: Ticket, as_trained: bool) -> Shipment:
+    """The ticket installed, `as_trained` in the network that its level trained, which may be smaller."""
+    named = recipe.model.named
+    architecture = Architecture(named.name, size, channels, named.options, named.load())
     model = _built(architecture)
     images = torch.rand((2, channels, size, size), generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         examples = recipe.build_objective().example_inputs(model.eval(), images)
     origin = {"recipe": recipe.name, "ticket": ticket.masks.fingerprint, "sparsity": ticket.masks.sparsity}
     masks, removed = ticket.masks, dict.fromkeys(examples, 0)
-    if cut:
-        model, masks, shrinking = early.smaller(ticket, model, recipe.search, examples)
-        removed |= shrinking.removed if shrinking is not None else {}
+    if as_trained:
+        model, masks, gone = recipe.build_method().network(ticket, model, examples)
+        removed |= gone
     else:
         ticket.install(model)
     return Shipment(architecture, model.eval(), masks, examples, ticket.masks.sparsity, removed, origin)

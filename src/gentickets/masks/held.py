@@ -30,21 +30,25 @@ class HeldWeight:
     key: str
 
     def __init__(self, masks: Masks, name: str):
-        self.name, self.packed, self.shape = name, masks.packed[name], masks.shapes[name]
+        self.name, self.shape = name, masks.shapes[name]
         self.parameters: list[nn.Parameter] = []  # the one in the model, then others that an optimiser still steps
-        self._masks = masks
-        self._keep: dict[tuple[torch.dtype, torch.device], Tensor] = {}
-        dead = ~masks[name].numpy().reshape(-1)
-        self.dead = bool(dead.any())
-        self._sample = np.unravel_index(_some_of(dead), self.shape or (1,))
+        self.move_to(masks)
         self._memory: np.ndarray | None = None
         self._places: np.ndarray | None = None
         self._zeros = b""
         self.version: float = -1
-        self.address = -1
         self.strangers = 0  # steps of others when it was last known to be clean
         self.steps = 0  # of held optimisers, since the last pass
         self.unlooked = 0  # passes since it was last known to be clean that took its version's word for it
+
+    def move_to(self, masks: Masks) -> None:
+        """Has it under another mask from here on; what it looks like then is to be noted (`known_clean`)."""
+        self._masks, self.packed = masks, masks.packed[self.name]
+        self._keep: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        dead = ~masks[self.name].numpy().reshape(-1)
+        self.dead = bool(dead.any())
+        self._sample = np.unravel_index(_some_of(dead), self.shape or (1,))
+        self.address = -1
 
     def mask(self) -> Tensor:
         """True where the weight is alive."""

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from gentickets.adam import FusedAdamW
 from gentickets.errors import MaskError
 from gentickets.masks.held import HeldWeight, mask_gradients, zero_dead
+from gentickets.masks.layers import divided_by_zero
 from gentickets.masks.names import Model, as_model, named_layers, named_weights
 
 if TYPE_CHECKING:
@@ -151,6 +153,43 @@ class Hold:
         self._check_entered()
         for optimizer in self.optimizers:
             self._drop_momentum(optimizer)
+
+    @torch.no_grad()
+    def move_to(self, masks: Masks) -> None:
+        """Holds other masks of the same weights from here on, between two steps; `masks` is what is held to now.
+
+        A weight that dies becomes 0.0. One that is born begins at 0.0, and with nothing in the optimisers' state that
+        is kept for it (Adam's moments; not the number of steps, which counts for the whole tensor): whatever its
+        gradients did while it was dead is forgotten. A weight that stays alive, and its state, stay as they are.
+        Copies follow.
+
+        Raises `MaskError`, before it changes anything, for masks of other weights; where nothing that stays alive is
+        left of what a norm divides by; for a model that was accelerated; and with Rprop, whose step sizes a born
+        weight could not have.
+        """
+        self._check_entered()
+        self.masks.check_same(masks)
+        stay = self.masks & masks
+        if (reason := divided_by_zero(self.model, stay)) is not None:
+            raise MaskError(f"masks cannot be moved so far: of what is alive before and after, {reason}")
+        if any(isinstance(optimizer, torch.optim.Rprop) for optimizer in self.optimizers):
+            raise MaskError("Rprop keeps a step size for each weight, and a born one has none: take another optimiser")
+        self.follow_layers()
+        weights = list(self._held.values())
+        if any(held.parameters[0].shape != held.shape for held in weights):
+            raise MaskError("masks cannot be moved of a model on its live weights alone: restore(model) first")
+        for copied in self.copies:
+            stay.apply_(copied)
+        for held in weights:
+            held.move_to(stay)
+        zero_dead([(parameter, held) for held in weights for parameter in held.parameters])
+        for optimizer in self.optimizers:
+            self._drop_momentum(optimizer)
+        for held in weights:
+            held.move_to(masks)
+            held.known_clean(self.strangers)
+        self.masks = masks
+        parametrize._cache.clear()  # inside `parametrize.cached()` derived weights would be those of before
 
     def _check_entered(self) -> None:
         if not self._handles:

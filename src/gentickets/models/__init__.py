@@ -8,22 +8,17 @@ from types import MappingProxyType
 
 from torch import nn
 
+from gentickets.catalogue import CATALOGUE as NAMES
+from gentickets.catalogue import load
 from gentickets.models.autoencoder import conv_autoencoder, linear_autoencoder
 from gentickets.models.dcgan import dcgan
-from gentickets.models.paper import PAPER
 from gentickets.models.resnet import resnet_dcgan, resnet_vae
 from gentickets.models.sngan import sngan
 from gentickets.models.unet import unet
 from gentickets.models.vae import conv_vae
 
 CATALOGUE: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
-    {
-        "linear-autoencoder": linear_autoencoder,
-        "conv-autoencoder": conv_autoencoder,
-        "conv-vae": conv_vae,
-        "dcgan": dcgan,
-        **PAPER,
-    }
+    {name: load("model", name) for name in NAMES["model"]}
 )
 """Name → a function `(size, channels, **options) -> nn.Module` whose children are the components."""
 

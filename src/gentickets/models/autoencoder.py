@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from gentickets.models.convolutional import ConvDecoder, ConvHead, ConvTrunk
+from gentickets.options import Depth, Hidden, Latent, Width
 
 
 class Autoencoder(nn.Module):
@@ -25,10 +26,10 @@ class Autoencoder(nn.Module):
 def linear_autoencoder(
     size: int,
     channels: int,
-    width: int = 128,
-    depth: int = 2,
-    latent: int = 16,
-    hidden: Sequence[int] | None = None,
+    width: Width = 128,
+    depth: Depth = 2,
+    latent: Latent = 16,
+    hidden: Hidden | None = None,
 ) -> Autoencoder:
     """Fully connected with ReLU; `depth` hidden layers of `width`, `width / 2` …, then the code, and the mirror.
 
@@ -55,7 +56,7 @@ def _mlp(sides: Sequence[int]) -> list[nn.Module]:
 
 
 def conv_autoencoder(
-    size: int, channels: int, width: int = 32, latent: int = 64, depth: int | None = None
+    size: int, channels: int, width: Width = 32, latent: Latent = 64, depth: Depth | None = None
 ) -> Autoencoder:
     """`ConvTrunk` and `ConvDecoder` around a code of `latent` numbers; `depth` follows from the size."""
     encoder = ConvHead(ConvTrunk(size, channels, width, depth), latent)

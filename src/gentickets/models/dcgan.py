@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from gentickets.models.conditional import FromClass, OfClass
 from gentickets.models.convolutional import ConvDecoder, ConvHead, ConvTrunk
-from gentickets.options import Count
+from gentickets.options import Classes, CriticNorm, Depth, Latent, Width
 
 
 class GAN(nn.Module):
@@ -24,11 +24,11 @@ class GAN(nn.Module):
 def dcgan(
     size: int,
     channels: int,
-    width: int = 64,
-    latent: int = 100,
-    depth: int | None = None,
-    critic_norm: bool = True,
-    classes: Count | None = None,
+    width: Width = 64,
+    latent: Latent = 100,
+    depth: Depth | None = None,
+    critic_norm: CriticNorm = True,
+    classes: Classes | None = None,
 ) -> GAN:
     """`ConvDecoder` against `ConvTrunk` with one output; weights drawn from N(0, 0.02²), as in the paper's Sec. 4.
 

@@ -6,9 +6,6 @@ the paper's: parameter counts, hyper-parameters, and every place where the two d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-
 from torch import nn
 
 from gentickets.models.autoencoder import Autoencoder, linear_autoencoder
@@ -17,9 +14,10 @@ from gentickets.models.dcgan import GAN, dcgan
 from gentickets.models.resnet import resnet_dcgan, resnet_vae
 from gentickets.models.sngan import sngan
 from gentickets.models.vae import VAE, conv_vae
+from gentickets.options import CriticNorm, Depth, Latent, Width
 
 
-def paper_linear_ae(size: int, channels: int, width: int = 128, latent: int = 3) -> Autoencoder:
+def paper_linear_ae(size: int, channels: int, width: Width = 128, latent: Latent = 3) -> Autoencoder:
     """The paper's linear autoencoder: 784-128-64-12-3 and its mirror on MNIST.
 
     Another `width` scales the three inner layers, of which the last is never narrower than the code.
@@ -28,7 +26,7 @@ def paper_linear_ae(size: int, channels: int, width: int = 128, latent: int = 3)
     return linear_autoencoder(size, channels, hidden=[width, width // 2, max(latent, width * 12 // 128)], latent=latent)
 
 
-def paper_conv_ae(size: int, channels: int, width: int = 32, latent: int = 512) -> Autoencoder:
+def paper_conv_ae(size: int, channels: int, width: Width = 32, latent: Latent = 512) -> Autoencoder:
     """The paper's convolutional autoencoder: 32, 64, 128, 256 and 512 channels, the last 512 on 2x2 places its code.
 
     `latent`: channels of the code, which is (batch, latent, side, side), side = ⌈size / 16⌉. Kernels and
@@ -59,7 +57,7 @@ def paper_conv_ae(size: int, channels: int, width: int = 32, latent: int = 512) 
     return Autoencoder(encoder, decoder)
 
 
-def paper_vae(size: int, channels: int, width: int = 64, latent: int = 32, depth: int | None = None) -> VAE:
+def paper_vae(size: int, channels: int, width: Width = 64, latent: Latent = 32, depth: Depth | None = None) -> VAE:
     """The paper's VAE, and its beta-VAE (only the objective differs): `conv_vae`, four halvings deep.
 
     `depth` is 4, or as often as the side can be halved (28: twice). With `width=64, depth=4, latent=32`,
@@ -71,43 +69,35 @@ def paper_vae(size: int, channels: int, width: int = 64, latent: int = 32, depth
     return conv_vae(size, channels, width, latent, depth)
 
 
-def paper_resnet_vae(size: int, channels: int, width: int = 32, latent: int = 32) -> VAE:
+def paper_resnet_vae(size: int, channels: int, width: Width = 32, latent: Latent = 32) -> VAE:
     """The paper's ResNet-VAE: widths 32, 32, 64, 128 and 256, one residual block a stage."""
     return resnet_vae(size, channels, width, latent)
 
 
-def paper_dcgan(size: int, channels: int, width: int = 128, latent: int = 128, depth: int | None = None) -> GAN:
+def paper_dcgan(size: int, channels: int, width: Width = 128, latent: Latent = 128, depth: Depth | None = None) -> GAN:
     """The paper's DCGAN: `dcgan` of width 128."""
     return dcgan(size, channels, width, latent, depth)
 
 
-def paper_sngan(size: int, channels: int, width: int = 128, latent: int = 128, depth: int | None = None) -> GAN:
+def paper_sngan(size: int, channels: int, width: Width = 128, latent: Latent = 128, depth: Depth | None = None) -> GAN:
     """The paper's SNGAN: `paper-dcgan`, with spectral norm in the discriminator in place of batch norm."""
     return sngan(size, channels, width, latent, depth)
 
 
-def paper_resnet_dcgan(size: int, channels: int, width: int = 128, latent: int = 128, critic_norm: bool = True) -> GAN:
+def paper_resnet_dcgan(
+    size: int, channels: int, width: Width = 128, latent: Latent = 128, critic_norm: CriticNorm = True
+) -> GAN:
     """The paper's ResNet-DCGAN: residual blocks of width 128 in both nets."""
     return resnet_dcgan(size, channels, width, latent, critic_norm)
 
 
 def paper_wgan(
-    size: int, channels: int, width: int = 128, latent: int = 128, depth: int | None = None, critic_norm: bool = True
+    size: int,
+    channels: int,
+    width: Width = 128,
+    latent: Latent = 128,
+    depth: Depth | None = None,
+    critic_norm: CriticNorm = True,
 ) -> GAN:
     """The paper's WGAN: the net of `paper-dcgan`, for weight clipping; `critic_norm=False` for a gradient penalty."""
     return dcgan(size, channels, width, latent, depth, critic_norm)
-
-
-PAPER: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
-    {
-        "paper-linear-ae": paper_linear_ae,
-        "paper-conv-ae": paper_conv_ae,
-        "paper-vae": paper_vae,
-        "paper-resnet-vae": paper_resnet_vae,
-        "paper-dcgan": paper_dcgan,
-        "paper-sngan": paper_sngan,
-        "paper-resnet-dcgan": paper_resnet_dcgan,
-        "paper-wgan": paper_wgan,
-    }
-)
-"""The presets, by the name that recipes use."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from gentickets.models.convolutional import depth_for
 from gentickets.models.dcgan import GAN
 from gentickets.models.vae import VAE
+from gentickets.options import CriticNorm, Latent, Width
 
 
 class Residual(nn.Module):
@@ -97,7 +98,7 @@ def _up(into: int, out: int, side: int) -> list[nn.Module]:
     return [Residual(body, shortcut), nn.ReLU()]
 
 
-def resnet_vae(size: int, channels: int, width: int = 32, latent: int = 32) -> VAE:
+def resnet_vae(size: int, channels: int, width: Width = 32, latent: Latent = 32) -> VAE:
     """ResNet-18 (He et al. 2016) at half its width with one block a stage, and its mirror; images of any side."""
     return VAE(ResidualEncoder(channels, width, latent), ResidualDecoder(size, channels, width, latent))
 
@@ -105,7 +106,9 @@ def resnet_vae(size: int, channels: int, width: int = 32, latent: int = 32) -> V
 # -- the GAN ------------------------------------------------------------------------------------------------
 
 
-def resnet_dcgan(size: int, channels: int, width: int = 128, latent: int = 128, critic_norm: bool = True) -> GAN:
+def resnet_dcgan(
+    size: int, channels: int, width: Width = 128, latent: Latent = 128, critic_norm: CriticNorm = True
+) -> GAN:
     """Pre-activation blocks, all of one width (Gulrajani et al. 2017; Miyato et al. 2018).
 
     The generator doubles a 4x4 map (28: 7x7) up to the image. The discriminator halves the image down to 8x8 or

@@ -7,9 +7,10 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from gentickets.models.convolutional import ConvDecoder, ConvHead, ConvTrunk
 from gentickets.models.dcgan import GAN
+from gentickets.options import Depth, Latent, Width
 
 
-def sngan(size: int, channels: int, width: int = 64, latent: int = 128, depth: int | None = None) -> GAN:
+def sngan(size: int, channels: int, width: Width = 64, latent: Latent = 128, depth: Depth | None = None) -> GAN:
     """The towers of `dcgan`; the discriminator with spectral norm on every layer and no batch norm.
 
     Weights are drawn after Glorot & Bengio (2010), uniformly, biases are 0. What is trained and pruned in the

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gentickets.options import Count
+from gentickets.options import Blocks, Classes, Depth, Groups, Width, ZeroOutput
 
 
 class Diffusion(nn.Module):
@@ -26,12 +26,12 @@ class Diffusion(nn.Module):
 def unet(
     size: int,
     channels: int,
-    width: Count = 32,
-    depth: Count = 2,
-    blocks: Count = 1,
-    groups: Count = 8,
-    zero_output: bool = True,
-    classes: Count | None = None,
+    width: Width = 32,
+    depth: Depth = 2,
+    blocks: Blocks = 1,
+    groups: Groups = 8,
+    zero_output: ZeroOutput = True,
+    classes: Classes | None = None,
 ) -> Diffusion:
     """`UNet` as a model of one component. With `classes` it takes labels as its third argument."""
     return Diffusion(UNet(size, channels, width, depth, blocks, groups, zero_output, classes))

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from gentickets.models.conditional import FromClass, OfClass
 from gentickets.models.convolutional import ConvDecoder, ConvHead, ConvTrunk
-from gentickets.options import Count
+from gentickets.options import Classes, Depth, Latent, Width
 
 
 class GaussianEncoder(ConvHead):
@@ -35,10 +35,10 @@ class VAE(nn.Module):
 def conv_vae(
     size: int,
     channels: int,
-    width: int = 32,
-    latent: int = 32,
-    depth: int | None = None,
-    classes: Count | None = None,
+    width: Width = 32,
+    latent: Latent = 32,
+    depth: Depth | None = None,
+    classes: Classes | None = None,
 ) -> VAE:
     """The trunk is that of `dcgan`'s discriminator, the decoder that of its generator, at equal arguments.
 

@@ -9,16 +9,8 @@ from gentickets.objectives.distilled import Distilled
 from gentickets.objectives.elbo import ELBO
 from gentickets.objectives.gain_penalty import GainPenalty
 
-OBJECTIVES: dict[str, type[Objective]] = {
-    "autoencoding": Autoencoding,
-    "elbo": ELBO,
-    "adversarial": Adversarial,
-}
-"""The catalogue of objectives, by the name that recipes use."""
-
 __all__ = [
     "ELBO",
-    "OBJECTIVES",
     "Adversarial",
     "Around",
     "Autoencoding",

@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -46,20 +45,12 @@ from gentickets.masks.names import (
 )
 from gentickets.masks.value import Masks
 from gentickets.objectives.base import Objective
-from gentickets.pruning.prune import Scope, prune
+from gentickets.pruning.gradual import NOTHING_TO_CHOOSE_BY, prune_gradually
+from gentickets.pruning.prune import Scope
 from gentickets.pruning.scores import Scores
-
-MaskedCriterion = Callable[[nn.Module, Masks], Mapping[str, Tensor]]
-"""Scores of a model whose pruned weights are 0.0, and of which these are the masks."""
 
 Derivative = Callable[[Tensor, Mapping[str, Tensor]], Sequence[Tensor]]
 """From a loss and the weights that it trains, by name, to one tensor for each of them."""
-
-
-_NOTHING_TO_CHOOSE_BY = (
-    "every weight scores 0, which is nothing to choose by: does a component end in a layer of zeros? let it begin with "
-    "others (unet: zero_output=False), or score by magnitude"
-)
 
 
 # -- gradients of an objective ----------------------------------------------------------------------------------
@@ -96,7 +87,7 @@ def snip(
     total = _over_losses(_gradient, model, objective, batches, chosen, seed)
     scores = {name: (weight.detach() * total[name]).abs() for name, weight in chosen.items()}
     if not any(score.any() for score in scores.values()):
-        raise PruneError(f"snip: {_NOTHING_TO_CHOOSE_BY}")
+        raise PruneError(f"snip: {NOTHING_TO_CHOOSE_BY}")
     if silent := [name for name, gradient in total.items() if not gradient.any()]:
         more = f" and {len(silent) - 1} more" if len(silent) > 1 else ""
         warnings.warn(
@@ -306,8 +297,8 @@ def synflow_masks(
     return prune_gradually(model, score, to_sparsity, iterations=iterations, within=within, scope=scope)
 
 
-def synflow_score(example_inputs: ExampleInputs) -> MaskedCriterion:
-    """Relative synaptic flow of the masked weights as a `MaskedCriterion`, for `prune_gradually` and `at_init`."""
+def synflow_score(example_inputs: ExampleInputs) -> Callable[[nn.Module, Masks], Scores]:
+    """Relative synaptic flow of the masked weights as a criterion, for `prune_gradually` and `at_init`."""
 
     def score(model: nn.Module, masks: Masks) -> Scores:
         weights = named_weights(model)
@@ -331,58 +322,6 @@ def _synflow(model: nn.Module, examples: Mapping[str, Example], chosen: Mapping[
         with running(net, example, component, PruneError, "cannot be scored by synflow"):
             scores |= _flow_through(net, component, example, names, relative)
     return Scores({name: scores[name].to(weight.device) for name, weight in chosen.items()}, model)
-
-
-def prune_gradually(
-    model: Model,
-    score: MaskedCriterion,
-    to_sparsity: float,
-    *,
-    iterations: int,
-    within: Masks | None = None,
-    scope: Scope = "global",
-) -> Masks:
-    """Prunes in steps without training: score the masked model, prune some, and so on. The model stays as it was.
-
-    The density falls exponentially: after step k of n it is d^(k/n), d being the last one (Tanaka et al. 2020,
-    Algorithm 1), or from the density of `within` (of its sparsest competing group) to d. Nothing is revived; what is
-    left is exactly as many as `prune(to_sparsity=...)` leaves. One step is `prune` itself.
-
-    Raises `PruneError` for fewer than one step, where every weight scores 0 at the first, and as `prune` does.
-    """
-    if not isinstance(iterations, int) or iterations < 1:
-        raise PruneError(f"iterations={iterations!r}: a whole number, 1 or more")
-    if isinstance(to_sparsity, bool) or not isinstance(to_sparsity, Real):
-        raise PruneError(f"to_sparsity={to_sparsity!r} is no number: a share from 0 to 1")
-    to_sparsity = float(to_sparsity)
-    model = as_model(model)
-    masks = Masks.dense(model) if within is None else within
-    start: float | None = None
-    copy = clone(model)  # one for all steps: what is dead stays dead
-    for step in range(1, iterations + 1):
-        scores = score(masks.apply_(copy), masks)
-        if step == 1 and not any(bool(scores[name].any()) for name in scores):
-            raise PruneError(_NOTHING_TO_CHOOSE_BY)
-        start = _sparsest(masks, scores, scope) if start is None else start
-        amount = to_sparsity
-        if step < iterations and start < to_sparsity < 1:
-            density = (1 - start) ** (1 - step / iterations) * (1 - to_sparsity) ** (step / iterations)
-            amount = 1 - density
-        masks = prune(scores, to_sparsity=amount, within=masks, scope=scope)
-    return masks
-
-
-def _sparsest(masks: Masks, scored: Iterable[str], scope: Scope) -> float:
-    """The sparsity of the sparsest group of weights that `scope` compares."""
-    counts, groups = masks.counts(), dict[str, list[str]]()
-    for name in (name for name in scored if name in masks):
-        group = component_of(name) if scope == "component" else name if scope == "layer" else ""
-        groups.setdefault(group, []).append(name)
-    shares = [0.0]
-    for names in groups.values():
-        total = sum(torch.Size(masks.shapes[name]).numel() for name in names)
-        shares.append((total - sum(counts[name] for name in names)) / max(1, total))
-    return max(shares)
 
 
 def _flow_through(

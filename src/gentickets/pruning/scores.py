@@ -6,12 +6,13 @@ which others, within what is still alive) is `gentickets.pruning.prune`'s to dec
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from gentickets.errors import MaskError
+from gentickets.errors import MaskError, PruneError
 from gentickets.masks.layers import norms_of, prunable_weights
 from gentickets.masks.names import (
     CHANNELWISE_NORMS,
@@ -26,6 +27,7 @@ from gentickets.masks.names import (
     joined,
     named_layers,
 )
+from gentickets.masks.value import Masks
 
 
 class Scores(dict[str, Tensor]):
@@ -73,7 +75,35 @@ def _is_input_first(layer: nn.Module, weight: Tensor) -> bool:
     return type(layer).__name__ == "Conv1D" and weight.dim() == 2 and getattr(layer, "nf", None) == weight.shape[1]
 
 
-Criterion = Callable[[nn.Module], Mapping[str, Tensor]]
+Criterion = Callable[[nn.Module, Masks], Mapping[str, Tensor]] | Callable[[nn.Module], Mapping[str, Tensor]]
+"""`criterion(model, masks)`: a score for each weight that may go. What the masks prune is 0.0 in the model. One that
+takes no masks is called with the model alone, as `gentickets.magnitude` is."""
+
+
+def scored(criterion: Criterion, model: nn.Module, masks: Masks) -> Scores:
+    """What a criterion says of a model that is held to `masks`, as `prune` takes it.
+
+    Raises `PruneError` for scores that are no mapping of names to tensors.
+    """
+    found = criterion(model, masks) if _takes_masks(criterion) else criterion(model)  # type: ignore[call-arg]
+    if not isinstance(found, Mapping) or not all(isinstance(score, Tensor) for score in found.values()):
+        raise PruneError(
+            f"a criterion gives a tensor of scores for each weight, by its name; not {type(found).__name__}"
+        )
+    return found if isinstance(found, Scores) else Scores(found, model)
+
+
+def _takes_masks(criterion: Criterion) -> bool:
+    try:
+        takes = list(inspect.signature(criterion).parameters.values())
+    except (TypeError, ValueError):
+        return True
+    bare = [
+        one
+        for one in takes
+        if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) and one.default is one.empty
+    ]
+    return any(one.name == "masks" for one in takes) or len(bare) >= 2
 
 
 @torch.no_grad()

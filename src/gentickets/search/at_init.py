@@ -4,16 +4,20 @@ random; compared for generative models by Kalibhat et al. 2021, Table 2)."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from gentickets.catalogue import Named
 from gentickets.masks.names import clone
 from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
-from gentickets.pruning.prune import Scope
-from gentickets.pruning.saliency import MaskedCriterion, prune_gradually
+from gentickets.options import Count, Scope
+from gentickets.pruning.gradual import prune_gradually
+from gentickets.pruning.scores import Criterion
 from gentickets.search.levels import Level, MakeModel, Rounds, Train, check_count, check_sparsities
+from gentickets.search.method import Chosen, Work
 
 
 def at_init(
@@ -22,7 +26,7 @@ def at_init(
     *,
     steps: int,
     sparsities: Sequence[float],
-    score: MaskedCriterion,
+    score: Criterion,
     iterations: int = 1,
     scope: Scope = "global",
     components: Iterable[str] | None = None,
@@ -63,7 +67,7 @@ def at_init(
 def _levels(
     shared: Rounds,
     everything: Masks,
-    score: MaskedCriterion,
+    score: Criterion,
     iterations: int,
     sparsities: Sequence[float],
     scope: Scope,
@@ -78,3 +82,26 @@ def _levels(
     for index, sparsity in enumerate(sparsities[done:], start=done + 1):
         masks = prune_gradually(initial, score, sparsity, iterations=iterations, within=everything, scope=scope)
         yield shared.retrain(index, masks, dense)
+
+
+@dataclass(frozen=True)
+class AtInit(Chosen):
+    """Pruning before training: masks from the untrained weights, then one training."""
+
+    iterations: Count | None = None
+    """In how many steps a sparsity is reached; null: in one, by synflow in 100."""
+
+    builds_on: ClassVar[Literal["nothing"]] = "nothing"
+
+    def levels(self, work: Work, last: int) -> Iterator[Level]:
+        criterion = Named.of("criterion", self.criterion)
+        return at_init(
+            work.make_model,
+            work.retraining(self.around),
+            sparsities=self.sparsities,
+            score=work.criterion(criterion),
+            iterations=self.iterations or int(getattr(criterion.load(), "iterations", 1)),
+            dense=work.load(0) if last >= 0 else None,
+            done=max(last, 0),
+            **self.chosen(work),
+        )

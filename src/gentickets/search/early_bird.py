@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args
 
 import numpy as np
@@ -21,7 +21,7 @@ from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
 from gentickets.options import TOLERANCES, Granularity, Rule, Scope, check_tolerance
 from gentickets.pruning.prune import prune
-from gentickets.pruning.scores import Criterion, Scores, batchnorm_scale, magnitude
+from gentickets.pruning.scores import Scores, batchnorm_scale, magnitude
 from gentickets.search.levels import check_count, check_share
 
 _BY_LUCK = 0.01
@@ -62,7 +62,7 @@ class EarlyBird:
         tolerance: float | None = None,
         scope: Scope = "component",
         components: Iterable[str] | None = None,
-        criterion: Criterion | None = None,
+        criterion: Callable[[Model], Mapping[str, Tensor]] | None = None,
         origin: Mapping[str, Any] | None = None,
         groups: ChannelGroups | None = None,
         rule: Rule = "chance",

@@ -4,14 +4,17 @@ connectivity"; for generative models Kalibhat et al. 2021, Sec. 3.1)."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from gentickets.masks.value import Masks
+from gentickets.pruning.criteria import by_magnitude
 from gentickets.pruning.prune import Scope, prune
-from gentickets.pruning.scores import Criterion, magnitude
+from gentickets.pruning.scores import Criterion, scored
 from gentickets.search.levels import Level, MakeModel, Others, Retrain, Rounds, Train, check_count, check_share
+from gentickets.search.method import Rewound, Work
 
 
 def imp(
@@ -38,7 +41,8 @@ def imp(
     `make_model()` draws a model; `train(model, masks, start_step, end_step)` trains it in place, with fresh
     optimisers, and holds it to the masks (`masks.hold`). The dense training runs from 0 to `steps`, in two calls
     where `rewind_step` is above 0; every round runs from `rewind_step` to `steps`. Each round prunes `fraction`
-    of what is alive, by `criterion` (default: magnitude), compared within `scope` (see `gentickets.prune`).
+    of what is alive, by `criterion` (default: magnitude; see `gentickets.pruning.Criterion`), compared within `scope`
+    (see `gentickets.prune`).
 
     `components`, `include` and `exclude` choose what is pruned (default: convolutions and linear layers of all
     components); `others` is what the unpruned components start each round from; `retrain` chooses learning-rate
@@ -53,14 +57,13 @@ def imp(
     check_share("fraction", fraction)
     shared = Rounds(make_model, train, steps, rewind_step, others, example_inputs, origin, retrain)
     dense = Masks.dense(shared.initial, components, include, exclude)
-    score = criterion or (lambda model: magnitude(model, include=tuple(dense)))
-    return _levels(shared, dense, score, rounds, fraction, scope, after)
+    return _levels(shared, dense, criterion or by_magnitude, rounds, fraction, scope, after)
 
 
 def _levels(
     shared: Rounds,
     dense: Masks,
-    score: Criterion,
+    criterion: Criterion,
     rounds: int,
     fraction: float,
     scope: Scope,
@@ -71,6 +74,25 @@ def _levels(
         level = shared.dense(dense)
         yield level
     while level.index < rounds:
-        masks = prune(score(level.model), fraction=fraction, within=level.masks, scope=scope)
+        masks = prune(scored(criterion, level.model, level.masks), fraction=fraction, within=level.masks, scope=scope)
         level = shared.retrain(level.index + 1, masks, level)
         yield level
+
+
+@dataclass(frozen=True)
+class Imp(Rewound):
+    """Iterative pruning with rewinding: train, prune a share, go back, train again."""
+
+    builds_on: ClassVar[Literal["before"]] = "before"
+
+    def levels(self, work: Work, last: int) -> Iterator[Level]:
+        return imp(
+            work.make_model,
+            work.retraining(self.around),
+            rounds=self.rounds,
+            fraction=self.fraction,
+            criterion=work.criterion(self.criterion),
+            after=work.load(last) if last >= 0 else None,
+            **self.rewound(),
+            **self.chosen(work),
+        )

@@ -40,6 +40,8 @@ class Level:
 
     `index` 0 is the dense model. The ticket holds the masks, and the weights that this level's training started from.
     `drawn` are digests of the weights that the search began with, before any training; None where nobody knows them.
+    `held`: the masks that the model is held to, where it is smaller than the ticket's; `span`: the (start, end) steps
+    of the training, where the search says.
     """
 
     index: int
@@ -47,6 +49,8 @@ class Level:
     model: nn.Module
     ticket: Ticket
     drawn: Mapping[str, str] | None = None
+    held: Masks | None = None
+    span: tuple[int, int] | None = None
 
     def __repr__(self) -> str:
         return f"Level({self.index}, {self.masks!r}, {type(self.model).__name__})"
@@ -94,7 +98,7 @@ class Rounds:
             self.train(model, masks, 0, self.rewind_step)
         ticket = Ticket(masks, model, self._origin(0, masks, ()))
         self.train(model, masks, self.rewind_step, self.steps)
-        return Level(0, masks, model, ticket, self._drawn)
+        return Level(0, masks, model, ticket, self._drawn, span=(0, self.steps))
 
     def train(self, model: nn.Module, masks: Masks, start_step: int, end_step: int) -> None:
         """The caller's training. Raises `MaskError` where it leaves a pruned weight alive: it held nothing."""
@@ -126,7 +130,7 @@ class Rounds:
             warnings.warn(f"level {index}: nothing is left of {', '.join(gone)}", stacklevel=3)
         model = ticket.install(clone(previous.model))
         self.train(model, masks, *self.span)
-        return Level(index, masks, model, ticket, previous.drawn or self._drawn)
+        return Level(index, masks, model, ticket, previous.drawn or self._drawn, span=self.span)
 
     def _origin(self, index: int, masks: Masks, lineage: Any) -> dict[str, Any]:
         passed = {"level": index, "sparsity": masks.sparsity, "masks": masks.fingerprint}

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from gentickets.masks.value import Masks
+from gentickets.pruning.criteria import by_magnitude
 from gentickets.pruning.prune import Scope, prune
-from gentickets.pruning.scores import Criterion, magnitude
+from gentickets.pruning.scores import Criterion, scored
 from gentickets.search.levels import Level, MakeModel, Others, Retrain, Rounds, Train, check_sparsities
+from gentickets.search.method import Rewound, Work
 
 
 def one_shot(
@@ -40,14 +43,13 @@ def one_shot(
     check_sparsities(sparsities)
     shared = Rounds(make_model, train, steps, rewind_step, others, example_inputs, origin, retrain)
     everything = Masks.dense(shared.initial, components, include, exclude)
-    score = criterion or (lambda model: magnitude(model, include=tuple(everything)))
-    return _levels(shared, everything, score, sparsities, scope, dense, done)
+    return _levels(shared, everything, criterion or by_magnitude, sparsities, scope, dense, done)
 
 
 def _levels(
     shared: Rounds,
     everything: Masks,
-    score: Criterion,
+    criterion: Criterion,
     sparsities: Sequence[float],
     scope: Scope,
     dense: Level | None,
@@ -57,5 +59,22 @@ def _levels(
         dense = shared.dense(everything)
         yield dense
     for index, sparsity in enumerate(sparsities[done:], start=done + 1):
-        masks = prune(score(dense.model), to_sparsity=sparsity, within=everything, scope=scope)
+        masks = prune(scored(criterion, dense.model, everything), to_sparsity=sparsity, within=everything, scope=scope)
         yield shared.retrain(index, masks, dense)
+
+
+@dataclass(frozen=True)
+class OneShot(Rewound):
+    """Every sparsity at once from the dense model, with rewinding."""
+
+    def levels(self, work: Work, last: int) -> Iterator[Level]:
+        return one_shot(
+            work.make_model,
+            work.retraining(self.around),
+            sparsities=self.sparsities,
+            criterion=work.criterion(self.criterion),
+            dense=work.load(0) if last >= 0 else None,
+            done=max(last, 0),
+            **self.rewound(),
+            **self.chosen(work),
+        )

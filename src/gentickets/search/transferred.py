@@ -4,15 +4,17 @@ Sec. 4.4)."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from gentickets.masks.names import as_names, clone
 from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
-from gentickets.search.levels import Level, MakeModel, Others, Retrain, Rounds, Train
+from gentickets.options import Around, Others, Retrain, Steps, Tickets
+from gentickets.search.levels import Level, MakeModel, Rounds, Train
+from gentickets.search.method import Method, Work
 
 
 def transferred(
@@ -67,3 +69,60 @@ def _levels(
         level = shared.retrain(index, masks, start)
         level.ticket = Ticket(level.ticket.masks, level.ticket.weights, {**facts, **level.ticket.origin})
         yield level
+
+
+@dataclass(frozen=True)
+class Transferred(Method):
+    """The tickets of another run, one a level, carried into this model."""
+
+    source: str
+    """The run whose tickets are taken over, a folder, or its name where it lies beside this one."""
+    carry: dict[str, str]
+    """Which of its components becomes which of this model's ({decoder: generator})."""
+    rounds: Tickets = 10
+    """How many of its tickets, from its level 1 on; 0: the dense model alone."""
+    with_weights: bool = False
+    """Whether its weights come along, or its masks alone."""
+    exclude: list[str] = field(default_factory=list)
+    """Which weights' masks stay behind, by name or pattern."""
+    rewind_step: Steps = 0
+    """The step of this model's dense training to whose weights a ticket goes back."""
+    others: Others = "rewind"
+    """What a component that nothing is carried to starts each level from."""
+    retrain: Retrain = "rewind"
+    """What a pruned network is trained again from: earlier weights and step, the earlier rate, or where it stands."""
+    around: Around | None = None
+    """What the objective of a retraining is wrapped in, such as distillation from the dense model; null: nothing."""
+
+    builds_on: ClassVar[Literal["source"]] = "source"
+
+    def __post_init__(self) -> None:
+        if not self.carry:
+            raise ValueError("carry={}: say which component becomes which, such as decoder: generator")
+
+    def names(self) -> dict[str, Iterable[str]]:
+        return {"carry": self.carry.values()}
+
+    def covered(self, model: nn.Module) -> Masks:
+        return Masks.dense(model, dict.fromkeys(self.carry.values()))
+
+    def levels(self, work: Work, last: int) -> Iterator[Level]:
+        if self.rounds:
+            work.source(self.source, self.rounds)  # before anything is trained
+        following = range(max(last, 0) + 1, self.rounds + 1)
+        return transferred(
+            work.make_model,
+            work.retraining(self.around),
+            steps=work.steps,
+            tickets=(Ticket.load(work.source(self.source, index) / "ticket.safetensors") for index in following),
+            carry=self.carry,
+            with_weights=self.with_weights,
+            exclude=self.exclude,
+            rewind_step=self.rewind_step,
+            others=self.others,
+            retrain=self.retrain,
+            example_inputs=work.example_inputs(work.initial()),
+            origin=work.origin,
+            dense=work.load(0) if last >= 0 else None,
+            done=max(last, 0),
+        )

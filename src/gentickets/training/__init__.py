@@ -1,7 +1,20 @@
-"""The one training loop, and what a training leaves behind."""
+"""The one training loop, its hooks, and what a training leaves behind."""
 
 from gentickets.training.averaging import Average
-from gentickets.training.loop import Settings, Trained, Watch, train, with_averages
+from gentickets.training.hooks import Hook, State
+from gentickets.training.loop import Trained, train, with_averages
 from gentickets.training.progress import Checkpoint, Curve, Progress
+from gentickets.training.settings import Settings
 
-__all__ = ["Average", "Checkpoint", "Curve", "Progress", "Settings", "Trained", "Watch", "train", "with_averages"]
+__all__ = [
+    "Average",
+    "Checkpoint",
+    "Curve",
+    "Hook",
+    "Progress",
+    "Settings",
+    "State",
+    "Trained",
+    "train",
+    "with_averages",
+]

@@ -75,6 +75,10 @@ class Average(AveragedModel):
             self.settle()
         return self.network
 
+    def unsettle(self) -> None:
+        """Takes note that its weights were written from outside: the singular vectors are no longer theirs."""
+        self._is_settled = False
+
     def settle(self) -> None:
         """Makes the singular vectors those of the averaged weights."""
         if self._has_vectors:

@@ -2,8 +2,8 @@
 
 A step of training is a function of the weights, the optimisers' state and the step's number: batches and noise
 are drawn from (seed, step), learning rates follow from the step. A checkpoint therefore holds weights, optimiser
-state and averages (and torch's global generator, which dropout uses), and a resumed run is bit for bit the
-uninterrupted one on the same machine with the same number of threads.
+state and averages (and torch's global generator, which dropout uses; and the masks, where a hook moves them), and a
+resumed run is bit for bit the uninterrupted one on the same machine with the same number of threads.
 """
 
 from __future__ import annotations
@@ -22,74 +22,23 @@ from torch import Tensor, nn
 
 from gentickets.adam import FusedAdamW
 from gentickets.data.batches import Batch
-from gentickets.errors import Diverged, GenticketsError
+from gentickets.errors import Diverged
 from gentickets.evaluating import evaluating
 from gentickets.masks.holding import Hold
-from gentickets.masks.names import clone, named_state, unwrap
+from gentickets.masks.names import clone, component_of, named_state, named_weights, unwrap
 from gentickets.masks.value import Masks
 from gentickets.objectives.base import Objective
-from gentickets.options import Execution, Schedule
 from gentickets.sparse import Accelerated, Choice, accelerate, restore
 from gentickets.training.averaging import Average, weight_of_start
+from gentickets.training.hooks import Hook, State, check_hooks
 from gentickets.training.progress import Checkpoint, Curve, Meter, Progress
+from gentickets.training.settings import Settings
 
 _YOUNG = 200
 """Steps before which a model that gives one image for everything is untrained, and not collapsed."""
 
 _START = 0.05
 """What the weights of the first step may weigh in an average at its end, without a warning."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to train. `lr` is one learning rate, or one a component; Adam everywhere (AdamW's decoupled decay).
-
-    `steps` is the length of a whole training, on which schedules are laid; a step is one pass through all losses
-    of the objective. `ema` is the decay of the moving average, warmed up (see `averaging.decay_at`), None for no
-    average. `clip_norm` bounds the gradient norm of each component, live weights counted. `precision` as Lightning
-    Fabric names it; in "16-mixed" losses are scaled up, so that small gradients do not vanish; a component whose
-    gradients overflow is not stepped.
-    `execution`: "auto" trains masked layers on their live weights alone where that is faster (see `accelerate`; in
-    single precision on a CPU, without watches), "dense" never does.
-    """
-
-    steps: int
-    batch_size: int = 64
-    lr: float | Mapping[str, float] = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    schedule: Schedule = "constant"
-    warmup_steps: int = 0
-    ema: float | None = None
-    clip_norm: float | None = None
-    precision: str = "32-true"
-    execution: Execution = "auto"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.ema is not None and not 0 <= self.ema <= 1:
-            raise GenticketsError(f"ema={self.ema} is out of range: the decay of the moving average, from 0 to 1")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise GenticketsError(f"betas={self.betas} are out of range: two numbers from 0 to below 1")
-
-    def lr_of(self, component: str) -> float:
-        if isinstance(self.lr, Mapping):
-            if component not in self.lr:
-                raise GenticketsError(f"lr has no rate for component {component!r}: it names {', '.join(self.lr)}")
-            return self.lr[component]
-        return self.lr
-
-    def lr_factor(self, step: int) -> float:
-        """What the schedule multiplies the learning rate by at a step; beyond the end, what it was at the end."""
-        step = min(step, self.steps - 1)
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        if self.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-        if self.schedule == "linear":
-            return max(0.0, 1 - progress)
-        return 1.0
 
 
 class BatchSource(Protocol):
@@ -99,37 +48,24 @@ class BatchSource(Protocol):
     def at(self, step: int) -> Batch: ...
 
 
-class Watch(Protocol):
-    """Looks at a training after each of its steps, and may end it. It leaves weights, modes and generators alone.
-
-    Its state goes into the checkpoints: tensors, numbers, text, and lists and dictionaries of them.
-    """
-
-    def __call__(self, step: int, model: nn.Module, averaged: nn.Module) -> bool:
-        """After `step` steps; True ends the training here."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
 @dataclass
 class Trained:
     """What came out: the averages by component (empty without `ema`), images seen, and seconds taken here.
 
-    `watching` are the seconds that the watches took, which are not among `seconds`. `step`: where the training
+    `looking` are the seconds that hooks took which only look; they are not among `seconds`. `step`: where the training
     ended. `optimizers`: component → its optimiser, as it ended. `choices`: which masked layers ran on their live
-    weights alone; in the optimisers those are other parameters than the model's.
+    weights alone; in the optimisers those are other parameters than the model's. `masks`: what the weights are held
+    to at the end, wherever hooks moved it; None where to nothing.
     """
 
     averaged: nn.Module
     images: int
     seconds: float
-    watching: float = 0.0
+    looking: float = 0.0
     step: int = 0
     optimizers: Mapping[str, torch.optim.Optimizer] = field(default_factory=dict)
     choices: tuple[Choice, ...] = ()
+    masks: Masks | None = None
 
 
 def train(
@@ -145,7 +81,7 @@ def train(
     curve: Curve | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] | None = None,
-    watches: Sequence[Watch] = (),
+    hooks: Sequence[Hook] = (),
     prepare: Callable[[Mapping[str, torch.optim.Optimizer]], None] | None = None,
     report_every: int = 20,
     fabric: Fabric | None = None,
@@ -153,39 +89,42 @@ def train(
     """Trains `model` in place from `start_step` to `end_step` (default: `settings.steps`), and returns the rest.
 
     Fresh optimisers, which `prepare` may give a state before the first step; the weights are held to `masks`
-    throughout. Each of `watches` is asked after every step, and the first that says so ends the training. Where
-    `checkpoint` holds a state of its key, training goes on from there instead. Where `stop()` says so after a step,
-    the state is saved and `KeyboardInterrupt` raised.
+    throughout, or to what `hooks` make of them: these are called after steps, in their order (see `Hook`), and may
+    look, move the masks (of all prunable weights, where none are given), or end the training. Where `checkpoint` holds
+    a state of its key, training goes on from there instead. Where `stop()` says so after a step, the state is saved and
+    `KeyboardInterrupt` raised.
 
     Raises `Diverged` where a loss is not finite or the objective says that the model has collapsed (the step
     before is the last one taken), and `MaskError` where an audit finds the model or an average no longer sparse.
     """
+    check_hooks(hooks)
     end_step = settings.steps if end_step is None else end_step
     fabric = fabric or Fabric(accelerator="cpu", devices=1, precision=fabric_precision(settings.precision))
     may_be_sparse = settings.execution == "auto" and settings.precision == "32-true"
-    may_be_sparse &= not watches and prepare is None  # these know the model's own parameters
+    may_be_sparse &= prepare is None and not any(hook.is_dense for hook in hooks)  # these know the model's parameters
+    if masks is None and any(hook.moves_masks for hook in hooks):
+        masks = Masks.dense(model)
     if masks is not None:
         masks.apply_(model)  # before anything passes through it, and before averages are made of it
     if settings.ema is not None and objective.averaged and end_step == settings.steps:
         _warn_of_the_start(settings.ema, end_step - start_step)
     with _on_live_weights(model, objective, batches, start_step, masks if may_be_sparse else None, fabric) as fast:
-        loop = _Loop(model, objective, settings, masks if fast is None else fast.masks, fabric, watches)
+        loop = _Loop(model, objective, settings, masks, fabric, hooks, fast)
         step = loop.resume(checkpoint, start_step, prepare)
         if curve is not None:
             curve.rewind(step)
         meter = Meter(loop.images, loop.seconds)
-        with loop.holding() as held:
+        with loop.holding() as loop.held:
             while step < end_step and not loop.ended:
                 batch = fast.laid_out(batches.at(step)) if fast else batches.at(step)
-                losses = loop.step(step, batch, held)
+                losses, gradients = loop.step(step, batch, loop.needs_gradients(step + 1, end_step))
                 step += 1
                 meter.images += len(batch)
-                if watches:
-                    with meter.watching():
-                        loop.watch(step)
+                if hooks:
+                    loop.call_hooks(step, end_step, batch, gradients, meter)
                 done = loop.ended or step == end_step
                 if done or step % report_every == 0:
-                    loop.check(step, losses, batch, held)
+                    loop.check(step, losses, batch)
                     progress = Progress(step, {k: float(v) for k, v in losses.items()}, meter.rate())
                     if curve is not None:
                         curve.add(progress)
@@ -197,7 +136,9 @@ def train(
                 if stopping:
                     raise KeyboardInterrupt
         choices = () if fast is None else fast.choices
-        return Trained(loop.finish(), meter.images, meter.seconds, meter.watched, step, loop.optimizers, choices)
+        return Trained(
+            loop.finish(), meter.images, meter.seconds, meter.looked, step, loop.optimizers, choices, loop.masks
+        )
 
 
 def _warn_of_the_start(decay: float, steps: int) -> None:
@@ -249,10 +190,12 @@ class _Loop:
         settings: Settings,
         masks: Masks | None,
         fabric: Fabric,
-        watches: Sequence[Watch] = (),
+        hooks: Sequence[Hook],
+        fast: Accelerated | None,
     ):
         self.model, self.objective, self.settings, self.masks = model, objective, settings, masks
-        self.fabric, self.watches, self.ended = fabric, watches, False
+        self.fabric, self.hooks, self.fast, self.ended = fabric, hooks, fast, False
+        self.held: Hold | None = None
         fabric.to_device(model)
         model.train()
         self.parameters = {name: list(getattr(unwrap(model), name).parameters()) for name in objective.components}
@@ -279,21 +222,27 @@ class _Loop:
             fused=device in ("cpu", "cuda"),
         )
 
-    def watch(self, step: int) -> None:
-        """Asks every watch whether the training ends here."""
-        for watch in self.watches:
-            self.ended |= watch(step, self.model, self.averaged)
+    @property
+    def to_hold(self) -> Masks | None:
+        """The masks of the layers that are dense: sparse ones have no pruned weights that could be written."""
+        return self.masks if self.fast is None else self.fast.masks
 
     def holding(self) -> Any:
-        if self.masks is None:
+        if self.to_hold is None:
             return nullcontext()
-        return self.masks.hold(self.model, *self.optimizers.values())
+        return self.to_hold.hold(self.model, *self.optimizers.values())
 
-    def step(self, step: int, batch: Batch, held: Hold | None) -> dict[str, Tensor]:
-        """One step: every loss of the objective in turn, each with a step of its components."""
+    def step(
+        self, step: int, batch: Batch, needs_gradients: bool = False
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """One step: every loss of the objective in turn, each with a step of its components.
+
+        Returns the losses by component and, where they are needed, gradients as in `State`.
+        """
         self.rng.manual_seed(derived_seed(self.settings.seed, step))
         factor = self.settings.lr_factor(step)
         seen: dict[str, Tensor] = {}
+        gradients: dict[str, Tensor] = {}
         losses = self.objective.at(step).losses(self.model, batch, self.rng)
         for components, loss in self._evaluated(losses):
             names = (components,) if isinstance(components, str) else components
@@ -305,8 +254,13 @@ class _Loop:
                 parameter.grad = None
             # Only into these components: no gradient of G's loss is left lying in D.
             self.fabric.backward(self.scaler.scale(loss), inputs=trained)
+            if self.scaler.is_enabled() and (needs_gradients or self.settings.clip_norm is not None):
+                for name in names:
+                    self.scaler.unscale_(self.optimizers[name])
+            if needs_gradients:
+                gradients |= self._gradients(names)
             if self.settings.clip_norm is not None:
-                self._clip(names, held)
+                self._clip(names)
             for name in names:
                 for group in self.optimizers[name].param_groups:
                     group["lr"] = self.settings.lr_of(name) * factor
@@ -314,7 +268,63 @@ class _Loop:
             self.scaler.update()
         for name, average in self._averages():
             average.update_parameters(getattr(unwrap(self.model), name))
-        return seen
+        return seen, gradients
+
+    def _gradients(self, components: Sequence[str]) -> dict[str, Tensor]:
+        """Weight → its gradient as it is now, of those with masks in these components."""
+        found: dict[str, dict[str, Tensor]] = {component: {} for component in components}
+        for name, weight in named_weights(self.model).items():
+            component = component_of(name)
+            if component in found and self.masks is not None and name in self.masks and weight.grad is not None:
+                found[component][name] = weight.grad.detach().clone()
+        finite = [of for of in found.values() if all(bool(grad.isfinite().all()) for grad in of.values())]
+        return {name: grad for of in finite for name, grad in of.items()}
+
+    # -- hooks --------------------------------------------------------------------------------------------
+
+    def needs_gradients(self, step: int, end_step: int) -> bool:
+        """Whether a hook that is due after so many steps needs them."""
+        return any(hook.needs_gradients and (step == end_step or hook.is_due(step)) for hook in self.hooks)
+
+    def call_hooks(self, step: int, end_step: int, batch: Batch, gradients: Mapping[str, Tensor], meter: Meter) -> None:
+        """Calls the hooks that are due, and where one of them ended the training the others too."""
+        is_last = step == end_step
+        if not any(is_last or hook.is_due(step) for hook in self.hooks):
+            return
+        networks, accelerated = (self.model, self.averaged), bool(self.fast)
+        shown = State(
+            step, self.settings.steps, batch, self.masks, self.optimizers, gradients, networks, accelerated, None
+        )
+        for hook in self.hooks:
+            if is_last or hook.is_due(step):
+                self.ended |= self._call(hook, shown, meter)
+        for hook in self.hooks:
+            if self.ended and not is_last and not hook.is_due(step):
+                self._call(hook, shown, meter)
+
+    def _call(self, hook: Hook, state: State, meter: Meter) -> bool:
+        if not hook.moves_masks:
+            with meter.looking(), torch.random.fork_rng(devices=[]):
+                return bool(hook.after_step(state))
+        self._check_weights(state.step)
+        state._move = self._move_to
+        try:
+            return bool(hook.after_step(state))
+        finally:
+            state._move = None
+
+    def _move_to(self, masks: Masks) -> None:
+        """Holds the weights and the averages to other masks from here on."""
+        assert self.masks is not None
+        assert self.held is not None
+        self.held.move_to(masks)
+        stay = self.masks & masks  # what is born begins at 0.0 in the averages too
+        masked = {name: average for name, average in self._averages() if name in stay.components}
+        if masked:
+            stay.select(masked).apply_(nn.ModuleDict({name: average.network for name, average in masked.items()}))
+            for average in masked.values():
+                average.unsettle()
+        self.masks = masks
 
     def _averages(self) -> Iterator[tuple[str, Average]]:
         return self.averaged.named_children()  # type: ignore[return-value]
@@ -340,32 +350,32 @@ class _Loop:
             return torch.autocast(self.fabric.device.type, torch.float16)
         return self.fabric.autocast()
 
-    def _clip(self, names: Sequence[str], held: Hold | None) -> None:
-        for name in names:
-            if self.scaler.is_enabled():
-                self.scaler.unscale_(self.optimizers[name])
-        if held is not None:
-            held.mask_gradients()
+    def _clip(self, names: Sequence[str]) -> None:
+        if self.held is not None:
+            self.held.mask_gradients()
         for name in names:
             nn.utils.clip_grad_norm_(self.parameters[name], self.settings.clip_norm)  # type: ignore[arg-type]
 
-    def check(self, step: int, losses: Mapping[str, Tensor], batch: Batch, held: Hold | None) -> None:
+    def check(self, step: int, losses: Mapping[str, Tensor], batch: Batch) -> None:
         """Now and then: still sparse, still finite, still worth going on with?"""
         check_finite(losses, step - 1)
-        if self.masks is not None and held is not None:
-            held.audit()
-            held.drop_momentum()
-            masked = {name: net.network for name, net in self._averages() if name in self.masks.components}
+        if self.to_hold is not None and self.held is not None:
+            self.held.audit()
+            self.held.drop_momentum()
+            masked = {name: net.network for name, net in self._averages() if name in self.to_hold.components}
             if masked:
-                self.masks.select(masked).audit(nn.ModuleDict(masked), "the moving average")
-        if not all(bool(torch.isfinite(p).all()) for ps in self.parameters.values() for p in ps):
-            raise Diverged(f"step {step}: weights are no longer finite; lower the learning rate or clip_norm")
+                self.to_hold.select(masked).audit(nn.ModuleDict(masked), "the moving average")
+        self._check_weights(step)
         if step > max(_YOUNG, self.settings.steps // 4):
             self.model.eval()
             reason = self.objective.collapsed(self.model, batch, self.rng)
             self.model.train()
             if reason is not None:
                 raise Diverged(f"step {step}: {reason}")
+
+    def _check_weights(self, step: int) -> None:
+        if not all(bool(torch.isfinite(p).all()) for ps in self.parameters.values() for p in ps):
+            raise Diverged(f"step {step}: weights are no longer finite; lower the learning rate or clip_norm")
 
     # -- checkpoints --------------------------------------------------------------------------------------
 
@@ -378,8 +388,15 @@ class _Loop:
             "scaler": self.scaler.state_dict(),
             "rng": torch.get_rng_state(),
             "ended": self.ended,
-            "watches": [watch.state_dict() for watch in self.watches],
+            "hooks": [hook.state_dict() for hook in self.hooks],
+            "masks": self._moved(),
         }
+
+    def _moved(self) -> dict[str, Tensor]:
+        """The packed masks, where they move."""
+        if self.masks is None or not any(hook.moves_masks for hook in self.hooks):
+            return {}
+        return {name: torch.from_numpy(packed.copy()) for name, packed in self.masks.packed.items()}
 
     def resume(
         self,
@@ -389,8 +406,8 @@ class _Loop:
     ) -> int:
         """Restores the newest checkpoint and returns its step; without one, seeds and returns `start_step`."""
         state = checkpoint.load() if checkpoint is not None else None
-        # Other tensors: saved where layers ran in another form. Then this training begins anew.
-        if state is None or set(state["model"]) != set(named_state(self.model)):
+        # Other tensors: saved where layers ran in another form; no hooks: by an older version. Then it begins anew.
+        if state is None or set(state["model"]) != set(named_state(self.model)) or "hooks" not in state:
             torch.manual_seed(derived_seed(self.settings.seed, start_step))
             if prepare is not None:
                 prepare(self.optimizers)
@@ -405,8 +422,11 @@ class _Loop:
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"])
         self.ended = state["ended"]
-        for watch, kept in zip(self.watches, state["watches"], strict=True):
-            watch.load_state_dict(kept)
+        for hook, kept in zip(self.hooks, state["hooks"], strict=True):
+            hook.load_state_dict(kept)
+        if state["masks"] and self.masks is not None:
+            packed = {name: bits.numpy() for name, bits in state["masks"].items()}
+            self.masks = Masks.from_packed(packed, self.masks.shapes)
         self.images, self.seconds = int(state["images"]), float(state["seconds"])
         return int(state["step"])
 

@@ -95,23 +95,23 @@ def _step_of(line: str) -> int | None:
 class Meter:
     """Images and seconds, those before a resumption included; and the rate since it was last asked.
 
-    What the watches take is counted apart, as `watched`.
+    What hooks take that only look is counted apart, as `looked`.
     """
 
     def __init__(self, images: int, seconds: float):
-        self.images, self.watched = images, 0.0
+        self.images, self.looked = images, 0.0
         self._before, self._begun = seconds, time.perf_counter()
         self._since, self._reported = self._begun, images
 
     @property
     def seconds(self) -> float:
-        return self._before + time.perf_counter() - self._begun - self.watched
+        return self._before + time.perf_counter() - self._begun - self.looked
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def looking(self) -> Iterator[None]:
         begun = time.perf_counter()
         yield
-        self.watched += time.perf_counter() - begun
+        self.looked += time.perf_counter() - begun
 
     def rate(self) -> float:
         now = time.perf_counter()

@@ -30,8 +30,9 @@ from torch import Tensor
 
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.files import read_file, replace_file
+from gentickets.lab.recipe import Recipe
+from gentickets.lab.recipe.file import differing_keys, kept_recipe
 from gentickets.lab.recipe.plain_yaml import read_yaml, write_yaml
-from gentickets.lab.recipe.recipe import Recipe, differing_keys, kept_recipe
 from gentickets.lab.results.reading import LevelResult, parse
 from gentickets.sealed import Damaged, sealed_json, sealed_tensors, unsealed_json, unsealed_tensors
 
@@ -262,6 +263,7 @@ def opened(folder: Path, asked: Recipe) -> tuple[Recipe, dict[str, Any]] | None:
         raise RecipeError(
             f"{folder} was made by another recipe: {'; '.join(differing)}; take name=… for a new run, or --fresh"
         )
+    check_same_code(folder, origin, asked)
     fitted = _FITTED if origin["gave_up"] else ()
     if changed := differing_keys(_fixed(recipe.dump(), fitted), _fixed(before, fitted)):
         raise RecipeError(
@@ -269,6 +271,16 @@ def opened(folder: Path, asked: Recipe) -> tuple[Recipe, dict[str, Any]] | None:
             f"now): put it back, or take --fresh"
         )
     return recipe, origin
+
+
+def check_same_code(folder: Path, origin: Mapping[str, Any], recipe: Recipe) -> None:
+    """Raises `RecipeError` where code that a recipe names is not what it was when the run began."""
+    before, now = origin.get("code") or {}, recipe.code()
+    if changed := sorted(name for name in now if before.get(name) != now[name]):
+        raise RecipeError(
+            f"{folder}: the code of {', '.join(changed)} has changed since the run began: put it back, or take name=… "
+            f"for a new run, or --fresh"
+        )
 
 
 _OURS = ("recipe.yaml", "origin.json", "results.csv", "timings.csv", "report.html", "figures", LOCK)
@@ -291,14 +303,17 @@ def remove_run(folder: Path) -> None:
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
-def read_run_recipe(folder: Path) -> Recipe:
-    """The resolved recipe of a run. Raises `RecipeError` where the folder is no run."""
+def read_run_recipe(folder: Path, allow_code: bool = False) -> Recipe:
+    """The resolved recipe of a run; code that it names may be built with `allow_code` alone.
+
+    Raises `RecipeError` where the folder is no run.
+    """
     try:
         text = read_file(folder / "recipe.yaml", MOST_TEXT)
     except OSError:
         raise RecipeError(f"{folder} is no run: it has no readable recipe.yaml") from None
     raw = read_yaml(text, str(folder / "recipe.yaml"))
-    return kept_recipe(raw, str(folder / "recipe.yaml"))
+    return kept_recipe(raw, str(folder / "recipe.yaml"), allow_code)
 
 
 def read_origin(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab.judging import Judge
-from gentickets.lab.run import early
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.trainer import Outcome, Price
 from gentickets.lab.run.validation import BEST, Validation
@@ -64,8 +63,6 @@ def check_level(folder: Path) -> None:
     for name in ("trained.safetensors", "averaged.safetensors", BEST):
         if (folder / name).exists():
             disk.load_weights(folder / name)
-    if (folder / early.STATE).exists():
-        early.read_settled(folder)
 
 
 def write_level(

@@ -18,11 +18,12 @@ from gentickets.cores import memory
 from gentickets.data import Batches, ImageSet
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab.judging import Judge
+from gentickets.lab.recipe import Recipe, parsed
 from gentickets.lab.recipe.durations import duration, size
-from gentickets.lab.recipe.recipe import Recipe, make_recipe
 from gentickets.lab.results.words import count
-from gentickets.lab.run.seed import build_model, steps_of_seed
+from gentickets.lab.run.seed import steps_of_seed
 from gentickets.lab.run.trainer import make_fabric
+from gentickets.lab.task import build_model
 from gentickets.masks.names import named_state
 from gentickets.masks.value import Masks
 from gentickets.training.loop import on_threads, train, with_averages
@@ -88,7 +89,7 @@ def check_fits(recipe: Recipe, model: nn.Module, shape: Sequence[int]) -> None:
     and the images of a step, or of all on which SNIP and GraSP score.
     """
     weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    scored = recipe.search.score_batches if recipe.search.method in ("snip", "grasp") else 1
+    scored = recipe.build_method().batches_at_once()
     images = recipe.training.batch_size * recipe.build_objective().batches_per_step * scored
     needed = 4 * weights, 4 * images * math.prod(shape)
     if sum(needed) > memory():
@@ -158,7 +159,7 @@ def _plan(recipe: Recipe, step_seconds: float, evaluate_seconds: float, workers:
     seeds = len(recipe.seeds)
     controls = recipe.controls
     kinds = int(controls.random_mask) + int(controls.redrawn_weights)
-    trainings = seeds * (1 + recipe.search.rounds + kinds * len(controls.chosen(recipe.search.rounds)))
+    trainings = seeds * (1 + recipe.rounds + kinds * len(controls.chosen(recipe.rounds)))
     steps = seeds * steps_of_seed(recipe)
     rounds_of_seeds = -(-seeds // workers)
     share = rounds_of_seeds / seeds
@@ -180,7 +181,7 @@ def fit(recipe: Recipe, plan: Plan, budget: float, workers: int) -> tuple[Recipe
     Steps go first, to no fewer than half (the rewind step in proportion); then rounds, from the deepest; then
     steps again, to a tenth. Raises `RecipeError` where not even the dense model and one round would fit.
     """
-    least_rounds = min(recipe.search.rounds, 1)
+    least_rounds = min(recipe.rounds, 1)
 
     def seconds(rounds: int, share: float) -> float:
         return at(rounds, share)[1].seconds
@@ -190,7 +191,7 @@ def fit(recipe: Recipe, plan: Plan, budget: float, workers: int) -> tuple[Recipe
         return tried, _plan(tried, plan.step_seconds, plan.evaluate_seconds, workers, plan.loading_seconds)
 
     for least in (0.5, 0.1):
-        possible = range(least_rounds, recipe.search.rounds + 1)
+        possible = range(least_rounds, recipe.rounds + 1)
         fitting = bisect_right(possible, budget, key=lambda rounds: seconds(rounds, least))
         if fitting:
             rounds = possible[fitting - 1]
@@ -213,24 +214,23 @@ def _scaled(recipe: Recipe, rounds: int, share: float) -> Recipe:
     raw = recipe.dump()
     steps = max(2, int(recipe.training.steps * share))
     raw["training"]["steps"] = steps
-    raw["search"]["rewind_step"] = min(steps - 1, int(recipe.search.rewind_step * share))
+    if (rewind := recipe.search.told("rewind_step", None)) is not None:
+        raw["search"]["rewind_step"] = min(steps - 1, int(rewind * share))
     raw["search"]["rounds"] = rounds
-    return make_recipe(raw)
+    return parsed(raw)
 
 
 def _given_up(asked: Recipe, fitted: Recipe) -> tuple[str, ...]:
     lost = []
     if fitted.training.steps < asked.training.steps:
         lost.append(f"training.steps {asked.training.steps:,} → {fitted.training.steps:,}")
-    if fitted.search.rewind_step < asked.search.rewind_step:
-        lost.append(f"search.rewind_step {asked.search.rewind_step:,} → {fitted.search.rewind_step:,}")
-    if fitted.search.rounds < asked.search.rounds:
-        deepest, now = (r.search.sparsity_at(r.search.rounds) for r in (asked, fitted))
-        lost.append(
-            f"search.rounds {asked.search.rounds} → {fitted.search.rounds} "
-            f"(sparsity up to {now:.1%}, not {deepest:.1%})"
-        )
-    before, after = (r.controls.chosen(r.search.rounds) for r in (asked, fitted))
-    if len(after) < len(before):
-        lost.append(f"controls at {len(before)} levels → {len(after)}")
+    before, after = (int(r.search.told("rewind_step", 0)) for r in (asked, fitted))
+    if after < before:
+        lost.append(f"search.rewind_step {before:,} → {after:,}")
+    if fitted.rounds < asked.rounds:
+        deepest, now = (r.build_method().sparsity_at(r.rounds) for r in (asked, fitted))
+        lost.append(f"search.rounds {asked.rounds} → {fitted.rounds} (sparsity up to {now:.1%}, not {deepest:.1%})")
+    many, few = (r.controls.chosen(r.rounds) for r in (asked, fitted))
+    if len(few) < len(many):
+        lost.append(f"controls at {len(many)} levels → {len(few)}")
     return tuple(lost)

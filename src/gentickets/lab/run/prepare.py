@@ -20,15 +20,16 @@ from gentickets.cores import cores
 from gentickets.data import ImageSet, check_room, line, load_splits
 from gentickets.errors import RecipeError
 from gentickets.lab.judging import Judge
-from gentickets.lab.recipe.recipe import DataPart, Recipe, make_recipe
+from gentickets.lab.recipe import DataPart, Recipe, parsed
 from gentickets.lab.results.reading import read_run, write_csv
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.level import measure_level, metrics_json
 from gentickets.lab.run.plan import Plan, check_fits, fit, measure
 from gentickets.lab.run.processes import interrupt, side_by_side, stopping
-from gentickets.lab.run.seed import SeedRun, build_model
+from gentickets.lab.run.seed import SeedRun
 from gentickets.lab.run.threads import threads_of
 from gentickets.lab.run.trainer import Event, make_fabric
+from gentickets.lab.task import build_model
 from gentickets.masks.names import components_of
 from gentickets.training.loop import on_threads
 
@@ -120,7 +121,7 @@ def _grown(recipe: Recipe, asked: Recipe, fitted: bool) -> Recipe:
     new["evaluation"]["margin"] = now["evaluation"]["margin"]
     if not fitted:
         new["search"]["rounds"] = now["search"]["rounds"]
-    return make_recipe(new)
+    return parsed(new)
 
 
 def check_buildable(recipe: Recipe, images: ImageSet) -> None:
@@ -188,6 +189,7 @@ def _origin(
         "threads": threads,
         "workers": workers,
         "gave_up": list(gave_up),
+        "code": asked.code(),
     }
 
 
@@ -243,7 +245,14 @@ def keep_time(folder: Path, plan: Plan, seconds: float) -> None:
 # -- judging again ------------------------------------------------------------------------------------------
 
 
-def evaluate_again(folder: Path, samples: int | None, features: str | None, weights: str | None, tell: Tell) -> None:
+def evaluate_again(
+    folder: Path,
+    samples: int | None,
+    features: str | None,
+    weights: str | None,
+    tell: Tell,
+    allow_code: bool = False,
+) -> None:
     """Measures every complete level of a run anew, with other samples or features, and writes its results.
 
     All is measured before anything is written: where it ends early the run is as it was. Raises `RecipeError` for a
@@ -253,8 +262,10 @@ def evaluate_again(folder: Path, samples: int | None, features: str | None, weig
     changes = {"samples": samples, "features": features, "inception_weights": weights}
     raw = recipe.dump()
     raw["evaluation"] |= {key: value for key, value in changes.items() if value is not None}
-    recipe = make_recipe(raw)
+    recipe = parsed(raw, str(folder), allow_code)
     origin = disk.read_run_origin(folder)
+    recipe.check()
+    disk.check_same_code(folder, origin, recipe)
     with disk.one_line_errors(folder), disk.locked(folder):
         torch.set_num_threads(origin["threads"])
         train, held_out = load_data(recipe.data)

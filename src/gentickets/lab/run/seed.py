@@ -4,47 +4,29 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from gentickets import models
 from gentickets.data import ImageSet
 from gentickets.errors import Disconnected, GenticketsError, RecipeError, TicketError
 from gentickets.lab.judging import Judge
-from gentickets.lab.recipe.recipe import AT_INIT, Recipe
-from gentickets.lab.run import early, methods
+from gentickets.lab.recipe import Recipe
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.level import Made, check_level, read_price, with_stored_averages, write_level, write_untrained
 from gentickets.lab.run.trainer import Event, Price, Trainer
+from gentickets.lab.task import build_model
 from gentickets.masks.liveness import check_connected
 from gentickets.masks.names import named_state
 from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
+from gentickets.options import Retrain
 from gentickets.sealed import Damaged
-from gentickets.search import Level, random_mask_control, redrawn_weights_control
-from gentickets.search.levels import Retrain, retrain_span
-from gentickets.training.loop import derived_seed
-
-CONTROLS = ("random_mask", "redrawn_weights")
-
-
-def build_model(recipe: Recipe, images: ImageSet, seed: int, draw: int = 0) -> nn.Module:
-    """The recipe's model with weights drawn from (seed, draw); torch's global generator is left as it was.
-
-    Raises `GenticketsError` where the catalogue cannot build it for these images.
-    """
-    channels, height, _ = images.shape
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed(seed, draw))
-        try:
-            return models.CATALOGUE[recipe.model.name](height, channels, **recipe.model.options)
-        except ValueError as error:
-            raise GenticketsError(f"model {recipe.model.name}, images {height}x{height}: {error}") from None
+from gentickets.search.levels import Level, retrain_span
+from gentickets.search.method import ARMS, Work
+from gentickets.training.loop import Trained, derived_seed
 
 
 class SeedRun:
@@ -67,9 +49,9 @@ class SeedRun:
         self.recipe, self.seed, self.images, self.judge = recipe, seed, images, judge
         self.folder = folder / f"seed-{seed}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.search, self.steps = recipe.search, recipe.training.steps
+        self.method, self.steps = recipe.build_method(), recipe.training.steps
         self.trainer = Trainer(recipe, seed, images, steps_of_seed(recipe), tell, stop, judge.glance)
-        self.span = retrain_span(self.search.retrain, self.steps, self.search.rewind_step)
+        self.span = self.method.span(self.steps)
         self._draw = 0
 
     # -- one training by itself ---------------------------------------------------------------------------
@@ -101,12 +83,10 @@ class SeedRun:
 
     def run(self) -> None:
         """Everything of this seed that is not complete yet."""
-        if self.search.method == "transferred" and self.search.rounds:
-            self._source(self.search.rounds)  # before anything is trained
         reached = self._chain()
         wanted = self.recipe.controls
         for level in wanted.chosen(reached):
-            for arm in CONTROLS:
+            for arm in ARMS:
                 if getattr(wanted, arm):
                     self._control(level, arm)
 
@@ -114,14 +94,12 @@ class SeedRun:
         """Runs the ticket levels that are not there; returns the last that there is."""
         disk.remove_halves(self.folder)
         self._drop_damaged()
-        rounds = self.search.rounds
+        rounds = self.method.rounds
         levels: Iterator[Level] | None = None
         for index in range(rounds + 1):
             if self._place(index).exists():
                 self.trainer.done += self._steps_of("ticket", index)
                 levels = None  # the search has not made this one
-            elif index and self.search.method == "early-bird":
-                self._early_level(index)
             else:
                 levels = self._search(index - 1) if levels is None else levels
                 self._searched_level(index, levels)
@@ -148,50 +126,59 @@ class SeedRun:
             except Disconnected as error:
                 self._finish_untrained(index, "ticket", error.ticket, str(error))
             else:
-                span = self.span if index else (0, self.steps)
-                self._finish(Made(self.seed, index, "ticket", level.ticket, level.model, level.masks, span))
+                self._finish_level("ticket", level)
 
     def _found_before(self, index: int) -> Price:
         """What was trained for the sake of a level's masks before it was begun."""
-        if index == 0 or self.search.method in AT_INIT:
-            return Price()
-        if self.search.method == "transferred":
-            return read_price(self._source(index), "find")
-        if self.search.method == "one-shot":
+        builds_on = self.method.builds_on if index else "nothing"
+        if builds_on == "source":
+            return read_price(self._source(getattr(self.method, "source"), index), "find")  # noqa: B009
+        if builds_on == "dense":
             return read_price(self._place(0), "train")
-        before = self._place(index - 1)
-        return read_price(before, "find") + read_price(before, "train")
+        if builds_on == "before":
+            before = self._place(index - 1)
+            return read_price(before, "find") + read_price(before, "train")
+        return Price()
 
     def _search(self, last: int) -> Iterator[Level]:
         """The recipe's search, to go on after level `last` (-1: from the start)."""
-        model = build_model(self.recipe, self.images, self.seed)
-        means = methods.Means(
+        self._draw = 0  # a search begins from the seed's own model, wherever it goes on
+        return self.method.levels(self._work(), last)
+
+    def _work(self) -> Work:
+        trainer = self.trainer
+        return Work(
             make_model=self._make_model,
+            initial=lambda: build_model(self.recipe, self.images, self.seed),
             train=self._train,
             steps=self.steps,
-            objective=self.trainer.objective,
-            batches=self.trainer.batches,
-            example_inputs=self._example_inputs(model),
+            steps_per_epoch=trainer.steps_per_epoch,
+            objective=trainer.objective,
+            batches=trainer.batches,
+            example_inputs=self._example_inputs,
             origin=self._origin,
             seed=self.seed,
             account=self._account_scoring,
-            source=lambda level: Ticket.load(self._source(level) / "ticket.safetensors"),
+            folder=lambda: trainer.folder,
+            place=self._place,
+            so_far=trainer.account,
+            recall=trainer.recall,
+            load=self.load_level,
+            source=self._source,
         )
-        return methods.levels(self.search, means, last, self.load_level)
 
-    def _source(self, index: int) -> Path:
+    def _source(self, source: str, index: int) -> Path:
         """A level of the same seed of the run that tickets are carried over from; or of its first seed."""
-        assert self.search.source is not None
-        beside = self.folder.parent.parent / self.search.source
-        run = beside if (beside / "recipe.yaml").exists() else Path(self.search.source)
+        beside = self.folder.parent.parent / source
+        run = beside if (beside / "recipe.yaml").exists() else Path(source)
         if not (run / "recipe.yaml").exists():
-            raise RecipeError(f"search.source={self.search.source!r} is no run: neither {beside} nor {run}")
+            raise RecipeError(f"search.source={source!r} is no run: neither {beside} nor {run}")
         for seed in (self.folder.name, f"seed-{disk.read_run_recipe(run).seeds[0]}"):
             place = run / seed / disk.level_name(index)
             if (place / "ticket.safetensors").exists():
                 return place
         raise RecipeError(
-            f"search.source={self.search.source!r} has no complete {disk.level_name(index)}: "
+            f"search.source={source!r} has no complete {disk.level_name(index)}: "
             f"run it first, or take search.rounds={index - 1}"
         )
 
@@ -221,10 +208,10 @@ class SeedRun:
     def _network(self, ticket: Ticket, index: int) -> tuple[nn.Module, Masks]:
         """The network that a level trains from its ticket, and the masks that it is held to."""
         model = build_model(self.recipe, self.images, self.seed)
-        if index and self.search.granularity == "channel":
-            small, masks, _ = early.smaller(ticket, model, self.search, self._example_inputs(model))
-            return small, masks
-        return model, ticket.masks
+        if not index:
+            return model, ticket.masks
+        model, masks, _ = self.method.network(ticket, model, self._example_inputs(model))
+        return model, masks
 
     def _place(self, index: int, arm: str = "ticket") -> Path:
         return self.folder / disk.level_name(index, arm)
@@ -240,17 +227,18 @@ class SeedRun:
         self._draw = draw
         self.trainer.enter(stage, partial)
 
-    def _train(self, model: nn.Module, masks: Masks, start_step: int, end_step: int) -> None:
+    def _train(self, model: nn.Module, masks: Masks, start_step: int, end_step: int, **more: Any) -> Trained | None:
         """The `train` that the searches call, with the rewind point kept on disk."""
         rewind = self.folder / "rewind.safetensors"
-        to_rewind = end_step == self.search.rewind_step
+        to_rewind = end_step == self.method.rewind_step
         if to_rewind and self._recalled(rewind, model, masks, end_step - start_step):
-            return
-        trained = self.trainer.train(model, masks, start_step, end_step)
+            return None
+        trained = self.trainer.train(model, masks, start_step, end_step, **more)
         # Not after a divergence: a resumed run must come upon it, and record it, again.
         if to_rewind and trained is not None and self.trainer.outcome.status == "complete":
             disk.write_json(self.folder / "rewind.json", self.trainer.account())
             disk.save_weights(rewind, named_state(model))
+        return trained
 
     def _recalled(self, rewind: Path, model: nn.Module, masks: Masks, steps: int) -> bool:
         """Whether the rewind point is there, and whole: then the model is put there, at its price then."""
@@ -269,45 +257,6 @@ class SeedRun:
         Ticket(masks, weights).install(model)
         return True
 
-    # -- early birds --------------------------------------------------------------------------------------
-
-    def _early_level(self, index: int) -> None:
-        """One early-bird level: dense until its mask has settled, then the smaller network to the end."""
-        with disk.building(self._place(index)) as partial:
-            self._enter(self._place(index).name, partial, draw=0)
-            model = self._make_model()
-            inputs = self._example_inputs(model)
-            settled = early.find_ticket(self.trainer, model, self.search, index, inputs, self._origin)
-            if settled is None:
-                ticket = Ticket(Masks.dense(model), model, self._origin)
-                self._finish(Made(self.seed, index, "ticket", ticket, model, ticket.masks, (0, self.steps)))
-            else:
-                self._train_settled(index, "ticket", settled)
-
-    def _train_settled(self, index: int, arm: str, settled: early.Settled) -> None:
-        ticket, model = settled.ticket, build_model(self.recipe, self.images, self.seed)
-        if not self._is_connected(index, arm, ticket, model):
-            return
-        inputs = self._example_inputs(model)
-        small, masks = early.train_on(self.trainer, settled, model, self.search, inputs)
-        self._finish(Made(self.seed, index, arm, ticket, small, masks, (settled.step, self.steps)))
-
-    def _early_control(self, index: int, arm: str) -> None:
-        """A control of an early-bird level: random channels from where it settled, or its own ones drawn anew."""
-        settled = early.read_settled(self._place(index))
-        model = build_model(self.recipe, self.images, self.seed)
-        inputs = self._example_inputs(model)
-        if arm == "random_mask":
-            seed = derived_seed(self.seed, 1, index)
-            ticket = early.random_ticket(settled, model, self.search, seed, inputs)
-            self._train_settled(index, arm, replace(settled, ticket=ticket))
-            return
-        origin = {**settled.ticket.origin, "rewind_step": 0, "control": "redrawn_weights"}
-        ticket = Ticket(settled.ticket.masks, self._make_model(), origin)
-        small, masks, _ = early.smaller(ticket, model, self.search, inputs)
-        self._train(small, masks, 0, self.steps)
-        self._finish(Made(self.seed, index, arm, ticket, small, masks, (0, self.steps)))
-
     # -- controls -----------------------------------------------------------------------------------------
 
     def _control(self, index: int, arm: str) -> None:
@@ -315,59 +264,49 @@ class SeedRun:
         if place.exists():
             self.trainer.done += self._steps_of(arm, index)
             return
+        work = self._work()
         status = disk.read_metrics(self._place(index))["status"]
-        with_ticket = (self._place(index) / early.STATE).exists()
-        if status == "disconnected" or (self.search.method == "early-bird" and not with_ticket):
+        if status == "disconnected" or not self.method.has_controls(work, index):
             return
         with disk.building(place) as partial:
             self._enter(place.name, partial, draw=1000 + index)
             self.trainer.outcome.find = read_price(self._place(index), "find")
-            if self.search.method == "early-bird":
-                self._early_control(index, arm)
-                return
-            level = self.load_level(index)
-            if arm == "random_mask":
-                ticket, span = random_mask_control(level, derived_seed(self.seed, 1, index)), self.span
+            seed = derived_seed(self.seed, 1, index)
+            try:
+                control = self.method.control(arm, self.load_level(index), work, seed)
+            except Disconnected as error:
+                self._finish_untrained(index, arm, error.ticket, str(error))
             else:
-                ticket, span = redrawn_weights_control(level, self._make_model), (0, self.steps)
-            if not self._is_connected(index, arm, ticket, level.model):
-                return
-            model = ticket.install(level.model)
-            self._train(model, ticket.masks, *span)
-            self._finish(Made(self.seed, index, arm, ticket, model, ticket.masks, span))
+                self._finish_level(arm, control)
 
     # -- what is written ----------------------------------------------------------------------------------
+
+    def _finish_level(self, arm: str, level: Level) -> None:
+        held = level.masks if level.held is None else level.held
+        span = self.span if level.span is None else level.span
+        self._finish(Made(self.seed, level.index, arm, level.ticket, level.model, held, span))
 
     def _finish(self, made: Made) -> None:
         trainer = self.trainer
         inputs = self._example_inputs(made.model)
         write_level(trainer.folder, made, trainer.outcome, trainer.validation, self.judge, inputs)
 
-    def _is_connected(self, index: int, arm: str, ticket: Ticket, model: nn.Module) -> bool:
-        """Whether a ticket has a live path; one that has none is written as a level that was not trained."""
-        try:
-            check_connected(model, ticket.masks, self._example_inputs(model))
-        except Disconnected as error:
-            self._finish_untrained(index, arm, ticket, str(error))
-            return False
-        return True
-
     def _finish_untrained(self, index: int, arm: str, ticket: Ticket | None, reason: str) -> None:
         assert ticket is not None
         find = self.trainer.outcome.find
         write_untrained(self.trainer.folder, self.seed, index, arm, ticket, self.judge.primary, reason, find)
 
-    def _example_inputs(self, model: nn.Module) -> dict[str, torch.Tensor]:
+    def _example_inputs(self, model: nn.Module) -> Mapping[str, Any]:
         return self.trainer.objective.example_inputs(model.eval(), self.judge.held_out.images(range(2)))
 
     def _steps_of(self, arm: str, level: int) -> int:
-        return self.steps if level == 0 or arm == "redrawn_weights" else self.steps - self.search.rewind_step
+        return self.steps if level == 0 or arm == "redrawn_weights" else self.steps - self.method.rewind_step
 
 
 def steps_of_seed(recipe: Recipe) -> int:
     """How many training steps one seed takes: the dense model, each round, each control."""
-    steps, rewind_step = recipe.training.steps, recipe.search.rewind_step
-    rounds = recipe.search.rounds
+    steps, rounds = recipe.training.steps, recipe.rounds
+    again = steps - int(recipe.search.told("rewind_step", 0))
     at = len(recipe.controls.chosen(rounds))
     retrained = rounds + (at if recipe.controls.random_mask else 0)
-    return steps + retrained * (steps - rewind_step) + (at * steps if recipe.controls.redrawn_weights else 0)
+    return steps + retrained * again + (at * steps if recipe.controls.redrawn_weights else 0)

@@ -11,13 +11,14 @@ import torch
 
 from gentickets.data import line
 from gentickets.errors import RecipeError, TicketError
-from gentickets.lab.recipe.recipe import Recipe
+from gentickets.lab.recipe import Recipe
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.prepare import check_buildable, load_data, make_judge
 from gentickets.lab.run.processes import interrupt, stopping
-from gentickets.lab.run.seed import SeedRun, build_model
+from gentickets.lab.run.seed import SeedRun
 from gentickets.lab.run.threads import threads_of
 from gentickets.lab.run.trainer import Event
+from gentickets.lab.task import build_model
 from gentickets.masks.ticket import Ticket
 
 _DEEPEST = 10**4

@@ -9,9 +9,9 @@ import numpy as np
 
 from gentickets.cores import cores, threads_at_most
 from gentickets.data import Batches, ImageSet
-from gentickets.lab.recipe.recipe import Recipe
+from gentickets.lab.recipe import Recipe
 from gentickets.lab.run.plan import rehearsal
-from gentickets.lab.run.seed import build_model
+from gentickets.lab.task import build_model
 from gentickets.metrics.cost import training_flops
 from gentickets.training.loop import on_threads, threads_for
 

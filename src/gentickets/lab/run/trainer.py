@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,7 @@ from torch import nn
 
 from gentickets.data import Batches, ImageSet
 from gentickets.errors import Diverged, HardwareError
-from gentickets.lab.recipe.recipe import Recipe
+from gentickets.lab.recipe import Recipe
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.validation import Validation
 from gentickets.masks.names import named_state
@@ -22,7 +23,8 @@ from gentickets.masks.value import Masks
 from gentickets.metrics.cost import training_flops
 from gentickets.objectives import Objective
 from gentickets.sealed import Damaged
-from gentickets.training.loop import Trained, Watch, fabric_precision, train
+from gentickets.training.hooks import Hook
+from gentickets.training.loop import Trained, fabric_precision, train
 from gentickets.training.progress import Checkpoint, Curve, Progress
 
 
@@ -111,7 +113,7 @@ class Trainer:
         start_step: int,
         end_step: int,
         *,
-        watches: Sequence[Watch] = (),
+        hooks: Sequence[Hook] = (),
         prepare: Callable[[Mapping[str, torch.optim.Optimizer]], None] | None = None,
         objective: Objective | None = None,
         finding: bool = False,
@@ -122,8 +124,9 @@ class Trainer:
         """
         key = f"{self.stage} {start_step}-{end_step} {masks.fingerprint}{' finding' if finding else ''}"
         before = {name: tensor.detach().clone() for name, tensor in named_state(model).items()}
+        begun = [copy.deepcopy(hook.state_dict()) for hook in hooks]
         if self.validation is not None and not finding:
-            watches = [*watches, self.validation]
+            hooks = [*hooks, self.validation]
         trained = None
         try:
             trained = train(
@@ -138,7 +141,7 @@ class Trainer:
                 curve=Curve(self.folder / "curve.jsonl"),
                 on_progress=lambda progress: self._report(progress, start_step),
                 stop=self._stop,
-                watches=watches,
+                hooks=hooks,
                 prepare=prepare,
                 fabric=self.fabric,
             )
@@ -150,12 +153,14 @@ class Trainer:
             warnings.warn(f"{error}: dropped, and this training begins anew", stacklevel=2)
             (self.folder / disk.CHECKPOINT).unlink()
             _restore(model, before)
+            for hook, state in zip(hooks[:-1], begun, strict=True):  # which have gone on from the checkpoint already
+                hook.load_state_dict(state)
             return self.train(
                 model,
                 masks,
                 start_step,
                 end_step,
-                watches=watches[:-1],
+                hooks=hooks[:-1],
                 prepare=prepare,
                 objective=objective,
                 finding=finding,
@@ -189,7 +194,7 @@ class Trainer:
         outcome.images += trained.images
         few = self.batches.at(0)[: 2 * self.objective.batches_per_step]
         each = training_flops(model, self.objective, few, masks)
-        seconds = trained.seconds + (trained.watching if finding else 0.0)
+        seconds = trained.seconds + (trained.looking if finding else 0.0)
         price = Price(seconds, each.dense * trained.images, each.live * trained.images)
         if finding:
             outcome.find += price

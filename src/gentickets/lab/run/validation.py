@@ -16,6 +16,7 @@ from torch import nn
 
 from gentickets.lab.run import folder as disk
 from gentickets.masks.names import named_state
+from gentickets.training.hooks import Hook, State
 from gentickets.training.loop import with_averages
 
 BEST = "best.safetensors"
@@ -25,7 +26,7 @@ MARGIN = 0.05
 """How near the best value is near enough to have stopped."""
 
 
-class Validation:
+class Validation(Hook):
     """Asks `score(model)`, lower is better, every `every` steps, and keeps the best weights in `folder`."""
 
     def __init__(self, score: Callable[[nn.Module], float], every: int, folder: Path):
@@ -33,14 +34,14 @@ class Validation:
         self.steps: list[int] = []
         self.values: list[float] = []
 
-    def __call__(self, step: int, model: nn.Module, averaged: nn.Module) -> bool:
-        if step % self.every == 0:
+    def after_step(self, state: State) -> bool:
+        if self.is_due(state.step):  # and not where a training ends in between
             with torch.no_grad():
-                judged = with_averages(model, averaged)
+                judged = with_averages(state.model, state.averaged)
                 value = self._score(judged)
             if not self.values or value < min(self.values):
                 disk.save_weights(self._path, named_state(judged))
-            self.steps.append(step)
+            self.steps.append(state.step)
             self.values.append(value)
         return False
 

@@ -10,16 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from gentickets.lab.recipe.recipe import Recipe
+from gentickets.lab.recipe import Recipe
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.level import level_facts
 from gentickets.lab.run.prepare import Prepared, load_data
-from gentickets.lab.run.seed import build_model
+from gentickets.lab.task import build_model
 from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
-
-BUILT_ON_DENSE = ("imp", "one-shot", "transferred")
-"""The methods whose levels start from the dense training. To the others its result is a reference alone."""
 
 _REWRITTEN = ("ticket.safetensors", "metrics.json", "timing.json")
 
@@ -56,7 +53,13 @@ def _same(recipe: Recipe, donor: Recipe) -> bool:
     """Whether the donor's dense level may stand for the one that `recipe` would train."""
     if _dense_keys(recipe) != _dense_keys(donor):
         return False
-    return recipe.search.method not in BUILT_ON_DENSE or recipe.search.rewind_step == donor.search.rewind_step
+    # To a method without a rewind point the dense model's result is a reference alone.
+    mine = recipe.search.told("rewind_step", None)
+    return mine is None or mine == donor.search.told("rewind_step", 0)
+
+
+def _rewind_step(recipe: Recipe) -> int:
+    return int(recipe.search.told("rewind_step", 0))
 
 
 def _dense_keys(recipe: Recipe) -> dict[str, Any]:
@@ -69,13 +72,12 @@ def _take_over(recipe: Recipe, seed: int, donor: Path, place: Path) -> None:
     source = donor / f"seed-{seed}"
     shutil.rmtree(disk.partial_of(place), ignore_errors=True)
     model = build_model(recipe, load_data(recipe.data)[0], seed)
-    search = recipe.search
-    masks = Masks.dense(model, search.components, search.include, search.exclude)
+    masks = recipe.build_method().covered(model)
     with disk.building(place) as partial:
         for file in (source / place.name).iterdir():
             if file.name not in _REWRITTEN:
                 _link(file, partial / file.name)
-        same_start = search.rewind_step == disk.read_run_recipe(donor).search.rewind_step
+        same_start = _rewind_step(recipe) == _rewind_step(disk.read_run_recipe(donor))
         _ticket(recipe, masks, model, Ticket.load(source / place.name / _REWRITTEN[0]), same_start).save(
             partial / _REWRITTEN[0]
         )
@@ -93,7 +95,8 @@ def _take_over(recipe: Recipe, seed: int, donor: Path, place: Path) -> None:
 def _ticket(recipe: Recipe, masks: Masks, initial: nn.Module, donor: Ticket, same_start: bool) -> Ticket:
     """The dense ticket as this run would have written it: its masks, over the weights at its own rewind step."""
     passed = {"level": 0, "sparsity": masks.sparsity, "masks": masks.fingerprint}
-    how = {"recipe": recipe.name, "rewind_step": recipe.search.rewind_step, "retrain": recipe.search.retrain}
+    retrain = recipe.search.told("retrain", "rewind")
+    how = {"recipe": recipe.name, "rewind_step": _rewind_step(recipe), "retrain": retrain}
     return Ticket(masks, donor.weights if same_start else initial, {**donor.origin, **how, "lineage": [passed]})
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from gentickets import models
+from gentickets.catalogue import Named, is_code
 from gentickets.channels.small import Architecture
 from gentickets.errors import GenticketsError
-from gentickets.lab.recipe.recipe import ControlsPart, ModelPart, Recipe, make_recipe
+from gentickets.lab.recipe import ControlsPart, Recipe, parsed
+from gentickets.lab.recipe.owned import REQUIRED, owner
 from gentickets.lab.results.reading import Run
 
 PREFIX = "small-dense-"
@@ -24,7 +25,7 @@ def small_dense_recipes(base: Recipe, runs: Sequence[Run]) -> dict[str, Recipe]:
     """
     recipes = {}
     for alive in sizes(runs):
-        found = same_size(base.model, tuple(runs[0].origin["data"]["shape"]), alive)
+        found = same_size(base.model.named, tuple(runs[0].origin["data"]["shape"]), alive)
         if found is not None:
             model, parameters = found
             label = f"{PREFIX}{parameters}"
@@ -32,11 +33,11 @@ def small_dense_recipes(base: Recipe, runs: Sequence[Run]) -> dict[str, Recipe]:
     return recipes
 
 
-def _recipe(base: Recipe, label: str, model: ModelPart, title: str) -> Recipe:
+def _recipe(base: Recipe, label: str, model: Named, title: str) -> Recipe:
     raw = base.dump()
-    raw |= {"name": label, "title": title, "model": model.model_dump(mode="json")}
-    raw["search"] |= {"method": "imp", "rounds": 0, "rewind_step": 0, "retrain": "rewind"}
-    return make_recipe(raw)
+    raw |= {"name": label, "title": title, "model": {"name": model.name, **model.options}}
+    raw["search"] = {"method": "imp", "rounds": 0}
+    return parsed(raw, code_may_run=base.model.code_may_run)
 
 
 def sizes(runs: Iterable[Run]) -> list[int]:
@@ -61,23 +62,21 @@ def control_levels(run: Run) -> list[int]:
     return ControlsPart.model_validate(run.recipe.get("controls") or {}).chosen(run.depth)
 
 
-def same_size(model: ModelPart, shape: tuple[int, ...], parameters: int) -> tuple[ModelPart, int] | None:
+def same_size(model: Named, shape: tuple[int, ...], parameters: int) -> tuple[Named, int] | None:
     """The narrower model whose parameter count is closest to `parameters`, and its count; None without a width.
 
     What is narrowed is `hidden` in proportion where it is given, else `width`; found by bisection, the count growing
     with it. `shape`: (channels, height, width) of the images. A tie goes to the smaller.
     """
-    takes = models.options_of(model.name)
-    if model.hidden:
-        full = max(model.hidden)
-        made = [[max(1, round(side * width / full)) for side in model.hidden] for width in range(1, full + 1)]
-        candidates: list[dict[str, Any]] = [{"hidden": hidden} for hidden in made]
-    elif "width" in takes:
-        full = model.width or int(takes["width"])  # type: ignore[call-overload]
+    if hidden := model.options.get("hidden"):
+        full = max(hidden)
+        made = [[max(1, round(side * width / full)) for side in hidden] for width in range(1, full + 1)]
+        candidates: list[dict[str, Any]] = [{"hidden": sides} for sides in made]
+    elif isinstance(full := _width(model), int):
         candidates = [{"width": width} for width in range(1, full + 1)]
     else:
         return None
-    tried = [ModelPart.model_validate(model.model_dump() | candidate) for candidate in candidates]
+    tried = [Named(model.kind, model.name, {**model.options, **candidate}) for candidate in candidates]
     counts: dict[int, int | None] = {}
 
     def count(index: int) -> int | None:
@@ -112,11 +111,20 @@ def _around(count: Callable[[int], int | None], candidates: int, target: int) ->
     return [index for index in found if index is not None]
 
 
-def parameters_of(model: ModelPart, shape: tuple[int, ...]) -> int | None:
+def _width(model: Named) -> Any:
+    """The model's option `width`; None where it has none, or none is said of one that needs it."""
+    if "width" in model.options:
+        return model.options["width"]
+    option = owner(model.kind, model.name).options.get("width")
+    return None if option is None or option.default is REQUIRED else option.default
+
+
+def parameters_of(model: Named, shape: tuple[int, ...]) -> int | None:
     """How many parameters the model has for images of this shape; None where it cannot be built."""
     channels, height, _ = shape
+    make = model.load() if is_code(model.name) else None
     try:
-        made = Architecture(model.name, height, channels, model.options).skeleton()
+        made = Architecture(model.name, height, channels, model.options, make).skeleton()
     except (ValueError, GenticketsError):
         return None
     return sum(parameter.numel() for parameter in made.parameters())

@@ -15,32 +15,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from gentickets.catalogue import CATALOGUE
 from gentickets.errors import HardwareError, RecipeError
 from gentickets.files import replace_file
+from gentickets.lab.recipe import Recipe, make_recipe, parsed
+from gentickets.lab.recipe.complaints import complaints
+from gentickets.lab.recipe.file import read_keys, with_keys
+from gentickets.lab.recipe.older import SHORT
+from gentickets.lab.recipe.owned import owner
 from gentickets.lab.recipe.plain_yaml import read_yaml, write_yaml
-from gentickets.lab.recipe.recipe import (
-    Recipe,
-    SearchPart,
-    complaints,
-    make_recipe,
-    read_keys,
-    with_keys,
-)
 from gentickets.lab.results.reading import read_run
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.prepare import Prepared, Tell, prepared, run_seeds
 from gentickets.lab.run.trainer import make_fabric
-from gentickets.lab.study.shared_dense import BUILT_ON_DENSE, share_dense
+from gentickets.lab.study.shared_dense import share_dense
 from gentickets.lab.study.small_dense import PREFIX, small_dense_recipes
 
-METHODS: tuple[str, ...] = tuple(
-    method for method in get_args(SearchPart.model_fields["method"].annotation) if method != "transferred"
-)
-"""What a plain recipe can be compared by. A transferred ticket needs a source, and so a study file that names it."""
+METHODS: tuple[str, ...] = (*(name for name in CATALOGUE["method"] if name not in ("at-init", "transferred")), *SHORT)
+"""What a plain recipe can be compared by. A transferred ticket needs a source, and so a study file that names it; what
+prunes before training is named by its criterion."""
 
 COMPARED = ("imp", "one-shot", "snip", "grasp", "synflow", "random-at-init")
 """The methods that a plain recipe is compared by, where none are named."""
@@ -108,13 +105,17 @@ class Study:
 
 
 def read_study(
-    path: Path, overrides: Iterable[str] = (), methods: Sequence[str] | None = None, budget: str | None = None
+    path: Path,
+    overrides: Iterable[str] = (),
+    methods: Sequence[str] | None = None,
+    budget: str | None = None,
+    allow_code: bool = False,
 ) -> Study:
     """The study that a file holds, or one of a plain recipe by `methods` (default: `COMPARED`), named NAME-compare.
 
     An arm is the recipe with the keys that the arm says, after the budget's and `key=value`. Raises `RecipeError`.
     """
-    raw = read_keys(path, overrides, budget)
+    raw = read_keys(path, overrides, budget, allow_code)
     where = str(path)
     if "study" in raw:
         if methods is not None:
@@ -137,7 +138,7 @@ def _known(methods: Sequence[str]) -> Sequence[str]:
 def _method_arm(method: str, recipe: Recipe) -> dict[str, Any]:
     """What an arm changes so that `method` finds tickets of the recipe's sparsities."""
     if method == "early-bird":  # it finds one ticket: of the deepest sparsity
-        deepest = round(recipe.search.sparsity_at(recipe.search.rounds), 6)
+        deepest = round(recipe.build_method().sparsity_at(recipe.rounds), 6)
         return {"search": {"method": method, "rounds": 1, "fraction": deepest}, "controls": {"levels": "auto"}}
     changes: dict[str, Any] = {"search": {"method": method}}
     if method == "random-at-init":
@@ -151,7 +152,7 @@ def _study(raw: dict[str, Any], where: str) -> Study:
         part = StudyPart.model_validate(raw["study"])
     except ValidationError as error:
         raise RecipeError(f"{where}: study.{complaints(error, StudyPart)}") from None
-    name = make_recipe(recipe, where).name
+    name = parsed(recipe, where).name
     arms = tuple(_arm(recipe, label, changes, f"{where}: arm {label}") for label, changes in part.arms.items())
     for label in part.arms:
         if label == DENSE or label.startswith(PREFIX):
@@ -167,11 +168,22 @@ def _arm(recipe: dict[str, Any], label: str, changes: dict[str, Any], where: str
     raw = with_keys(raw, changes, where)
     title = str(raw["title"])
     raw["title"] = f"{recipe.get('title') or recipe['name']}: {title}"
-    search = raw.get("search")
-    if isinstance(search, dict) and search.get("method", "imp") not in BUILT_ON_DENSE:
-        said = with_keys({}, changes, where).get("search", {})
-        raw["search"] |= {key: said.get(key, value) for key, value in (("rewind_step", 0), ("retrain", "rewind"))}
+    said = with_keys({}, changes, where)
+    for part, key in (("search", "method"), ("objective", "name"), ("model", "name")):
+        raw[part] = _of_what_it_names(part, key, raw.get(part), said.get(part))
     return Arm(label, title, make_recipe(raw, where))
+
+
+def _of_what_it_names(part: str, key: str, whole: Any, said: Any) -> Any:
+    """A part of an arm's recipe, without what the arm does not say itself and the thing that it names does not have."""
+    if not isinstance(whole, dict):
+        return {} if whole is None and part == "search" else whole
+    kind = "method" if part == "search" else part
+    name = "at-init" if whole.get(key) in SHORT else whole.get(key, "imp")
+    if name not in CATALOGUE[kind]:
+        return whole
+    its_own = {key, "score_batches", *owner(kind, name).options, *(said if isinstance(said, dict) else ())}
+    return {one: value for one, value in whole.items() if one in its_own}
 
 
 # -- running ------------------------------------------------------------------------------------------------

@@ -1,0 +1,172 @@
+"""Recipe files: read, with a budget and `key=value` laid over them, and compared."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from gentickets.errors import RecipeError
+from gentickets.lab.recipe.older import of_today
+from gentickets.lab.recipe.plain_yaml import read_yaml
+from gentickets.lab.recipe.recipe import Recipe, code_in, make_recipe, parsed
+from gentickets.lab.recipe.shipped import recipe_file, recipes
+
+_LARGEST = 10**6
+"""Bytes that a recipe may have: what is larger is something else, or has no end."""
+
+FULL = "full"
+"""The budget that every recipe has: the recipe as it is written."""
+
+
+def is_study(path: str | Path) -> bool:
+    """Whether a recipe file holds a study. Raises `RecipeError` where it cannot be read."""
+    return "study" in read_keys(path)
+
+
+def read_recipe(
+    path: str | Path, overrides: Iterable[str] = (), budget: str | None = None, allow_code: bool = False
+) -> Recipe:
+    """Reads and validates a recipe file: first the keys of `budget`, then `key=value` overrides (`training.steps=500`).
+
+    Of a study, this is the recipe that its arms change. Code that an override names is run; what the file names, only
+    with `allow_code`. Raises `RecipeError`, in one line, that names the file, the key, the value and what is possible.
+    """
+    check_keys(path, overrides, budget, allow_code)  # before whatever it names is loaded
+    raw = read_keys(path, overrides, budget, allow_code)
+    raw.pop("study", None)
+    return make_recipe(raw, str(path))
+
+
+def check_keys(
+    path: str | Path, overrides: Iterable[str] = (), budget: str | None = None, allow_code: bool = False
+) -> None:
+    """What is wrong with the keys themselves, of a study with those that its arms change, as `read_recipe` says it.
+
+    Nothing of the catalogue is loaded, and so not torch, whose import takes two seconds.
+    """
+    raw = read_keys(path, overrides, budget, allow_code)
+    raw.pop("study", None)
+    check_asked(parsed(raw, str(path)), str(path))
+
+
+def check_asked(recipe: Recipe, where: str) -> None:
+    """Refuses what could be run and would not be what was asked for. Run folders of before may have it."""
+    training, levels, rounds = recipe.training, recipe.controls.levels, recipe.rounds
+    if training.warmup_steps >= training.steps:
+        raise RecipeError(
+            f"{where}: training.warmup_steps={training.warmup_steps} is not before training.steps={training.steps}"
+        )
+    # Without rounds there is the dense model alone, and nobody can take it for more.
+    if rounds and isinstance(levels, list) and (beyond := [level for level in levels if level > rounds]):
+        raise RecipeError(
+            f"{where}: controls.levels={levels}: there is no level {beyond[0]} with search.rounds={rounds}; "
+            f"take controls.levels={[level for level in levels if level <= rounds]}, or auto"
+        )
+
+
+def read_keys(
+    path: str | Path, overrides: Iterable[str] = (), budget: str | None = None, allow_code: bool = False
+) -> dict[str, Any]:
+    """The keys of a recipe or study file as plain data, its budgets used up, not validated. Raises `RecipeError`.
+
+    A file that names code is refused without `allow_code`: it would run when the recipe is read.
+
+    `path`: a file, or the name of a recipe that comes with the package, such as quickstart/gan.
+    """
+    path = recipe_file(path)
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LARGEST + 1)
+    except OSError as error:
+        near = difflib.get_close_matches(str(path), recipes(), n=1)
+        mend = f"did you mean {near[0]}? " if near else ""
+        raise RecipeError(
+            f"cannot read recipe {path}: {error.strerror}; {mend}`gentickets list recipes` names some"
+        ) from None
+    if len(text) > _LARGEST:
+        raise RecipeError(f"{path} is no recipe: it is larger than {_LARGEST:,} bytes")
+    raw = read_yaml(text, str(path))
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path} is no recipe: it holds {type(raw).__name__}, not keys and values")
+    budgets = _mappings(raw.pop("budgets", {}), f"{path}: budgets")
+    budgets.setdefault(FULL, {})
+    chosen = budget or FULL
+    if chosen not in budgets:
+        raise RecipeError(f"--budget {chosen}: {path} knows {', '.join(budgets)}")
+    raw = of_today(with_keys(raw, budgets[chosen], f"{path}: budgets.{chosen}"))
+    if not allow_code and (code := code_in(raw)):
+        raise RecipeError(f"{path} names code ({code[0]}), which would run: say --allow-code if you trust it")
+    for override in overrides:
+        _override(raw, override)
+    return of_today(raw)
+
+
+def _mappings(found: Any, where: str) -> dict[str, dict[str, Any]]:
+    """What must be names with keys and values below each. Raises `RecipeError`."""
+    if not isinstance(found, dict) or not all(isinstance(below, dict) for below in found.values()):
+        raise RecipeError(f"{where}: names are needed here, with keys and values below each")
+    return {str(name): below for name, below in found.items()}
+
+
+def with_keys(raw: dict[str, Any], changes: dict[str, Any], where: str) -> dict[str, Any]:
+    """Plain data with other values at some keys, which may be dotted, nested or both. Raises `RecipeError`."""
+    new = copy.deepcopy(raw)
+    for path, value in changes.items():
+        place = new
+        *above, last = str(path).split(".")
+        for key in above:
+            place = _below(place, key, where)
+        if isinstance(value, dict) and isinstance(place.get(last, {}), dict):
+            place[last] = with_keys(place.get(last, {}), value, where)
+        else:
+            place[last] = value
+    return new
+
+
+def _below(place: dict[str, Any], key: str, where: str) -> dict[str, Any]:
+    below = place.setdefault(key, {})
+    if not isinstance(below, dict):
+        raise RecipeError(f"{where}: {key} is a value, with no keys below it")
+    return below
+
+
+def kept_recipe(raw: Any, where: str, code_may_run: bool = False) -> Recipe:
+    """The recipe that a run folder keeps, with the keys that there were when it was made. Raises `RecipeError`.
+
+    It runs no code that it names, and so cannot be built where it names some, unless `code_may_run`.
+    """
+    return parsed(of_today(raw, kept=True), where, code_may_run)
+
+
+def differing_keys(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The dotted keys by which two dumped recipes differ, with both values."""
+    mine, theirs = dict(_flat(one)), dict(_flat(other))
+    return [
+        f"{key} ({mine.get(key, 'absent')!r} there, {theirs.get(key, 'absent')!r} here)"
+        for key in dict.fromkeys([*mine, *theirs])
+        if mine.get(key, "absent") != theirs.get(key, "absent")
+    ]
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    shown = repr(override) if len(override) <= 100 else f"{override[:90]!r} …"
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise RecipeError(f"override {shown} is not key=value, such as training.steps=500")
+    value = read_yaml(text, f"override {shown}: the value")
+    place = raw
+    for key in keys[:-1]:
+        place = _below(place, key, f"override {shown}")
+    place[keys[-1]] = value
