@@ -23,7 +23,7 @@ FULL = "full"
 
 def is_study(path: str | Path) -> bool:
     """Whether a recipe file holds a study. Raises `RecipeError` where it cannot be read."""
-    return "study" in read_keys(path)
+    return "study" in read_keys(path, allow_code=True)  # nothing is looked up
 
 
 def read_recipe(
