@@ -22,7 +22,8 @@ from gentickets import models, objectives
 from gentickets.data import Batches, ImageSet, Labelled, load
 from gentickets.errors import DataError, GenticketsError, RecipeError
 from gentickets.lab.judging import SAMPLING_SEED, Judge, spread
-from gentickets.lab.recipe.recipe import EvaluationPart
+from gentickets.lab.recipe import EvaluationPart, Recipe, make_recipe
+from gentickets.lab.run.prepare import check_buildable
 from gentickets.masks.names import clone, named_state
 from gentickets.metrics.cost import training_flops
 from gentickets.objectives import ELBO, Adversarial, Around, Autoencoding, Distilled, GainPenalty, Measure, Objective
@@ -393,3 +394,34 @@ def test_a_judge_samples_classes_as_the_held_out_images_have_them(digits) -> Non
     Judge(Notes(3, conditional=True), *digits, part, metrics={"mine": darkness}).measure(a_gan(classes=10))
     counts = torch.bincount(torch.cat(asked), minlength=10)
     assert counts.tolist() == (2 * np.bincount(digits[1].labels, minlength=10)).tolist()
+
+
+def a_recipe(model: dict, **objective) -> Recipe:
+    return make_recipe({"name": "x", "model": model, "objective": objective, "data": {"size": 8}})
+
+
+@pytest.mark.parametrize(
+    ("model", "objective", "line"),
+    [
+        ({"name": "conv-vae"}, {"name": "elbo", "conditional": True}, r"^model\.classes=null .*; model\.classes=10$"),
+        (
+            {"name": "unet", "classes": 9},
+            {"name": "denoising", "conditional": True},
+            r"^model\.classes=9 with .*: the images have labels up to 9; model\.classes=10$",
+        ),
+        (
+            {"name": "dcgan", "classes": 10},
+            {"name": "adversarial"},
+            r"^model\.classes=10: the objective tells no",
+        ),
+        ({"name": "paper-vae"}, {"name": "elbo", "conditional": True}, r"model\.name=paper-vae takes no labels$"),
+    ],
+)
+def test_a_recipe_whose_model_and_objective_differ_on_labels_is_refused(digits, model, objective, line) -> None:
+    with pytest.raises(RecipeError, match=line):
+        check_buildable(a_recipe(model, **objective), digits[0])
+
+
+def test_a_recipe_that_agrees_on_labels_can_be_built(digits) -> None:
+    check_buildable(a_recipe({"name": "conv-vae", "classes": 10}, name="elbo", conditional=True), digits[0])
+    check_buildable(a_recipe({"name": "unet", "width": 4}, name="denoising"), digits[0])

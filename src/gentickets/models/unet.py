@@ -88,6 +88,8 @@ class UNet(nn.Module):
             nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor, times: Tensor, labels: Tensor | None = None) -> Tensor:
+        if (labels is None) != (self.label is None):
+            raise ValueError("a U-Net takes labels where it was made with classes=, and needs them there")
         told = self.time(times)
         if self.label is not None:
             told = told + self.label(labels)
@@ -110,7 +112,7 @@ class TimeEmbedding(nn.Module):
     def __init__(self, width: int, out: int):
         super().__init__()
         self.rates: Tensor
-        self.register_buffer("rates", torch.exp(-math.log(1e4) * torch.arange(width // 2) / (width // 2)), False)
+        self.register_buffer("rates", torch.exp(-math.log(1e4) * torch.arange(width // 2) / (width // 2)))
         self.layers = nn.Sequential(nn.Linear(width, out), nn.SiLU(), nn.Linear(out, out))
 
     def forward(self, times: Tensor) -> Tensor:
