@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar, Literal
+
+from torch import nn
 
 from gentickets.errors import PruneError
+from gentickets.masks.value import Masks
 from gentickets.options import Count, NotNegative, Scope, Share
 from gentickets.pruning.prune import prune
 from gentickets.pruning.scores import magnitude
+from gentickets.search.levels import Level, Rounds
+from gentickets.search.method import Ladder, Work
+from gentickets.search.rigl import trained_with
 from gentickets.training.hooks import Hook, State
 
 
@@ -64,3 +72,39 @@ class Gradual(Hook):
                 weights = magnitude(state.model, include=list(state.masks))
                 state.move_to(prune(weights, to_sparsity=wanted, within=state.masks, scope=self.scope))
         return False
+
+
+@dataclass(frozen=True)
+class GradualPruning(Ladder):
+    """One training for each sparsity, pruned by magnitude as it goes (Zhu & Gupta 2017).
+
+    Each level begins dense, from the seed's own weights. Its ticket holds the masks at the end, over those weights.
+    """
+
+    begin: NotNegative = 0.25
+    """The share of the training's steps before the first pruning."""
+    end: Share = 0.75
+    """The share of the training's steps before the last pruning."""
+    every: Count = 100
+    """How many steps lie between two prunings."""
+
+    builds_on: ClassVar[Literal["nothing"]] = "nothing"
+
+    def __post_init__(self) -> None:
+        if self.begin >= self.end:
+            raise ValueError(f"begin={self.begin} is not before end={self.end}")
+
+    def covered(self, model: nn.Module) -> Masks:
+        return Masks.dense(model, self.components)
+
+    def levels(self, work: Work, last: int) -> Iterator[Level]:
+        shared = Rounds(work.make_model, work.train, work.steps, 0, origin=work.origin) if last < 0 else None
+        return self._levels(work, last, shared)
+
+    def _levels(self, work: Work, last: int, shared: Rounds | None) -> Iterator[Level]:
+        if shared is not None:
+            yield shared.dense(self.covered(shared.initial))
+        for index in range(max(last, 0) + 1, self.rounds + 1):
+            model = work.initial()
+            hook = Gradual(self.sparsity_at(index), self.begin, self.end, self.every, self.scope)
+            yield trained_with(hook, index, self.covered(model), model, work)
