@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from gentickets.masks import Masks, Overlap, Ticket, check_connected, left_out, overlap
     from gentickets.metrics.cost import Cost, cost
-    from gentickets.objectives import ELBO, Adversarial, Autoencoding, Objective
+    from gentickets.objectives import ELBO, Adversarial, Autoencoding, Denoising, Distilled, Objective
     from gentickets.pruning import (
         TiesBroken,
         batchnorm_scale,
@@ -59,7 +59,9 @@ __all__ = [
     "ChannelGroups",
     "Cost",
     "DataError",
+    "Denoising",
     "Disconnected",
+    "Distilled",
     "Diverged",
     "EarlyBird",
     "GenticketsError",
@@ -107,7 +109,7 @@ _HOMES = {
     "errors": "DataError Disconnected Diverged GenticketsError MaskError PruneError RecipeError TicketError",
     "masks": "Masks Overlap Ticket check_connected left_out overlap",
     "metrics.cost": "Cost cost",
-    "objectives": "ELBO Adversarial Autoencoding Objective",
+    "objectives": "ELBO Adversarial Autoencoding Denoising Distilled Objective",
     "pruning": "TiesBroken batchnorm_scale grasp magnitude prune random_like random_scores snip synflow synflow_masks "
     "synflow_score",
     "search": "EarlyBird Level at_init imp one_shot random_channels_control random_mask_control "
