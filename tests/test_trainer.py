@@ -8,8 +8,10 @@ from gentickets.lab.recipe.recipe import make_recipe
 from gentickets.lab.run.prepare import load_data
 from gentickets.lab.run.seed import build_model
 from gentickets.lab.run.trainer import Price, Trainer
+from gentickets.lab.run.validation import BEST
 from gentickets.masks.names import clone, named_state
 from gentickets.metrics.cost import training_flops
+from gentickets.training import Hook
 
 RAW = {
     "name": "tiny",
@@ -126,3 +128,32 @@ def test_a_training_is_judged_as_it_goes_but_not_while_masks_are_sought(make):
     assert (len(glances), trainer.validation.steps) == (2, [5, 10])
     trainer.train(model, masks, 0, 12, finding=True)
     assert len(glances) == 2
+
+
+def test_hooks_begin_anew_with_a_training_whose_best_weights_are_lost(make, tmp_path):
+    class Counts(Hook):
+        def __init__(self):
+            self.seen = []
+
+        def after_step(self, state):
+            self.seen.append(state.step)
+            return False
+
+        def state_dict(self):
+            return {"seen": self.seen}
+
+        def load_state_dict(self, state):
+            self.seen = list(state["seen"])
+
+    asked = iter([False] * 6 + [True])
+    part = {**RAW["evaluation"], "every": 3}
+    trainer, model, masks, _ = make(evaluation=part, stop=lambda: next(asked))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(model, masks, 0, 12, hooks=[Counts()])
+    (tmp_path / BEST).write_bytes(b"something else")
+    trainer, model, masks, _ = make(evaluation=part)
+    counts = Counts()
+    with pytest.warns(UserWarning, match="this training begins anew"):
+        trainer.train(model, masks, 0, 12, hooks=[counts])
+    assert counts.seen == list(range(1, 13))
+    assert trainer.validation.steps == [3, 6, 9, 12]
