@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from gentickets.masks import Masks, Overlap, Ticket, check_connected, left_out, overlap
     from gentickets.metrics.cost import Cost, cost
-    from gentickets.objectives import ELBO, Adversarial, Autoencoding, Objective
+    from gentickets.objectives import ELBO, Adversarial, Around, Autoencoding, Objective
     from gentickets.pruning import (
         TiesBroken,
         batchnorm_scale,
@@ -39,15 +39,18 @@ if TYPE_CHECKING:
     from gentickets.search import (
         EarlyBird,
         Level,
+        Method,
         at_init,
         imp,
         one_shot,
         random_channels_control,
         random_mask_control,
         redrawn_weights_control,
+        search_controls,
         transferred,
     )
     from gentickets.sparse import Accelerated, accelerate, lanes, restore
+    from gentickets.training import Hook
 
 __version__ = "0.1.0"
 
@@ -55,6 +58,7 @@ __all__ = [
     "ELBO",
     "Accelerated",
     "Adversarial",
+    "Around",
     "Autoencoding",
     "ChannelGroups",
     "Cost",
@@ -63,9 +67,11 @@ __all__ = [
     "Diverged",
     "EarlyBird",
     "GenticketsError",
+    "Hook",
     "Level",
     "MaskError",
     "Masks",
+    "Method",
     "Objective",
     "Overlap",
     "PruneError",
@@ -94,6 +100,7 @@ __all__ = [
     "random_scores",
     "redrawn_weights_control",
     "restore",
+    "search_controls",
     "shrink",
     "snip",
     "synflow",
@@ -107,12 +114,13 @@ _HOMES = {
     "errors": "DataError Disconnected Diverged GenticketsError MaskError PruneError RecipeError TicketError",
     "masks": "Masks Overlap Ticket check_connected left_out overlap",
     "metrics.cost": "Cost cost",
-    "objectives": "ELBO Adversarial Autoencoding Objective",
+    "objectives": "ELBO Adversarial Around Autoencoding Objective",
     "pruning": "TiesBroken batchnorm_scale grasp magnitude prune random_like random_scores snip synflow synflow_masks "
     "synflow_score",
-    "search": "EarlyBird Level at_init imp one_shot random_channels_control random_mask_control "
-    "redrawn_weights_control transferred",
+    "search": "EarlyBird Level Method at_init imp one_shot random_channels_control random_mask_control "
+    "redrawn_weights_control search_controls transferred",
     "sparse": "Accelerated accelerate lanes restore",
+    "training": "Hook",
 }
 """Room → the names of `__all__` that it gives."""
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
