@@ -18,8 +18,10 @@ if TYPE_CHECKING:
         MaskError,
         PruneError,
         RecipeError,
+        ScoreError,
         TicketError,
     )
+    from gentickets.lab.report.judgement import Judgement, judge
     from gentickets.masks import Masks, Overlap, Ticket, check_connected, left_out, overlap
     from gentickets.metrics.cost import Cost, cost
     from gentickets.objectives import ELBO, Adversarial, Around, Autoencoding, Objective
@@ -68,6 +70,7 @@ __all__ = [
     "EarlyBird",
     "GenticketsError",
     "Hook",
+    "Judgement",
     "Level",
     "MaskError",
     "Masks",
@@ -76,6 +79,7 @@ __all__ = [
     "Overlap",
     "PruneError",
     "RecipeError",
+    "ScoreError",
     "Ticket",
     "TicketError",
     "TiesBroken",
@@ -87,6 +91,7 @@ __all__ = [
     "cost",
     "grasp",
     "imp",
+    "judge",
     "lanes",
     "left_out",
     "load_small",
@@ -111,7 +116,8 @@ __all__ = [
 
 _HOMES = {
     "channels": "ChannelGroups channel_groups load_small shrink",
-    "errors": "DataError Disconnected Diverged GenticketsError MaskError PruneError RecipeError TicketError",
+    "errors": "DataError Disconnected Diverged GenticketsError MaskError PruneError RecipeError ScoreError TicketError",
+    "lab.report.judgement": "Judgement judge",
     "masks": "Masks Overlap Ticket check_connected left_out overlap",
     "metrics.cost": "Cost cost",
     "objectives": "ELBO Adversarial Around Autoencoding Objective",
