@@ -47,6 +47,7 @@ class Bench:
             steps_per_epoch=3,
             objective=Flat(),
             batches=self.batches,
+            few=lambda share: self.batches,
             example_inputs=lambda model: INPUTS,
             origin={"recipe": "r"},
             seed=seed,

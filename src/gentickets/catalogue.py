@@ -49,6 +49,10 @@ _METHODS = {
     "one-shot": "gentickets.search.one_shot:OneShot",
     "at-init": "gentickets.search.at_init:AtInit",
     "early-bird": "gentickets.search.early_level:EarlyBirds",
+    "few-images": "gentickets.search.few_images:FewImages",
+    "rigl": "gentickets.search.rigl:RigL",
+    "set": "gentickets.search.rigl:SET",
+    "gradual": "gentickets.search.gradual:GradualPruning",
     "transferred": "gentickets.search.transferred:Transferred",
 }
 _CRITERIA = {

@@ -176,8 +176,6 @@ class Hold:
             raise MaskError("Rprop keeps a step size for each weight, and a born one has none: take another optimiser")
         self.follow_layers()
         weights = list(self._held.values())
-        if any(held.parameters[0].shape != held.shape for held in weights):
-            raise MaskError("masks cannot be moved of a model on its live weights alone: restore(model) first")
         for copied in self.copies:
             stay.apply_(copied)
         for held in weights:

@@ -56,6 +56,7 @@ class Training(Protocol):
         hooks: Sequence[Hook] = (),
         prepare: Callable[[Mapping[str, Optimizer]], None] | None = None,
         objective: Objective | None = None,
+        batches: BatchSource | None = None,
         finding: bool = False,
     ) -> Trained | None: ...
 
@@ -65,10 +66,10 @@ class Work:
     """One seed of a run, as its method sees it.
 
     `make_model` draws a model for the level in the making, `initial` the seed's own, always the same. `account` is told
-    the seconds and FLOPs of every scoring. `folder` is that of the level in the making: what a method writes there is
-    kept, and found again when the level is resumed; `place` that of a complete level. `so_far` is what the trainings of
-    this level took, as plain values, and `recall` counts them again. `load` reads a complete level of the chain back;
-    `source` finds a level of another run.
+    the seconds and FLOPs of every scoring. `few`: batches of a share of the images, always the same ones. `folder` is
+    that of the level in the making: what a method writes there is kept, and found again when the level is resumed;
+    `place` that of a complete level. `so_far` is what the trainings of this level took, as plain values, and `recall`
+    counts them again. `load` reads a complete level of the chain back; `source` finds a level of another run.
     """
 
     make_model: MakeModel
@@ -78,6 +79,7 @@ class Work:
     steps_per_epoch: int
     objective: Objective
     batches: BatchSource
+    few: Callable[[float], BatchSource]
     example_inputs: Callable[[nn.Module], Mapping[str, Any]]
     origin: Mapping[str, Any]
     seed: int
@@ -129,9 +131,9 @@ class Method(ABC):
     A subclass is a frozen dataclass. Its fields, those of its bases among them, are the keys of `search` in a recipe.
     """
 
-    builds_on: ClassVar[Literal["nothing", "dense", "before", "source"]] = "dense"
+    builds_on: ClassVar[Literal["nothing", "dense", "before", "search", "source"]] = "dense"
     """What was trained for a level's masks before it is begun: nothing, the dense model, the level before and all that
-    it rests on, or the level of another run. It is what they cost to find."""
+    it rests on, what the level before was searched by, or the level of another run. It is what they cost to find."""
 
     rounds: Tickets
     rewind_step: int = 0
@@ -151,6 +153,10 @@ class Method(ABC):
     def span(self, steps: int) -> tuple[int, int]:
         """The (start, end) steps of a level's training."""
         return retrain_span(self.retrain, steps, self.rewind_step)
+
+    def search_steps(self, steps: int) -> int:
+        """How many steps are trained for each level's masks alone, beside its own training."""
+        return 0
 
     def sparsity_at(self, level: int) -> float:
         """What a level's sparsity is meant to be."""

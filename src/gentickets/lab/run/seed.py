@@ -135,6 +135,8 @@ class SeedRun:
             return read_price(self._source(getattr(self.method, "source"), index), "find")  # noqa: B009
         if builds_on == "dense":
             return read_price(self._place(0), "train")
+        if builds_on == "search":
+            return read_price(self._place(index - 1), "find")
         if builds_on == "before":
             before = self._place(index - 1)
             return read_price(before, "find") + read_price(before, "train")
@@ -155,6 +157,7 @@ class SeedRun:
             steps_per_epoch=trainer.steps_per_epoch,
             objective=trainer.objective,
             batches=trainer.batches,
+            few=trainer.few,
             example_inputs=self._example_inputs,
             origin=self._origin,
             seed=self.seed,
@@ -300,13 +303,21 @@ class SeedRun:
         return self.trainer.objective.example_inputs(model.eval(), self.judge.held_out.images(range(2)))
 
     def _steps_of(self, arm: str, level: int) -> int:
-        return self.steps if level == 0 or arm == "redrawn_weights" else self.steps - self.method.rewind_step
+        if level == 0 or arm == "redrawn_weights":
+            return self.steps
+        again = self.steps - self.method.rewind_step
+        return again + (self.method.search_steps(self.steps) if arm == "ticket" else 0)
 
 
 def steps_of_seed(recipe: Recipe) -> int:
     """How many training steps one seed takes: the dense model, each round, each control."""
-    steps, rounds = recipe.training.steps, recipe.rounds
-    again = steps - int(recipe.search.told("rewind_step", 0))
+    steps, method = recipe.training.steps, recipe.build_method()
+    rounds, again = method.rounds, steps - method.rewind_step
     at = len(recipe.controls.chosen(rounds))
     retrained = rounds + (at if recipe.controls.random_mask else 0)
-    return steps + retrained * again + (at * steps if recipe.controls.redrawn_weights else 0)
+    return (
+        steps
+        + rounds * method.search_steps(steps)
+        + retrained * again
+        + (at * steps if recipe.controls.redrawn_weights else 0)
+    )

@@ -87,18 +87,26 @@ class Trainer:
         self.settings = recipe.training.settings(seed)
         self.objective = recipe.build_objective()
         self.fabric = make_fabric(recipe)
-        self.batches = Batches(
-            images,
-            recipe.training.batch_size * self.objective.batches_per_step,
-            seed=seed,
-            flip=recipe.data.flip,
-            device=self.fabric.device,
-            labelled=self.objective.wants_labels,
-        )
+        self.batches = self._batches(images)
         self.total, self.done = total, 0
         self.stage, self.folder = "", Path()
         self.outcome = Outcome()
         self.validation: Validation | None = None
+
+    def _batches(self, images: ImageSet) -> Batches:
+        return Batches(
+            images,
+            self.recipe.training.batch_size * self.objective.batches_per_step,
+            seed=self.seed,
+            flip=self.recipe.data.flip,
+            device=self.fabric.device,
+            labelled=self.objective.wants_labels,
+        )
+
+    def few(self, share: float) -> Batches:
+        """Batches of a share of the images, drawn by a fixed seed: the same for every level and seed."""
+        images = self.batches.images
+        return self._batches(images.subset(max(1, round(share * len(images))), seed=0))
 
     def enter(self, stage: str, folder: Path) -> None:
         """Begins a level: its trainings go into `folder`, their price onto a new account."""
@@ -116,6 +124,7 @@ class Trainer:
         hooks: Sequence[Hook] = (),
         prepare: Callable[[Mapping[str, torch.optim.Optimizer]], None] | None = None,
         objective: Objective | None = None,
+        batches: Batches | None = None,
         finding: bool = False,
     ) -> Trained | None:
         """`gentickets.training.loop.train`, checkpointed. None where it diverged; the outcome then says why.
@@ -132,7 +141,7 @@ class Trainer:
             trained = train(
                 model,
                 objective or self.objective,
-                self.batches,
+                batches or self.batches,
                 self.settings,
                 masks=masks,
                 start_step=start_step,
@@ -163,6 +172,7 @@ class Trainer:
                 hooks=hooks[:-1],
                 prepare=prepare,
                 objective=objective,
+                batches=batches,
                 finding=finding,
             )
         model.cpu()
