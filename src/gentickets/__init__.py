@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gentickets.channels import ChannelGroups, channel_groups, load_small, shrink
+    from gentickets.data import ImageSet
     from gentickets.errors import (
         DataError,
         Disconnected,
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
     )
     from gentickets.lab.report.judgement import Judgement, judge
     from gentickets.masks import Masks, Overlap, Ticket, check_connected, left_out, overlap
+    from gentickets.metrics import (
+        classifier_features,
+        efficientnet_features,
+        frechet_distance,
+        inception_features,
+        kernel_distance,
+        random_features,
+    )
     from gentickets.metrics.cost import Cost, cost
     from gentickets.objectives import ELBO, Adversarial, Around, Autoencoding, Objective
     from gentickets.pruning import (
@@ -70,6 +79,7 @@ __all__ = [
     "EarlyBird",
     "GenticketsError",
     "Hook",
+    "ImageSet",
     "Judgement",
     "Level",
     "MaskError",
@@ -88,10 +98,15 @@ __all__ = [
     "batchnorm_scale",
     "channel_groups",
     "check_connected",
+    "classifier_features",
     "cost",
+    "efficientnet_features",
+    "frechet_distance",
     "grasp",
     "imp",
+    "inception_features",
     "judge",
+    "kernel_distance",
     "lanes",
     "left_out",
     "load_small",
@@ -100,6 +115,7 @@ __all__ = [
     "overlap",
     "prune",
     "random_channels_control",
+    "random_features",
     "random_like",
     "random_mask_control",
     "random_scores",
@@ -116,9 +132,12 @@ __all__ = [
 
 _HOMES = {
     "channels": "ChannelGroups channel_groups load_small shrink",
+    "data": "ImageSet",
     "errors": "DataError Disconnected Diverged GenticketsError MaskError PruneError RecipeError ScoreError TicketError",
     "lab.report.judgement": "Judgement judge",
     "masks": "Masks Overlap Ticket check_connected left_out overlap",
+    "metrics": "classifier_features efficientnet_features frechet_distance inception_features kernel_distance "
+    "random_features",
     "metrics.cost": "Cost cost",
     "objectives": "ELBO Adversarial Around Autoencoding Objective",
     "pruning": "TiesBroken batchnorm_scale grasp magnitude prune random_like random_scores snip synflow synflow_masks "

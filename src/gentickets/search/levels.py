@@ -31,6 +31,7 @@ from gentickets.masks.names import (
 from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
 from gentickets.memory import bytes_of
+from gentickets.notebook import short, shown
 from gentickets.options import Others, Retrain
 from gentickets.pruning.prune import random_like
 from gentickets.search.progress import Told
@@ -82,7 +83,12 @@ class Level:
         return self.averaged if _is_whole(self.averaged, self.model) else with_averages(self.model, self.averaged)
 
     def __repr__(self) -> str:
-        return f"Level({self.index}, {self.masks!r}, {type(self.model).__name__})"
+        return f"Level({self.index}, {self.masks!r}, {short(type(self.model).__name__)})"
+
+    def _repr_html_(self) -> str:
+        span = "" if self.span is None else f", trained from step {self.span[0]:,} to {self.span[1]:,}"
+        averaged = "" if self.averaged is None else ", with averages"
+        return f"{shown(f'Level {self.index}{span}{averaged}')}{self.masks._repr_html_()}"
 
 
 class Rounds:
