@@ -17,7 +17,7 @@ import gentickets as gt
 from benchmarks.contest import Contender, Contest, benchmark
 from benchmarks.steps import BATCH, Net, Step, as_in_train, build, device, magnitude_masks
 from gentickets.channels.export import export
-from gentickets.models.paper import PAPER
+from gentickets.models import CATALOGUE
 
 CASES = {"net": ("linear-ae", "deep-ae", "vae", "dcgan"), "sparsity": (0.9, 0.95, 0.98, 0.99)}
 QUICK = {"net": ("tiny-ae",), "sparsity": (0.9,)}
@@ -59,7 +59,10 @@ def sparse_training(net: str, sparsity: float) -> Contest:
     return Contest("dense", contenders, closing)
 
 
-@benchmark({"model": tuple(PAPER), "sparsity": (0.7, 0.9)}, {"model": ("paper-linear-ae",), "sparsity": (0.9,)})
+@benchmark(
+    {"model": tuple(name for name in CATALOGUE if name.startswith("paper-")), "sparsity": (0.7, 0.9)},
+    {"model": ("paper-linear-ae",), "sparsity": (0.9,)},
+)
 def sparse_catalogue(model: str, sparsity: float) -> Contest:
     """Every network of the paper, of width 32, trained as `train` does by itself: never slower than masked dense."""
     closing = ExitStack()
@@ -74,7 +77,7 @@ def sparse_catalogue(model: str, sparsity: float) -> Contest:
 def _preset(name: str) -> Net:
     torch.manual_seed(0)
     images = (torch.rand(BATCH, 3, 32, 32) * 2 - 1).to(device())
-    model = PAPER[name](32, 3, width=32).to(device())
+    model = CATALOGUE[name](32, 3, width=32).to(device())
     if hasattr(model, "generator"):
         loss: gt.Objective = gt.Adversarial(128, loss="hinge")
     else:

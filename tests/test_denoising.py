@@ -16,7 +16,7 @@ from gentickets import models
 from gentickets.data import Batches, ImageSet, Labelled, load
 from gentickets.errors import DataError, GenticketsError, PruneError
 from gentickets.lab.judging import SAMPLING_SEED, Judge, spread
-from gentickets.lab.recipe.recipe import EvaluationPart
+from gentickets.lab.recipe import EvaluationPart
 from gentickets.masks.names import clone, named_state, named_weights
 from gentickets.metrics.cost import training_flops
 from gentickets.objectives import Denoising, Distilled
@@ -199,7 +199,7 @@ def test_the_held_out_loss_is_of_the_same_draws_for_every_model(digits) -> None:
     nothing, copies = Told(lambda images, times: 0 * images), Told(lambda images, times: images)
     (loss,), (other,) = judge.measure(nothing), judge.measure(copies)
     assert (loss.samples, loss.lower_is_better) == (4000, True)
-    assert loss.label == "squared error of the noise, held-out images at 4,000 fixed times and noises"
+    assert loss.label == "denoising loss, held-out images"
     assert loss.value == pytest.approx(1, abs=0.01)  # of noise itself
     assert 0 < other.value < 1
     seen = [torch.cat(model.denoiser.times) for model in (nothing, copies)]
@@ -254,6 +254,13 @@ def test_a_unet_begins_with_no_noise_at_all_unless_told_otherwise() -> None:
     times = torch.arange(6)
     assert not models.unet(8, 1, width=4).denoiser(IMAGES, times).any()
     assert models.unet(8, 1, width=4, zero_output=False).denoiser(IMAGES, times).any()
+
+
+def test_labels_are_for_a_unet_that_was_made_with_classes() -> None:
+    times, labels = torch.zeros(6, dtype=torch.int64), torch.zeros(6, dtype=torch.int64)
+    for model, arguments in ((a_unet(), (IMAGES, times, labels)), (a_unet(classes=2), (IMAGES, times))):
+        with pytest.raises(ValueError, match=r"^a U-Net takes labels where it was made with classes="):
+            model(*arguments)
 
 
 def test_its_cost_is_that_of_its_products() -> None:

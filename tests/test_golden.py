@@ -25,7 +25,7 @@ from gentickets.lab.recipe import make_recipe
 from gentickets.lab.run.prepare import load_data, make_judge
 from gentickets.lab.run.seed import SeedRun
 from gentickets.masks.names import clone, named_state
-from gentickets.objectives import ELBO, Adversarial, Autoencoding, GainPenalty
+from gentickets.objectives import ELBO, Adversarial, Autoencoding, Denoising, GainPenalty
 from gentickets.training.loop import Settings, train
 
 STORED = Path(__file__).with_name("golden.json")
@@ -113,6 +113,15 @@ def the_wasserstein_gan() -> dict[str, Any]:
     return trained(gan, objective, settings=Settings(steps=4, batch_size=8, lr=1e-3, betas=(0.0, 0.9), seed=2))
 
 
+def the_denoiser() -> dict[str, Any]:
+    unet = drawn(lambda: models.unet(8, 1, width=4, groups=2))
+    objective = Denoising("v", sampling_steps=4)
+    found = trained(unet, objective)
+    with torch.no_grad():
+        samples = objective.sample(unet.eval(), 3, torch.Generator().manual_seed(6)).double()
+    return {**found, "samples": [float(samples.mean()), float(samples.std()), float(samples[0, 0, 3, 4])]}
+
+
 def a_masked_training() -> dict[str, Any]:
     model = autoencoder()
     masks = gt.prune(gt.magnitude(model), fraction=0.6)
@@ -183,6 +192,7 @@ RUNS = {
         the_vae,
         the_gan,
         the_wasserstein_gan,
+        the_denoiser,
         a_masked_training,
         a_round_of_imp,
         a_seed_of_a_run,

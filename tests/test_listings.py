@@ -22,7 +22,7 @@ def test_every_model_is_a_row_with_its_defaults():
     found = rows(LISTINGS["models"](Path("runs")))
     assert [row[0] for row in found] == list(CATALOGUE["model"])
     shown = {name: options for name, options, what in found if len(what) > 10}
-    assert shown["dcgan"] == "width=64, latent=100, depth=null, critic_norm=true"
+    assert shown["dcgan"] == "width=64, latent=100, depth=null, critic_norm=true, classes=null"
     assert set(shown) == set(CATALOGUE["model"])
 
 

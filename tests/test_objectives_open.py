@@ -6,6 +6,8 @@ import ast
 import inspect
 import math
 import re
+import sys
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,7 +22,8 @@ from gentickets import models, objectives
 from gentickets.data import Batches, ImageSet, Labelled, load
 from gentickets.errors import DataError, GenticketsError, RecipeError
 from gentickets.lab.judging import SAMPLING_SEED, Judge, spread
-from gentickets.lab.recipe.recipe import EvaluationPart
+from gentickets.lab.recipe import EvaluationPart, Recipe, make_recipe
+from gentickets.lab.run.prepare import check_buildable
 from gentickets.masks.names import clone, named_state
 from gentickets.metrics.cost import training_flops
 from gentickets.objectives import ELBO, Adversarial, Around, Autoencoding, Distilled, GainPenalty, Measure, Objective
@@ -278,6 +281,25 @@ def test_a_metric_that_gives_no_number_is_refused_before_anything_is_trained(dig
     assert "\n" not in str(caught.value)
 
 
+def test_the_objective_of_the_docs_trains_and_is_judged(digits) -> None:
+    page = Path(__file__).parents[1] / "docs" / "objectives.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert len(code.splitlines()) < 40
+    given: dict = {"__name__": "inpainting"}
+    with pytest.MonkeyPatch.context() as patch:
+        module = types.ModuleType("inpainting")
+        patch.setitem(sys.modules, "inpainting", module)
+        exec(code, given)
+    objective, model = given["Inpainting"](hidden=0.25), an_autoencoder()
+    judge = Judge(objective, *digits, EvaluationPart(features="none"))
+    assert (judge.keys, judge.primary) == (["inpainting"], "inpainting")
+    (before,) = judge.measure(model)
+    train(model, objective, Batches(digits[0], 16, seed=0), Settings(steps=50, batch_size=16, lr=1e-2))
+    (after,) = judge.measure(model)
+    assert after.value < 0.6 * before.value
+    gt.check_connected(model, gt.Masks.dense(model), objective.example_inputs(model, IMAGES))
+
+
 # -- labels -----------------------------------------------------------------------------------------------------
 
 
@@ -372,3 +394,34 @@ def test_a_judge_samples_classes_as_the_held_out_images_have_them(digits) -> Non
     Judge(Notes(3, conditional=True), *digits, part, metrics={"mine": darkness}).measure(a_gan(classes=10))
     counts = torch.bincount(torch.cat(asked), minlength=10)
     assert counts.tolist() == (2 * np.bincount(digits[1].labels, minlength=10)).tolist()
+
+
+def a_recipe(model: dict, **objective) -> Recipe:
+    return make_recipe({"name": "x", "model": model, "objective": objective, "data": {"size": 8}})
+
+
+@pytest.mark.parametrize(
+    ("model", "objective", "line"),
+    [
+        ({"name": "conv-vae"}, {"name": "elbo", "conditional": True}, r"^model\.classes=null .*; model\.classes=10$"),
+        (
+            {"name": "unet", "classes": 9},
+            {"name": "denoising", "conditional": True},
+            r"^model\.classes=9 with .*: the images have labels up to 9; model\.classes=10$",
+        ),
+        (
+            {"name": "dcgan", "classes": 10},
+            {"name": "adversarial"},
+            r"^model\.classes=10: the objective tells no",
+        ),
+        ({"name": "paper-vae"}, {"name": "elbo", "conditional": True}, r"model\.name=paper-vae takes no labels$"),
+    ],
+)
+def test_a_recipe_whose_model_and_objective_differ_on_labels_is_refused(digits, model, objective, line) -> None:
+    with pytest.raises(RecipeError, match=line):
+        check_buildable(a_recipe(model, **objective), digits[0])
+
+
+def test_a_recipe_that_agrees_on_labels_can_be_built(digits) -> None:
+    check_buildable(a_recipe({"name": "conv-vae", "classes": 10}, name="elbo", conditional=True), digits[0])
+    check_buildable(a_recipe({"name": "unet", "width": 4}, name="denoising"), digits[0])

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -177,7 +178,7 @@ def test_sums_are_those_of_sha256sum(run):
 
 def test_best_weights_that_are_lost_are_not_gone_on_without(tmp_path):
     validation = Validation(lambda model: 1.0, 1, tmp_path)
-    validation(1, torch.nn.Linear(2, 2), torch.nn.Module())
+    validation.after_step(SimpleNamespace(step=1, model=torch.nn.Linear(2, 2), averaged=torch.nn.Module()))
     state = validation.state_dict()
     Validation(lambda model: 1.0, 1, tmp_path).load_state_dict(state)
     (tmp_path / BEST).unlink()

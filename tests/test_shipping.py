@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -88,21 +89,22 @@ def run(gentickets):
     return gentickets.here / "runs" / "tiny"
 
 
-def outputs(net: nn.Module, batch: Tensor) -> list[Tensor]:
+def outputs(net: nn.Module, batch: Any) -> list[Tensor]:
     with torch.no_grad():
-        result = net(batch)
+        result = Example.of(batch, "")(net)
     return [result] if isinstance(result, Tensor) else list(result)
 
 
-def assert_same(one: nn.Module, other: nn.Module, batch: Tensor, tolerance: float = 1e-5) -> None:
+def assert_same(one: nn.Module, other: nn.Module, batch: Any, tolerance: float = 1e-5) -> None:
     for expected, found in zip(outputs(one, batch), outputs(other, batch), strict=True):
         atol = tolerance * max(1.0, float(expected.abs().max()))
         torch.testing.assert_close(found, expected, rtol=0, atol=atol)
 
 
-def family(name: str, side: int = 16) -> tuple[Architecture, nn.Module, dict[str, Tensor]]:
+def family(name: str, side: int = 16) -> tuple[Architecture, nn.Module, dict[str, Any]]:
     """A model of the catalogue with gains, biases and statistics as training leaves them."""
-    architecture = Architecture(name, side, 1, {"width": 8, "latent": 6})
+    sizes = {"width": 8, "zero_output": False} if name == "unet" else {"width": 8, "latent": 6}
+    architecture = Architecture(name, side, 1, sizes)
     model = architecture.build()
     with torch.no_grad():
         for layer in model.modules():
@@ -112,6 +114,8 @@ def family(name: str, side: int = 16) -> tuple[Architecture, nn.Module, dict[str
                 layer.bias.normal_(0, 0.2)
                 layer.weight.normal_()
     images, latents = torch.rand(2, 1, side, side) * 2 - 1, torch.randn(2, 6)
+    if hasattr(model, "denoiser"):
+        return architecture, model, {"denoiser": (images, torch.tensor([7, 700]))}
     if hasattr(model, "generator"):
         return architecture, model, {"generator": latents, "discriminator": images}
     codes = outputs(model.eval().encoder, images)
@@ -135,13 +139,13 @@ def test_a_small_network_of_every_model_comes_back_from_its_file(name, tmp_path)
     assert sum(p.numel() for p in loaded.parameters()) == sum(p.numel() for p in shrinking.model.parameters())
     masked = masks.apply_(clone(model)).eval()
     for component, example in inputs.items():
-        batch = example[:1].repeat(3, *[1] * (example.dim() - 1))
+        batch = Example.of(example, component).first().map(lambda one: one.repeat(3, *[1] * (one.dim() - 1)))
         assert_same(getattr(masked, component), getattr(loaded, component), batch)
     for (_, one), (_, other) in zip(shrinking.model.named_modules(), loaded.named_modules(), strict=True):
         assert one.extra_repr() == other.extra_repr()  # the sizes that a layer says of itself
     gt.Ticket.load(file).masks.audit(loaded)
     for component, example in inputs.items():  # it can be trained on
-        result = getattr(loaded.train(), component)(example)
+        result = Example.of(example, component)(getattr(loaded.train(), component))
         (result if isinstance(result, Tensor) else sum(result)).sum().backward()
     assert all(p.grad is not None for p in loaded.parameters())
 

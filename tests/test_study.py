@@ -153,7 +153,7 @@ def test_a_plain_recipe_is_compared_by_the_methods_of_the_field(file):
     assert [method_of(arm.recipe) for arm in study.arms] == [arm.label for arm in study.arms]
     for arm in read_study(path, methods=METHODS).arms:
         method = arm.recipe.build_method()
-        assert method.rewind_step == (4 if arm.label in ("imp", "one-shot") else 0)
+        assert method.rewind_step == (4 if arm.label in ("imp", "one-shot", "few-images") else 0)
         assert method.sparsity_at(method.rounds) == pytest.approx(0.75)
         # Pruning at random is the random mask: it is not its own control.
         assert arm.recipe.controls.random_mask is (arm.label != "random-at-init")
@@ -164,7 +164,7 @@ def test_a_plain_recipe_is_compared_by_the_methods_of_the_field(file):
     [
         ({}, {"budget": "week"}, "--budget week: .* knows smoke, desk, full"),
         ({"budgets": {"smoke": 3}}, {}, "budgets: names are needed here"),
-        ({}, {"methods": ["imp", "luck"]}, "--methods: 'luck' is none of imp, one-shot, early-bird, snip"),
+        ({}, {"methods": ["imp", "luck"]}, "--methods: 'luck' is none of imp, one-shot, early-bird"),
         ({"study": {"arms": {"a": {"search.method": "luck"}}}}, {}, "arm a: search.method='luck'"),
         ({"study": {"arms": {"a": {"search.speed": 1}}}}, {}, "arm a: search.speed: imp takes rounds, fraction"),
         ({"study": {"arms": {"a/b": {}}}}, {}, "study.arms"),
@@ -369,6 +369,33 @@ def test_widths_that_cannot_be_built_are_passed(tmp_path):
     for target in range(1, 200):
         best = min((10 * width for width in range(2, 17, 2)), key=lambda count: (abs(count - target), count))
         assert same_size(part, SHAPE, target)[1] == best
+
+
+def test_what_another_study_has_trained_is_not_trained_again(file, tmp_path):
+    """The same chain, of fewer rounds, with its controls: linked from a study beside, to the byte, and marked."""
+    plain = {"small_dense": False}
+    first = TINY | {"name": "first", "study": {"arms": {"imp": {}}, **plain}}
+    second = TINY | {
+        "name": "second",
+        "study": {"arms": {"short": {"search.rounds": 1}, "other": {"search.scope": "layer"}}, **plain},
+    }
+    stages = []
+    for content in (first, second):
+        run(read_study(file(content)), tmp_path / "runs" / content["name"], stages)
+    seeds = TINY.get("seeds", [0])
+    assert stages == [
+        ("imp", {}), ("short", dict.fromkeys(seeds, "first/imp")), ("other", dict.fromkeys(seeds, "first/imp"))
+    ]  # fmt: skip
+    alone = tmp_path / "alone" / "second"
+    run(read_study(file(second)), alone)
+    for place in sorted((alone / "short").glob("seed-*/level-*")):
+        taken = tmp_path / "runs" / "second" / place.relative_to(alone)
+        timing = disk.read_json(taken / "timing.json")
+        assert (timing["shared_from"], taken.joinpath("metrics.json").exists()) == ("first/imp", True)
+        for name in ("trained.safetensors", "samples.png"):
+            assert (taken / name).read_bytes() == (place / name).read_bytes()
+    results = [(where / "short" / "results.csv").read_bytes() for where in (alone, tmp_path / "runs" / "second")]
+    assert results[0] == results[1]
 
 
 def test_each_size_of_ticket_has_a_small_dense_net(whole):

@@ -4,12 +4,16 @@ import pytest
 import torch
 
 import gentickets as gt
+from gentickets.compiled import missing
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.run.prepare import load_data
 from gentickets.lab.run.trainer import Price, Trainer
+from gentickets.lab.run.validation import BEST
 from gentickets.lab.task import build_model
 from gentickets.masks.names import clone, named_state
 from gentickets.metrics.cost import training_flops
+from gentickets.sparse import execution
+from gentickets.training import Hook
 
 RAW = {
     "name": "tiny",
@@ -126,3 +130,52 @@ def test_a_training_is_judged_as_it_goes_but_not_while_masks_are_sought(make):
     assert (len(glances), trainer.validation.steps) == (2, [5, 10])
     trainer.train(model, masks, 0, 12, finding=True)
     assert len(glances) == 2
+
+
+def test_hooks_begin_anew_with_a_training_whose_best_weights_are_lost(make, tmp_path):
+    class Counts(Hook):
+        def __init__(self):
+            self.seen = []
+
+        def after_step(self, state):
+            self.seen.append(state.step)
+            return False
+
+        def state_dict(self):
+            return {"seen": self.seen}
+
+        def load_state_dict(self, state):
+            self.seen = list(state["seen"])
+
+    asked = iter([False] * 6 + [True])
+    part = {**RAW["evaluation"], "every": 3}
+    trainer, model, masks, _ = make(evaluation=part, stop=lambda: next(asked))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(model, masks, 0, 12, hooks=[Counts()])
+    (tmp_path / BEST).write_bytes(b"something else")
+    trainer, model, masks, _ = make(evaluation=part)
+    counts = Counts()
+    with pytest.warns(UserWarning, match="this training begins anew"):
+        trainer.train(model, masks, 0, 12, hooks=[counts])
+    assert counts.seen == list(range(1, 13))
+    assert trainer.validation.steps == [3, 6, 9, 12]
+
+
+def test_to_be_judged_now_and_then_leaves_a_training_on_its_live_weights(make, monkeypatch):
+    if missing() is not None:
+        pytest.skip("no kernels were compiled")
+    monkeypatch.setattr(execution, "faster", lambda model, work, costs: set(costs))
+    found, glances = [], []
+    for every in (None, 5):
+        changes = {
+            "evaluation": {**RAW["evaluation"], "every": every},
+            "training": {**RAW["training"], "execution": "auto"},
+        }
+        trainer, model, masks, _ = make(**changes, glance=lambda model: glances.append(clone(model)) or 0.0)
+        trainer.train(model, masks, 0, 12)
+        assert len(trainer.outcome.sparse_layers) == 4
+        found.append(model)
+    assert all(torch.equal(tensor, named_state(found[1])[name]) for name, tensor in named_state(found[0]).items())
+    for model in glances:
+        assert list(named_state(model)) == list(named_state(found[0]))
+        masks.audit(model)

@@ -258,12 +258,12 @@ def test_the_average_is_the_naive_one():
     model, _objective = family("ae")
     copies = []
 
-    class Watch(Autoencoding):
+    class Remembers(Autoencoding):
         def losses(self, model, batch, rng):
             yield from super().losses(model, batch, rng)
             copies.append(model.encoder[1].weight.detach().clone())
 
-    averaged = train(model, Watch(), Source(), Settings(steps=6, ema=0.3)).averaged
+    averaged = train(model, Remembers(), Source(), Settings(steps=6, ema=0.3)).averaged
     naive = copies[0]
     for kept, weight in zip([2 / 11, 3 / 12, 4 / 13, 0.3, 0.3], copies[1:], strict=True):  # warmed up, to 0.3
         naive = kept * naive + (1 - kept) * weight

@@ -143,7 +143,8 @@ def test_statistics_of_norms_are_neither_masked_nor_counted(family: str) -> None
 
 @pytest.mark.parametrize("name", list(models.CATALOGUE))
 def test_every_layer_is_pruned_the_first_and_the_last_too(name: str) -> None:
-    model = moved(models.CATALOGUE[name](32, 3, width=8, latent=8), 0.01, 0).eval()
+    options = {key: 8 for key in ("width", "latent") if key in models.options_of(name)}
+    model = moved(models.CATALOGUE[name](32, 3, **options), 0.01, 0).eval()
     total = sum(weight.numel() for weight in weighted_layers(model).values())
     pruned = gt.prune(gt.magnitude(model), fraction=0.8).apply_(clone(model))
     zeros = sum(int((weight == 0).sum()) for weight in weighted_layers(pruned).values())
@@ -206,7 +207,8 @@ def test_every_option_of_a_model_is_obeyed(name: str) -> None:
     """A width that was read and ignored."""
 
     def sizes(**options: object) -> list[tuple[int, ...]]:
-        model = models.CATALOGUE[name](32, 3, **{"width": 8, "latent": 4, **options})
+        small = {key: value for key, value in {"width": 8, "latent": 4}.items() if key in takes}
+        model = models.CATALOGUE[name](32, 3, **{**small, **options})
         return [tuple(p.shape) for p in model.parameters()]
 
     takes = models.options_of(name)

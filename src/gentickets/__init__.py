@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         random_features,
     )
     from gentickets.metrics.cost import Cost, cost
-    from gentickets.objectives import ELBO, Adversarial, Around, Autoencoding, Objective
+    from gentickets.objectives import ELBO, Adversarial, Around, Autoencoding, Denoising, Distilled, Objective
     from gentickets.pruning import (
         TiesBroken,
         batchnorm_scale,
@@ -74,7 +74,9 @@ __all__ = [
     "ChannelGroups",
     "Cost",
     "DataError",
+    "Denoising",
     "Disconnected",
+    "Distilled",
     "Diverged",
     "EarlyBird",
     "GenticketsError",
@@ -139,7 +141,7 @@ _HOMES = {
     "metrics": "classifier_features efficientnet_features frechet_distance inception_features kernel_distance "
     "random_features",
     "metrics.cost": "Cost cost",
-    "objectives": "ELBO Adversarial Around Autoencoding Objective",
+    "objectives": "ELBO Adversarial Around Autoencoding Denoising Distilled Objective",
     "pruning": "TiesBroken batchnorm_scale grasp magnitude prune random_like random_scores snip synflow synflow_masks "
     "synflow_score",
     "search": "EarlyBird Level Method at_init imp one_shot random_channels_control random_mask_control "

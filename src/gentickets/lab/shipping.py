@@ -24,6 +24,7 @@ from gentickets.lab.results.words import count, percent
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.level import with_stored_averages
 from gentickets.lab.run.prepare import load_data
+from gentickets.masks.examples import Example
 from gentickets.masks.names import check_components
 from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
@@ -44,7 +45,7 @@ class Shipment:
     architecture: Architecture
     model: nn.Module
     masks: Masks
-    examples: Mapping[str, Tensor]
+    examples: Mapping[str, Any]
     sparsity: float
     removed: Mapping[str, int]
     origin: Mapping[str, Any]
@@ -170,7 +171,7 @@ def shrink_to(shipment: Shipment, file: Path) -> Shrunk:
     ticket.save(file)
     whole = _built(shipment.architecture).eval()
     small = shrinking.model.eval()
-    batch = {name: _of_size(example, _BATCH) for name, example in shipment.examples.items()}
+    batch = {name: _of_size(Example.of(example, name), _BATCH) for name, example in shipment.examples.items()}
     return Shrunk(
         ticket,
         file.stat().st_size,
@@ -207,19 +208,27 @@ def _words(shipment: Shipment, shrinking: Shrinking) -> Iterable[str]:
         yield f"{count(left, 'weight')} of what is left are zero; their masks are in the file."
 
 
-def _of_size(example: Tensor, size: int) -> Tensor:
-    return example.repeat(-(-size // len(example)), *[1] * (example.dim() - 1))[:size]
+def _of_size(example: Example, size: int) -> Example:
+    """The batch of an example over and over, up to so many."""
+    batch = example.batch
+
+    def longer(tensor: Tensor) -> Tensor:
+        if not tensor.dim() or len(tensor) != batch:
+            return tensor
+        return tensor.repeat(-(-size // batch), *[1] * (tensor.dim() - 1))[:size]
+
+    return example.map(longer)
 
 
 @torch.no_grad()
-def _time_ratio(whole: nn.Module, small: nn.Module, batch: Tensor) -> float:
+def _time_ratio(whole: nn.Module, small: nn.Module, batch: Example) -> float:
     """Forward time of `small` / that of `whole`: the median of interleaved pairs, after one pair unmeasured."""
     ratios = []
     for _ in range(_PAIRS + 1):
         begun = time.perf_counter()
-        whole(batch)
+        batch(whole)
         between = time.perf_counter()
-        small(batch)
+        batch(small)
         ratios.append((time.perf_counter() - between) / (between - begun))
     return statistics.median(ratios[1:])
 

@@ -88,6 +88,8 @@ class UNet(nn.Module):
             nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor, times: Tensor, labels: Tensor | None = None) -> Tensor:
+        if (labels is None) != (self.label is None):
+            raise ValueError("a U-Net takes labels where it was made with classes=, and needs them there")
         told = self.time(times)
         if self.label is not None:
             told = told + self.label(labels)
@@ -110,7 +112,7 @@ class TimeEmbedding(nn.Module):
     def __init__(self, width: int, out: int):
         super().__init__()
         self.rates: Tensor
-        self.register_buffer("rates", torch.exp(-math.log(1e4) * torch.arange(width // 2) / (width // 2)), False)
+        self.register_buffer("rates", torch.exp(-math.log(1e4) * torch.arange(width // 2) / (width // 2)))
         self.layers = nn.Sequential(nn.Linear(width, out), nn.SiLU(), nn.Linear(out, out))
 
     def forward(self, times: Tensor) -> Tensor:
@@ -158,9 +160,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm(x)
-        places = (layer(normed).flatten(2).transpose(1, 2) for layer in (self.query, self.key, self.value))
-        found = F.scaled_dot_product_attention(*places)
-        return x + self.out(found.transpose(1, 2).unflatten(2, x.shape[2:]))
+        layers = (self.query, self.key, self.value)  # each (batch, 1 head, places, channels)
+        found = F.scaled_dot_product_attention(
+            *(layer(normed).flatten(2).transpose(1, 2).unsqueeze(1) for layer in layers)
+        )
+        return x + self.out(found.squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:]))
 
 
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:

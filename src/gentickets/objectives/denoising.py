@@ -78,8 +78,8 @@ class Denoising(Objective):
         return {"denoiser": self._told(model, batch, rng)[0]}
 
     def measures(self) -> Mapping[str, Measure]:
-        what = "noise" if self.prediction == "epsilon" else "velocity"
-        label = f"squared error of the {what}, held-out images at {DRAWS:,} fixed times and noises"
+        what = "denoising loss" if self.prediction == "epsilon" else "denoising loss (velocity)"
+        label = f"{what}, held-out images"
         return {"denoising_loss": Measure(label, self.denoising_loss, draws=DRAWS)}
 
     def example_inputs(self, model: nn.Module, images: Batch) -> dict[str, Any]:

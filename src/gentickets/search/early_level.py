@@ -67,6 +67,10 @@ class EarlyBirds(Ladder):
 
     builds_on: ClassVar[Literal["nothing"]] = "nothing"
 
+    @classmethod
+    def as_arm(cls, deepest: float) -> dict[str, Any]:
+        return {"rounds": 1, "fraction": deepest}  # it finds one ticket: of the deepest sparsity
+
     def __post_init__(self) -> None:
         for level in range(1, self.rounds + 1):
             try:

@@ -78,7 +78,8 @@ class Gradual(Hook):
 class GradualPruning(Ladder):
     """One training for each sparsity, pruned by magnitude as it goes (Zhu & Gupta 2017).
 
-    Each level begins dense, from the seed's own weights. Its ticket holds the masks at the end, over those weights.
+    Each level begins dense, from the seed's own weights. Its ticket holds the masks at the end, over those weights. The
+    live FLOPs that are told of its training are those of its beginning, with every weight alive: an upper bound.
     """
 
     begin: NotNegative = 0.25

@@ -146,6 +146,12 @@ class Method(ABC):
         What is drawn is drawn when this is called, and not at the first level.
         """
 
+    @classmethod
+    def as_arm(cls, deepest: float) -> dict[str, Any]:
+        """The options that it takes in a comparison with a ladder of sparsities down to `deepest`; none but the
+        ladder's own, as a rule."""
+        return {}
+
     def covered(self, model: nn.Module) -> Masks:
         """The masks of the dense model: what may be pruned, all of it alive."""
         return Masks.dense(model)

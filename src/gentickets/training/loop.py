@@ -258,7 +258,8 @@ class _Loop:
                 for name in names:
                     self.scaler.unscale_(self.optimizers[name])
             if needs_gradients:
-                gradients |= self._gradients(names)
+                others = {name: grad for name, grad in gradients.items() if component_of(name) not in names}
+                gradients = others | self._gradients(names)
             if self.settings.clip_norm is not None:
                 self._clip(names)
             for name in names:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import dataclasses
 import inspect
 import math
 import textwrap
@@ -190,9 +191,11 @@ def _of_signature(target: Callable[..., Any]) -> Iterator[Option]:
     except (TypeError, ValueError):  # a built-in without one
         return
     hints, words = _hints(target), _written_words(target)
+    fields = dataclasses.fields(target) if dataclasses.is_dataclass(target) else ()
+    made = {one.name: one.default_factory() for one in fields if one.default_factory is not dataclasses.MISSING}
     for name, one in signature.parameters.items():
         if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
-            default = REQUIRED if one.default is one.empty else one.default
+            default = REQUIRED if one.default is one.empty else made.get(name, one.default)
             yield _told(Option(name, hints.get(name, Any), default, words.get(name, "")))
 
 

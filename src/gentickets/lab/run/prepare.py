@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from gentickets import __version__
+from gentickets.catalogue import is_code
 from gentickets.cores import cores
 from gentickets.data import ImageSet, check_room, line, load_splits
 from gentickets.errors import RecipeError
@@ -135,7 +136,26 @@ def check_buildable(recipe: Recipe, images: ImageSet) -> None:
             f"objective.name={recipe.objective.name} needs {', '.join(missing)}; "
             f"model.name={recipe.model.name} has {', '.join(has)}"
         )
+    _check_classes(recipe, images)
     make_fabric(recipe)
+
+
+def _check_classes(recipe: Recipe, images: ImageSet) -> None:
+    """Raises `RecipeError` where the model takes other labels than the objective tells and the images have."""
+    tells, name = recipe.build_objective().wants_labels, recipe.model.name
+    if "classes" not in recipe.model.options:
+        if tells and not is_code(name):
+            raise RecipeError(f"objective.conditional=true: model.name={name} takes no labels")
+        return
+    classes = recipe.model.options["classes"]
+    if not tells and classes is not None:
+        raise RecipeError(f"model.classes={classes}: the objective tells no labels; objective.conditional=true does")
+    needed = 0 if images.labels is None else int(images.labels.max()) + 1
+    if tells and (classes is None or classes < needed):
+        raise RecipeError(
+            f"model.classes={'null' if classes is None else classes} with objective.conditional=true: the images have "
+            f"labels up to {needed - 1}; model.classes={needed}"
+        )
 
 
 def _check_step(recipe: Recipe, channels: int) -> None:

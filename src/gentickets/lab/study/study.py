@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gentickets.catalogue import CATALOGUE
+from gentickets.catalogue import CATALOGUE, Named
 from gentickets.errors import HardwareError, RecipeError
 from gentickets.files import replace_file
 from gentickets.lab.recipe import Recipe, make_recipe, parsed
@@ -32,7 +32,7 @@ from gentickets.lab.results.reading import read_run
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.prepare import Prepared, Tell, prepared, run_seeds
 from gentickets.lab.run.trainer import make_fabric
-from gentickets.lab.study.shared_dense import share_dense
+from gentickets.lab.study.sharing import neighbours, share
 from gentickets.lab.study.small_dense import PREFIX, small_dense_recipes
 
 METHODS: tuple[str, ...] = (*(name for name in CATALOGUE["method"] if name not in ("at-init", "transferred")), *SHORT)
@@ -135,14 +135,19 @@ def _known(methods: Sequence[str]) -> Sequence[str]:
     return methods
 
 
+_ITS_OWN_CONTROL = ("random-at-init",)
+"""A random mask, which need not be compared with one."""
+
+
 def _method_arm(method: str, recipe: Recipe) -> dict[str, Any]:
     """What an arm changes so that `method` finds tickets of the recipe's sparsities."""
-    if method == "early-bird":  # it finds one ticket: of the deepest sparsity
-        deepest = round(recipe.build_method().sparsity_at(recipe.rounds), 6)
-        return {"search": {"method": method, "rounds": 1, "fraction": deepest}, "controls": {"levels": "auto"}}
-    changes: dict[str, Any] = {"search": {"method": method}}
-    if method == "random-at-init":
-        changes["controls"] = {"random_mask": False}  # it is one
+    deepest = round(recipe.build_method().sparsity_at(recipe.rounds), 6)
+    kind: Any = Named("method", "at-init" if method in SHORT else method).load()
+    changes: dict[str, Any] = {"search": {"method": method, **kind.as_arm(deepest)}}
+    if method in _ITS_OWN_CONTROL:
+        changes["controls"] = {"random_mask": False}
+    elif len(changes["search"]) > 1:
+        changes["controls"] = {"levels": "auto"}  # of other levels than the recipe's
     return changes
 
 
@@ -191,7 +196,7 @@ def _of_what_it_names(part: str, key: str, whole: Any, said: Any) -> Any:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a study that is about to run. `shared`: seed → the arm whose dense training it takes over."""
+    """A part of a study that is about to run. `shared`: seed → the run whose training it takes over."""
 
     index: int
     total: int
@@ -225,7 +230,7 @@ def run_study(
     with disk.one_line_errors(folder), disk.locked(folder):
         if not dry:
             write_record(folder, study, command)
-        donors: list[Path] = []
+        donors, beside = list[Path](), neighbours(folder)
         left_out: dict[str, str] = {}
         for index, arm in enumerate(study.arms):
             try:
@@ -241,7 +246,7 @@ def run_study(
                 command=command,
                 loading_seconds=loading_seconds,
             ) as ready:
-                shared = {} if dry else share_dense(ready, donors)
+                shared = {} if dry else share(ready, [*donors, *beside])
                 tell = begin(Stage(index, len(study.arms), arm.label, ready, shared))
                 if not dry:
                     run_seeds(ready, tell)
