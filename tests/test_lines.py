@@ -1,6 +1,6 @@
 """How far a run is, in a file: a line where a stage begins, one a minute, and one at the end."""
 
-from gentickets.lab.run.lines import Lines
+from gentickets.lines import Lines
 
 
 def told(*events, every=60.0):

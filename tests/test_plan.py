@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from gentickets.durations import duration, size
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab.recipe import make_recipe
-from gentickets.lab.recipe.durations import duration, size
 from gentickets.lab.run import plan as module
 from gentickets.lab.run.plan import Plan, fit, measure, rehearsal
 from gentickets.lab.run.prepare import check_buildable, load_data

@@ -17,8 +17,8 @@ import torch
 import yaml
 
 import gentickets as gt
+from gentickets.durations import parse_time
 from gentickets.lab.recipe import make_recipe
-from gentickets.lab.recipe.durations import parse_time
 from gentickets.lab.results.reading import read_run
 from gentickets.lab.results.verdict import judge
 from gentickets.lab.results.verdict_words import headline

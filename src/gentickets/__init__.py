@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gentickets.channels import ChannelGroups, channel_groups, load_small, shrink
+    from gentickets.data import ImageSet
     from gentickets.errors import (
         DataError,
         Disconnected,
@@ -18,11 +19,21 @@ if TYPE_CHECKING:
         MaskError,
         PruneError,
         RecipeError,
+        ScoreError,
         TicketError,
     )
+    from gentickets.lab.report.judgement import Judgement, judge
     from gentickets.masks import Masks, Overlap, Ticket, check_connected, left_out, overlap
+    from gentickets.metrics import (
+        classifier_features,
+        efficientnet_features,
+        frechet_distance,
+        inception_features,
+        kernel_distance,
+        random_features,
+    )
     from gentickets.metrics.cost import Cost, cost
-    from gentickets.objectives import ELBO, Adversarial, Autoencoding, Denoising, Distilled, Objective
+    from gentickets.objectives import ELBO, Adversarial, Around, Autoencoding, Denoising, Distilled, Objective
     from gentickets.pruning import (
         TiesBroken,
         batchnorm_scale,
@@ -39,15 +50,18 @@ if TYPE_CHECKING:
     from gentickets.search import (
         EarlyBird,
         Level,
+        Method,
         at_init,
         imp,
         one_shot,
         random_channels_control,
         random_mask_control,
         redrawn_weights_control,
+        search_controls,
         transferred,
     )
     from gentickets.sparse import Accelerated, accelerate, lanes, restore
+    from gentickets.training import Hook
 
 __version__ = "0.1.0"
 
@@ -55,6 +69,7 @@ __all__ = [
     "ELBO",
     "Accelerated",
     "Adversarial",
+    "Around",
     "Autoencoding",
     "ChannelGroups",
     "Cost",
@@ -65,13 +80,18 @@ __all__ = [
     "Diverged",
     "EarlyBird",
     "GenticketsError",
+    "Hook",
+    "ImageSet",
+    "Judgement",
     "Level",
     "MaskError",
     "Masks",
+    "Method",
     "Objective",
     "Overlap",
     "PruneError",
     "RecipeError",
+    "ScoreError",
     "Ticket",
     "TicketError",
     "TiesBroken",
@@ -80,9 +100,15 @@ __all__ = [
     "batchnorm_scale",
     "channel_groups",
     "check_connected",
+    "classifier_features",
     "cost",
+    "efficientnet_features",
+    "frechet_distance",
     "grasp",
     "imp",
+    "inception_features",
+    "judge",
+    "kernel_distance",
     "lanes",
     "left_out",
     "load_small",
@@ -91,11 +117,13 @@ __all__ = [
     "overlap",
     "prune",
     "random_channels_control",
+    "random_features",
     "random_like",
     "random_mask_control",
     "random_scores",
     "redrawn_weights_control",
     "restore",
+    "search_controls",
     "shrink",
     "snip",
     "synflow",
@@ -106,15 +134,20 @@ __all__ = [
 
 _HOMES = {
     "channels": "ChannelGroups channel_groups load_small shrink",
-    "errors": "DataError Disconnected Diverged GenticketsError MaskError PruneError RecipeError TicketError",
+    "data": "ImageSet",
+    "errors": "DataError Disconnected Diverged GenticketsError MaskError PruneError RecipeError ScoreError TicketError",
+    "lab.report.judgement": "Judgement judge",
     "masks": "Masks Overlap Ticket check_connected left_out overlap",
+    "metrics": "classifier_features efficientnet_features frechet_distance inception_features kernel_distance "
+    "random_features",
     "metrics.cost": "Cost cost",
-    "objectives": "ELBO Adversarial Autoencoding Denoising Distilled Objective",
+    "objectives": "ELBO Adversarial Around Autoencoding Denoising Distilled Objective",
     "pruning": "TiesBroken batchnorm_scale grasp magnitude prune random_like random_scores snip synflow synflow_masks "
     "synflow_score",
-    "search": "EarlyBird Level at_init imp one_shot random_channels_control random_mask_control "
-    "redrawn_weights_control transferred",
+    "search": "EarlyBird Level Method at_init imp one_shot random_channels_control random_mask_control "
+    "redrawn_weights_control search_controls transferred",
     "sparse": "Accelerated accelerate lanes restore",
+    "training": "Hook",
 }
 """Room → the names of `__all__` that it gives."""
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

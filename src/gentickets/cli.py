@@ -21,7 +21,7 @@ from rich.text import Text
 
 from gentickets import __version__
 from gentickets.errors import GenticketsError
-from gentickets.lab.run.lines import Lines
+from gentickets.lines import Lines
 from gentickets.terminal import Terminal, bear_with_any_encoding
 
 if TYPE_CHECKING:
@@ -166,8 +166,8 @@ def find(
     2 refused, in one line that says the mend; 130 stopped;
     3 every level diverged or was cut in two, as its page shows.
     """
+    from gentickets.durations import parse_time
     from gentickets.lab.recipe import check_keys, is_study, read_recipe
-    from gentickets.lab.recipe.durations import parse_time
 
     check_keys(recipe, overrides or (), budget, allow_code)  # what is wrong with it is said without waiting for torch
     if is_study(recipe):
@@ -254,7 +254,7 @@ def _load_the_lab() -> float:
 
 def _run_study(study: Study, runs: Path, resume: bool, plan_only: bool, loading: float) -> None:
     """What `compare` does, and `find` of a study."""
-    from gentickets.lab.recipe.durations import duration
+    from gentickets.durations import duration
     from gentickets.lab.study.study import run_study
 
     folder = runs / study.name

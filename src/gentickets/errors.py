@@ -30,6 +30,10 @@ class RecipeError(GenticketsError, ValueError):
     """A recipe, or a run folder, that does not say something possible."""
 
 
+class ScoreError(GenticketsError, ValueError):
+    """Scores from which nothing can be judged: no such arm or level, a seed twice, something that is no number."""
+
+
 class HardwareError(GenticketsError):
     """Something that this machine has no hardware for."""
 

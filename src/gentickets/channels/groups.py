@@ -23,6 +23,7 @@ from gentickets.errors import MaskError, PruneError
 from gentickets.masks.layers import weight_norm_lengths
 from gentickets.masks.names import CHANNELWISE_NORMS, TRANSPOSED, WEIGHT_PLACES, Model, joined
 from gentickets.masks.value import Masks
+from gentickets.notebook import short, shown
 
 Side = Literal["output", "input"]
 
@@ -100,8 +101,15 @@ class ChannelGroups(Sequence[tuple[Slice, ...]]):
         return (self[number] for number in range(len(self)))
 
     def __repr__(self) -> str:
-        whole = f", {len(self.whole)} layers whole" + (f" ({self.reasons()})" if self.whole else "")
+        whole = f", {len(self.whole)} layers whole" + (f" ({short(self.reasons(), 100)})" if self.whole else "")
         return f"ChannelGroups({len(self)} groups made by {len(self.layers)} layers{whole})"
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[object, ...]] = [
+            (layer, len(numbers), self.always[layer], "") for layer, numbers in self.layers.items()
+        ]
+        rows += [(layer, 0, "all", reason) for layer, reason in self.whole.items() if layer not in self.layers]
+        return shown(repr(self), ("layer", "channels that may go", "that stay", "why"), rows)
 
     def reasons(self) -> str:
         """What keeps layers whole, the most frequent first: "12 for GroupNorm, 1 for the output"."""

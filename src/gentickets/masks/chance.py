@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from gentickets.masks.value import Masks
+from gentickets.notebook import shown
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,14 @@ class Overlap:
             f"Overlap(distance {self.distance:.4f}, by chance {self.chance_distance:.4f}; "
             f"Jaccard {self.jaccard:.4f}, by chance {self.chance_jaccard:.4f}; {len(self.counts)} tensors)"
         )
+
+    def _repr_html_(self) -> str:
+        heads = ("weight", "distance", "by chance", "Jaccard", "by chance")
+        rows = (
+            (name, *(f"{x:.4f}" for x in (one.distance, one.chance_distance, one.jaccard, one.chance_jaccard)))
+            for name, one in self.by_layer.items()
+        )
+        return shown(self, heads, rows)
 
 
 def overlap(one: Masks, other: Masks) -> Overlap:

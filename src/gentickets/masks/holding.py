@@ -16,6 +16,7 @@ from gentickets.errors import MaskError
 from gentickets.masks.held import HeldWeight, mask_gradients, zero_dead
 from gentickets.masks.layers import divided_by_zero
 from gentickets.masks.names import Model, as_model, named_layers, named_weights
+from gentickets.notebook import short, shown
 
 if TYPE_CHECKING:
     from gentickets.masks.value import Masks  # a type only: masks are made without this module, and call it
@@ -75,8 +76,11 @@ class Hold:
 
     def __repr__(self) -> str:
         state = "entered" if self._handles else "not entered"
-        names = ", ".join(type(optimizer).__name__ for optimizer in self.optimizers) or "no optimiser"
-        return f"Hold({self.masks!r}, {type(self.model).__name__}, {names}, {state})"
+        names = short(", ".join(type(optimizer).__name__ for optimizer in self.optimizers)) or "no optimiser"
+        return f"Hold({self.masks!r}, {short(type(self.model).__name__)}, {names}, {state})"
+
+    def _repr_html_(self) -> str:
+        return shown(self) + self.masks._repr_html_()
 
     def __enter__(self) -> Hold:
         if self._handles:

@@ -44,6 +44,7 @@ from gentickets.masks.names import (
 )
 from gentickets.masks.value import M, Masks
 from gentickets.memory import bytes_of
+from gentickets.notebook import short, shown
 from gentickets.sealed import BLANK, DIGEST, field, fits
 
 FORMAT = "gentickets.masks.ticket/1"
@@ -90,7 +91,15 @@ class Ticket:
         self._origin_json()
 
     def __repr__(self) -> str:
-        return f"Ticket({self.masks!r}, {len(self.weights)} weights, origin {sorted(self.origin)})"
+        told = short(", ".join(sorted(self.origin)), 80) or "nothing"
+        return f"Ticket({self.masks!r}, {len(self.weights)} weights, origin tells {told})"
+
+    def _repr_html_(self) -> str:
+        return self.masks._repr_html_() + shown(
+            f"{len(self.weights):,} weights to start from; its origin:",
+            ("fact", "value"),
+            sorted(self.origin.items()),
+        )
 
     def install(self, model: M) -> M:
         """Rewinds `model` to the ticket's weights, applies the masks, and returns it.

@@ -18,6 +18,7 @@ from gentickets.masks.holding import Hold
 from gentickets.masks.layers import check_zeros, divided_by_zero, prunable_weights, warn_of_left_out, with_shape
 from gentickets.masks.names import Model, as_names, check_components, component_of, named_weights
 from gentickets.memory import as_bits, nonzero, pack
+from gentickets.notebook import shown
 
 M = TypeVar("M", bound=Model)
 
@@ -207,6 +208,14 @@ class Masks(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         alive = f"{self.alive:,} of {self.total:,} alive"
         return f"Masks({len(self)} tensors, {alive}, sparsity {self.sparsity:.2%})"
+
+    def _repr_html_(self) -> str:
+        return shown(self, ("weight", "shape", "alive", "of", "sparsity"), self._rows())
+
+    def _rows(self) -> Iterator[tuple[object, ...]]:
+        for name, alive in self.counts().items():
+            shape, total = self._shapes[name], math.prod(self._shapes[name])
+            yield name, " × ".join(map(str, shape)), alive, total, f"{1 - alive / total if total else 0.0:.2%}"
 
     # -- algebra ------------------------------------------------------------------------------------------
 

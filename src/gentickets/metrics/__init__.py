@@ -4,7 +4,7 @@ from gentickets.metrics.classifier import Classifier, classifier_features, has_c
 from gentickets.metrics.cost import Cost, cost
 from gentickets.metrics.downstream import class_score, downstream_accuracy
 from gentickets.metrics.efficientnet import efficientnet_features
-from gentickets.metrics.features import FeatureExtractor
+from gentickets.metrics.features import FeatureExtractor, random_features
 from gentickets.metrics.frechet import Gaussian, frechet_distance
 from gentickets.metrics.inception import inception_features
 from gentickets.metrics.kernel import kernel_distance
@@ -38,6 +38,7 @@ __all__ = [
     "kernel_distance",
     "manifold_coverage",
     "mean_over_networks",
+    "random_features",
     "reconstruction_mse",
     "sample_metrics",
 ]

@@ -31,10 +31,11 @@ from gentickets.masks.names import (
 )
 from gentickets.masks.value import Masks
 from gentickets.metrics.operations import FLOPS_A_NORM, Operations, share_not_counted, uncompiled
+from gentickets.notebook import shown
 from gentickets.objectives.base import Objective
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Cost:
     """Counts for one model or component.
 
@@ -57,6 +58,23 @@ class Cost:
     flops_between: int = 0
     not_counted: Mapping[str, int] = field(default_factory=dict)
     share_not_counted: float = 0.0
+
+    def __repr__(self) -> str:
+        missing = f"; {len(self.not_counted)} operations not counted" if self.not_counted else ""
+        return (
+            f"Cost({self.parameters:,} parameters, {self.alive_parameters:,} alive; {self.flops_dense:,} FLOPs, "
+            f"{self.flops_sparse:,} of live weights; {self.bytes_dense:,} bytes, {self.bytes_sparse:,} sparse{missing})"
+        )
+
+    def _repr_html_(self) -> str:
+        heads = ("part", "parameters", "alive", "FLOPs", "of live weights", "bytes", "sparse")
+        parts = {"all": self, **self.components}
+        rows = (
+            (name, c.parameters, c.alive_parameters, c.flops_dense, c.flops_sparse, c.bytes_dense, c.bytes_sparse)
+            for name, c in parts.items()
+        )
+        missing = "".join(f"; not counted: {name} × {calls:,}" for name, calls in list(self.not_counted.items())[:5])
+        return shown(f"One example forward{missing}", heads, rows)
 
 
 def cost(model: Model, example_inputs: ExampleInputs, masks: Masks | None = None) -> Cost:

@@ -28,13 +28,35 @@ class Gaussian:
     count: int
 
 
-def frechet_distance(one: Gaussian, other: Gaussian) -> float:
-    """The distance, 0 or more. Both Gaussians are over the same number of features."""
+def frechet_distance(one: Gaussian | Tensor, other: Gaussian | Tensor) -> float:
+    """The distance, 0 or more, of two Gaussians, or of those of features as they are: a tensor (images, features).
+
+    It is called after the features that it is in, such as those of `gentickets.classifier_features`; FID it is in the
+    published Inception's alone. Fewer images make it larger: compare at equal numbers. Of more images than memory holds
+    features of: `gentickets.metrics.FeatureStatistics.of_batches(extractor, batches).gaussian`.
+
+    Raises `DataError` for other numbers of features on the two sides, for fewer than two images, and for features that
+    are not finite.
+    """
+    one, other = (_gaussian(side) for side in (one, other))
+    if len(one.mean) != len(other.mean):
+        raise DataError(f"{len(one.mean)} features on one side and {len(other.mean)} on the other: take the same ones")
     apart = (one.mean - other.mean).square().sum()
     spreads = one.root.square().sum() + other.root.square().sum()
     between = _sum_of_singular_values(one.root.T @ other.root)
     # Rounding can leave the distance of equal sets a hair below zero.
     return max(0.0, float(apart + spreads - 2 * between))
+
+
+def _gaussian(side: Gaussian | Tensor) -> Gaussian:
+    if isinstance(side, Gaussian):
+        return side
+    if not isinstance(side, Tensor) or side.dim() != 2:
+        shape = f"a tensor {tuple(side.shape)}" if isinstance(side, Tensor) else f"a {type(side).__name__}"
+        raise DataError(f"features are a tensor (images, features), and not {shape}: extractor(images) gives them")
+    moments = Moments(side.shape[1])
+    moments.add(side.detach().cpu())
+    return moments.gaussian()
 
 
 class Moments:

@@ -28,6 +28,7 @@ from gentickets.masks.names import (
     named_layers,
 )
 from gentickets.masks.value import Masks
+from gentickets.notebook import shown
 
 
 class Scores(dict[str, Tensor]):
@@ -68,6 +69,17 @@ class Scores(dict[str, Tensor]):
 
     def __repr__(self) -> str:
         return f"Scores({len(self)} tensors, {sum(score.numel() for score in self.values()):,} weights)"
+
+    def _repr_html_(self) -> str:
+        rows = ((name, score.numel(), *_range(score)) for name, score in self.items())
+        return shown(repr(self), ("weight", "scores", "lowest", "highest"), rows)
+
+
+def _range(score: Tensor) -> tuple[str, str]:
+    if not score.numel() or score.is_complex():
+        return "–", "–"
+    low, high = torch.aminmax(score.detach())
+    return f"{low.item():.4g}", f"{high.item():.4g}"
 
 
 def _is_input_first(layer: nn.Module, weight: Tensor) -> bool:

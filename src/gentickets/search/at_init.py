@@ -37,6 +37,7 @@ def at_init(
     dense: Level | None = None,
     done: int = 0,
     with_dense: bool = True,
+    progress: bool = False,
 ) -> Iterator[Level]:
     """Yields the dense model as level 0, then one level for each of `sparsities`, pruned before its first step.
 
@@ -59,6 +60,8 @@ def at_init(
     check_count("iterations", iterations, 1)
     shared = Rounds(make_model, train, steps, 0, example_inputs=example_inputs, origin=origin)
     everything = Masks.dense(shared.initial, components, include, exclude)
+    if progress:
+        shared.tell(len(sparsities), done if dense is not None or not with_dense else None)
     if dense is None and not with_dense:
         dense = Level(0, everything, shared.initial, Ticket(everything, shared.initial, shared.origin))  # untrained
     return _levels(shared, everything, score, iterations, sparsities, scope, dense, done)

@@ -19,6 +19,7 @@ from gentickets.masks.examples import WHOLE
 from gentickets.masks.names import Model, as_model, as_names, check_components, component_of, components_of, unwrap
 from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
+from gentickets.notebook import shown
 from gentickets.options import TOLERANCES, Granularity, Rule, Scope, check_tolerance
 from gentickets.pruning.prune import prune
 from gentickets.pruning.scores import Scores, batchnorm_scale, magnitude
@@ -97,6 +98,15 @@ class EarlyBird:
     def __repr__(self) -> str:
         state = "settled" if self.settled else "not settled"
         return f"EarlyBird(fraction={self.fraction}, {self.granularity}, {len(self.history)} observations, {state})"
+
+    def _repr_html_(self) -> str:
+        newest, chances = (of[-1] if of else {} for of in (self.distances, self.chances))
+        rows = (
+            (name or "the network", f"{max(found):.4f}", f"{max(chances[name]):.4f}")
+            for name, found in newest.items()
+            if found
+        )
+        return shown(self, ("component", "farthest in the window", "by chance"), rows)
 
     def observe(self, model: Model) -> bool:
         """Draws the mask of `model` as it stands; True once it has settled (and ever after: nothing moves any more).

@@ -35,6 +35,7 @@ def imp(
     example_inputs: Mapping[str, Tensor] | None = None,
     origin: Mapping[str, Any] | None = None,
     after: Level | None = None,
+    progress: bool = False,
 ) -> Iterator[Level]:
     """Yields the dense model as level 0, then one level a round: prune, rewind, train again.
 
@@ -48,7 +49,13 @@ def imp(
     components); `others` is what the unpruned components start each round from; `retrain` chooses learning-rate
     rewinding or fine-tuning instead of rewinding the weights. `example_inputs` (component → an input) lets each mask
     be checked for a live path before it is trained; without it, only a layer of which nothing is left would show.
-    `origin` goes into every ticket. `after` resumes: the rounds that follow this level.
+    `origin` goes into every ticket. `after` resumes: the rounds that follow this level. `progress` tells of each
+    training on stderr: which round, how sparse, and how long the rest will take.
+
+    Where the weights to judge are moving averages, `train` returns them: a model of them, or a dict of the components
+    that have one (as `gentickets.training.train` does). They are in `level.averaged`, and `level.judged` is the model
+    with them in place. Masks are drawn from the raw weights all the same, and a round starts from raw ones. Averages
+    are those of one call: where `rewind_step` is above 0 they begin anew there, in the dense training too.
 
     Raises `PruneError` for an argument out of range, `MaskError` for an unknown component (both at once, before
     anything is trained), and `Disconnected` at a round whose masks cut a component in two.
@@ -57,6 +64,8 @@ def imp(
     check_share("fraction", fraction)
     shared = Rounds(make_model, train, steps, rewind_step, others, example_inputs, origin, retrain)
     dense = Masks.dense(shared.initial, components, include, exclude)
+    if progress:
+        shared.tell(rounds, None if after is None else after.index)
     return _levels(shared, dense, criterion or by_magnitude, rounds, fraction, scope, after)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, get_args
@@ -15,18 +16,38 @@ from torch import Tensor, nn
 
 from gentickets.errors import Disconnected, MaskError, PruneError
 from gentickets.masks.liveness import check_connected, empty_layers
-from gentickets.masks.names import Model, as_model, clone, component_of, named_state
+from gentickets.masks.names import (
+    Model,
+    as_model,
+    check_components,
+    clone,
+    component_at,
+    component_of,
+    components_of,
+    named_state,
+    named_weights,
+    unwrap,
+)
 from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
 from gentickets.memory import bytes_of
+from gentickets.notebook import short, shown
 from gentickets.options import Others, Retrain
 from gentickets.pruning.prune import random_like
+from gentickets.search.progress import Told
+from gentickets.training.loop import Trained, with_averages
+
+DENSE = "dense model"
 
 MakeModel = Callable[[], Model]
 """Makes the model with freshly drawn weights: a module, or a dict of the modules that are its components."""
 
 Train = Callable[[nn.Module, Masks, int, int], object]
-"""`train(model, masks, start_step, end_step)`: trains the model in place; what it returns is ignored."""
+"""`train(model, masks, start_step, end_step)`: trains the model in place.
+
+It may return moving averages: a model of them, a dict of the components that have one, or what
+`gentickets.training.train` returned. They become the level's `averaged`. Anything else that it returns is ignored.
+"""
 
 
 def retrain_span(retrain: Retrain, steps: int, rewind_step: int) -> tuple[int, int]:
@@ -41,7 +62,8 @@ class Level:
     `index` 0 is the dense model. The ticket holds the masks, and the weights that this level's training started from.
     `drawn` are digests of the weights that the search began with, before any training; None where nobody knows them.
     `held`: the masks that the model is held to, where it is smaller than the ticket's; `span`: the (start, end) steps
-    of the training, where the search says.
+    of the training, where the search says. `averaged`: where the training gave averages, a module whose children are
+    those of components, or one of the whole; masks are drawn from the raw weights of `model`, and never from these.
     """
 
     index: int
@@ -51,9 +73,22 @@ class Level:
     drawn: Mapping[str, str] | None = None
     held: Masks | None = None
     span: tuple[int, int] | None = None
+    averaged: nn.Module | None = None
+
+    @property
+    def judged(self) -> nn.Module:
+        """The model to judge: where there are averages, a copy of `model` with these in their components' places."""
+        if self.averaged is None:
+            return self.model
+        return self.averaged if _is_whole(self.averaged, self.model) else with_averages(self.model, self.averaged)
 
     def __repr__(self) -> str:
-        return f"Level({self.index}, {self.masks!r}, {type(self.model).__name__})"
+        return f"Level({self.index}, {self.masks!r}, {short(type(self.model).__name__)})"
+
+    def _repr_html_(self) -> str:
+        span = "" if self.span is None else f", trained from step {self.span[0]:,} to {self.span[1]:,}"
+        averaged = "" if self.averaged is None else ", with averages"
+        return f"{shown(f'Level {self.index}{span}{averaged}')}{self.masks._repr_html_()}"
 
 
 class Rounds:
@@ -90,26 +125,35 @@ class Rounds:
         self.initial = draw(make_model)
         self._initial_state = {name: tensor.detach().clone() for name, tensor in named_state(self.initial).items()}
         self._drawn = _digests(self._initial_state)
+        self._told: Told | None = None
+        self._rounds: int | None = None
+
+    def tell(self, rounds: int | None, done: int | None) -> None:
+        """From now on tells of each training on stderr: of so many rounds (None: nobody knows), `done` of them
+        already (None: not even the dense model is)."""
+        dense, each = 0 if done is not None else self.steps, self.span[1] - self.span[0]
+        self._rounds, self._told = rounds, Told(None if rounds is None else dense + each * (rounds - (done or 0)))
+
+    def _telling(self, stage: str, masks: Masks, steps: int) -> AbstractContextManager[None]:
+        if self._told is None:
+            return nullcontext()
+        of = f" of {self._rounds}" if stage != DENSE and self._rounds is not None else ""
+        pruned = f", {masks.sparsity:.1%} pruned" if masks.alive < masks.total else ""
+        return self._told.training(f"{stage}{of}{pruned}", steps)
 
     def dense(self, masks: Masks) -> Level:
         """Level 0: trained to the rewind step, remembered there, trained to the end."""
         model = self.initial
-        if self.rewind_step:
-            self.train(model, masks, 0, self.rewind_step)
-        ticket = Ticket(masks, model, self._origin(0, masks, ()))
-        self.train(model, masks, self.rewind_step, self.steps)
-        return Level(0, masks, model, ticket, self._drawn, span=(0, self.steps))
+        with self._telling(DENSE, masks, self.steps):
+            if self.rewind_step:
+                self.train(model, masks, 0, self.rewind_step)
+            ticket = Ticket(masks, model, self._origin(0, masks, ()))
+            averaged = self.train(model, masks, self.rewind_step, self.steps)
+        return Level(0, masks, model, ticket, self._drawn, span=(0, self.steps), averaged=averaged)
 
-    def train(self, model: nn.Module, masks: Masks, start_step: int, end_step: int) -> None:
-        """The caller's training. Raises `MaskError` where it leaves a pruned weight alive: it held nothing."""
-        self._train(model, masks, start_step, end_step)
-        try:
-            masks.audit(model)
-        except MaskError as error:
-            raise MaskError(
-                f"train(model, masks, {start_step}, {end_step}) left weights alive that are pruned ({error}): "
-                f"hold the model inside it, with masks.hold(model, *optimizers): ..."
-            ) from None
+    def train(self, model: nn.Module, masks: Masks, start_step: int, end_step: int) -> nn.Module | None:
+        """The caller's training, as `trained`."""
+        return trained(self._train, model, masks, start_step, end_step)
 
     def retrain(self, index: int, masks: Masks, previous: Level) -> Level:
         """Level `index`: the masks with the weights to start from, checked for a live path, trained.
@@ -129,8 +173,10 @@ class Rounds:
         elif gone := empty_layers(masks):
             warnings.warn(f"level {index}: nothing is left of {', '.join(gone)}", stacklevel=3)
         model = ticket.install(clone(previous.model))
-        self.train(model, masks, *self.span)
-        return Level(index, masks, model, ticket, previous.drawn or self._drawn, span=self.span)
+        with self._telling(f"round {index}", masks, self.span[1] - self.span[0]):
+            averaged = self.train(model, masks, *self.span)
+        drawn = previous.drawn or self._drawn
+        return Level(index, masks, model, ticket, drawn, span=self.span, averaged=averaged)
 
     def _origin(self, index: int, masks: Masks, lineage: Any) -> dict[str, Any]:
         passed = {"level": index, "sparsity": masks.sparsity, "masks": masks.fingerprint}
@@ -154,6 +200,64 @@ class Rounds:
         if self.others == "fresh":
             _check_drawn_anew(found, self._drawn, "others=fresh")
         return found
+
+
+def trained(train: Train, model: nn.Module, masks: Masks, start_step: int, end_step: int) -> nn.Module | None:
+    """Calls a training, and gives the averages that it returned, a child each component, or a whole; None for none.
+
+    Raises `MaskError` where it leaves a pruned weight alive, of the model or of an average: it held nothing.
+    """
+    averaged = _averages(train(model, masks, start_step, end_step), model)
+    call = f"train(model, masks, {start_step}, {end_step})"
+    try:
+        masks.audit(model)
+    except MaskError as error:
+        raise MaskError(
+            f"{call} left weights alive that are pruned ({error}): "
+            f"hold the model inside it, with masks.hold(model, *optimizers): ..."
+        ) from None
+    try:
+        if averaged is not None:
+            masks.audit(averaged if _is_whole(averaged, model) else with_averages(model, averaged), "the average")
+    except MaskError as error:
+        raise MaskError(
+            f"{call} gave averages with weights alive that are pruned ({error}): "
+            f"hold them too, with masks.hold(model, *optimizers, copies=[averages]): ..."
+        ) from None
+    return averaged
+
+
+def _averages(given: object, model: nn.Module) -> nn.Module | None:
+    """What of `given` are averages of `model`, as in `trained`; None where it is something else.
+
+    They are copies: whoever averages may go on. Raises `MaskError` for a dict that names a component which is none.
+    """
+    if isinstance(given, Trained):
+        return given.averaged if components_of(given.averaged) else None
+    if isinstance(given, Mapping) and given and all(isinstance(net, nn.Module) for net in given.values()):
+        check_components(given, components_of(model))
+        given = as_model(given)
+    if not isinstance(given, nn.Module) or unwrap(given) is unwrap(model):
+        return None
+    if _is_whole(given, model):
+        return clone(unwrap(given))
+    parts = dict(unwrap(given).named_children())
+    if not parts or not all(
+        name in components_of(model) and _alike(net, component_at(model, name)) for name, net in parts.items()
+    ):
+        return None
+    return nn.ModuleDict({name: clone(unwrap(net)) for name, net in parts.items()})
+
+
+def _is_whole(averaged: nn.Module, model: nn.Module) -> bool:
+    """Whether it is an average of the model, and not of components by themselves."""
+    return type(unwrap(averaged)) is type(unwrap(model)) and _alike(averaged, model)
+
+
+def _alike(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two networks have weights of the same names and shapes."""
+    ours, theirs = ({name: w.shape for name, w in named_weights(net).items()} for net in (one, other))
+    return ours == theirs
 
 
 def check_sparsities(sparsities: Iterable[float]) -> None:

@@ -34,6 +34,7 @@ def one_shot(
     origin: Mapping[str, Any] | None = None,
     dense: Level | None = None,
     done: int = 0,
+    progress: bool = False,
 ) -> Iterator[Level]:
     """Yields the dense model as level 0, then one level for each of `sparsities`, each pruned once from the dense one.
 
@@ -43,6 +44,8 @@ def one_shot(
     check_sparsities(sparsities)
     shared = Rounds(make_model, train, steps, rewind_step, others, example_inputs, origin, retrain)
     everything = Masks.dense(shared.initial, components, include, exclude)
+    if progress:
+        shared.tell(len(sparsities), None if dense is None else done)
     return _levels(shared, everything, criterion or by_magnitude, sparsities, scope, dense, done)
 
 

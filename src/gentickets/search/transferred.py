@@ -3,7 +3,7 @@ Sec. 4.4)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -33,6 +33,7 @@ def transferred(
     origin: Mapping[str, Any] | None = None,
     dense: Level | None = None,
     done: int = 0,
+    progress: bool = False,
 ) -> Iterator[Level]:
     """Yields the dense model as level 0, then one level for each of `tickets`, carried over and trained.
 
@@ -46,6 +47,9 @@ def transferred(
     """
     shared = Rounds(make_model, train, steps, rewind_step, others, example_inputs, origin, retrain)
     everything = Masks.dense(shared.initial, dict.fromkeys(carry.values()))
+    if progress:
+        left = len(tickets) if isinstance(tickets, Sized) else None
+        shared.tell(None if left is None else done + left, None if dense is None else done)
     how = {"components": carry, "with_weights": with_weights, "exclude": as_names(exclude)}
     return _levels(shared, everything, tickets, how, dense, done)
 

@@ -70,6 +70,10 @@ class Accelerated:
         convolutions = (SparseConv2d, SparseConvTranspose2d)
         self._on_lanes = any(isinstance(layer, convolutions) for layer in model.modules())
 
+    def __repr__(self) -> str:
+        sparse = sum(choice.sparse for choice in self.choices)
+        return f"Accelerated({type(self.model).__name__}, {sparse} of {len(self.choices)} layers on their live weights)"
+
     def __enter__(self) -> Accelerated:
         return self
 

@@ -16,10 +16,10 @@ from torch import nn
 
 from gentickets.cores import memory
 from gentickets.data import Batches, ImageSet
+from gentickets.durations import duration, size
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab.judging import Judge
 from gentickets.lab.recipe import Recipe, parsed
-from gentickets.lab.recipe.durations import duration, size
 from gentickets.lab.results.words import count
 from gentickets.lab.run.seed import steps_of_seed
 from gentickets.lab.run.trainer import make_fabric

@@ -1,15 +1,15 @@
-"""How far a run is, in lines for a file or a pipe."""
+"""How far a run or a search is, in lines for a file or a pipe."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from time import monotonic
 
-from gentickets.lab.recipe.durations import duration
+from gentickets.durations import duration
 
 
 class Lines:
-    """How far one seed is: a line where a stage begins, one a minute, one at the end."""
+    """How far one of them is: a line where a stage begins, one a minute, one at the end."""
 
     def __init__(self, clock: Callable[[], float] = monotonic, every: float = 60.0):
         self._clock, self._every = clock, every

@@ -1,0 +1,285 @@
+"""A search in one's own loop: its controls one by one, averages that are judged, and how far it is."""
+
+import copy
+import itertools
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+import gentickets as gt
+from gentickets.masks.names import named_state
+from gentickets.training import Settings, train
+
+IMAGES = torch.rand(40, 10, generator=torch.Generator().manual_seed(2))
+
+
+def step_through(model, masks, start, end, copies=()):
+    """A loop of one's own; yields after each step."""
+    adam = torch.optim.Adam(model.parameters(), lr=1e-2)
+    with masks.hold(model, adam, copies=copies):
+        for step in range(start, end):
+            batch = IMAGES[torch.randint(0, 40, (8,), generator=torch.Generator().manual_seed(step))]
+            adam.zero_grad()
+            (model["decoder"](model["encoder"](batch)) - batch).square().mean().backward()
+            adam.step()
+            yield
+
+
+def plain(model, masks, start, end):
+    for _ in step_through(model, masks, start, end):
+        pass
+
+
+@pytest.fixture
+def make(make_autoencoder):
+    return lambda: nn.ModuleDict(dict(make_autoencoder().named_children()))
+
+
+def equal(one, other):
+    ours, theirs = named_state(one), named_state(other)
+    return ours.keys() == theirs.keys() and all(torch.equal(t, theirs[n]) for n, t in ours.items())
+
+
+# -- controls -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rewind_step", [0, 2])
+def test_the_controls_of_a_level_are_those_of_the_functions_and_trained_as_long(make, rewind_step):
+    spans = []
+
+    def noted(model, masks, start, end):
+        spans.append((start, end))
+        plain(model, masks, start, end)
+
+    *_, level = gt.imp(make, plain, steps=6, rewind_step=rewind_step, rounds=2, fraction=0.4)
+    before = copy.deepcopy(level.model)
+    state = torch.get_rng_state()
+    found = dict(gt.search_controls(level, make, noted, steps=6, seed=3))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert equal(before, level.model)
+    assert list(found) == ["random_mask", "redrawn_weights"]
+    assert spans == [(rewind_step, 6), (0, 6)] == [control.span for control in found.values()]
+    expected = gt.random_mask_control(level, 3)
+    assert found["random_mask"].masks == expected.masks != level.masks
+    assert found["redrawn_weights"].masks == level.masks
+    for arm, control in found.items():
+        assert (control.index, control.ticket.origin["control"]) == (2, arm)
+        control.masks.audit(control.model)
+        again = control.ticket.install(make())
+        plain(again, control.masks, *control.span)
+        assert equal(again, control.model)
+    # Equal seeds, equal controls, whatever was drawn in between; another seed, others.
+    torch.manual_seed(99)
+    for seed, alike in ((3, True), (4, False)):
+        for arm, control in gt.search_controls(level, make, plain, steps=6, seed=seed):
+            assert equal(control.model, found[arm].model) is alike
+
+
+def test_a_saved_ticket_has_the_same_controls_as_its_level(make, tmp_path):
+    *_, level = gt.imp(make, plain, steps=6, rewind_step=2, rounds=2, fraction=0.4)
+    level.ticket.save(tmp_path / "a.ticket")
+    ticket = gt.Ticket.load(tmp_path / "a.ticket")
+    pairs = (gt.search_controls(which, make, plain, steps=6, seed=1) for which in (level, ticket))
+    for (arm, one), (same, other) in zip(*pairs, strict=True):
+        assert (arm, one.index, one.span, one.masks) == (same, other.index, other.span, other.masks)
+        assert equal(one.model, other.model)
+
+
+def test_a_fine_tuned_ticket_has_controls_as_long_as_itself(make):
+    *_, level = gt.imp(make, plain, steps=6, rewind_step=2, rounds=1, retrain="fine-tune")
+    spans = [control.span for _, control in gt.search_controls(level.ticket, make, plain, steps=6)]
+    assert spans == [(6, 10), (0, 6)]
+
+
+def test_what_controls_cannot_be_had_of_is_one_line(make):
+    model = make()
+    masks = gt.prune(gt.magnitude(model), fraction=0.5)
+    bare = gt.Ticket(masks, model)
+    with pytest.raises(gt.PruneError, match=r"step of training.*rewind_step=\.\.\."):
+        gt.search_controls(bare, make, plain, steps=4)
+    (_, control), *_ = gt.search_controls(bare, make, plain, steps=4, rewind_step=1)
+    assert control.span == (1, 4)
+    for wrong, said in (
+        ({"arms": ["random"]}, r"arms='random' is none of random_mask, redrawn_weights"),
+        ({"rewind_step": 4}, "rewind_step=4 is out of range"),
+        ({"seed": -1}, "seed=-1"),
+        ({"steps": 0}, "steps=0"),
+    ):
+        with pytest.raises(gt.PruneError, match=said):
+            gt.search_controls(bare, make, plain, **{"steps": 4, "rewind_step": 0, **wrong})
+    with pytest.raises(gt.PruneError, match="masks alone"):
+        gt.search_controls(gt.Ticket(masks), make, plain, steps=4, rewind_step=0)
+    with pytest.raises(gt.PruneError, match="not of a Masks"):
+        gt.search_controls(masks, make, plain, steps=4)
+    with pytest.raises(gt.TicketError, match="another architecture"):
+        gt.search_controls(bare, lambda: {"encoder": nn.Linear(2, 2)}, plain, steps=4, rewind_step=0)
+    with pytest.raises(gt.MaskError, match="left weights alive"):
+        list(
+            gt.search_controls(bare, make, lambda m, *_: nn.init.ones_(m["encoder"][0].weight), steps=4, rewind_step=0)
+        )
+
+
+def test_a_model_that_seeds_itself_has_no_re_drawn_control(make):
+    def same():
+        torch.manual_seed(5)
+        return make()
+
+    *_, level = gt.imp(same, plain, steps=3, rounds=1)
+    for which in (level, level.ticket):
+        with pytest.raises(gt.PruneError, match="seeds itself"):
+            list(gt.search_controls(which, same, plain, steps=3, arms="redrawn_weights"))
+
+
+# -- averages -----------------------------------------------------------------------------------------------
+
+
+def averaging(form):
+    """A training that returns averages in one of the forms that users have."""
+
+    def train_(model, masks, start, end):
+        mean = copy.deepcopy(model)
+        wrapped = AveragedModel(model)
+        for _ in step_through(model, masks, start, end, copies=[mean, wrapped]):
+            wrapped.update_parameters(model)
+            with torch.no_grad():
+                for ours, raw in zip(mean.parameters(), model.parameters(), strict=True):
+                    ours.lerp_(raw, 0.3)
+        return {"model": mean, "wrapped": wrapped, "one": {"decoder": mean["decoder"]}}[form]
+
+    return train_
+
+
+@pytest.mark.parametrize("form", ["model", "wrapped", "one"])
+def test_averages_are_judged_and_masks_are_drawn_from_raw_weights(make, form):
+    torch.manual_seed(1)
+    levels = list(gt.imp(make, averaging(form), steps=6, rounds=2, fraction=0.4))
+    torch.manual_seed(1)
+    raw = list(gt.imp(make, plain, steps=6, rounds=2, fraction=0.4))
+    for level, other in zip(levels, raw, strict=True):
+        assert level.masks == other.masks
+        assert equal(level.model, other.model)
+        assert other.averaged is None
+        assert other.judged is other.model
+        level.masks.audit(level.judged)
+        averaged = ("decoder",) if form == "one" else ("encoder", "decoder")
+        for name in ("encoder", "decoder"):
+            assert equal(level.judged[name], level.model[name]) is (name not in averaged)
+        assert level.judged["decoder"](torch.zeros(1, 3)).shape == (1, 10)
+        if form == "one":
+            assert [name for name, _ in level.averaged.named_children()] == ["decoder"]
+    for below, level in itertools.pairwise(levels):
+        assert level.masks == gt.prune(gt.magnitude(below.model), fraction=0.4, within=below.masks)
+
+
+def test_averages_of_the_training_loop_are_taken_over(make_autoencoder):
+    class Ten:
+        def at(self, step):
+            return torch.rand(4, 10, generator=torch.Generator().manual_seed(step))
+
+    class Flat(gt.Autoencoding):
+        averaged = ("decoder",)
+
+    def by(settings):
+        def train_(model, masks, start, end):
+            done.append(train(model, Flat(), Ten(), settings, masks=masks, start_step=start, end_step=end))
+            return done[-1]
+
+        return train_
+
+    done = []
+    (level,) = gt.imp(make_autoencoder, by(Settings(steps=4, batch_size=4, ema=0.5, seed=0)), steps=4, rounds=0)
+    assert equal(level.judged.decoder, done[0].averaged.decoder)
+    assert equal(level.judged.encoder, level.model.encoder)
+    (level,) = gt.imp(make_autoencoder, by(Settings(steps=4, batch_size=4, ema=None, seed=0)), steps=4, rounds=0)
+    assert level.averaged is None
+
+
+@pytest.mark.parametrize("given", [None, 3, {"loss": 1.0}, {}, nn.MSELoss(), nn.Linear(2, 2), "itself"])
+def test_what_is_no_average_is_ignored(make, given):
+    def train_(model, masks, start, end):
+        plain(model, masks, start, end)
+        return model if given == "itself" else given
+
+    (level,) = gt.imp(make, train_, steps=2, rounds=0)
+    assert level.judged is level.model
+
+
+def test_averages_that_are_alive_where_weights_are_pruned_or_of_no_component_are_refused(make):
+    def dense_mean(model, masks, start, end):
+        plain(model, masks, start, end)
+        return {"decoder": make()["decoder"]}
+
+    with pytest.raises(gt.MaskError, match=r"averages.*copies="):
+        list(gt.imp(make, dense_mean, steps=2, rounds=1))
+    with pytest.raises(gt.MaskError, match=r"no component 'dec': the model has encoder, decoder"):
+        list(gt.imp(make, lambda m, *_: {"dec": make()["decoder"]}, steps=2, rounds=0))
+
+
+def test_an_average_of_the_whole_takes_weights_beside_the_components_along():
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Linear(3, 3)
+            self.shift = nn.Parameter(torch.zeros(3))
+
+    def train_(model, masks, start, end):
+        mean = copy.deepcopy(model)
+        nn.init.ones_(mean.shift)
+        return mean
+
+    (level,) = gt.imp(Shifted, train_, steps=1, rounds=0)
+    assert torch.equal(level.judged.shift, torch.ones(3))
+    assert torch.equal(level.model.shift, torch.zeros(3))
+
+
+def test_controls_have_averages_too(make):
+    *_, level = gt.imp(make, plain, steps=3, rounds=1)
+    for _, control in gt.search_controls(level, make, averaging("one"), steps=3):
+        assert not equal(control.judged["decoder"], control.model["decoder"])
+
+
+# -- how far it is ------------------------------------------------------------------------------------------
+
+
+def test_a_search_says_how_far_it_is(make, capsys):
+    list(gt.imp(make, plain, steps=4, rewind_step=1, rounds=2, fraction=0.5, progress=True))
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == ""
+    assert lines[0] == "dense model: 0 of 10 steps done"
+    assert re.fullmatch(r"round 1 of 2, 50.0% pruned: 4 of 10 steps done, \d+ s left", lines[1])
+    assert re.fullmatch(r"round 2 of 2, 75.0% pruned: 7 of 10 steps done, \d+ s left", lines[2])
+    assert lines[3] == "round 2 of 2, 75.0% pruned: 10 of 10 steps done"
+    assert len(lines) == 4
+    list(gt.imp(make, plain, steps=4, rounds=1))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_every_search_says_so_and_counts_what_is_left(make, capsys):
+    def firsts():
+        return [line.partition(" steps")[0] for line in capsys.readouterr().err.splitlines()]
+
+    *_, level = levels = list(gt.one_shot(make, plain, steps=4, sparsities=[0.5, 0.8], progress=True))
+    assert firsts()[:2] == ["dense model: 0 of 12", "round 1 of 2, 50.0% pruned: 4 of 12"]
+    list(gt.imp(make, plain, steps=4, rounds=3, after=levels[0], progress=True))
+    assert firsts()[0] == "round 1 of 3, 19.9% pruned: 0 of 12"
+    list(gt.at_init(make, plain, steps=4, sparsities=[0.5], score=gt.magnitude, with_dense=False, progress=True))
+    assert firsts()[0] == "round 1 of 1, 50.0% pruned: 0 of 4"
+    carried = {"carry": {"encoder": "encoder"}, "progress": True}
+    list(gt.transferred(make, plain, steps=4, tickets=[level.ticket], **carried))
+    assert firsts()[0] == "dense model: 0 of 8"
+    list(gt.transferred(make, plain, steps=4, tickets=iter([level.ticket]), **carried))  # nobody knows how many
+    assert firsts() == ["dense model", "round 1, 84.6% pruned"]
+    list(gt.search_controls(level, make, plain, steps=4, progress=True))
+    assert firsts()[0] == "random mask, 79.8% pruned: 0 of 8"
+
+
+def test_on_a_terminal_it_is_a_bar(make, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as rich takes a stream for a terminal
+    list(gt.imp(make, plain, steps=2, rounds=1, progress=True))
+    shown = capsys.readouterr().err
+    assert "round 1 of 1, 19.9% pruned" in shown
+    assert "━" in shown
