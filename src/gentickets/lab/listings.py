@@ -107,6 +107,9 @@ def _data(runs: Path) -> Table:
     table.add_row("owner/name", "any image data set of the hub; needs the package datasets")
     table.add_row("path/to/train.parquet", "a parquet file with an image column; test.parquet beside it is held out")
     table.add_row("path/to/folder", "a folder of images; train/ and test/ are understood, so is CelebA's layout")
+    table.add_row(
+        "my.py:name", "what a function of yours gives: images (n, height, width[, channels]), with labels or not"
+    )
     return table
 
 

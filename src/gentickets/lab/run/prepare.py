@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from gentickets import __version__
+from gentickets.catalogue import is_code
 from gentickets.cores import cores
 from gentickets.data import ImageSet, check_room, line, load_splits
 from gentickets.errors import RecipeError
@@ -29,7 +30,7 @@ from gentickets.lab.run.processes import interrupt, side_by_side, stopping
 from gentickets.lab.run.seed import SeedRun
 from gentickets.lab.run.threads import threads_of
 from gentickets.lab.run.trainer import Event, make_fabric
-from gentickets.lab.task import build_model
+from gentickets.lab.task import build_model, image_source
 from gentickets.masks.names import components_of
 from gentickets.training.loop import on_threads
 
@@ -53,7 +54,7 @@ class Prepared:
 
 def load_data(part: DataPart) -> tuple[ImageSet, ImageSet]:
     """The training and the held-out images of a recipe, and with both what was read, as `told`."""
-    train, test = load_splits(part.source, **part.model_dump(exclude={"source", "flip"}))
+    train, test = load_splits(image_source(part), **part.model_dump(exclude={"source", "flip"}))
     told = dict(train.told)
     if "size" not in part.model_fields_set and "made" in told:
         told["made"] += f" (data.size is not given: {part.size})"
@@ -153,7 +154,8 @@ def make_judge(recipe: Recipe, train: ImageSet, held_out: ImageSet) -> Judge:
     images) is cached for all runs.
     """
     with on_threads(1):
-        return Judge(recipe.build_objective(), train, held_out, recipe.evaluation, make_fabric(recipe).device)
+        own = {name: metric.build() for name, metric in recipe.evaluation.own_metrics.items()}
+        return Judge(recipe.build_objective(), train, held_out, recipe.evaluation, make_fabric(recipe).device, own)
 
 
 def _origin(
@@ -231,6 +233,7 @@ def _run_seed(folder: Path, recipe: Recipe, threads: int, seed: int, tell: Tell,
     with disk.one_line_errors(folder):
         torch.set_num_threads(threads)
         train, held_out = load_data(recipe.data)
+        _check_same_data(folder, disk.read_origin(folder), train, held_out)
         judge = make_judge(recipe, train, held_out)
         SeedRun(recipe, folder, seed, train, judge, tell, stop).run()
 
@@ -294,4 +297,5 @@ def _check_same_data(folder: Path, origin: Mapping[str, Any], train: ImageSet, h
     data = origin["data"]
     kept = data["fingerprint"], data.get("test_fingerprint", held_out.fingerprint)
     if kept != (train.fingerprint, held_out.fingerprint):
-        raise RecipeError(f"{folder}: the data of {train.name!r} has changed since; put it back, or use find --fresh")
+        mend = "draw them by a fixed seed" if is_code(train.name) else "put it back, or use find --fresh"
+        raise RecipeError(f"{folder}: the data of {train.name!r} has changed since; {mend}")
