@@ -8,6 +8,7 @@ import io
 import json
 import pickle
 import re
+import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -18,11 +19,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
+from safetensors.torch import load_file
+from torch import nn
 
+import gentickets as gt
 from gentickets import data
 from gentickets.cli import main
 from gentickets.data import ImageSet
-from gentickets.errors import DataError, RecipeError
+from gentickets.errors import DataError, RecipeError, TicketError
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.recipe.file import kept_recipe
 from gentickets.lab.run.prepare import load_data
@@ -295,3 +299,98 @@ def test_a_folder_runs_no_code_by_itself(at, tmp_path):
         load_data(recipe.data)
     with pytest.raises(RecipeError, match="is code"):
         load_data(pickle.loads(pickle.dumps(recipe)).data)
+
+
+def test_of_a_run_whose_recipe_was_made_to_name_code_none_runs(at, tmp_path):
+    forged = tmp_path / "runs"
+    shutil.copytree(at / "runs/own", forged / "own")
+    (tmp_path / "evil.py").write_text("open('ran', 'w').close()\n\ndef thing(*given, **more): ...\n")
+    place = forged / "own/recipe.yaml"
+    text = place.read_text()
+    level = "runs/own/seed-0/level-02"
+    deep = (
+        ["evaluate", "runs/own"],
+        ["shrink", level],
+        ["find", "runs/own/recipe.yaml"],
+        ["train", "runs/own/recipe.yaml"],
+    )
+    shown = ["report", "runs/own"], ["inspect", "runs/own"], ["inspect", level], ["list", "runs"]
+    names = dict.fromkeys(re.findall(r"mine\.py:\w+", text))
+    forged_recipes = [text.replace(name, "evil.py:thing") for name in names]
+    cases = [(one, command) for one in forged_recipes for command in deep]
+    cases += [(re.sub(r"mine\.py:\w+", "evil.py:thing", text), command) for command in shown]
+    for recipe, command in cases:
+        place.write_text(recipe)
+        code, _, err = run_program(tmp_path, *command)
+        assert code == 2 or command in shown
+        assert "Traceback" not in err
+    assert not (tmp_path / "ran").exists()
+
+
+# -- small networks ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small(made) -> Path:
+    code, said, err = run_program(
+        made, "shrink", "runs/own/seed-0/level-02", "--allow-code", "--out", "small.safetensors"
+    )
+    assert code == 0, err
+    assert "gentickets.load_small('small.safetensors', make_model=make_gan) reads it" in said
+    return made / "small.safetensors"
+
+
+def test_a_small_network_of_ones_own_model_comes_back_by_what_makes_it(at, small):
+    ticket = gt.Ticket.load(small)
+    network = ticket.origin["network"]
+    assert network["model"] == "mine.py:make_gan"
+    assert network["code"] == hashlib.sha256(MINE.encode()).hexdigest()
+    with pytest.raises(TicketError, match=r"no file runs by itself: .*load_small\(path, make_model=make_gan\)"):
+        gt.load_small(small)
+    level = gt.Ticket.load(at / "runs/own/seed-0/level-02/ticket.safetensors")
+    whole = nn.ModuleDict(own("make_gan")())
+    whole.load_state_dict(load_file(at / "runs/own/seed-0/level-02/trained.safetensors"))
+    level.masks.apply_(whole)
+    noise, images = torch.randn(5, 6), torch.randn(5, 1, 8, 8)
+    state = torch.get_rng_state()
+    for make in (own("make_gan"), lambda width, latent, size: own("make_gan")(width, latent), own("make_gan")):
+        loaded = gt.load_small(small, make_model=make)
+        assert not loaded.training
+        torch.testing.assert_close(loaded["generator"](noise), whole["generator"](noise))
+        torch.testing.assert_close(loaded["discriminator"](images), whole["discriminator"](images))
+    assert torch.equal(state, torch.get_rng_state())
+    ticket.masks.audit(loaded)
+
+
+def own(name: str):
+    """Something of `mine.py`, as whoever wrote it has it."""
+    space: dict = {}
+    exec(MINE, space)
+    return space[name]
+
+
+def test_a_small_network_of_another_model_is_refused(small):
+    def deeper():
+        made = own("make_gan")()
+        made["generator"].append(nn.Linear(8, 8))
+        return made
+
+    for make, message in (
+        (deeper, "it lacks generator.4.weight"),
+        (lambda: {"generator": own("make_gan")()["generator"]}, "no small network"),
+        (lambda: 3, "a model is one nn.Module .* not a int"),
+        (lambda elsewhere: own("make_gan")(), "missing 1 required"),
+        (lambda: {"generator": nn.Conv2d(1, 1, 3), "discriminator": nn.Flatten()}, "no small network"),
+    ):
+        with pytest.raises(TicketError, match=message) as caught:
+            gt.load_small(small, make_model=make)
+        assert "\n" not in str(caught.value)
+
+
+def test_changed_code_shrinks_nothing(at, small, tmp_path):
+    shutil.copytree(at / "runs/own", tmp_path / "runs/own")
+    (tmp_path / "mine.py").write_text(MINE.replace("nn.ReLU()", "nn.Tanh()"))
+    found = refused(tmp_path, "shrink", "runs/own/seed-0/level-02", "--allow-code")
+    assert "the code of mine.py:make_gan has changed since the run began: put it back" in found
+    found = refused(tmp_path, "find", "runs/own/recipe.yaml", "--allow-code")
+    assert "the code of mine.py:bars, mine.py:brightness" in found

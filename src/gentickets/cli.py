@@ -423,7 +423,7 @@ def shrink(
     out.print(shipping.shrunk_table(shrunk))
     for words in (*shrunk.words, *([shipping.reading_words()] if shrunk.time else [])):
         out.print(words)
-    out.print(f"results: {output} ({shrunk.bytes:,} bytes); gentickets.load_small reads it")
+    out.print(f"results: {output} ({shrunk.bytes:,} bytes); {shipping.reader_words(shrunk, output)} reads it")
 
 
 @app.command(epilog="Example: gentickets export runs/quickstart-gan/seed-0/level-03 --component generator")
