@@ -24,12 +24,14 @@ from torch import nn
 
 import gentickets as gt
 from gentickets import data
+from gentickets.catalogue import Named
 from gentickets.cli import main
 from gentickets.data import ImageSet
 from gentickets.errors import DataError, RecipeError, TicketError
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.recipe.file import kept_recipe
 from gentickets.lab.run.prepare import load_data
+from gentickets.lab.task import made_model
 
 MINE = '''
 import numpy as np
@@ -394,3 +396,100 @@ def test_changed_code_shrinks_nothing(at, small, tmp_path):
     assert "the code of mine.py:make_gan has changed since the run began: put it back" in found
     found = refused(tmp_path, "find", "runs/own/recipe.yaml", "--allow-code")
     assert "the code of mine.py:bars, mine.py:brightness" in found
+
+
+# -- what can be pruned -----------------------------------------------------------------------------------------
+
+ODD = """
+import torch
+from torch import nn
+
+
+class Own(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(4, width))
+
+
+def odd(width: int = 8):
+    assert torch.ones(()).item() == 1  # it may read its weights while it is made
+    layers = [nn.Linear(4, width), nn.BatchNorm1d(width), Own(width), nn.Embedding(3, width)]
+    return {"net": nn.Sequential(*layers), "head": nn.Linear(width, 2)}
+
+
+def bound(): return {"net": nn.utils.parametrizations.orthogonal(nn.Linear(4, 4))}
+def norms(): return {"net": nn.LayerNorm(3)}
+def three(): return 3
+def empty(): return {}
+def lazy(): return {"net": nn.LazyLinear(3)}
+def broken(): raise RuntimeError("no\\nway")
+def clashing(width: int = 3, depth: int = 2):
+    if width < depth:
+        raise ValueError(f"width={width} is below depth={depth}")
+"""
+
+
+def cells(said: str) -> list[list[str]]:
+    """The rows of the tables that were printed."""
+    lines = (line for line in said.splitlines() if line.startswith("│"))
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+
+
+def test_what_can_be_pruned_is_told_before_anything_is(tmp_path):
+    (tmp_path / "odd.py").write_text(ODD)
+    code, said, err = run_program(tmp_path, "inspect", "--model", "odd.py:odd", "width=10")
+    assert (code, err) == (0, "")
+    assert said.startswith("odd.py:odd (width=10) for images of 16x16, 1 channel\n")
+    assert cells(said) == [
+        ["net", "140", "40", "28.6%", "1"],
+        ["head", "22", "20", "90.9%", "1"],
+        ["all", "162", "60", "37.0%", "2"],
+        ["net", "a bias, a gain or a number", "10", "1", "net.0.bias"],
+        ["net", "of a norm", "20", "2", "net.1.weight"],
+        ["net", "Own: neither a convolution nor a linear layer", "40", "1", "net.2.weight"],
+        ["net", "an embedding", "30", "1", "net.3.weight"],
+        ["head", "a bias, a gain or a number", "2", "1", "head.bias"],
+    ]
+    _, said, _ = run_program(tmp_path, "inspect", "--model", "odd.py:norms")
+    assert "nothing is pruned by default" in said
+    _, said, _ = run_program(tmp_path, "inspect", "--model", "odd.py:bound")
+    assert "refused by every search as it is: 'net.parametrizations.weight.original' cannot be pruned" in said
+
+
+@pytest.mark.parametrize(("name", "channels"), [("dcgan", 3), ("conv-vae", 1), ("unet", 1)])
+def test_what_is_told_of_a_model_is_what_a_search_prunes(tmp_path, name, channels):
+    _, said, _ = run_program(tmp_path, "inspect", "--model", name, "--channels", channels, "model.width=8")
+    model = made_model(Named("model", name, {"width": 8}), 16, channels)
+    every = [row for row in cells(said) if row[0] == "all"]
+    masks = gt.Masks.dense(model)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    share = f"{masks.total / weights:.1%}"
+    assert every == [["all", f"{weights:,}", f"{masks.total:,}", share, str(len(masks))]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("odd.py:three", "model=odd.py:three makes no model: a model is one nn.Module .* not an? int"),
+        ("odd.py:empty", "model=odd.py:empty makes no model"),
+        ("odd.py:broken", r"odd.py:broken failed \(line 23: RuntimeError: no way\)"),
+        ("odd.py:clashing depth=9", r"odd.py:clashing failed \(line 26: ValueError: width=3 is below depth=9\)"),
+        ("odd.py:clashing depht=9", r"model.depht: odd.py:clashing takes width, depth \(did you mean depth\?\)"),
+        ("odd.py:odd width=wide", "model.width='wide': input should be a valid integer"),
+        ("odd.py:odd data.size=8", "data: with --model, key=value are the model's own"),
+        ("odd.py:od", r"'od' is not there; odd.py has Own, odd, .* \(did you mean odd\?\)"),
+        ("odd.py:lazy", "'net.weight' has no shape yet"),
+        ("nowhere.py:odd", "cannot read nowhere.py"),
+        ("nowhere:odd", "there is no module 'nowhere'; a file is named as my.py:name"),
+        ("dcgan --size 5", "size=5: the models take images of side 8, 16, 28, 32, 64"),
+        ("dcgna", "'dcgna' is none of .*did you mean dcgan.*, nor code of your own, as my.py:name"),
+    ],
+)
+def test_what_is_no_model_is_refused(tmp_path, arguments, message):
+    (tmp_path / "odd.py").write_text(ODD)
+    found = refused(tmp_path, "inspect", "--model", *arguments.split())
+    assert re.search(message, found), found
+
+
+def test_inspect_asks_for_one_thing(tmp_path):
+    assert "one file or folder, or --model" in refused(tmp_path, "inspect")

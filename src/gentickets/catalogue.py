@@ -168,8 +168,9 @@ def load(kind: str, name: str) -> Callable[..., Any]:
         near = difflib.get_close_matches(attribute, has, n=1)
         mend = f" (did you mean {near[0]}?)" if near else ""
         what = "is no function or class" if hasattr(module_, attribute) else "is not there"
+        shown = [*has[:10], *(["…"] if len(has) > 10 else [])]
         raise RecipeError(
-            f"{name}: {attribute!r} {what}; {found['file'] or found['module']} has {', '.join(has)}{mend}"
+            f"{name}: {attribute!r} {what}; {found['file'] or found['module']} has {', '.join(shown)}{mend}"
         )
     return target
 

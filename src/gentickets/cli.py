@@ -505,14 +505,30 @@ def report(
 @app.command(epilog=f"Example: gentickets inspect {_TICKET}")
 def inspect(
     what: Annotated[
-        Path, typer.Argument(help="A ticket file, or the folder of a level, a run or a study.", show_default=False)
-    ],
+        list[str] | None,
+        typer.Argument(
+            help="A ticket file, or the folder of a level, a run or a study; with --model, key=value of the model.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="A model's name, or my.py:name, which is run.", show_default=False)
+    ] = None,
+    size: Annotated[int, typer.Option(min=1, help="With --model: the side of its images, in pixels.")] = 16,
+    channels: Annotated[int, typer.Option(min=1, help="With --model: 1 grey, 3 in colour.")] = 1,
 ) -> None:
-    """Show what is in a ticket or a level, or where a run stands; checks a ticket's digest on the way."""
-    from gentickets.lab.listings import what_is_in
+    """Show what is in a ticket or a level, or where a run stands; checks a ticket's digest on the way.
 
-    for shown in what_is_in(what):
-        out.print(shown)
+    With --model: which components a model has, what of them can be pruned, and what cannot and why.
+    """
+    from gentickets.lab.listings import model_words, what_is_in
+
+    given = what or []
+    if model is None and len(given) != 1:
+        raise GenticketsError("inspect takes one file or folder, or --model my.py:name with its key=value")
+    shown = what_is_in(Path(given[0])) if model is None else model_words(model, given, size, channels)
+    for part in shown:
+        out.print(part)
 
 
 @app.command("list", epilog="Example: gentickets list models")

@@ -68,7 +68,7 @@ def small_ticket(
         "size": architecture.size,
         "channels": architecture.channels,
         "options": dict(architecture.options),
-        "sizes": _changed_sizes(architecture.skeleton(), model),
+        "sizes": _changed_sizes(_to_be_filled(architecture), model),
     }
     own = is_code(architecture.model)
     if own:
@@ -120,7 +120,7 @@ def rebuilt(ticket: Ticket, make_model: Callable[..., Any] | None = None) -> nn.
 
 def _to_be_filled(architecture: Architecture) -> nn.Module:
     """The whole network, whose weights are still to come; torch's global generator is left as it was."""
-    if architecture.make is None:
+    if architecture.make is None or architecture.model in CATALOGUE["model"]:
         return architecture.skeleton()
     with torch.random.fork_rng(devices=[]):
         return architecture.build()  # it may compute what it does not save

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
 
-from gentickets.catalogue import is_code, running
+from gentickets.catalogue import Named, is_code, running
 from gentickets.data import ImageSet, given
 from gentickets.data.sources import Source
 from gentickets.errors import GenticketsError, RecipeError
@@ -45,18 +47,32 @@ def build_model(recipe: Recipe, images: ImageSet, seed: int, draw: int = 0) -> n
     Raises `GenticketsError` where it cannot be built for these images.
     """
     channels, height, _ = images.shape
-    named = recipe.model.named
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(seed, draw))
+        return made_model(recipe.model.named, height, channels)
+
+
+def without_values(named: Named) -> AbstractContextManager[Any]:
+    """Where a model that is only looked at is made: on the device meta, which takes no memory, if it is of the
+    catalogue. Somebody's own may read its weights while it is made, and is made as ever."""
+    return nullcontext() if is_code(named.name) else torch.device("meta")
+
+
+def made_model(named: Named, size: int, channels: int) -> nn.Module:
+    """A model for images of a side and so many channels, its weights drawn by torch's global generator.
+
+    Raises `GenticketsError` where it cannot be built for these, and where what is named makes no model.
+    """
     make = named.load()
     takes = inspect.signature(make).parameters
-    told = {key: value for key, value in (("size", height), ("channels", channels)) if key in takes}
-    with torch.random.fork_rng(devices=[]), running(named.name):
-        torch.manual_seed(derived_seed(seed, draw))
+    told = {key: value for key, value in (("size", size), ("channels", channels)) if key in takes}
+    with running(named.name):
         try:
             made = make(**told, **named.options)
         except (ValueError, TypeError) as error:
             if is_code(named.name):
                 raise
-            raise GenticketsError(f"model {named.name}, images {height}x{height}: {error}") from None
+            raise GenticketsError(f"model {named.name}, images {size}x{size}: {error}") from None
     try:
         return as_model(made)
     except GenticketsError as error:

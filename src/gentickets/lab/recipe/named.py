@@ -99,6 +99,21 @@ def named_part(kind: str, said: Any, info: ValidationInfo) -> NamedPart:
     return part
 
 
+def named_of(kind: str, said: str | Mapping[str, Any]) -> Named:
+    """What is said in the place of a recipe's key of that kind, its options checked as there. Raises `RecipeError`.
+
+    Code that it names is run.
+    """
+
+    class Asked(BaseModel):
+        part: Annotated[NamedPart, PlainValidator(partial(named_part, kind))]
+
+    try:
+        return Asked.model_validate({"part": said}).part.named
+    except ValidationError as error:
+        raise RecipeError(complaints(error, Asked).replace("part.", f"{kind}.", 1)) from None
+
+
 def metrics_asked(said: Any, info: ValidationInfo) -> Literal["all"] | list[str | NamedPart]:
     """What stands at `evaluation.metrics`: all, or names of metrics and code of one's own."""
     if said == "all":

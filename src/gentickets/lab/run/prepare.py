@@ -30,7 +30,7 @@ from gentickets.lab.run.processes import interrupt, side_by_side, stopping
 from gentickets.lab.run.seed import SeedRun
 from gentickets.lab.run.threads import threads_of
 from gentickets.lab.run.trainer import Event, make_fabric
-from gentickets.lab.task import build_model, image_source
+from gentickets.lab.task import build_model, image_source, without_values
 from gentickets.masks.names import components_of
 from gentickets.training.loop import on_threads
 
@@ -127,7 +127,7 @@ def _grown(recipe: Recipe, asked: Recipe, fitted: bool) -> Recipe:
 
 def check_buildable(recipe: Recipe, images: ImageSet) -> None:
     """Raises `RecipeError` where model, objective and images do not go together, before anything is computed."""
-    with torch.device("meta"):
+    with without_values(recipe.model.named):
         model = build_model(recipe, images, seed=0)
     check_fits(recipe, model, images.shape)
     has, needs = components_of(model), recipe.build_objective().components
