@@ -502,6 +502,39 @@ def report(
     out.print(f"report:  {page}")
 
 
+@app.command(epilog="Example: gentickets init faces/ --model my_gan.py:make_gan --out faces.yaml")
+def init(
+    source: Annotated[
+        str, typer.Argument(help="The images: a folder, or whatever else `list data` names.", show_default=False)
+    ],
+    overrides: Overrides = None,
+    model: Annotated[
+        str, typer.Option("--model", help="A model's name, or my.py:name, which is run.", show_default=False)
+    ] = "",
+    objective: Annotated[
+        str | None, typer.Option("--objective", help="What it is trained for; default: guessed.", show_default=False)
+    ] = None,
+    output: Annotated[Path, typer.Option("--out", help="The recipe to write; nothing is overwritten.")] = Path(
+        "recipe.yaml"
+    ),
+) -> None:
+    """Write a recipe to start from, for your images and your model, with what every key means."""
+    if not model:
+        raise GenticketsError("init needs a --model: my.py:name, or one that `gentickets list models` shows")
+    if os.path.lexists(output):
+        raise GenticketsError(f"--out {output} is there already, and init overwrites nothing: name another file")
+    from gentickets.lab.starting import starter
+
+    made = starter(source, model, objective, overrides or ())
+    with output.open("x", encoding="utf-8") as file:
+        file.write(made.text)
+    for words in made.told:
+        out.print(words)
+    out.print(f"results: {output}; what it will take:")
+    allowed = ["--allow-code"] if made.names_code else []
+    out.print(shlex.join(["gentickets", "find", str(output), "--plan", *allowed]))
+
+
 @app.command(epilog=f"Example: gentickets inspect {_TICKET}")
 def inspect(
     what: Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
 import re
@@ -30,6 +31,7 @@ from gentickets.errors import DataError
 # Raise it where the same source would now decode to other pixels, or be told of in other words.
 _FORMAT = 3
 _AT_ONCE, _BYTES_AT_ONCE = 512, 2**26
+_FIRST = 100
 LEAST = 2
 """Images of a split. Statistics of fewer are none."""
 
@@ -87,6 +89,18 @@ def load_splits(
         splits[split], seen[split] = loading.split(split)
     facts = {**loading.told(seen), **loading.in_both(splits["train"], splits["test"])}
     return replace(splits["train"], told=facts), replace(splits["test"], told=facts)
+
+
+def looked_at(
+    source: str | Source, crop: int | None = None, test: str | None = None, cache: Path | None = None
+) -> tuple[Survey, tuple[int, int]]:
+    """What is in a source, without decoding all of it; and the least and the largest side, in pixels, of the squares
+    that its first images are cut to. Raises `DataError` as `load_splits` does."""
+    loading = _Loading(source, size=4, channels=None, crop=crop, test=test, limit=None, cache=cache)
+    loading.check_counts()
+    first = itertools.islice(loading.opened.train.examples(), _FIRST)
+    sides = [loading.side or min(decode(example, 4, 1, loading.side).size) for example in first]
+    return loading.survey, (min(sides), max(sides))
 
 
 @dataclass(frozen=True)
