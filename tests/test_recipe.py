@@ -135,6 +135,16 @@ def test_what_prunes_before_training_has_nothing_to_rewind(method, change):
         make_recipe(parts(search={"method": method, **change}))
 
 
+def test_what_another_method_has_by_default_says_nothing():
+    """As recipes of before say it: `search: {method: snip, rewind_step: 0, retrain: rewind}`."""
+    said = {"method": "snip", "rewind_step": 0, "retrain": "rewind", "others": None}
+    assert make_recipe(parts(search=said)) == make_recipe(parts(search={"method": "snip"}))
+    with pytest.raises(RecipeError, match=r"search\.rewind_step: .* it is a key of imp"):
+        make_recipe(parts(search=said | {"rewind_step": 1}))
+    with pytest.raises(RecipeError, match=r"search\.rewind_stepp: .* did you mean"):
+        make_recipe(parts(search={"method": "imp", "rewind_stepp": None}))
+
+
 @pytest.mark.parametrize("change", [{"include": ["encoder.*"]}, {"exclude": ["encoder.*"]}])
 def test_early_birds_prune_whole_components(change):
     with pytest.raises(RecipeError, match=rf"search\.{next(iter(change))}: early-bird takes .*components"):

@@ -164,7 +164,7 @@ def _validated(kind: str, base: type[_Chosen], said: Any, info: ValidationInfo, 
     may_run = bool((info.context or {}).get("code_may_run", True))
     try:
         part = _part(kind, name, base, may_run)
-        unsaid = {key for key, value in said.items() if value is None and _may_be_unsaid(kind, part, key)}
+        unsaid = {key for key, value in said.items() if _says_nothing(kind, part, key, value)}
         known = {key: value for key, value in said.items() if key not in unsaid}
         return part.model_validate(known, context={**(info.context or {}), "where": where})
     except ValidationError as error:
@@ -227,10 +227,14 @@ def _is_given(kind: str, option: Option) -> bool:
     return kind == "objective" and option.name == "latent_size" and option.default is REQUIRED
 
 
-def _may_be_unsaid(kind: str, part: type[_Chosen], key: str) -> bool:
-    """Whether null means that nothing is said: of an option that is never null, or is another's of the kind."""
+def _says_nothing(kind: str, part: type[_Chosen], key: str, value: Any) -> bool:
+    """Whether a key could as well be left out: null where an option is never null, and of another thing of the kind
+    null or the default."""
     field = part.model_fields.get(key)
-    return not _takes_none(field.annotation) if field is not None else bool(owners(kind, key))
+    if field is not None:
+        return value is None and not _takes_none(field.annotation)
+    defaults = [owner(kind, name).options[key].default for name in owners(kind, key)]
+    return bool(defaults) and (value is None or all(value == default for default in defaults))
 
 
 def _takes_none(kind: Any) -> bool:
