@@ -141,7 +141,7 @@ def test_what_another_method_has_by_default_says_nothing():
     assert make_recipe(parts(search=said)) == make_recipe(parts(search={"method": "snip"}))
     with pytest.raises(RecipeError, match=r"search\.rewind_step: .* it is a key of imp"):
         make_recipe(parts(search=said | {"rewind_step": 1}))
-    with pytest.raises(RecipeError, match=r"search\.rewind_stepp: .* did you mean"):
+    with pytest.raises(RecipeError, match=r"search\.rewind_stepp: .*did you mean"):
         make_recipe(parts(search={"method": "imp", "rewind_stepp": None}))
 
 
