@@ -197,6 +197,25 @@ def test_averages_of_the_training_loop_are_taken_over(make_autoencoder):
     assert level.averaged is None
 
 
+@pytest.mark.parametrize("several", [True, False])
+def test_an_average_of_one_component_is_held(make, several):
+    model = make()
+    masks = gt.prune(gt.magnitude(model), fraction=0.5)
+    ema = {"decoder": AveragedModel(copy.deepcopy(model["decoder"]))}
+    other = gt.random_like(masks, 1)
+    with masks.hold(model, torch.optim.Adam(model.parameters()), copies=[ema] if several else ema) as hold:
+        masks.select("decoder").audit(ema)
+        hold.move_to(other)
+        (masks & other).select("decoder").audit(ema)
+        nn.init.ones_(ema["decoder"].module[0].weight)
+        with pytest.raises(gt.MaskError, match="averaged copy"):
+            hold.audit()
+        (masks & other).select("decoder").apply_(ema)
+    for wrong in ({"dec": model["decoder"]}, {"decoder": nn.Linear(2, 2)}):
+        with pytest.raises(gt.MaskError, match=r"no component 'dec'|no weight 'decoder\.0\.weight'"):
+            masks.hold(model, copies=wrong)
+
+
 @pytest.mark.parametrize("given", [None, 3, {"loss": 1.0}, {}, nn.MSELoss(), nn.Linear(2, 2), "itself"])
 def test_what_is_no_average_is_ignored(make, given):
     def train_(model, masks, start, end):
