@@ -15,13 +15,14 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
 
-from gentickets.errors import RecipeError
+from gentickets.errors import GenticketsError, RecipeError
 
 _MODELS = {
     "linear-autoencoder": "gentickets.models.autoencoder:linear_autoencoder",
@@ -77,9 +78,11 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "criterion": _CRITERIA,
         "around": _AROUNDS,
         "metric": {},
+        "source": {},
     }
 )
-"""Kind → name → where it is. A new thing is one file, and one line here."""
+"""Kind → name → where it is. A new thing is one file, and one line here. Metrics and sources are named beside those
+that judging and data know."""
 
 _CODE = re.compile(r"(?P<file>.+\.py):(?P<inside>[A-Za-z_]\w*)|(?P<module>[A-Za-z_][\w.]*):(?P<within>[A-Za-z_]\w*)")
 
@@ -121,7 +124,7 @@ class Named:
         takes = inspect.signature(target).parameters
         told = {**{key: value for key, value in given.items() if key in takes}, **self.options}
         if not inspect.isclass(target):
-            return functools.partial(target, **told)
+            return _filled_in(target, told)
         missing = [key for key, one in takes.items() if one.default is one.empty and key not in told and _is_one(one)]
         if missing:
             raise RecipeError(f"{self.kind}.{missing[0]} is missing: {self.name} needs it, and nothing else tells it")
@@ -129,6 +132,13 @@ class Named:
             return target(**told)
         except (ValueError, TypeError) as error:
             raise RecipeError(f"{self.kind}.{error}") from None
+
+
+def _filled_in(function: Callable[..., Any], told: Mapping[str, Any]) -> Callable[..., Any]:
+    """A function with some arguments said, that still tells of itself what it told before."""
+    filled = functools.update_wrapper(functools.partial(function, **told), function)
+    del filled.__wrapped__  # its signature is what is left to be given
+    return filled
 
 
 def _is_one(parameter: inspect.Parameter) -> bool:
@@ -162,8 +172,9 @@ def load(kind: str, name: str) -> Callable[..., Any]:
         near = difflib.get_close_matches(attribute, has, n=1)
         mend = f" (did you mean {near[0]}?)" if near else ""
         what = "is no function or class" if hasattr(module_, attribute) else "is not there"
+        shown = [*has[:10], *(["…"] if len(has) > 10 else [])]
         raise RecipeError(
-            f"{name}: {attribute!r} {what}; {found['file'] or found['module']} has {', '.join(has)}{mend}"
+            f"{name}: {attribute!r} {what}; {found['file'] or found['module']} has {', '.join(shown)}{mend}"
         )
     return target
 
@@ -177,6 +188,37 @@ def digests(names: Iterable[str]) -> dict[str, str]:
         source = match["file"] or getattr(_imported(match["module"], name), "__file__", None)
         found[name] = hashlib.sha256(_read(Path(source), name)).hexdigest() if source else "none"
     return found
+
+
+@contextmanager
+def running(name: str) -> Iterator[None]:
+    """Whatever code that `name` says raises, in one line, with the line of its file. Raises `RecipeError`."""
+    try:
+        yield
+    except GenticketsError:
+        raise
+    except Exception as error:
+        if not is_code(name):
+            raise
+        raise RecipeError(f"{name} failed ({_where(error, _file_of(name))})") from error
+
+
+def own_fault(error: BaseException) -> str | None:
+    """An error that arose in code of one's own, or in what that called: its file and line, in words; else None."""
+    own = {path for path, _ in _ran}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if Path(frame.filename) in own and isinstance(error, Exception):
+            return f"{Path(frame.filename).name}, {_where(error, Path(frame.filename))}"
+    return None
+
+
+def _file_of(name: str) -> Path | None:
+    match = _CODE.fullmatch(name)
+    assert match is not None
+    if match["file"]:
+        return Path(match["file"]).resolve()
+    source = getattr(sys.modules.get(match["module"]), "__file__", None)
+    return Path(source) if source else None
 
 
 def _own_names(module: ModuleType) -> list[str]:

@@ -423,7 +423,7 @@ def shrink(
     out.print(shipping.shrunk_table(shrunk))
     for words in (*shrunk.words, *([shipping.reading_words()] if shrunk.time else [])):
         out.print(words)
-    out.print(f"results: {output} ({shrunk.bytes:,} bytes); gentickets.load_small reads it")
+    out.print(f"results: {output} ({shrunk.bytes:,} bytes); {shipping.reader_words(shrunk, output)} reads it")
 
 
 @app.command(epilog="Example: gentickets export runs/quickstart-gan/seed-0/level-03 --component generator")
@@ -502,17 +502,66 @@ def report(
     out.print(f"report:  {page}")
 
 
+@app.command(epilog="Example: gentickets init faces/ --model my_gan.py:make_gan --out faces.yaml")
+def init(
+    source: Annotated[
+        str, typer.Argument(help="The images: a folder, or whatever else `list data` names.", show_default=False)
+    ],
+    overrides: Overrides = None,
+    model: Annotated[
+        str, typer.Option("--model", help="A model's name, or my.py:name, which is run.", show_default=False)
+    ] = "",
+    objective: Annotated[
+        str | None, typer.Option("--objective", help="What it is trained for; default: guessed.", show_default=False)
+    ] = None,
+    output: Annotated[Path, typer.Option("--out", help="The recipe to write; nothing is overwritten.")] = Path(
+        "recipe.yaml"
+    ),
+) -> None:
+    """Write a recipe to start from, for your images and your model, with what every key means."""
+    if not model:
+        raise GenticketsError("init needs a --model: my.py:name, or one that `gentickets list models` shows")
+    if os.path.lexists(output):
+        raise GenticketsError(f"--out {output} is there already, and init overwrites nothing: name another file")
+    from gentickets.lab.starting import starter
+
+    made = starter(source, model, objective, overrides or ())
+    with output.open("x", encoding="utf-8") as file:
+        file.write(made.text)
+    for words in made.told:
+        out.print(words)
+    out.print(f"results: {output}; what it will take:")
+    allowed = ["--allow-code"] if made.names_code else []
+    out.print(shlex.join(["gentickets", "find", str(output), "--plan", *allowed]))
+
+
 @app.command(epilog=f"Example: gentickets inspect {_TICKET}")
 def inspect(
     what: Annotated[
-        Path, typer.Argument(help="A ticket file, or the folder of a level, a run or a study.", show_default=False)
-    ],
+        list[str] | None,
+        typer.Argument(
+            help="A ticket file, or the folder of a level, a run or a study; with --model, key=value of the model.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="A model's name, or my.py:name, which is run.", show_default=False)
+    ] = None,
+    size: Annotated[int, typer.Option(min=1, help="With --model: the side of its images, in pixels.")] = 16,
+    channels: Annotated[int, typer.Option(min=1, help="With --model: 1 grey, 3 in colour.")] = 1,
 ) -> None:
-    """Show what is in a ticket or a level, or where a run stands; checks a ticket's digest on the way."""
-    from gentickets.lab.listings import what_is_in
+    """Show what is in a ticket or a level, or where a run stands; checks a ticket's digest on the way.
 
-    for shown in what_is_in(what):
-        out.print(shown)
+    With --model: which components a model has, what of them can be pruned, and what cannot and why.
+    """
+    from gentickets.lab.listings import model_words, what_is_in
+
+    given = what or []
+    if model is None and len(given) != 1:
+        raise GenticketsError("inspect takes one file or folder, or --model my.py:name with its key=value")
+    shown = what_is_in(Path(given[0])) if model is None else model_words(model, given, size, channels)
+    for part in shown:
+        out.print(part)
 
 
 @app.command("list", epilog="Example: gentickets list models")

@@ -1,8 +1,9 @@
-"""A smaller network is a file: a ticket for an architecture of the catalogue of which some channels are gone.
+"""A smaller network is a file: a ticket for an architecture of which some channels are gone.
 
 The file is a ticket's (see `ticket`: safetensors, a digest over every bit, safe to open from a stranger). Its weights
 are those of the small network, its masks those that are left to hold it to, and its origin says under `network` how
-to build it: the catalogue's model, the images it is for, its options, and the sizes of the layers that were cut.
+to build it: the model's name, the images it is for, its options, and the sizes of the layers that were cut. Where that
+is code of one's own, it says the digest of that too, and no more: whoever opens the file gives what makes the model.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gentickets.catalogue import CATALOGUE, load
+from gentickets.catalogue import CATALOGUE, digests, is_code, load
 from gentickets.errors import TicketError
 from gentickets.masks.names import PRUNABLE, as_model, named_layers, named_state
 from gentickets.masks.ticket import Ticket
@@ -37,13 +38,16 @@ class Architecture:
     make: Callable[..., Any] | None = None
 
     def build(self) -> nn.Module:
-        """The whole network, freshly drawn. Raises `ValueError` where the catalogue has none such."""
+        """The whole network, freshly drawn. Raises `ValueError` where the catalogue has none such; runs no code that
+        its name says."""
         if self.make is None and self.model not in CATALOGUE["model"]:
             raise ValueError(f"model {self.model!r} is none of {', '.join(CATALOGUE['model'])}")
         make = self.make or load("model", self.model)
         takes = inspect.signature(make).parameters
         told = {key: value for key, value in (("size", self.size), ("channels", self.channels)) if key in takes}
-        return as_model(make(**told, **self.options))
+        every = self.make is None or any(one.kind is one.VAR_KEYWORD for one in takes.values())
+        options = {key: value for key, value in self.options.items() if every or key in takes}
+        return as_model(make(**told, **options))
 
     def skeleton(self) -> nn.Module:
         """The whole network without any values: its tensors are on the meta device and take no memory."""
@@ -64,42 +68,62 @@ def small_ticket(
         "size": architecture.size,
         "channels": architecture.channels,
         "options": dict(architecture.options),
-        "sizes": _changed_sizes(architecture.skeleton(), model),
+        "sizes": _changed_sizes(_to_be_filled(architecture), model),
     }
+    own = is_code(architecture.model)
+    if own:
+        network["code"] = digests([architecture.model])[architecture.model]
     ticket = Ticket(masks, model, {**(origin or {}), "network": network})
-    rebuilt(ticket)  # what cannot be read back is not written
+    rebuilt(ticket, architecture.make if own else None)  # what cannot be read back is not written
     return ticket
 
 
-def load_small(path: str | os.PathLike[str]) -> nn.Module:
+def load_small(path: str | os.PathLike[str], make_model: Callable[..., Any] | None = None) -> nn.Module:
     """The network in a file that `gentickets shrink` or `small_ticket` made, in evaluation mode, on the CPU.
 
-    Nothing in the file is run. Raises `TicketError`, in one line, for a file that is missing, cut off, changed by as
-    little as one bit, or none of a small network.
+    Nothing in the file is run. Where its model is code of one's own, `make_model` makes it: a function that gives the
+    whole network, as a module or a dict of components, and is called with what it has arguments for of `size`,
+    `channels` and the model's options. Raises `TicketError`, in one line, for a file that is missing, cut off, changed
+    by as little as one bit, none of a small network, or one of another network than `make_model` makes.
     """
     ticket = Ticket.load(path)
+    network = ticket.origin.get("network")
+    if make_model is None and isinstance(network, dict) and is_code(network.get("model")):
+        raise TicketError(
+            f"{path} is of {network['model']}, code that no file runs by itself: "
+            f"gentickets.load_small(path, make_model={str(network['model']).rpartition(':')[2]})"
+        )
     try:
-        return rebuilt(ticket)
+        return rebuilt(ticket, make_model)
     except TicketError as error:
         raise TicketError(f"{path}: {error}") from None
 
 
-def rebuilt(ticket: Ticket) -> nn.Module:
+def rebuilt(ticket: Ticket, make_model: Callable[..., Any] | None = None) -> nn.Module:
     """The network that a `small_ticket` holds, in evaluation mode. Raises `TicketError` where it is none."""
     try:
         network = dict(ticket.origin["network"])
         sizes = network.pop("sizes")
-        _check_bounds(network, len(ticket.weights))
-        model = Architecture(**network).skeleton()
+        network.pop("code", None)
+        _check_bounds(network, len(ticket.weights), own=make_model is not None)
+        model = _to_be_filled(Architecture(**network, make=make_model))
         _set_sizes(model, sizes)
         for name, tensor in ticket.weights.items():
             _put(model, name, tensor.clone())
     except (LookupError, AttributeError, ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError) as error:
         reason = "its origin does not say how to build one" if "network" not in ticket.origin else error
         raise TicketError(f"no small network: {' '.join(str(reason).split())[:300]}") from None
-    if missing := [name for name, tensor in named_state(model).items() if tensor.is_meta]:
+    if missing := [name for name in named_state(model) if name not in ticket.weights]:
         raise TicketError(f"no small network: it lacks {', '.join(missing[:3])}")
     return model.eval()
+
+
+def _to_be_filled(architecture: Architecture) -> nn.Module:
+    """The whole network, whose weights are still to come; torch's global generator is left as it was."""
+    if architecture.make is None or architecture.model in CATALOGUE["model"]:
+        return architecture.skeleton()
+    with torch.random.fork_rng(devices=[]):
+        return architecture.build()  # it may compute what it does not save
 
 
 _WIDEST = 2**16
@@ -109,10 +133,11 @@ _WIDTHS = ("width", "latent")
 """Options that say how wide layers are, and not how many there are."""
 
 
-def _check_bounds(network: Mapping[str, Any], tensors: int) -> None:
+def _check_bounds(network: Mapping[str, Any], tensors: int, own: bool = False) -> None:
     """Raises `ValueError` for what would take more to build than the file can fill: it may be a stranger's.
 
-    Widths cost nothing, as the skeleton has no values. Of layers there can be no more than the file has tensors.
+    Widths cost nothing, as the skeleton has no values. Of layers there can be no more than the file has tensors. Of a
+    model of one's `own`, nothing tells widths from layers, and options may be words and fractions too.
     """
     model, options = network["model"], network["options"]
     if set(network) != {"model", "size", "channels", "options"} or not isinstance(model, str):
@@ -121,9 +146,17 @@ def _check_bounds(network: Mapping[str, Any], tensors: int) -> None:
         raise ValueError("its options are no keys and values")
     for key, value in {"size": network["size"], "channels": network["channels"], **options}.items():
         each = value if isinstance(value, list) else [value]
-        most = _WIDEST if key in ("size", "channels", *_WIDTHS) or isinstance(value, list) else tensors
-        if len(each) > tensors or not all(_is_plain(one, most) for one in each):
+        wide = own or key in ("size", "channels", *_WIDTHS) or isinstance(value, list)
+        most = _WIDEST if wide else tensors
+        if len(each) > tensors or not all(_is_plain(one, most) or (own and _is_said(one)) for one in each):
             raise ValueError(f"it cannot have {key}={str(value)[:40]}")
+
+
+def _is_said(value: object) -> bool:
+    """Whether an option of one's own model may be so, beside what any may be."""
+    if isinstance(value, str):
+        return len(value) <= 1000
+    return type(value) in (int, float) and -_WIDEST <= value <= _WIDEST  # type: ignore[operator]
 
 
 def _is_plain(value: object, most: int) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import io
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +59,25 @@ def find(path: Path) -> Source:
 def whole(path: Path) -> Source:
     """A file with one array of images."""
     return Source(path.stem, {"arrays": file_identity(path)}, lambda: _open(path, whole=True))
+
+
+def of_memory(name: str, held: Mapping[str, np.ndarray], note: str = "") -> Opened:
+    """Arrays in memory as a file of that name would have them: `train`, `train_labels`, `test`, `test_labels`."""
+    found = {key: _of_memory(key, f"{name}, {key}", array) for key, array in held.items()}
+    opened = _splits(Path(name), found, "train", "test" if "test" in held else None)
+    return replace(opened, notes=(*((note,) if note else ()), *opened.notes))
+
+
+def _of_memory(key: str, where: str, array: np.ndarray) -> _Array:
+    def stream() -> packed.Bounded:
+        return packed.Bounded(io.BytesIO(array.tobytes()), where)
+
+    return _Array(key, where, array.shape, array.dtype, by_columns=False, stream=stream)
+
+
+def on_a_grid(array: np.ndarray) -> bool:
+    """Whether all numbers are among the 256 that 8 bits give, on one of the scales that images are saved on."""
+    return any(_on_grid(array, scale) for scale in (_BYTES, _UNIT, _SIGNED))
 
 
 class _Array(NamedTuple):

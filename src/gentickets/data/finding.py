@@ -36,11 +36,13 @@ _FOLDERS: tuple[Format, ...] = (celeba, cifar, idx, parquet, folders)
 _FILES: tuple[Format, ...] = (parquet, arrays, cifar, idx, archives)
 
 
-def find(source: str, test: str | None) -> Source:
-    """The source that `source` names: a set built in, a hub id, or a file or folder of a format that is known.
+def find(source: str | Source, test: str | None) -> Source:
+    """The source that `source` is, or names: a set built in, a hub id, or a file or folder of a format that is known.
 
     `test` names another file or folder, whose images are held out. Raises `DataError` where there is none.
     """
+    if isinstance(source, Source):
+        return source if test is None else _with_test(Path(source.name), source, test)
     for key, said in (("source", source), ("test", test)):
         if said is not None and "\0" in said:
             raise DataError(f"{key}: {said!r} is no path: name {_taken()}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import os
 import re
@@ -30,12 +31,13 @@ from gentickets.errors import DataError
 # Raise it where the same source would now decode to other pixels, or be told of in other words.
 _FORMAT = 3
 _AT_ONCE, _BYTES_AT_ONCE = 512, 2**26
+_FIRST = 100
 LEAST = 2
 """Images of a split. Statistics of fewer are none."""
 
 
 def load(
-    source: str,
+    source: str | Source,
     *,
     size: int,
     channels: int | None = None,
@@ -48,7 +50,7 @@ def load(
     """The images of `source`, `size` x `size`, decoded once and kept in the cache.
 
     `source`: "digits" (offline), "mnist", "fashion-mnist", "cifar10", "celeba" or "owner/name" from the hub,
-    or a local file or folder: see docs/data.md. A local folder called "mnist" is "./mnist".
+    or a local file or folder: see docs/data.md. A local folder called "mnist" is "./mnist". Or a `Source` itself.
     `channels`: 1 grey, 3 RGB, None: grey where every image of both splits is. `split`: "train" or "test"; the test
     images are those of `test` (a file or folder), else the source's own, else one image in ten, drawn by a fixed seed.
     `crop`: the side, in source pixels, of a centre crop (None: the largest square; CelebA: 148).
@@ -67,7 +69,7 @@ def load(
 
 
 def load_splits(
-    source: str,
+    source: str | Source,
     *,
     size: int,
     channels: int | None = None,
@@ -89,11 +91,23 @@ def load_splits(
     return replace(splits["train"], told=facts), replace(splits["test"], told=facts)
 
 
+def looked_at(
+    source: str | Source, crop: int | None = None, test: str | None = None, cache: Path | None = None
+) -> tuple[Survey, tuple[int, int]]:
+    """What is in a source, without decoding all of it; and the least and the largest side, in pixels, of the squares
+    that its first images are cut to. Raises `DataError` as `load_splits` does."""
+    loading = _Loading(source, size=4, channels=None, crop=crop, test=test, limit=None, cache=cache)
+    loading.check_counts()
+    first = itertools.islice(loading.opened.train.examples(), _FIRST)
+    sides = [loading.side or min(decode(example, 4, 1, loading.side).size) for example in first]
+    return loading.survey, (min(sides), max(sides))
+
+
 @dataclass(frozen=True)
 class _Loading:
     """One source, on its way to images of one kind."""
 
-    source: str
+    source: str | Source
     size: int
     channels: int | None
     crop: int | None
@@ -114,6 +128,11 @@ class _Loading:
 
     def _check_room(self, count: int, channels: int) -> None:
         check_room("size", count, (channels, self.size, self.size), 1, "take a smaller size, or a limit")
+
+    @property
+    def said(self) -> str:
+        """What the source is called in words."""
+        return self.source if isinstance(self.source, str) else self.source.name
 
     @cached_property
     def found(self) -> Source:
@@ -196,17 +215,17 @@ class _Loading:
         if held < LEAST:
             of = self.survey.held_out if self.survey.test is not None else f"a tenth of {self.survey.train:,}"
             raise DataError(
-                f"source: {self.source} holds out {held:,} image{'' if held == 1 else 's'} ({of}), and {LEAST} or more "
+                f"source: {self.said} holds out {held:,} image{'' if held == 1 else 's'} ({of}), and {LEAST} or more "
                 f"are needed to judge by: name more with data.test"
             )
         if trained_on < LEAST:
             raise DataError(
-                f"source: {self.source} leaves {trained_on:,} image{'' if trained_on == 1 else 's'} to train on, and "
+                f"source: {self.said} leaves {trained_on:,} image{'' if trained_on == 1 else 's'} to train on, and "
                 f"{LEAST} or more are needed: {'raise data.limit' if self.limit == 1 else 'name a larger set'}"
             )
 
     def told(self, seen: Mapping[str, Seen]) -> dict[str, str]:
-        return told(self.survey, seen, self.source, self.size, self.channels, self.side)
+        return told(self.survey, seen, self.said, self.size, self.channels, self.side)
 
     def in_both(self, train: ImageSet, test: ImageSet) -> dict[str, str]:
         """What is to be told of held-out images that are trained on."""
@@ -218,7 +237,7 @@ class _Loading:
         both = facts["images"]
         if both == len(test) and self.survey.test is not None:
             raise DataError(
-                f"source: {self.source}: every one of the {both:,} held-out images ({self.survey.held_out}) is among "
+                f"source: {self.said}: every one of the {both:,} held-out images ({self.survey.held_out}) is among "
                 f"the training images: name other ones with data.test"
             )
         return {"in both": f"{both:,} of the {len(test):,} held-out images are among the training ones"} if both else {}

@@ -123,17 +123,21 @@ class Judge:
     def _asked(self, possible: Sequence[str]) -> list[str]:
         if self.part.metrics == "all":
             return list(possible)
-        for key in self.part.metrics:
+        for key in self.part.asked:
+            if key in self._others and key not in possible:
+                raise RecipeError(
+                    f"evaluation.metrics: {key!r} compares samples, and {type(self.objective).__name__} makes none"
+                )
             if key not in possible:
                 raise RecipeError(f"evaluation.metrics: {key!r} is none of {', '.join(possible)}")
-        return list(dict.fromkeys(self.part.metrics))
+        return list(dict.fromkeys(self.part.asked))
 
     def _judged_by(self) -> str:
         """The primary metric: one that the objective says may decide."""
         judging = [key for key in self.keys if self._decides(key)]
         if not judging:
             raise RecipeError(
-                f"evaluation.features={self.part.features} and evaluation.metrics={self.part.metrics} "
+                f"evaluation.features={self.part.features} and evaluation.metrics=[{', '.join(self.part.asked)}] "
                 f"leave nothing to judge this objective by"
             )
         if self.part.primary is None:

@@ -6,17 +6,24 @@ What does not need torch is shown without it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from gentickets.catalogue import CATALOGUE
-from gentickets.errors import GenticketsError
+from gentickets.errors import GenticketsError, MaskError
 from gentickets.lab.recipe import Recipe, parsed, read_keys, shipped
+from gentickets.lab.recipe.file import with_overrides
 from gentickets.lab.recipe.keys import keys_table
+from gentickets.lab.recipe.named import named_of
 from gentickets.lab.recipe.owned import REQUIRED, owner
+from gentickets.lab.results.words import count
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def what_is_in(path: Path) -> Iterator[str | Table]:
@@ -65,6 +72,60 @@ def ticket_words(path: Path) -> Iterator[str | Table]:
     yield "digest: fits; every tensor and all metadata are as they were written"
 
 
+def model_words(name: str, said: Iterable[str], size: int, channels: int) -> Iterator[str | Table]:
+    """What of a model can be pruned, and what cannot and why, before anything is: words and tables.
+
+    `said`: its options as key=value. Code that it names is run. Raises `GenticketsError`.
+    """
+    import torch
+
+    from gentickets.lab.task import made_model, without_values
+
+    keyed = (one if "." in one.partition("=")[0] else f"model.{one}" for one in said)
+    options = with_overrides({"model": {"name": name}}, keyed)
+    if strange := [key for key in options if key != "model"]:
+        raise GenticketsError(f"{strange[0]}: with --model, key=value are the model's own")
+    named = named_of("model", options["model"])
+    with torch.random.fork_rng(devices=[]), without_values(named):
+        model = made_model(named, size, channels)
+    told = ", ".join(f"{key}={json.dumps(value, default=str)}" for key, value in named.options.items())
+    yield f"{name}{f' ({told})' if told else ''} for images of {size}x{size}, {count(channels, 'channel')}"
+    yield from _what_is_prunable(model)
+
+
+def _what_is_prunable(model: nn.Module) -> Iterator[str | Table]:
+    from torch.nn.parameter import is_lazy
+
+    from gentickets.masks.layers import check_zeros, left_out
+    from gentickets.masks.names import component_of, components_of, named_weights
+
+    weights, reasons = named_weights(model), left_out(model)
+    if lazy := [name for name, weight in weights.items() if is_lazy(weight)]:
+        raise GenticketsError(f"{lazy[0]!r} has no shape yet (a lazy layer): say the layer's sizes")
+    sizes = {name: weight.numel() for name, weight in weights.items()}
+    table = Table("component", "parameters", "prunable weights", "share", "in layers")
+    for component in (*components_of(model), None):
+        inside = {name: n for name, n in sizes.items() if component in (None, component_of(name))}
+        chosen = {name: n for name, n in inside.items() if name not in reasons}
+        every, of = sum(inside.values()), sum(chosen.values())
+        table.add_row(component or "all", f"{every:,}", f"{of:,}", f"{of / max(every, 1):.1%}", f"{len(chosen):,}")
+    yield table
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, why in reasons.items():
+        groups.setdefault((component_of(name), why), []).append(name)
+    if groups:
+        table = Table("not pruned in", "because it is", "numbers", "tensors", "such as")
+        for (component, why), names in groups.items():
+            table.add_row(component, why, f"{sum(sizes[name] for name in names):,}", f"{len(names):,}", names[0])
+        yield table
+    if len(reasons) == len(weights):
+        yield "nothing is pruned by default: only convolutions and linear layers are"
+    try:
+        check_zeros(model, [name for name in weights if name not in reasons])
+    except MaskError as error:
+        yield f"refused by every search as it is: {error}"
+
+
 def _sparsities(lineage: object) -> Iterator[str]:
     """The sparsities of the rounds before, as far as a stranger's file says any."""
     for entry in lineage if isinstance(lineage, list) else ():
@@ -107,6 +168,9 @@ def _data(runs: Path) -> Table:
     table.add_row("owner/name", "any image data set of the hub; needs the package datasets")
     table.add_row("path/to/train.parquet", "a parquet file with an image column; test.parquet beside it is held out")
     table.add_row("path/to/folder", "a folder of images; train/ and test/ are understood, so is CelebA's layout")
+    table.add_row(
+        "my.py:name", "what a function of yours gives: images (n, height, width[, channels]), with labels or not"
+    )
     return table
 
 

@@ -14,6 +14,7 @@ import torch
 from rich.table import Column, Table
 from torch import Tensor, nn
 
+from gentickets.catalogue import digests, is_code, running
 from gentickets.channels.export import Exported, Format, export
 from gentickets.channels.shrinking import Shrinking
 from gentickets.channels.small import Architecture, small_ticket
@@ -104,11 +105,19 @@ def _recipe_of(run: Path, allow_code: bool) -> tuple[Recipe, tuple[int, int, int
             channels, height, width = origin["data"]["shape"]
         except (LookupError, TypeError, ValueError):
             raise RecipeError(f"{run / 'origin.json'} does not say the shape of the images") from None
-        return disk.read_run_recipe(run, allow_code), (channels, height, width)
+        return _as_it_was(disk.read_run_recipe(run, allow_code), run, origin), (channels, height, width)
     if not isinstance(origin.get("asked"), dict):
         raise RecipeError(f"{run / 'origin.json'} does not say what was asked")
     recipe = kept_recipe(origin["asked"], str(run / "origin.json"), allow_code)  # of `gentickets train`
-    return recipe, load_data(recipe.data)[0].shape
+    return _as_it_was(recipe, run, origin), load_data(recipe.data)[0].shape
+
+
+def _as_it_was(recipe: Recipe, run: Path, origin: Mapping[str, Any]) -> Recipe:
+    """The recipe, where the code of its model is that of the run. Raises `RecipeError` where it may not run."""
+    named = recipe.model.named
+    if digests([named.name]).items() <= dict(origin.get("code") or {}).items():
+        return recipe
+    raise RecipeError(f"{run}: the code of {named.name} has changed since the run began: put it back")
 
 
 def _shipment(recipe: Recipe, channels: int, size: int, ticket: Ticket, as_trained: bool) -> Shipment:
@@ -131,7 +140,7 @@ def _shipment(recipe: Recipe, channels: int, size: int, ticket: Ticket, as_train
 
 def _built(architecture: Architecture) -> nn.Module:
     """The whole network, with some weights; torch's global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), running(architecture.model):
         try:
             return architecture.build()
         except ValueError as error:
@@ -243,6 +252,16 @@ def shrunk_table(shrunk: Shrunk) -> Table:
         table.add_row(name, f"{shrunk.removed.get(name, 0):,}", *_change(before, shrunk.after.components[name]), ratio)
     table.add_row("all", f"{sum(shrunk.removed.values()):,}", *_change(shrunk.before, shrunk.after), "")
     return table
+
+
+def reader_words(shrunk: Shrunk, file: Path) -> str:
+    """What reads the file."""
+    model = str(shrunk.ticket.origin["network"]["model"])
+    return (
+        f"gentickets.load_small({str(file)!r}, make_model={model.rpartition(':')[2]})"
+        if is_code(model)
+        else ("gentickets.load_small")
+    )
 
 
 def _change(before: Cost, after: Cost) -> list[str]:

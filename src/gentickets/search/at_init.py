@@ -3,12 +3,11 @@ random; compared for generative models by Kalibhat et al. 2021, Table 2)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, Unpack
 
-from torch import Tensor
-
+from gentickets.arguments import check_arguments
 from gentickets.catalogue import Named
 from gentickets.masks.names import clone
 from gentickets.masks.ticket import Ticket
@@ -16,7 +15,8 @@ from gentickets.masks.value import Masks
 from gentickets.options import Count, Scope
 from gentickets.pruning.gradual import prune_gradually
 from gentickets.pruning.scores import Criterion
-from gentickets.search.levels import Level, MakeModel, Rounds, Train, check_count, check_sparsities
+from gentickets.search.arguments import AtInitArguments
+from gentickets.search.levels import Level, MakeModel, Rounds, Train, check_count, check_sparsities, covered
 from gentickets.search.method import Chosen, Work
 
 
@@ -28,16 +28,9 @@ def at_init(
     sparsities: Sequence[float],
     score: Criterion,
     iterations: int = 1,
-    scope: Scope = "global",
-    components: Iterable[str] | None = None,
-    include: Iterable[str] | None = None,
-    exclude: Iterable[str] = (),
-    example_inputs: Mapping[str, Tensor] | None = None,
-    origin: Mapping[str, Any] | None = None,
     dense: Level | None = None,
     done: int = 0,
-    with_dense: bool = True,
-    progress: bool = False,
+    **more: Unpack[AtInitArguments],
 ) -> Iterator[Level]:
     """Yields the dense model as level 0, then one level for each of `sparsities`, pruned before its first step.
 
@@ -58,12 +51,14 @@ def at_init(
     """
     check_sparsities(sparsities)
     check_count("iterations", iterations, 1)
-    shared = Rounds(make_model, train, steps, 0, example_inputs=example_inputs, origin=origin)
-    everything = Masks.dense(shared.initial, components, include, exclude)
-    if progress:
+    check_arguments(at_init, more, AtInitArguments)
+    shared = Rounds.of(make_model, train, steps, 0, more)
+    everything, with_dense = covered(shared.initial, more), more.get("with_dense", True)
+    if more.get("progress"):
         shared.tell(len(sparsities), done if dense is not None or not with_dense else None)
     if dense is None and not with_dense:
         dense = Level(0, everything, shared.initial, Ticket(everything, shared.initial, shared.origin))  # untrained
+    scope = more.get("scope", "global")
     return _levels(shared, everything, score, iterations, sparsities, scope, dense, done)
 
 

@@ -6,12 +6,13 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, get_args
+from typing import Any, TypedDict, Unpack, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gentickets.arguments import check_arguments
 from gentickets.channels.groups import ChannelGroups
 from gentickets.errors import MaskError, PruneError
 from gentickets.masks.chance import Overlap, overlap
@@ -27,6 +28,14 @@ from gentickets.search.levels import check_count, check_share
 
 _BY_LUCK = 0.01
 """Told is a component of which a whole window of independent masks would agree with a higher probability."""
+
+
+class Watching(TypedDict, total=False):
+    """`origin`: goes into the ticket. `groups`: the channels that go together. `rule`: what near is ("chance")."""
+
+    origin: Mapping[str, Any] | None
+    groups: ChannelGroups | None
+    rule: Rule
 
 
 class EarlyBird:
@@ -64,10 +73,10 @@ class EarlyBird:
         scope: Scope = "component",
         components: Iterable[str] | None = None,
         criterion: Callable[[Model], Mapping[str, Tensor]] | None = None,
-        origin: Mapping[str, Any] | None = None,
-        groups: ChannelGroups | None = None,
-        rule: Rule = "chance",
+        **more: Unpack[Watching],
     ):
+        check_arguments(EarlyBird, more, Watching)
+        origin, groups, rule = more.get("origin"), more.get("groups"), more.get("rule", "chance")
         check_share("fraction", fraction)
         check_count("window", window, 2)  # or there is nothing to compare
         if granularity not in get_args(Granularity):

@@ -3,17 +3,17 @@ connectivity"; for generative models Kalibhat et al. 2021, Sec. 3.1)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, Unpack
 
-from torch import Tensor
-
+from gentickets.arguments import check_arguments
 from gentickets.masks.value import Masks
 from gentickets.pruning.criteria import by_magnitude
 from gentickets.pruning.prune import Scope, prune
 from gentickets.pruning.scores import Criterion, scored
-from gentickets.search.levels import Level, MakeModel, Others, Retrain, Rounds, Train, check_count, check_share
+from gentickets.search.arguments import Pruning
+from gentickets.search.levels import Level, MakeModel, Rounds, Train, check_count, check_share, covered
 from gentickets.search.method import Rewound, Work
 
 
@@ -25,17 +25,8 @@ def imp(
     rounds: int,
     fraction: float = 0.2,
     rewind_step: int = 0,
-    scope: Scope = "global",
-    components: Iterable[str] | None = None,
-    include: Iterable[str] | None = None,
-    exclude: Iterable[str] = (),
-    criterion: Criterion | None = None,
-    others: Others = "rewind",
-    retrain: Retrain = "rewind",
-    example_inputs: Mapping[str, Tensor] | None = None,
-    origin: Mapping[str, Any] | None = None,
     after: Level | None = None,
-    progress: bool = False,
+    **more: Unpack[Pruning],
 ) -> Iterator[Level]:
     """Yields the dense model as level 0, then one level a round: prune, rewind, train again.
 
@@ -45,10 +36,11 @@ def imp(
     of what is alive, by `criterion` (default: magnitude; see `gentickets.pruning.Criterion`), compared within `scope`
     (see `gentickets.prune`).
 
-    `components`, `include` and `exclude` choose what is pruned (default: convolutions and linear layers of all
-    components); `others` is what the unpruned components start each round from; `retrain` chooses learning-rate
-    rewinding or fine-tuning instead of rewinding the weights. `example_inputs` (component → an input) lets each mask
-    be checked for a live path before it is trained; without it, only a layer of which nothing is left would show.
+    The other keywords are those of `gentickets.search.arguments`: `components`, `include` and `exclude` choose what is
+    pruned (default: convolutions and linear layers of all components); `others` is what the unpruned components start
+    each round from; `retrain` chooses learning-rate rewinding or fine-tuning instead of rewinding the weights.
+    `example_inputs` (component → an input) lets each mask be checked for a live path before it is trained; without it,
+    only a layer of which nothing is left would show.
     `origin` goes into every ticket. `after` resumes: the rounds that follow this level. `progress` tells of each
     training on stderr: which round, how sparse, and how long the rest will take.
 
@@ -62,11 +54,13 @@ def imp(
     """
     check_count("rounds", rounds)
     check_share("fraction", fraction)
-    shared = Rounds(make_model, train, steps, rewind_step, others, example_inputs, origin, retrain)
-    dense = Masks.dense(shared.initial, components, include, exclude)
-    if progress:
+    check_arguments(imp, more, Pruning)
+    shared = Rounds.of(make_model, train, steps, rewind_step, more)
+    dense = covered(shared.initial, more)
+    if more.get("progress"):
         shared.tell(rounds, None if after is None else after.index)
-    return _levels(shared, dense, criterion or by_magnitude, rounds, fraction, scope, after)
+    criterion = more.get("criterion") or by_magnitude
+    return _levels(shared, dense, criterion, rounds, fraction, more.get("scope", "global"), after)
 
 
 def _levels(

@@ -128,6 +128,12 @@ class Rounds:
         self._told: Told | None = None
         self._rounds: int | None = None
 
+    @classmethod
+    def of(cls, make_model: MakeModel, train: Train, steps: int, rewind_step: int, more: Mapping[str, Any]) -> Rounds:
+        """With those of a search's other arguments that concern it (see `gentickets.search.arguments`)."""
+        mine = ("others", "example_inputs", "origin", "retrain")
+        return cls(make_model, train, steps, rewind_step, **{key: more[key] for key in mine if key in more})
+
     def tell(self, rounds: int | None, done: int | None) -> None:
         """From now on tells of each training on stderr: of so many rounds (None: nobody knows), `done` of them
         already (None: not even the dense model is)."""
@@ -258,6 +264,11 @@ def _alike(one: nn.Module, other: nn.Module) -> bool:
     """Whether two networks have weights of the same names and shapes."""
     ours, theirs = ({name: w.shape for name, w in named_weights(net).items()} for net in (one, other))
     return ours == theirs
+
+
+def covered(model: nn.Module, more: Mapping[str, Any]) -> Masks:
+    """The masks of what a search's arguments choose, all of it alive."""
+    return Masks.dense(model, more.get("components"), more.get("include"), more.get("exclude", ()))
 
 
 def check_sparsities(sparsities: Iterable[float]) -> None:

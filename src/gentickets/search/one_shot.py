@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Unpack
 
-from torch import Tensor
-
+from gentickets.arguments import check_arguments
 from gentickets.masks.value import Masks
 from gentickets.pruning.criteria import by_magnitude
 from gentickets.pruning.prune import Scope, prune
 from gentickets.pruning.scores import Criterion, scored
-from gentickets.search.levels import Level, MakeModel, Others, Retrain, Rounds, Train, check_sparsities
+from gentickets.search.arguments import Pruning
+from gentickets.search.levels import Level, MakeModel, Rounds, Train, check_sparsities, covered
 from gentickets.search.method import Rewound, Work
 
 
@@ -23,18 +23,9 @@ def one_shot(
     steps: int,
     sparsities: Sequence[float],
     rewind_step: int = 0,
-    scope: Scope = "global",
-    components: Iterable[str] | None = None,
-    include: Iterable[str] | None = None,
-    exclude: Iterable[str] = (),
-    criterion: Criterion | None = None,
-    others: Others = "rewind",
-    retrain: Retrain = "rewind",
-    example_inputs: Mapping[str, Tensor] | None = None,
-    origin: Mapping[str, Any] | None = None,
     dense: Level | None = None,
     done: int = 0,
-    progress: bool = False,
+    **more: Unpack[Pruning],
 ) -> Iterator[Level]:
     """Yields the dense model as level 0, then one level for each of `sparsities`, each pruned once from the dense one.
 
@@ -42,11 +33,13 @@ def one_shot(
     how many of the sparsities are `done`.
     """
     check_sparsities(sparsities)
-    shared = Rounds(make_model, train, steps, rewind_step, others, example_inputs, origin, retrain)
-    everything = Masks.dense(shared.initial, components, include, exclude)
-    if progress:
+    check_arguments(one_shot, more, Pruning)
+    shared = Rounds.of(make_model, train, steps, rewind_step, more)
+    everything = covered(shared.initial, more)
+    if more.get("progress"):
         shared.tell(len(sparsities), None if dense is None else done)
-    return _levels(shared, everything, criterion or by_magnitude, sparsities, scope, dense, done)
+    criterion = more.get("criterion") or by_magnitude
+    return _levels(shared, everything, criterion, sparsities, more.get("scope", "global"), dense, done)
 
 
 def _levels(

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Unpack
 
-from torch import Tensor, nn
+from torch import nn
 
+from gentickets.arguments import check_arguments
 from gentickets.masks.names import as_names, clone
 from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
 from gentickets.options import Around, Others, Retrain, Steps, Tickets
+from gentickets.search.arguments import Carrying
 from gentickets.search.levels import Level, MakeModel, Rounds, Train
 from gentickets.search.method import Method, Work
 
@@ -24,16 +26,10 @@ def transferred(
     steps: int,
     tickets: Iterable[Ticket],
     carry: Mapping[str, str],
-    with_weights: bool = False,
-    exclude: Iterable[str] = (),
     rewind_step: int = 0,
-    others: Others = "rewind",
-    retrain: Retrain = "rewind",
-    example_inputs: Mapping[str, Tensor] | None = None,
-    origin: Mapping[str, Any] | None = None,
     dense: Level | None = None,
     done: int = 0,
-    progress: bool = False,
+    **more: Unpack[Carrying],
 ) -> Iterator[Level]:
     """Yields the dense model as level 0, then one level for each of `tickets`, carried over and trained.
 
@@ -45,12 +41,14 @@ def transferred(
     Raises `TicketError` at a ticket that does not fit (both shapes named), and `Disconnected` at one whose masks cut
     a component in two, before it is trained.
     """
-    shared = Rounds(make_model, train, steps, rewind_step, others, example_inputs, origin, retrain)
+    check_arguments(transferred, more, Carrying)
+    shared = Rounds.of(make_model, train, steps, rewind_step, more)
     everything = Masks.dense(shared.initial, dict.fromkeys(carry.values()))
-    if progress:
+    if more.get("progress"):
         left = len(tickets) if isinstance(tickets, Sized) else None
         shared.tell(None if left is None else done + left, None if dense is None else done)
-    how = {"components": carry, "with_weights": with_weights, "exclude": as_names(exclude)}
+    left_behind, with_weights = as_names(more.get("exclude", ())), more.get("with_weights", False)
+    how = {"components": carry, "with_weights": with_weights, "exclude": left_behind}
     return _levels(shared, everything, tickets, how, dense, done)
 
 

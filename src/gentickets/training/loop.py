@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from gentickets.adam import FusedAdamW
+from gentickets.arguments import check_arguments
 from gentickets.data.batches import Batch
 from gentickets.errors import Diverged
 from gentickets.evaluating import evaluating
@@ -68,6 +69,24 @@ class Trained:
     masks: Masks | None = None
 
 
+REPORTED = 20
+"""Steps between two reports, where nothing else is said."""
+
+
+class Beside(TypedDict, total=False):
+    """What goes on beside a training. `checkpoint`: where it is kept, and goes on from. `curve`: its losses, on disk.
+    `on_progress`: is told every `report_every` steps (20). `stop`: asked after each step. `prepare`: gives the fresh
+    optimisers a state. `fabric`: the device and the precision."""
+
+    checkpoint: Checkpoint | None
+    curve: Curve | None
+    on_progress: Callable[[Progress], None] | None
+    stop: Callable[[], bool] | None
+    prepare: Callable[[Mapping[str, torch.optim.Optimizer]], None] | None
+    report_every: int
+    fabric: Fabric | None
+
+
 def train(
     model: nn.Module,
     objective: Objective,
@@ -77,29 +96,27 @@ def train(
     masks: Masks | None = None,
     start_step: int = 0,
     end_step: int | None = None,
-    checkpoint: Checkpoint | None = None,
-    curve: Curve | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-    stop: Callable[[], bool] | None = None,
     hooks: Sequence[Hook] = (),
-    prepare: Callable[[Mapping[str, torch.optim.Optimizer]], None] | None = None,
-    report_every: int = 20,
-    fabric: Fabric | None = None,
+    **beside: Unpack[Beside],
 ) -> Trained:
     """Trains `model` in place from `start_step` to `end_step` (default: `settings.steps`), and returns the rest.
 
-    Fresh optimisers, which `prepare` may give a state before the first step; the weights are held to `masks`
-    throughout, or to what `hooks` make of them: these are called after steps, in their order (see `Hook`), and may
-    look, move the masks (of all prunable weights, where none are given), or end the training. Where `checkpoint` holds
-    a state of its key, training goes on from there instead. Where `stop()` says so after a step, the state is saved and
-    `KeyboardInterrupt` raised.
+    What goes on beside it is said by keywords (see `Beside`). Fresh optimisers, which `prepare` may give a state before
+    the first step; the weights are held to `masks` throughout, or to what `hooks` make of them: these are called after
+    steps, in their order (see `Hook`), and may look, move the masks (of all prunable weights, where none are given), or
+    end the training. Where `checkpoint` holds a state of its key, training goes on from there instead. Where `stop()`
+    says so after a step, the state is saved and `KeyboardInterrupt` raised.
 
     Raises `Diverged` where a loss is not finite or the objective says that the model has collapsed (the step
     before is the last one taken), and `MaskError` where an audit finds the model or an average no longer sparse.
     """
+    check_arguments(train, beside, Beside)
     check_hooks(hooks)
+    prepare, checkpoint, curve = beside.get("prepare"), beside.get("checkpoint"), beside.get("curve")
     end_step = settings.steps if end_step is None else end_step
-    fabric = fabric or Fabric(accelerator="cpu", devices=1, precision=fabric_precision(settings.precision))
+    fabric = beside.get("fabric") or Fabric(
+        accelerator="cpu", devices=1, precision=fabric_precision(settings.precision)
+    )
     may_be_sparse = settings.execution == "auto" and settings.precision == "32-true"
     may_be_sparse &= prepare is None and not any(hook.is_dense for hook in hooks)  # these know the model's parameters
     if masks is None and any(hook.moves_masks for hook in hooks):
@@ -123,14 +140,14 @@ def train(
                 if hooks:
                     loop.call_hooks(step, end_step, batch, gradients, meter)
                 done = loop.ended or step == end_step
-                if done or step % report_every == 0:
+                if done or step % beside.get("report_every", REPORTED) == 0:
                     loop.check(step, losses, batch)
                     progress = Progress(step, {k: float(v) for k, v in losses.items()}, meter.rate())
                     if curve is not None:
                         curve.add(progress)
-                    if on_progress is not None:
-                        on_progress(progress)
-                stopping = stop is not None and stop()
+                    if (told := beside.get("on_progress")) is not None:
+                        told(progress)
+                stopping = (stop := beside.get("stop")) is not None and stop()
                 if checkpoint is not None and (stopping or (not done and checkpoint.due())):
                     checkpoint.save({**loop.state(step), "images": meter.images, "seconds": meter.seconds})
                 if stopping:

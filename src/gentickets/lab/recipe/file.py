@@ -99,9 +99,15 @@ def read_keys(
     raw = of_today(with_keys(raw, budgets[chosen], f"{path}: budgets.{chosen}"))
     if not allow_code and (code := code_in(raw)):
         raise RecipeError(f"{path} names code ({code[0]}), which would run: say --allow-code if you trust it")
+    return of_today(with_overrides(raw, overrides))
+
+
+def with_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Plain data with `key=value` laid over it, as on the command line. Raises `RecipeError`."""
+    raw = copy.deepcopy(raw)
     for override in overrides:
         _override(raw, override)
-    return of_today(raw)
+    return raw
 
 
 def _mappings(found: Any, where: str) -> dict[str, dict[str, Any]]:

@@ -55,8 +55,7 @@ class _Chosen(BaseModel):
     def named(self) -> Named:
         """The same without pydantic, to be built. Raises `RecipeError` where it is code that may not run."""
         name = getattr(self, self.key)
-        if is_code(name) and not self.code_may_run:
-            raise RecipeError(f"{name} is code, which a file does not run by itself: say --allow-code if you trust it")
+        check_may_run(name, self.code_may_run)
         said = {
             key: value for key, value in self.options.items() if value is not None or key not in self.told_by_others
         }
@@ -69,6 +68,11 @@ class NamedPart(_Chosen):
 
     name: str
 
+    @property
+    def called(self) -> str:
+        """The name without the file or module that code is in."""
+        return self.name.rpartition(":")[2]
+
 
 class SearchPart(_Chosen):
     """How tickets are found: `method`, and its options."""
@@ -78,6 +82,12 @@ class SearchPart(_Chosen):
     method: str
 
 
+def check_may_run(name: str, code_may_run: bool) -> None:
+    """Raises `RecipeError` for code that a file names and nobody allowed."""
+    if is_code(name) and not code_may_run:
+        raise RecipeError(f"{name} is code, which a file does not run by itself: say --allow-code if you trust it")
+
+
 def named_part(kind: str, said: Any, info: ValidationInfo) -> NamedPart:
     """What stands at a key that names something of `kind`: its name, or `{name: …}` with options."""
     if isinstance(said, NamedPart):
@@ -85,6 +95,48 @@ def named_part(kind: str, said: Any, info: ValidationInfo) -> NamedPart:
     if isinstance(said, str):
         said = {"name": said}
     part = _validated(kind, NamedPart, said, info, info.field_name or kind)
+    assert isinstance(part, NamedPart)
+    return part
+
+
+def named_of(kind: str, said: str | Mapping[str, Any]) -> Named:
+    """What is said in the place of a recipe's key of that kind, its options checked as there. Raises `RecipeError`.
+
+    Code that it names is run.
+    """
+
+    class Asked(BaseModel):
+        part: Annotated[NamedPart, PlainValidator(partial(named_part, kind))]
+
+    try:
+        return Asked.model_validate({"part": said}).part.named
+    except ValidationError as error:
+        raise RecipeError(complaints(error, Asked).replace("part.", f"{kind}.", 1)) from None
+
+
+def metrics_asked(said: Any, info: ValidationInfo) -> Literal["all"] | list[str | NamedPart]:
+    """What stands at `evaluation.metrics`: all, or names of metrics and code of one's own."""
+    if said == "all":
+        return "all"
+    if not isinstance(said, list | tuple) or not said:
+        mend = f"[{said}]" if isinstance(said, str) else "[frechet, kid]"
+        raise ValueError(f"evaluation.metrics={said!r}: all or a list of names is needed, such as {mend}")
+    asked = [_metric(one, info) for one in said]
+    own = [one.called for one in asked if isinstance(one, NamedPart)]
+    if twice := next((name for name in own if own.count(name) > 1), None):
+        raise ValueError(f"evaluation.metrics: {twice!r} is there twice: results need names that differ")
+    return asked
+
+
+def _metric(said: Any, info: ValidationInfo) -> str | NamedPart:
+    name = said.get("name") if isinstance(said, Mapping) else said
+    if isinstance(said, NamedPart) or (isinstance(said, str) and not is_code(said)):
+        return said
+    if not is_code(name):
+        raise ValueError(f"evaluation.metrics: {said!r} is no name: write frechet, or my.py:name for one of your own")
+    part = _validated(
+        "metric", NamedPart, {"name": said} if isinstance(said, str) else said, info, "evaluation.metrics"
+    )
     assert isinstance(part, NamedPart)
     return part
 

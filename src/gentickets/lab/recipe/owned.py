@@ -29,6 +29,7 @@ GIVEN: Mapping[str, tuple[str, ...]] = {
     "criterion": ("model", "masks", "objective", "batches", "seed", "example_inputs"),
     "around": ("objective", "teacher"),
     "metric": ("samples", "images"),
+    "source": ("size", "channels", "limit", "split"),
 }
 """Kind → the arguments that are no options: whoever builds it gives them."""
 

@@ -17,15 +17,16 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainValidator,
+    PrivateAttr,
     SerializeAsAny,
     ValidationError,
     model_validator,
 )
 
-from gentickets.catalogue import digests, is_code
+from gentickets.catalogue import Named, digests, is_code
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab.recipe.complaints import complaints
-from gentickets.lab.recipe.named import NamedPart, SearchPart, named_part, search_part
+from gentickets.lab.recipe.named import NamedPart, SearchPart, check_may_run, metrics_asked, named_part, search_part
 from gentickets.lab.recipe.older import of_today
 from gentickets.options import Execution, Schedule
 
@@ -57,8 +58,10 @@ class _Part(BaseModel):
 class DataPart(_Part):
     """The images: where from, and what they are made into. See `gentickets.data.load`."""
 
+    _code_may_run: bool = PrivateAttr(True)
+
     source: str = "digits"
-    """Where the images come from; `gentickets list data` says what is taken."""
+    """Where the images come from, also my.py:name; `gentickets list data` says what is taken."""
     size: Annotated[Whole, Field(ge=4)] = 16
     """The side to which they are scaled, in pixels."""
     channels: Literal[1, 3] | None = None
@@ -71,6 +74,16 @@ class DataPart(_Part):
     """At most so many images, drawn by a fixed seed."""
     flip: Flag = False
     """Whether every other training image is mirrored, by lot."""
+
+    def model_post_init(self, context: Any) -> None:
+        self._code_may_run = bool((context or {}).get("code_may_run", True)) or not is_code(self.source)
+
+    def own_code(self) -> Callable[..., Any] | None:
+        """The function that gives the images, where the source is code. Raises `RecipeError` where it may not run."""
+        if not is_code(self.source):
+            return None
+        check_may_run(self.source, self._code_may_run)
+        return Named("source", self.source).load()
 
 
 class TrainingPart(_Part):
@@ -135,8 +148,13 @@ class EvaluationPart(_Part):
 
     primary: str | None = None
     """The metric that decides; null: the first of `metrics`."""
-    metrics: Literal["all"] | Annotated[list[str], Field(min_length=1)] = "all"
-    """Which are measured: all that the model and the images allow, or a list."""
+    metrics: Annotated[
+        SerializeAsAny[Literal["all"] | list[str | NamedPart]],
+        PlainValidator(
+            metrics_asked, json_schema_input_type=Literal["all"] | Annotated[list[str], Field(min_length=1)]
+        ),
+    ] = "all"
+    """Which are measured: all that the model and the images allow, or a list, with your own as my.py:name."""
     samples: Annotated[Whole, Field(ge=16, le=10**6)] = 2000
     """How many images are generated for them."""
     features: Literal["classifier", "inception", "efficientnet-lite0", "none"] = "classifier"
@@ -152,9 +170,23 @@ class EvaluationPart(_Part):
     margin: Annotated[Real, Field(gt=0, lt=1)] = 0.05
     """The share of the dense model's value by which a ticket may be worse and still be called as good."""
 
+    @property
+    def asked(self) -> list[str]:
+        """The metrics as results call them; `["all"]` for all."""
+        return (
+            ["all"] if self.metrics == "all" else [one if isinstance(one, str) else one.called for one in self.metrics]
+        )
+
+    @property
+    def own_metrics(self) -> dict[str, Named]:
+        """Name → one's own metric, to be built. Raises `RecipeError` where it is code that may not run."""
+        return {one.called: one.named for one in self.metrics if isinstance(one, NamedPart)}
+
 
 class Recipe(_Part):
     """Everything that decides a run."""
+
+    _code_may_run: bool = PrivateAttr(True)
 
     name: Annotated[str, Field(pattern=f"^{NAME}$")]
     """What the run's folder is called."""
@@ -171,6 +203,9 @@ class Recipe(_Part):
     """Each is a run of its own, from weights and an order of images of its own."""
     on_failure: Literal["continue", "stop"] = "continue"
     """What a level that diverges or is cut in two does to the rest."""
+
+    def model_post_init(self, context: Any) -> None:
+        self._code_may_run = bool((context or {}).get("code_may_run", True)) or not code_in(self.dump())
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
@@ -203,8 +238,9 @@ class Recipe(_Part):
 
     def build_method(self) -> Method:
         """How tickets are found. Raises `RecipeError` for options that clash."""
+        named = self.search.named
         try:
-            return self.search.named.build()
+            return named.build()
         except GenticketsError as error:
             raise RecipeError(f"search.{str(error).removeprefix('method.')}") from None
 
@@ -232,7 +268,7 @@ class Recipe(_Part):
 
     def __reduce__(self) -> tuple[Callable[..., Recipe], tuple[Any, ...]]:
         """By its keys: the types of its parts are made of what it names, in each process anew."""
-        return _unpickled, (self.dump(), code_in(self.dump()) != [] and self.model.code_may_run)
+        return _unpickled, (self.dump(), self._code_may_run)
 
 
 def _unpickled(raw: dict[str, Any], code_may_run: bool) -> Recipe:

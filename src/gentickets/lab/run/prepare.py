@@ -30,7 +30,7 @@ from gentickets.lab.run.processes import interrupt, side_by_side, stopping
 from gentickets.lab.run.seed import SeedRun
 from gentickets.lab.run.threads import threads_of
 from gentickets.lab.run.trainer import Event, make_fabric
-from gentickets.lab.task import build_model
+from gentickets.lab.task import build_model, image_source, without_values
 from gentickets.masks.names import components_of
 from gentickets.training.loop import on_threads
 
@@ -54,7 +54,7 @@ class Prepared:
 
 def load_data(part: DataPart) -> tuple[ImageSet, ImageSet]:
     """The training and the held-out images of a recipe, and with both what was read, as `told`."""
-    train, test = load_splits(part.source, **part.model_dump(exclude={"source", "flip"}))
+    train, test = load_splits(image_source(part), **part.model_dump(exclude={"source", "flip"}))
     told = dict(train.told)
     if "size" not in part.model_fields_set and "made" in told:
         told["made"] += f" (data.size is not given: {part.size})"
@@ -127,7 +127,7 @@ def _grown(recipe: Recipe, asked: Recipe, fitted: bool) -> Recipe:
 
 def check_buildable(recipe: Recipe, images: ImageSet) -> None:
     """Raises `RecipeError` where model, objective and images do not go together, before anything is computed."""
-    with torch.device("meta"):
+    with without_values(recipe.model.named):
         model = build_model(recipe, images, seed=0)
     check_fits(recipe, model, images.shape)
     has, needs = components_of(model), recipe.build_objective().components
@@ -173,7 +173,8 @@ def make_judge(recipe: Recipe, train: ImageSet, held_out: ImageSet) -> Judge:
     images) is cached for all runs.
     """
     with on_threads(1):
-        return Judge(recipe.build_objective(), train, held_out, recipe.evaluation, make_fabric(recipe).device)
+        own = {name: metric.build() for name, metric in recipe.evaluation.own_metrics.items()}
+        return Judge(recipe.build_objective(), train, held_out, recipe.evaluation, make_fabric(recipe).device, own)
 
 
 def _origin(
@@ -251,6 +252,7 @@ def _run_seed(folder: Path, recipe: Recipe, threads: int, seed: int, tell: Tell,
     with disk.one_line_errors(folder):
         torch.set_num_threads(threads)
         train, held_out = load_data(recipe.data)
+        _check_same_data(folder, disk.read_origin(folder), train, held_out)
         judge = make_judge(recipe, train, held_out)
         SeedRun(recipe, folder, seed, train, judge, tell, stop).run()
 
@@ -314,4 +316,5 @@ def _check_same_data(folder: Path, origin: Mapping[str, Any], train: ImageSet, h
     data = origin["data"]
     kept = data["fingerprint"], data.get("test_fingerprint", held_out.fingerprint)
     if kept != (train.fingerprint, held_out.fingerprint):
-        raise RecipeError(f"{folder}: the data of {train.name!r} has changed since; put it back, or use find --fresh")
+        mend = "draw them by a fixed seed" if is_code(train.name) else "put it back, or use find --fresh"
+        raise RecipeError(f"{folder}: the data of {train.name!r} has changed since; {mend}")

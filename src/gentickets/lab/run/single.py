@@ -47,9 +47,13 @@ def train_one(
         # The whole ticket: two controls of a level may share its masks.
         digest = hashlib.sha256(ticket.to_bytes()).hexdigest() if ticket is not None else None
         origin = {"asked": recipe.dump(), "ticket": digest, "data": [train.fingerprint, held_out.fingerprint]}
+        if code := recipe.code():
+            origin["code"] = code
         there = disk.read_origin(folder) if (folder / "origin.json").exists() else None
         if there is not None and {key: there.get(key) for key in origin} != origin:
-            raise RecipeError(f"{folder} was made by another recipe or ticket, or of other data: take another --name")
+            raise RecipeError(
+                f"{folder} was made by another recipe or ticket, or of other data or code: take another --name"
+            )
         # Equal bits need an equal number of threads.
         threads = (there or {}).get("threads") or threads_of(recipe, train, workers=1)
         disk.write_json(folder / "origin.json", {**origin, "threads": threads, "told": dict(train.told)})

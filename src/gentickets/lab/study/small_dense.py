@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from gentickets.catalogue import Named, is_code
+from gentickets.catalogue import Named, is_code, running
 from gentickets.channels.small import Architecture
 from gentickets.errors import GenticketsError
 from gentickets.lab.recipe import ControlsPart, Recipe, parsed
@@ -124,7 +124,8 @@ def parameters_of(model: Named, shape: tuple[int, ...]) -> int | None:
     channels, height, _ = shape
     make = model.load() if is_code(model.name) else None
     try:
-        made = Architecture(model.name, height, channels, model.options, make).skeleton()
+        with running(model.name):
+            made = Architecture(model.name, height, channels, model.options, make).skeleton()
     except (ValueError, GenticketsError):
         return None
     return sum(parameter.numel() for parameter in made.parameters())

@@ -1,0 +1,495 @@
+"""Code of one's own, by name: models, criteria, metrics and images from a file that stands beside the recipe."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import pickle
+import re
+import shutil
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays_of
+from safetensors.torch import load_file
+from torch import nn
+
+import gentickets as gt
+from gentickets import data
+from gentickets.catalogue import Named
+from gentickets.cli import main
+from gentickets.data import ImageSet
+from gentickets.errors import DataError, RecipeError, TicketError
+from gentickets.lab.recipe import make_recipe
+from gentickets.lab.recipe.file import kept_recipe
+from gentickets.lab.run.prepare import load_data
+from gentickets.lab.task import made_model
+
+MINE = '''
+import numpy as np
+from torch import nn
+
+import gentickets as gt
+
+
+def make_gan(width: int = 16, latent: int = 6):
+    generator = nn.Sequential(nn.Linear(latent, width), nn.ReLU(), nn.Linear(width, 64), nn.Unflatten(1, (1, 8, 8)))
+    discriminator = nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.LeakyReLU(0.2), nn.Linear(width, 1))
+    return {"generator": generator, "discriminator": discriminator}
+
+
+def bars(size):
+    return images(size)[0]
+
+
+def images(size, channels=1):
+    """Bars that slant, in three classes."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 3, 200)
+    place = np.arange(size)[None, :, None] * (label - 1)[:, None, None] + np.arange(size)[None, None, :]
+    return np.clip(np.sin(place) / 2 + 0.5 + rng.normal(0, 0.05, (200, size, size)), 0, 1), label
+
+
+def brightness(samples, images):
+    """How far the mean brightness is off."""
+    return abs(samples.mean() - images.mean())
+
+
+def contrast(samples, images, *, power: float = 2.0):
+    """Spread of the samples."""
+    return samples.std() ** power
+
+
+contrast.lower_is_better = False
+
+
+def squared(model, masks, *, power: float = 2.0):
+    """Magnitude to a power."""
+    return {name: score.abs() ** power for name, score in gt.magnitude(model, include=tuple(masks)).items()}
+'''
+
+RECIPE = """
+name: own
+model: mine.py:make_gan
+data: {source: "mine.py:bars", size: 8}
+objective: adversarial
+training: {steps: 20, batch_size: 16}
+search: {rounds: 2, fraction: 0.5, rewind_step: 2, criterion: {name: "mine.py:squared", power: 1.5}}
+controls: {levels: [2]}
+evaluation: {metrics: [kid, "mine.py:brightness", {name: "mine.py:contrast", power: 1}], primary: contrast, samples: 64}
+"""
+
+
+def run_program(folder: Path, *arguments: object) -> tuple[int, str, str]:
+    """Runs the program here, in a folder: (exit code, output, complaints)."""
+    said, complained = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(complained):
+        patch.chdir(folder)
+        patch.setenv("COLUMNS", "250")
+        patch.setattr(sys, "argv", ["gentickets", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+    return left.value.code or 0, said.getvalue(), complained.getvalue()
+
+
+def refused(folder: Path, *arguments: object) -> str:
+    """The one line with which the program refuses."""
+    code, _, err = run_program(folder, *arguments)
+    lines = [line for line in err.splitlines() if not line.startswith("data: ")]
+    assert (code, len(lines)) == (2, 1), err
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A folder with code, a recipe that names it, and a run of that."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "mine.py").write_text(MINE)
+    (folder / "gan.yaml").write_text(RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GENTICKETS_CACHE", str(folder / "cache"))
+        code, _, err = run_program(folder, "find", "gan.yaml", "--allow-code")
+    assert code == 0, err
+    return folder
+
+
+@pytest.fixture
+def at(made, monkeypatch) -> Path:
+    """The same as the current folder."""
+    monkeypatch.chdir(made)
+    monkeypatch.setenv("GENTICKETS_CACHE", str(made / "cache"))
+    return made
+
+
+# -- metrics ----------------------------------------------------------------------------------------------------
+
+
+def test_metrics_of_ones_own_are_measured_by_their_names_and_may_decide(at):
+    metrics = json.loads((at / "runs/own/seed-0/level-02/metrics.json").read_text())
+    assert metrics["primary"] == "contrast"
+    assert set(metrics["metrics"]) == {"kid", "brightness", "contrast"}
+    told = metrics["metrics"]["contrast"]
+    assert (told["label"], told["lower_is_better"]) == ("Spread of the samples", False)
+    assert metrics["metrics"]["brightness"]["lower_is_better"]
+    with (at / "runs/own/results.csv").open() as file:
+        assert {"brightness", "contrast"} <= set(next(csv.reader(file)))
+
+
+def test_the_origin_has_the_digest_of_all_code(at):
+    code = json.loads((at / "runs/own/origin.json").read_text())["code"]
+    assert sorted(code) == [f"mine.py:{name}" for name in ("bars", "brightness", "contrast", "make_gan", "squared")]
+    assert set(code.values()) == {hashlib.sha256(MINE.encode()).hexdigest()}
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (
+            "[mine.py:nowhere]",
+            "evaluation.metrics.name=mine.py:nowhere: 'nowhere' is not there; mine.py has make_gan, bars",
+        ),
+        ("[{name: mine.py:contrast, powre: 2}]", r"evaluation.metrics.powre: .*did you mean power\?"),
+        ("[mine.py:brightness, mine.py:brightness]", "'brightness' is there twice: results need names that differ"),
+        ("mine.py:brightness", r"a list of names is needed, such as \[mine.py:brightness\]"),
+        ("[{name: kid}]", "is no name: write frechet, or my.py:name for one of your own"),
+        ("[3]", "evaluation.metrics: 3 is no name"),
+        ("[fid]", "evaluation.metrics: 'fid' is none of frechet, kid"),
+    ],
+)
+def test_what_is_no_metric_is_refused(at, said, message):
+    found = refused(at, "find", "gan.yaml", "--allow-code", "--plan", "name=x", f"evaluation.metrics={said}")
+    assert re.search(message, found), found
+
+
+def test_a_metric_of_samples_is_none_of_an_autoencoder(at):
+    found = refused(
+        at, "find", "quickstart/vae", "--plan", "model.name=conv-autoencoder", "objective={name: autoencoding}",
+        "data={source: digits, size: 8}", "model={name: conv-autoencoder, width: 4, latent: 4}",
+        "evaluation={metrics: [mine.py:brightness]}",
+    )  # fmt: skip
+    assert "'brightness' compares samples, and Autoencoding makes none" in found
+
+
+# -- images -----------------------------------------------------------------------------------------------------
+
+
+def own_recipe(**keys):
+    return make_recipe({"name": "x", "model": "dcgan", "objective": "adversarial", **keys})
+
+
+def test_images_of_ones_own_are_held_out_and_told_as_any(at):
+    train, held_out = load_data(own_recipe(data={"source": "mine.py:images", "size": 8}).data)
+    assert (len(train), len(held_out), train.shape) == (180, 20, (1, 8, 8))
+    assert set(train.labels) == {0, 1, 2}
+    assert train.told["read"] == "180 training and 20 held-out images of mine.py:images"
+    assert "float64 of 0 to 1" in train.told["also"]
+    fewer, same = load_data(own_recipe(data={"source": "mine.py:images", "size": 8, "limit": 50}).data)
+    assert (len(fewer), same.fingerprint) == (50, held_out.fingerprint)
+    assert load_data(own_recipe(data={"source": "mine.py:images", "size": 8}).data)[0].fingerprint == train.fingerprint
+    assert load_data(own_recipe(data={"source": "mine.py:images", "size": 9}).data)[0].shape == (1, 9, 9)
+
+
+def test_a_function_of_the_split_is_asked_for_both(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "import numpy as np\n"
+        "def images(split, limit=None):\n"
+        "    rng = np.random.default_rng(['train', 'test'].index(split))\n"
+        "    return rng.integers(0, 256, ({'train': 30, 'test': 7}[split], 3, 8, 9), dtype=np.uint8)\n"
+    )
+    train, held_out = load_data(own_recipe(data={"source": "mine.py:images", "size": 8}).data)
+    assert (len(train), len(held_out), train.shape) == (30, 7, (3, 8, 8))
+
+
+@settings(max_examples=10)
+@given(
+    arrays_of.arrays(np.uint8, st.tuples(st.just(8), st.sampled_from([1, 3]), st.just(6), st.just(6))), st.booleans()
+)
+def test_whatever_form_they_have_the_images_are_the_same(tmp_path_factory, pixels, labelled):
+    pixels[:, 0, 0, :2] = [0, 255]  # so that bytes are bytes
+    pixels[:, 0, 0, 2] = np.arange(8)
+    labels = np.arange(8) % 2 if labelled else None
+    held = pixels[::-1].copy()
+    held[:, 0, 0, 2] += 8
+    expected = [ImageSet.from_arrays("x", part, labels).fingerprint for part in (pixels, held)]
+    folder = tmp_path_factory.mktemp("cache")
+    channels = pixels.shape[1]
+
+    def loaded(of):
+        source = data.given("x", of)
+        return [s.fingerprint for s in data.load_splits(source, size=6, channels=channels, cache=folder)]
+
+    def pair(part):
+        return part if labels is None else (part, labels)
+
+    def forms(part):
+        yield pair(part)
+        yield pair(torch.from_numpy(part.copy()))
+        yield pair(part.transpose(0, 2, 3, 1))
+        yield pair(part / 255)
+        yield pair((part / 127.5 - 1).astype(np.float32))
+        yield ImageSet.from_arrays("y", part, labels)
+
+    for one, other in zip(forms(pixels), forms(held), strict=True):
+        assert loaded({"train": one, "test": other}) == expected
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ("here", "x gives a str: give an array"),
+        (None, "x gives a NoneType"),
+        (np.zeros((8, 8)), "x gives an array of the shape 8 x 8 for train"),
+        ({"test": np.zeros((8, 6, 6))}, "x gives a mapping of test: give an array"),
+        ({"train": np.zeros((8, 6, 6)), "val": 3}, "x gives 'val' beside train and test"),
+        ((np.zeros((8, 6, 6)), np.zeros((8, 6, 6))), "a pair is .images, labels."),
+        ((np.zeros((8, 6, 6)), np.zeros(5)), "an array of the shape 5 of labels for 8 images of train: one each"),
+        ((1, 2, 3), "x gives 3 things for train"),
+        ([[1], [2, 3]], "x gives a list that is no array"),
+        (np.random.default_rng(0).normal(0, 9, (8, 6, 6)), "x, train is float64 from .* nothing says which is black"),
+        (np.full((8, 6, 6), np.nan), "NaN or infinity"),
+        (np.ones((8, 6, 6)), "from 1 to 1, and nothing says which is black"),
+        (np.full((8, 5, 6, 7), 200, np.uint8), "nothing says which axis is which"),
+        (np.zeros((0, 6, 6), np.uint8), "is empty"),
+    ],
+)
+def test_what_are_no_images_is_refused_in_one_line(tmp_path, found, message):
+    with pytest.raises(DataError, match=message) as caught:
+        data.load_splits(data.given("x", found), size=6, cache=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (
+            "def images(path): ...",
+            "data.source=theirs.py:images needs 'path', which nothing tells it: give it a default",
+        ),
+        ("def images():\n    return 1 / 0", r"theirs.py:images failed \(line 2: ZeroDivisionError: division by zero\)"),
+        ("def pictures(): ...", "theirs.py:images: 'images' is not there; theirs.py has pictures"),
+        ("import nothing_there", r"running theirs.py failed \(line 1: ModuleNotFoundError"),
+        (
+            "import time, numpy as np\n"
+            "def images():\n    return np.random.default_rng(time.perf_counter_ns()).random((200, 8, 8))",
+            "the data of 'theirs.py:images' has changed since; draw them by a fixed seed",
+        ),
+    ],
+)
+def test_a_function_that_gives_no_images_is_refused(tmp_path, code, message):
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "gan.yaml").write_text(RECIPE)
+    (tmp_path / "theirs.py").write_text(code)
+    found = refused(tmp_path, "find", "gan.yaml", "--allow-code", "name=x", "data.source=theirs.py:images")
+    assert re.search(message, found), found
+
+
+# -- nobody's code runs unasked ---------------------------------------------------------------------------------
+
+
+def test_a_folder_runs_no_code_by_itself(at, tmp_path):
+    recipe = kept_recipe(own_recipe(data={"source": "mine.py:images"}).dump(), "there")
+    with pytest.raises(RecipeError, match=r"^mine.py:images is code, which a file does not run by itself"):
+        load_data(recipe.data)
+    with pytest.raises(RecipeError, match="is code"):
+        load_data(pickle.loads(pickle.dumps(recipe)).data)
+
+
+def test_of_a_run_whose_recipe_was_made_to_name_code_none_runs(at, tmp_path):
+    forged = tmp_path / "runs"
+    shutil.copytree(at / "runs/own", forged / "own")
+    (tmp_path / "evil.py").write_text("open('ran', 'w').close()\n\ndef thing(*given, **more): ...\n")
+    place = forged / "own/recipe.yaml"
+    text = place.read_text()
+    level = "runs/own/seed-0/level-02"
+    deep = (
+        ["evaluate", "runs/own"],
+        ["shrink", level],
+        ["find", "runs/own/recipe.yaml"],
+        ["train", "runs/own/recipe.yaml"],
+    )
+    shown = ["report", "runs/own"], ["inspect", "runs/own"], ["inspect", level], ["list", "runs"]
+    names = dict.fromkeys(re.findall(r"mine\.py:\w+", text))
+    forged_recipes = [text.replace(name, "evil.py:thing") for name in names]
+    cases = [(one, command) for one in forged_recipes for command in deep]
+    cases += [(re.sub(r"mine\.py:\w+", "evil.py:thing", text), command) for command in shown]
+    for recipe, command in cases:
+        place.write_text(recipe)
+        code, _, err = run_program(tmp_path, *command)
+        assert code == 2 or command in shown
+        assert "Traceback" not in err
+    assert not (tmp_path / "ran").exists()
+
+
+# -- small networks ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small(made) -> Path:
+    code, said, err = run_program(
+        made, "shrink", "runs/own/seed-0/level-02", "--allow-code", "--out", "small.safetensors"
+    )
+    assert code == 0, err
+    assert "gentickets.load_small('small.safetensors', make_model=make_gan) reads it" in said
+    return made / "small.safetensors"
+
+
+def test_a_small_network_of_ones_own_model_comes_back_by_what_makes_it(at, small):
+    ticket = gt.Ticket.load(small)
+    network = ticket.origin["network"]
+    assert network["model"] == "mine.py:make_gan"
+    assert network["code"] == hashlib.sha256(MINE.encode()).hexdigest()
+    with pytest.raises(TicketError, match=r"no file runs by itself: .*load_small\(path, make_model=make_gan\)"):
+        gt.load_small(small)
+    level = gt.Ticket.load(at / "runs/own/seed-0/level-02/ticket.safetensors")
+    whole = nn.ModuleDict(own("make_gan")())
+    whole.load_state_dict(load_file(at / "runs/own/seed-0/level-02/trained.safetensors"))
+    level.masks.apply_(whole)
+    noise, images = torch.randn(5, 6), torch.randn(5, 1, 8, 8)
+    state = torch.get_rng_state()
+    for make in (own("make_gan"), lambda width, latent, size: own("make_gan")(width, latent), own("make_gan")):
+        loaded = gt.load_small(small, make_model=make)
+        assert not loaded.training
+        torch.testing.assert_close(loaded["generator"](noise), whole["generator"](noise))
+        torch.testing.assert_close(loaded["discriminator"](images), whole["discriminator"](images))
+    assert torch.equal(state, torch.get_rng_state())
+    ticket.masks.audit(loaded)
+
+
+def own(name: str):
+    """Something of `mine.py`, as whoever wrote it has it."""
+    space: dict = {}
+    exec(MINE, space)
+    return space[name]
+
+
+def test_a_small_network_of_another_model_is_refused(small):
+    def deeper():
+        made = own("make_gan")()
+        made["generator"].append(nn.Linear(8, 8))
+        return made
+
+    for make, message in (
+        (deeper, "it lacks generator.4.weight"),
+        (lambda: {"generator": own("make_gan")()["generator"]}, "no small network"),
+        (lambda: 3, "a model is one nn.Module .* not a int"),
+        (lambda elsewhere: own("make_gan")(), "missing 1 required"),
+        (lambda: {"generator": nn.Conv2d(1, 1, 3), "discriminator": nn.Flatten()}, "no small network"),
+    ):
+        with pytest.raises(TicketError, match=message) as caught:
+            gt.load_small(small, make_model=make)
+        assert "\n" not in str(caught.value)
+
+
+def test_changed_code_shrinks_nothing(at, small, tmp_path):
+    shutil.copytree(at / "runs/own", tmp_path / "runs/own")
+    (tmp_path / "mine.py").write_text(MINE.replace("nn.ReLU()", "nn.Tanh()"))
+    found = refused(tmp_path, "shrink", "runs/own/seed-0/level-02", "--allow-code")
+    assert "the code of mine.py:make_gan has changed since the run began: put it back" in found
+    found = refused(tmp_path, "find", "runs/own/recipe.yaml", "--allow-code")
+    assert "the code of mine.py:bars, mine.py:brightness" in found
+
+
+# -- what can be pruned -----------------------------------------------------------------------------------------
+
+ODD = """
+import torch
+from torch import nn
+
+
+class Own(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(4, width))
+
+
+def odd(width: int = 8):
+    assert torch.ones(()).item() == 1  # it may read its weights while it is made
+    layers = [nn.Linear(4, width), nn.BatchNorm1d(width), Own(width), nn.Embedding(3, width)]
+    return {"net": nn.Sequential(*layers), "head": nn.Linear(width, 2)}
+
+
+def bound(): return {"net": nn.utils.parametrizations.orthogonal(nn.Linear(4, 4))}
+def norms(): return {"net": nn.LayerNorm(3)}
+def three(): return 3
+def empty(): return {}
+def lazy(): return {"net": nn.LazyLinear(3)}
+def broken(): raise RuntimeError("no\\nway")
+def clashing(width: int = 3, depth: int = 2):
+    if width < depth:
+        raise ValueError(f"width={width} is below depth={depth}")
+"""
+
+
+def cells(said: str) -> list[list[str]]:
+    """The rows of the tables that were printed."""
+    lines = (line for line in said.splitlines() if line.startswith("│"))
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+
+
+def test_what_can_be_pruned_is_told_before_anything_is(tmp_path):
+    (tmp_path / "odd.py").write_text(ODD)
+    code, said, err = run_program(tmp_path, "inspect", "--model", "odd.py:odd", "width=10")
+    assert (code, err) == (0, "")
+    assert said.startswith("odd.py:odd (width=10) for images of 16x16, 1 channel\n")
+    assert cells(said) == [
+        ["net", "140", "40", "28.6%", "1"],
+        ["head", "22", "20", "90.9%", "1"],
+        ["all", "162", "60", "37.0%", "2"],
+        ["net", "a bias, a gain or a number", "10", "1", "net.0.bias"],
+        ["net", "of a norm", "20", "2", "net.1.weight"],
+        ["net", "Own: neither a convolution nor a linear layer", "40", "1", "net.2.weight"],
+        ["net", "an embedding", "30", "1", "net.3.weight"],
+        ["head", "a bias, a gain or a number", "2", "1", "head.bias"],
+    ]
+    _, said, _ = run_program(tmp_path, "inspect", "--model", "odd.py:norms")
+    assert "nothing is pruned by default" in said
+    _, said, _ = run_program(tmp_path, "inspect", "--model", "odd.py:bound")
+    assert "refused by every search as it is: 'net.parametrizations.weight.original' cannot be pruned" in said
+
+
+@pytest.mark.parametrize(("name", "channels"), [("dcgan", 3), ("conv-vae", 1), ("unet", 1)])
+def test_what_is_told_of_a_model_is_what_a_search_prunes(tmp_path, name, channels):
+    _, said, _ = run_program(tmp_path, "inspect", "--model", name, "--channels", channels, "model.width=8")
+    model = made_model(Named("model", name, {"width": 8}), 16, channels)
+    every = [row for row in cells(said) if row[0] == "all"]
+    masks = gt.Masks.dense(model)
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    share = f"{masks.total / weights:.1%}"
+    assert every == [["all", f"{weights:,}", f"{masks.total:,}", share, str(len(masks))]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("odd.py:three", "model=odd.py:three makes no model: a model is one nn.Module .* not an? int"),
+        ("odd.py:empty", "model=odd.py:empty makes no model"),
+        ("odd.py:broken", r"odd.py:broken failed \(line 23: RuntimeError: no way\)"),
+        ("odd.py:clashing depth=9", r"odd.py:clashing failed \(line 26: ValueError: width=3 is below depth=9\)"),
+        ("odd.py:clashing depht=9", r"model.depht: odd.py:clashing takes width, depth \(did you mean depth\?\)"),
+        ("odd.py:odd width=wide", "model.width='wide': input should be a valid integer"),
+        ("odd.py:odd data.size=8", "data: with --model, key=value are the model's own"),
+        ("odd.py:od", r"'od' is not there; odd.py has Own, odd, .* \(did you mean odd\?\)"),
+        ("odd.py:lazy", "'net.weight' has no shape yet"),
+        ("nowhere.py:odd", "cannot read nowhere.py"),
+        ("nowhere:odd", "there is no module 'nowhere'; a file is named as my.py:name"),
+        ("dcgan --size 5", "size=5: the models take images of side 8, 16, 28, 32, 64"),
+        ("dcgna", "'dcgna' is none of .*did you mean dcgan.*, nor code of your own, as my.py:name"),
+    ],
+)
+def test_what_is_no_model_is_refused(tmp_path, arguments, message):
+    (tmp_path / "odd.py").write_text(ODD)
+    found = refused(tmp_path, "inspect", "--model", *arguments.split())
+    assert re.search(message, found), found
+
+
+def test_inspect_asks_for_one_thing(tmp_path):
+    assert "one file or folder, or --model" in refused(tmp_path, "inspect")
