@@ -14,7 +14,7 @@ from torch import nn
 import gentickets as gt
 from gentickets import testing
 from gentickets.catalogue import CATALOGUE
-from gentickets.data import Labelled
+from gentickets.data import Batches, Labelled
 from gentickets.masks.names import named_weights
 from gentickets.models import CATALOGUE as MODELS
 from gentickets.objectives import ELBO, Adversarial, Autoencoding, Denoising, Distilled, GainPenalty, Measure
@@ -121,6 +121,17 @@ def test_what_is_brought_is_named_as_in_a_recipe(tmp_path):
     testing.check_criterion({"name": f"{tmp_path}/my.py:by_size", "power": 2.0})
     with pytest.raises(AssertionError, match=r"my\.py:flat scored 'encoder"):
         testing.check_criterion(f"{tmp_path}/my.py:flat")
+
+
+def test_criteria_and_methods_are_worked_on_a_model_of_ones_own():
+    make, objective = (lambda: MODELS["dcgan"](8, 1, width=4, latent=4)), Adversarial(latent_size=4)
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 1, 8, 8), dtype=np.uint8)
+    images = gt.ImageSet.from_arrays("noise", pixels)
+    given = {"make_model": make, "objective": objective}
+    testing.check_criterion("snip", batches=Batches(images, 4, seed=0), **given)
+    testing.check_method(Imp(rounds=1, rewind_step=1), steps=3, images=images, **given)
+    with pytest.raises(AssertionError, match=r"snip asks for objective and batches: .* give check_criterion those too"):
+        testing.check_criterion("snip", make_model=make)
 
 
 # -- broken criteria ----------------------------------------------------------------------------------------

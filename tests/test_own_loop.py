@@ -16,10 +16,10 @@ from gentickets.training import Settings, train
 IMAGES = torch.rand(40, 10, generator=torch.Generator().manual_seed(2))
 
 
-def step_through(model, masks, start, end, copies=()):
+def step_through(model, masks, start, end):
     """A loop of one's own; yields after each step."""
     adam = torch.optim.Adam(model.parameters(), lr=1e-2)
-    with masks.hold(model, adam, copies=copies):
+    with masks.hold(model, adam):
         for step in range(start, end):
             batch = IMAGES[torch.randint(0, 40, (8,), generator=torch.Generator().manual_seed(step))]
             adam.zero_grad()
@@ -142,7 +142,7 @@ def averaging(form):
     def train_(model, masks, start, end):
         mean = copy.deepcopy(model)
         wrapped = AveragedModel(model)
-        for _ in step_through(model, masks, start, end, copies=[mean, wrapped]):
+        for _ in step_through(model, masks, start, end):
             wrapped.update_parameters(model)
             with torch.no_grad():
                 for ours, raw in zip(mean.parameters(), model.parameters(), strict=True):
@@ -197,6 +197,25 @@ def test_averages_of_the_training_loop_are_taken_over(make_autoencoder):
     assert level.averaged is None
 
 
+@pytest.mark.parametrize("several", [True, False])
+def test_an_average_of_one_component_is_held(make, several):
+    model = make()
+    masks = gt.prune(gt.magnitude(model), fraction=0.5)
+    ema = {"decoder": AveragedModel(copy.deepcopy(model["decoder"]))}
+    other = gt.random_like(masks, 1)
+    with masks.hold(model, torch.optim.Adam(model.parameters()), copies=[ema] if several else ema) as hold:
+        masks.select("decoder").audit(ema)
+        hold.move_to(other)
+        (masks & other).select("decoder").audit(ema)
+        nn.init.ones_(ema["decoder"].module[0].weight)
+        with pytest.raises(gt.MaskError, match="averaged copy"):
+            hold.audit()
+        (masks & other).select("decoder").apply_(ema)
+    for wrong in ({"dec": model["decoder"]}, {"decoder": nn.Linear(2, 2)}):
+        with pytest.raises(gt.MaskError, match=r"no component 'dec'|no weight 'decoder\.0\.weight'"):
+            masks.hold(model, copies=wrong)
+
+
 @pytest.mark.parametrize("given", [None, 3, {"loss": 1.0}, {}, nn.MSELoss(), nn.Linear(2, 2), "itself"])
 def test_what_is_no_average_is_ignored(make, given):
     def train_(model, masks, start, end):
@@ -212,7 +231,7 @@ def test_averages_that_are_alive_where_weights_are_pruned_or_of_no_component_are
         plain(model, masks, start, end)
         return {"decoder": make()["decoder"]}
 
-    with pytest.raises(gt.MaskError, match=r"averages.*copies="):
+    with pytest.raises(gt.MaskError, match=r"averages.*begin them as a copy"):
         list(gt.imp(make, dense_mean, steps=2, rounds=1))
     with pytest.raises(gt.MaskError, match=r"no component 'dec': the model has encoder, decoder"):
         list(gt.imp(make, lambda m, *_: {"dec": make()["decoder"]}, steps=2, rounds=0))

@@ -15,7 +15,7 @@ from gentickets.adam import FusedAdamW
 from gentickets.errors import MaskError
 from gentickets.masks.held import HeldWeight, mask_gradients, zero_dead
 from gentickets.masks.layers import divided_by_zero
-from gentickets.masks.names import Model, as_model, named_layers, named_weights
+from gentickets.masks.names import Model, as_model, check_components, components_of, named_layers, named_weights
 from gentickets.notebook import short, shown
 
 if TYPE_CHECKING:
@@ -57,10 +57,15 @@ class Hold:
         self._was_entered = True  # until it is made: one that is refused has told so
         self.masks, self.model = masks, as_model(model)
         self.copies = tuple(as_model(net) for net in copies)
+        # A copy that is a dict has the components that it names, and no others; None: all.
+        self._copied = tuple(tuple(net) if isinstance(net, Mapping) else None for net in copies)
         self._given = optimizers
         self.optimizers, self._may_write_unseen = _underlying(optimizers)
-        for net in (self.model, *self.copies):
-            masks.check_fits(net)
+        masks.check_fits(self.model)
+        for names in self._copied:
+            check_components(names or (), components_of(self.model))
+        for net, covering in self._over_copies(masks):
+            covering.check_fits(net)
         for optimizer in self.optimizers:
             _check_can_be_held(optimizer, self.model)
         self._held: dict[str, HeldWeight] = {}
@@ -86,8 +91,9 @@ class Hold:
         if self._handles:
             raise MaskError("this hold is entered already: make another with masks.hold(...)")
         self._was_entered, self._warned, self.passing = True, False, None
-        for net in (self.model, *self.copies):
-            self.masks.apply_(net)
+        self.masks.apply_(self.model)
+        for net, covering in self._over_copies(self.masks):
+            covering.apply_(net)
         self._find_weights()
         self._watch_loads()
         self._watch_passes()
@@ -128,8 +134,13 @@ class Hold:
     def audit(self) -> None:
         """Raises `MaskError` where the model, or a copy, has a pruned weight that is not exactly 0.0."""
         self.masks.audit(self.model)
-        for average in self.copies:
-            self.masks.audit(average, "an averaged copy of the model")
+        for net, covering in self._over_copies(self.masks):
+            covering.audit(net, "an averaged copy of the model")
+
+    def _over_copies(self, masks: Masks) -> Iterator[tuple[nn.Module, Masks]]:
+        """Each copy, and those of `masks` that are of its components."""
+        for net, names in zip(self.copies, self._copied, strict=True):
+            yield net, masks if names is None else masks.select([name for name in masks.components if name in names])
 
     @torch.no_grad()
     def mask(self) -> None:
@@ -180,8 +191,8 @@ class Hold:
             raise MaskError("Rprop keeps a step size for each weight, and a born one has none: take another optimiser")
         self.follow_layers()
         weights = list(self._held.values())
-        for copied in self.copies:
-            stay.apply_(copied)
+        for net, covering in self._over_copies(stay):
+            covering.apply_(net)
         for held in weights:
             held.move_to(stay)
         zero_dead([(parameter, held) for held in weights for parameter in held.parameters])

@@ -344,15 +344,16 @@ class Masks(Mapping[str, Tensor]):
                 count = int(np.bitwise_count(stray).sum(dtype=np.int64))
                 raise MaskError(f"{what} is no longer sparse: {name!r} has {count:,} pruned weights that are not 0.0")
 
-    def hold(self, model: Model, *optimizers: torch.optim.Optimizer, copies: Iterable[Model] | nn.Module = ()) -> Hold:
+    def hold(self, model: Model, *optimizers: torch.optim.Optimizer, copies: Iterable[Model] | Model = ()) -> Hold:
         """A context in which every pass of `model` finds its pruned weights exactly 0.0, whoever writes them.
 
-        On entry: applies the masks to `model` and to `copies` (EMA or other averages of it) and drops what
-        momentum the optimisers hold for pruned weights. After each step of an optimiser: sets the pruned
-        weights *that this optimiser stepped* back to 0.0, before any other hook of its; the others are not touched, so
-        a graph that still needs them stays valid. Where an optimiser may couple weights, or keep some of its own
-        (any but torch's that move each by itself), its gradients and its state are masked too, and what it asks of a
-        closure sees masked weights. After `load_state_dict` of the model or a part of it: applies the masks again.
+        On entry: applies the masks to `model` and to `copies` (EMA or other averages of it; a dict of components where
+        not all have one, `{"generator": ema}`) and drops what momentum the optimisers hold for pruned weights. After
+        each step of an optimiser: sets the pruned weights *that this optimiser stepped* back to 0.0, before any other
+        hook of its; the others are not touched, so a graph that still needs them stays valid. Where an optimiser may
+        couple weights, or keep some of its own (any but torch's that move each by itself), its gradients and its state
+        are masked too, and what it asks of a closure sees masked weights. After `load_state_dict` of the model or a
+        part of it: applies the masks again.
 
         Before each pass of the model, or of a part of it, it looks whether anybody else has written to its
         weights, and sets strays to 0.0, with one warning that names the weight; `Hold.mask` does so when asked,
@@ -368,7 +369,7 @@ class Masks(Mapping[str, Tensor]):
         parameter of the model; on leaving, where a pass may have seen a pruned weight alive; and inside, at its first
         step and before it changes anything, for an optimiser of a pruned weight that the hold was not given.
         """
-        several = (copies,) if isinstance(copies, nn.Module) else tuple(copies)
+        several = (copies,) if isinstance(copies, nn.Module | Mapping) else tuple(copies)
         return Hold(self, model, optimizers, several)
 
 

@@ -228,7 +228,7 @@ def trained(train: Train, model: nn.Module, masks: Masks, start_step: int, end_s
     except MaskError as error:
         raise MaskError(
             f"{call} gave averages with weights alive that are pruned ({error}): "
-            f"hold them too, with masks.hold(model, *optimizers, copies=[averages]): ..."
+            f"begin them as a copy of the model that train is given, which is sparse already"
         ) from None
     return averaged
 
@@ -292,7 +292,8 @@ def check_count(name: str, count: object, least: int = 0) -> None:
 def random_mask_control(level: Level, seed: int) -> Ticket:
     """The first control: the level's rewind weights under a random mask of the same sparsity in each layer.
 
-    Trained as the level was, from the rewind step on.
+    Trained as the level was, from the rewind step on; `gentickets.search_controls` does that, for a saved ticket too.
+    Of a ticket that prunes whole channels: `gentickets.random_channels_control`.
     """
     masks = random_like(level.masks, seed, level.model)
     return Ticket(masks, level.ticket.weights, {**level.ticket.origin, "control": "random_mask", "control_seed": seed})

@@ -19,9 +19,11 @@ from gentickets.pruning.prune import TiesBroken, prune
 from gentickets.pruning.scores import scored
 from gentickets.search.levels import MakeModel
 from gentickets.testing.bench import drawn, tiny_images, tiny_model
-from gentickets.testing.demands import built, changed, demand, left_alone, titled
+from gentickets.testing.demands import built, changed, demand, left_alone, needed, titled
 
 _FRACTION = 0.3
+_GIVEN = ("objective", "batches", "seed", "example_inputs")
+"""What a recipe's criterion is given by the name of its argument."""
 
 
 def check_criterion(criterion: Any, *, make_model: MakeModel = tiny_model, **given: Any) -> None:
@@ -41,10 +43,16 @@ def check_criterion(criterion: Any, *, make_model: MakeModel = tiny_model, **giv
     name = titled(criterion)
     batches = Batches(tiny_images(), 4, seed=1)
     model = drawn(make_model, 0)
-    told: dict[str, Any] = {"objective": Autoencoding(), "batches": batches, "seed": 1}
+    told: dict[str, Any] = {"seed": 1, **given}
     if make_model is tiny_model:
-        told["example_inputs"] = Autoencoding().example_inputs(model, tiny_images().images(range(4)))
-    score = built("criterion", criterion, **{**told, **given})
+        inputs = Autoencoding().example_inputs(model, tiny_images().images(range(4)))
+        told = {"objective": Autoencoding(), "batches": batches, "example_inputs": inputs, **told}
+    lacking = [key for key in needed("criterion", criterion) if key in _GIVEN and key not in told]
+    demand(
+        not lacking,
+        f"{name} asks for {' and '.join(lacking)}: with a make_model of your own, give check_criterion those too",
+    )
+    score = built("criterion", criterion, **told)
     masks = Masks.dense(model)
 
     with left_alone(name, model):

@@ -23,10 +23,25 @@ def demand(holds: object, sentence: str) -> None:
         raise AssertionError(sentence)
 
 
+def is_named(said: object) -> bool:
+    """Whether it is a name, alone or with options."""
+    return isinstance(said, str | Named) or (isinstance(said, Mapping) and "name" in said)
+
+
+def needed(kind: str, said: Any) -> list[str]:
+    """The arguments that it cannot do without."""
+    target = Named.of(kind, said).load() if is_named(said) else said
+    try:
+        takes = inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return []
+    return [key for key, one in takes.items() if one.default is one.empty]
+
+
 def built(kind: str, said: Any, **given: Any) -> Any:
     """What is checked: something of this kind by its name, or a class or function, given what it has an argument for;
     or an object as it is."""
-    if isinstance(said, str | Named) or (isinstance(said, Mapping) and "name" in said):
+    if is_named(said):
         return Named.of(kind, said).build(**given)
     if not inspect.isclass(said) and not inspect.isroutine(said):
         return said

@@ -170,7 +170,7 @@ class _Check:
             demand(
                 abs(masks.sparsity - wanted) * masks.total <= slack,
                 f"level {kept.level.index} of {self.name} has {masks.sparsity:.2%} pruned, and not {wanted:.2%}, as "
-                f"sparsity_at says",
+                f"sparsity_at says: define sparsity_at(level) as it is meant to be, or say counts=False",
             )
 
     def _check_resumed(self, folder: Path, whole: list[_Kept], last: int) -> None:

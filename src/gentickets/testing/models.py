@@ -20,7 +20,7 @@ from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
 from gentickets.pruning.prune import prune
 from gentickets.pruning.scores import magnitude
-from gentickets.testing.demands import changed, copies, demand, equal, left_alone, titled
+from gentickets.testing.demands import changed, copies, demand, equal, is_named, left_alone, titled
 
 
 def check_model(make_model: Any, example_inputs: ExampleInputs | None = None, **given: Any) -> None:
@@ -55,8 +55,7 @@ def check_model(make_model: Any, example_inputs: ExampleInputs | None = None, **
 
 def _maker(said: Any, given: Mapping[str, Any]) -> Callable[[], Any]:
     """What makes the model, told its arguments; of a size and channels it is told what it has an argument for."""
-    is_named = isinstance(said, str | Named) or (isinstance(said, Mapping) and "name" in said)
-    named = Named.of("model", said) if is_named else None
+    named = Named.of("model", said) if is_named(said) else None
     make = said if named is None else named.load()
     demand(callable(make), f"make_model is a function that makes a model, as lambda: GAN(); not {type(make).__name__}")
     takes = inspect.signature(make).parameters

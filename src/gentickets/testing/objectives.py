@@ -86,7 +86,8 @@ class _Check:
         self.model.train()
         trained: set[str] = set()
         for number, (names, loss) in enumerate(self._yielded(self.model)):
-            demand(math.isfinite(float(loss)), f"loss {number} of {self.name} is {float(loss)} for a sound model")
+            value = float(loss.detach())
+            demand(math.isfinite(value), f"loss {number} of {self.name} is {value} for a sound model")
             trained |= self._trained_by(names, loss, number)
         left = [part for part in self.objective.components if part not in trained]
         demand(not left, f"no loss of {self.name} trains {left[0] if left else None!r}, which is one of its components")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from gentickets.lab.results.reading import Summary
+if TYPE_CHECKING:
+    from gentickets.lab.results.reading import Summary  # a type only: reading a run loads torch, and words do not
 
 
 def number(value: float | None, digits: int = 3) -> str:
