@@ -53,10 +53,13 @@ def starter(source: str, model: str, objective: str | None = None, overrides: It
     nothing fits.
     """
     said = with_overrides({"model": {"name": model}, "data": {"source": source}}, overrides)
+    for key, name in (("model", "name"), ("objective", "name"), ("search", "method")):
+        if isinstance(said.get(key), str):
+            said[key] = {name: said[key]}
     if objective is not None:
-        said.setdefault("objective", {})["name"] = objective
+        said["objective"] = {**said.get("objective", {}), "name": objective}
+    data = parsed({"name": "x", "objective": "autoencoding", **said}).data  # whatever is said is sound
     named = named_of("model", said["model"])
-    data = parsed({"name": "x", "model": model, "objective": "autoencoding", "data": said["data"]}).data
     survey, (least, largest) = looked_at(image_source(data), data.crop, data.test)
     sides = [data.size] if "size" in said["data"] else _sides(least)
     colours = [data.channels] if data.channels else [survey.channels, 4 - survey.channels]
@@ -212,13 +215,16 @@ def _filled(said: Mapping[str, Any], model: Named, found: _Found, trained_on: in
     told = {"latent_size": found.named.options["latent_size"]} if found.latent_words else {}
     latent_told = any(key in owner("model", model.name).options for key in ("latent", "latent_size"))
     options = {k: v for k, v in found.named.options.items() if not (k == "latent_size" and latent_told)}
+    method = (said.get("search") or {}).get("method", "imp")
+    takes = owner("method", method).options
+    search = {"criterion": "magnitude", "rounds": 5, "fraction": 0.4, "rewind_step": steps // 20}
     filled: dict[str, Any] = {
         "name": _slug(f"{Path(said['data']['source']).stem}-{model.name.rpartition(':')[2]}"),
         "model": {"name": model.name, **model.options},
         "data": {"source": "", "size": found.shape[1], "channels": found.shape[0]},
         "objective": {"name": found.named.name, **options, **told},
         "training": {"steps": steps, "batch_size": batch, **adversarial},
-        "search": {"method": "imp", "criterion": "magnitude", "rounds": 5, "fraction": 0.4, "rewind_step": steps // 20},
+        "search": {"method": method, **{key: value for key, value in search.items() if key in takes}},
         "evaluation": {**({"samples": 1000} if sampled else {}), **judged},
         "seeds": [0, 1, 2],
     }
