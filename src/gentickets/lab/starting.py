@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from gentickets.catalogue import CATALOGUE, Named, load
-from gentickets.data import looked_at
+from gentickets.data import Labelled, looked_at
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab.recipe import make_recipe, parsed
 from gentickets.lab.recipe.file import with_overrides
@@ -24,7 +24,7 @@ from gentickets.lab.recipe.owned import owner
 from gentickets.lab.recipe.plain_yaml import read_yaml
 from gentickets.lab.recipe.recipe import code_in
 from gentickets.lab.results.words import count
-from gentickets.lab.task import image_source, made_model
+from gentickets.lab.task import check_step, image_source, made_model
 from gentickets.masks.names import components_of
 from gentickets.objectives import Objective
 
@@ -158,29 +158,14 @@ def _tried(model: Named, net: nn.Module, named: Named, shape: tuple[int, int, in
     latent, words = _latent(model, net, named)
     try:
         objective = Named("objective", named.name, {**named.options, **latent}).build()
-        _take_a_step(objective, net, shape)
-    except Exception as error:  # whatever a model says to what it does not take
-        return " ".join(str(error).split())[:200]
+        images = (
+            torch.rand((3 * objective.batches_per_step, *shape), generator=torch.Generator().manual_seed(0)) * 2 - 1
+        )
+        labelled = Labelled(images, torch.zeros(len(images), dtype=torch.int64)) if objective.wants_labels else images
+        check_step(model.name, net, objective, labelled)
+    except GenticketsError as error:
+        return str(error).removeprefix(f"model={model.name}: ")
     return _Found(shape, Named("objective", named.name, {**named.options, **latent}), objective, words)
-
-
-def _take_a_step(objective: Objective, net: nn.Module, shape: tuple[int, ...]) -> None:
-    """Raises whatever it raises; `RecipeError` where what comes out are no such images."""
-    rng = torch.Generator().manual_seed(0)
-    images = torch.rand((3 * objective.batches_per_step, *shape), generator=rng) * 2 - 1
-    for _, loss in objective.losses(net, images, rng):
-        if loss.dim() or not loss.isfinite():
-            raise RecipeError(f"a loss is {loss.detach()}")
-    made = {}
-    with torch.no_grad():
-        objective.example_inputs(net.eval(), images)
-        if objective.can_sample:
-            made["samples"] = objective.sample(net, 3, rng)
-        if objective.can_reconstruct:
-            made["reconstructions"] = objective.reconstruct(net, images[:3])
-    for what, output in made.items():
-        if output.shape != (3, *shape):
-            raise RecipeError(f"{what} are {tuple(output.shape[1:])}, and the images {shape}")
 
 
 def _latent(model: Named, net: nn.Module, named: Named) -> tuple[dict[str, int], str]:
