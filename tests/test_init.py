@@ -186,3 +186,24 @@ def test_what_does_not_go_together_is_refused(place, arguments, message):
     found = refused(place, "init", *arguments.split(), "--out", "refused.yaml")
     assert re.search(message, found), found
     assert not (place / "refused.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("data=digits", "data='digits': keys and values are needed below it"),
+        ("training=3", "training=3: keys and values are needed below it"),
+        ("training.steps=long", "training.steps='long': input should be a valid integer"),
+        ("data.size=big", "data.size='big': input should be a valid integer"),
+        ("objective.beta=3", "objective.name is missing, such as objective: {name: adversarial}"),
+        ("search.method=nosuch", "search.method='nosuch' is none of imp"),
+        ("seeds=3", r"seeds=3: a list is needed: seeds=[3]"),
+    ],
+)
+def test_what_is_said_is_checked_as_in_any_recipe(place, said, message):
+    assert message in refused(place, "init", "digits", "--model", "dcgan", said, "--out", "refused.yaml")
+
+
+def test_only_what_a_method_takes_is_written(place):
+    raw, _ = written(place, "early", "digits", "--model", "nets.py:gan", "search=at-init")
+    assert raw["search"] == {"method": "at-init", "criterion": "magnitude", "rounds": 5, "fraction": 0.4}

@@ -28,7 +28,7 @@ from gentickets.catalogue import Named
 from gentickets.cli import main
 from gentickets.data import ImageSet
 from gentickets.errors import DataError, RecipeError, TicketError
-from gentickets.lab.recipe import make_recipe
+from gentickets.lab.recipe import make_recipe, read_recipe, with_keys
 from gentickets.lab.recipe.file import kept_recipe
 from gentickets.lab.run.prepare import load_data
 from gentickets.lab.task import made_model
@@ -103,7 +103,7 @@ def run_program(folder: Path, *arguments: object) -> tuple[int, str, str]:
 def refused(folder: Path, *arguments: object) -> str:
     """The one line with which the program refuses."""
     code, _, err = run_program(folder, *arguments)
-    lines = [line for line in err.splitlines() if not line.startswith("data: ")]
+    lines = [line for line in err.splitlines() if not line.startswith(("data: ", "seed "))]
     assert (code, len(lines)) == (2, 1), err
     return lines[0]
 
@@ -493,3 +493,145 @@ def test_what_is_no_model_is_refused(tmp_path, arguments, message):
 
 def test_inspect_asks_for_one_thing(tmp_path):
     assert "one file or folder, or --model" in refused(tmp_path, "inspect")
+
+
+# -- what does not go together ----------------------------------------------------------------------------------
+
+THEIRS = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+import gentickets as gt
+from gentickets.options import Count
+
+
+def gan(latent: int = 6, seen: int = 64):
+    generator = nn.Sequential(nn.Linear(latent, 64), nn.Unflatten(1, (1, 8, 8)))
+    return {"generator": generator, "discriminator": nn.Sequential(nn.Flatten(), nn.Linear(seen, 1))}
+
+
+def untold(): return gan()
+def tall(): return {"generator": nn.Sequential(nn.Linear(6, 60), nn.Unflatten(1, (1, 10, 6))),
+                    "discriminator": nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 1))}
+def nets(): return {"encoder": nn.Flatten(), "decoder": nn.Unflatten(1, (1, 8, 8))}
+def pair(): return nn.Linear(2, 2), nn.Linear(2, 2)
+
+
+class Picky(nn.Linear):
+    def forward(self, images, labels):
+        return super().forward(images.flatten(1))
+
+
+def picky(): return {"generator": gan()["generator"], "discriminator": Picky(64, 1)}
+
+
+@dataclass(frozen=True)
+class Halves(gt.Objective):
+    share: float = 0.5
+    other: float = 0.5
+    code: Count = 6
+    broken: str = ""
+    components: ClassVar = ("generator",)
+
+    def __post_init__(self):
+        if self.share + self.other != 1:
+            raise ValueError(f"share={self.share} and other={self.other} do not make 1")
+        if self.broken == "made":
+            raise RuntimeError("so it is")
+
+    def losses(self, model, batch, rng):
+        if self.broken == "losses":
+            raise LookupError("lost")
+        fake = model.generator(torch.randn(len(batch), 6, generator=rng))
+        loss = (fake - batch).square()
+        yield "generator", loss if self.broken == "loss" else loss.mean()
+
+    def example_inputs(self, model, images):
+        return {"decoder" if self.broken == "name" else "generator": images.new_zeros(2, self.code)}
+
+    def sample(self, model, count, rng, labels=None):
+        return model.generator(torch.randn(count, 6, generator=rng))
+
+
+def failing(model, masks, *, at: int = 0):
+    if at == len(masks):
+        return {}
+    return {name: score[0] / 0 if at else [][1] for name, score in gt.magnitude(model).items()}
+
+
+@dataclass(frozen=True)
+class Bound:
+    objective: object
+    strength: float = 1.0
+
+    def __post_init__(self):
+        raise ValueError(f"strength={self.strength} is too much")
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("model=theirs.py:gna", r"model.name=theirs.py:gna: 'gna' is not there; theirs.py has gan, .*did you mean gan"),
+        ("model=theirs.py:pair objective.latent_size=6", "model=theirs.py:pair makes no model: .* not a tuple"),
+        ("model={name: theirs.py:gan, latnet: 3}", r"model.latnet: theirs.py:gan takes latent, seen .*latent\?"),
+        ("model={name: theirs.py:gan, latent: 0.5}", "model.latent=0.5: input should be a valid integer"),
+        ("model=theirs.py:untold", "objective.latent_size is missing: adversarial needs it, and nothing else tells it"),
+        ("model=theirs.py:nets objective.latent_size=6", "needs generator, discriminator; .* has encoder, decoder"),
+        (
+            "model={name: theirs.py:gan, seen: 63}",
+            r"component 'discriminator' does not take what it is given \(input: float32 3x1x8x8\): RuntimeError: mat1",
+        ),
+        (
+            "model=theirs.py:picky objective.latent_size=6",
+            r"component 'discriminator' .*\(argument 1: float32 3x1x8x8\): TypeError: .* argument: 'labels'",
+        ),
+        ("model=theirs.py:tall objective.latent_size=6", "samples are 1x10x6, and the images 1x8x8: change the model"),
+        ("objective=theirs.py:Halfs", r"objective.name=theirs.py:Halfs: .*did you mean Halves\?"),
+        ("objective={name: theirs.py:Halves, shore: 1}", r"objective.shore: .* takes share, other.*did you mean share"),
+        ("objective={name: theirs.py:Halves, share: 0.7}", "objective.share=0.7 and other=0.5 do not make 1"),
+        ("objective={name: theirs.py:Halves, broken: made}", r"theirs.py:Halves failed \(line 44: RuntimeError: so it"),
+        (
+            "objective={name: theirs.py:Halves, broken: losses}",
+            "takes no step: theirs.py, line 48: LookupError: lost",
+        ),
+        (
+            "objective={name: theirs.py:Halves, broken: loss}",
+            r"a loss is of the shape \(3, 1, 8, 8\): give a tensor",
+        ),
+        ("objective={name: theirs.py:Halves, broken: name}", "no component 'decoder': the model has generator, disc"),
+        (
+            "objective={name: theirs.py:Halves, code: 5}",
+            r"component 'generator' does not take what it is given \(input: float32 2x5\): RuntimeError: mat1",
+        ),
+        ("search.criterion=theirs.py:failing", "theirs.py, line 63: IndexError: list index out of range"),
+        ("search.criterion={name: theirs.py:failing, at: 4}", "no score belongs to a weight that the masks cover"),
+        ("search.around=theirs.py:Bound", "strength=1.0 is too much"),
+        ("search.method=theirs.py:gan", "theirs.py:gan"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(tmp_path, monkeypatch, made, said, message):
+    monkeypatch.setenv("GENTICKETS_CACHE", str(made / "cache"))
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "theirs.py").write_text(THEIRS)
+    (tmp_path / "gan.yaml").write_text(RECIPE)
+    words = re.findall(r"[\w.]+=(?:\{.*?\}|\S+)", said)
+    found = refused(tmp_path, "find", "gan.yaml", "--allow-code", "evaluation={metrics: [kid], samples: 64}", *words)
+    assert re.search(message, found), found
+
+
+def test_options_go_below_what_is_named_alone(at):
+    def read(*overrides):
+        return read_recipe("gan.yaml", overrides, allow_code=True)
+
+    assert read("model.width=9").model.told("width", None) == 9
+    assert read("objective.latent_size=6", "objective.n_critic=2").objective.told("n_critic", None) == 2
+    assert read("search=one-shot", "search.rounds=3").search.method == "one-shot"
+    recipe = read("search.criterion=mine.py:squared", "search.criterion.power=3")
+    assert recipe.search.told("criterion", None).told("power", None) == 3
+    budget = {"model": {"width": 5}, "objective": {"name": "adversarial", "n_critic": 3}}
+    raw = with_keys({"model": "mine.py:make_gan", "objective": "elbo"}, budget, "budgets.x")
+    assert raw == {"model": {"name": "mine.py:make_gan", "width": 5}, "objective": budget["objective"]}

@@ -128,10 +128,11 @@ class Named:
         missing = [key for key, one in takes.items() if one.default is one.empty and key not in told and _is_one(one)]
         if missing:
             raise RecipeError(f"{self.kind}.{missing[0]} is missing: {self.name} needs it, and nothing else tells it")
-        try:
-            return target(**told)
-        except (ValueError, TypeError) as error:
-            raise RecipeError(f"{self.kind}.{error}") from None
+        with running(self.name):
+            try:
+                return target(**told)
+            except (ValueError, TypeError) as error:
+                raise RecipeError(f"{self.kind}.{error}") from None
 
 
 def _filled_in(function: Callable[..., Any], told: Mapping[str, Any]) -> Callable[..., Any]:
@@ -203,9 +204,22 @@ def running(name: str) -> Iterator[None]:
         raise RecipeError(f"{name} failed ({_where(error, _file_of(name))})") from error
 
 
+@contextmanager
+def own_faults() -> Iterator[None]:
+    """Whatever arises in code of one's own, in one line, as a `RecipeError`; other errors go through."""
+    try:
+        yield
+    except GenticketsError:
+        raise
+    except Exception as error:
+        if (said := own_fault(error)) is None:
+            raise
+        raise RecipeError(said) from error
+
+
 def own_fault(error: BaseException) -> str | None:
     """An error that arose in code of one's own, or in what that called: its file and line, in words; else None."""
-    own = {path for path, _ in _ran}
+    own = {path for path, _ in _ran} | _own_modules
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if Path(frame.filename) in own and isinstance(error, Exception):
             return f"{Path(frame.filename).name}, {_where(error, Path(frame.filename))}"
@@ -232,7 +246,9 @@ def _own_names(module: ModuleType) -> list[str]:
 
 def _imported(module: str, name: str) -> ModuleType:
     try:
-        return importlib.import_module(module)
+        found = importlib.import_module(module)
+        _own_modules.update(Path(file) for file in [getattr(found, "__file__", None)] if file)
+        return found
     except ModuleNotFoundError as error:
         raise RecipeError(f"{name}: there is no module {error.name!r}; a file is named as my.py:name") from None
     except Exception as error:
@@ -246,6 +262,7 @@ def _read(path: Path, name: str) -> bytes:
         raise RecipeError(f"{name}: cannot read {path} ({error.strerror}), as seen from the current folder") from None
 
 
+_own_modules: set[Path] = set()
 _ran: dict[tuple[Path, bytes], ModuleType] = {}
 
 

@@ -88,6 +88,8 @@ def main() -> None:
             code = 0
         elif _is_a(error, "UsageError"):
             code = _complain(f"{error.format_message()}; see --help")  # type: ignore[attr-defined]
+        elif (own := _own_fault(error)) is not None:
+            code = _complain(own)
         elif heard:  # an import that was stopped may say so with an error of its own
             code = 130
         else:
@@ -129,6 +131,13 @@ def _complain(message: str) -> int:
 def _is_a(error: Exception, name: str) -> bool:
     """Whether typer says so of the call itself: its classes move between its releases."""
     return any(kind.__name__ == name for kind in type(error).__mro__)
+
+
+def _own_fault(error: Exception) -> str | None:
+    """Where in the user's own code an error arose, in words; None where it did not."""
+    from gentickets.catalogue import own_fault
+
+    return own_fault(error)
 
 
 def _show_version(wanted: bool) -> None:

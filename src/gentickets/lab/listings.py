@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from gentickets.catalogue import CATALOGUE
+from gentickets.catalogue import CATALOGUE, is_code
 from gentickets.errors import GenticketsError, MaskError
 from gentickets.lab.recipe import Recipe, parsed, read_keys, shipped
 from gentickets.lab.recipe.file import with_overrides
@@ -79,14 +80,15 @@ def model_words(name: str, said: Iterable[str], size: int, channels: int) -> Ite
     """
     import torch
 
-    from gentickets.lab.task import made_model, without_values
+    from gentickets.lab.task import made_model
 
     keyed = (one if "." in one.partition("=")[0] else f"model.{one}" for one in said)
     options = with_overrides({"model": {"name": name}}, keyed)
     if strange := [key for key in options if key != "model"]:
         raise GenticketsError(f"{strange[0]}: with --model, key=value are the model's own")
     named = named_of("model", options["model"])
-    with torch.random.fork_rng(devices=[]), without_values(named):
+    own = is_code(name)  # it may read its weights while it is made
+    with torch.random.fork_rng(devices=[]), nullcontext() if own else torch.device("meta"):
         model = made_model(named, size, channels)
     told = ", ".join(f"{key}={json.dumps(value, default=str)}" for key, value in named.options.items())
     yield f"{name}{f' ({told})' if told else ''} for images of {size}x{size}, {count(channels, 'channel')}"

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from gentickets.catalogue import CATALOGUE, Named, load
-from gentickets.data import looked_at
+from gentickets.data import Labelled, looked_at
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab.recipe import make_recipe, parsed
 from gentickets.lab.recipe.file import with_overrides
@@ -24,7 +24,7 @@ from gentickets.lab.recipe.owned import owner
 from gentickets.lab.recipe.plain_yaml import read_yaml
 from gentickets.lab.recipe.recipe import code_in
 from gentickets.lab.results.words import count
-from gentickets.lab.task import image_source, made_model
+from gentickets.lab.task import check_step, image_source, made_model
 from gentickets.masks.names import components_of
 from gentickets.objectives import Objective
 
@@ -53,10 +53,13 @@ def starter(source: str, model: str, objective: str | None = None, overrides: It
     nothing fits.
     """
     said = with_overrides({"model": {"name": model}, "data": {"source": source}}, overrides)
+    for key, name in (("model", "name"), ("objective", "name"), ("search", "method")):
+        if isinstance(said.get(key), str):
+            said[key] = {name: said[key]}
     if objective is not None:
-        said.setdefault("objective", {})["name"] = objective
+        said["objective"] = {**said.get("objective", {}), "name": objective}
+    data = parsed({"name": "x", "objective": "autoencoding", **said}).data  # whatever is said is sound
     named = named_of("model", said["model"])
-    data = parsed({"name": "x", "model": model, "objective": "autoencoding", "data": said["data"]}).data
     survey, (least, largest) = looked_at(image_source(data), data.crop, data.test)
     sides = [data.size] if "size" in said["data"] else _sides(least)
     colours = [data.channels] if data.channels else [survey.channels, 4 - survey.channels]
@@ -155,29 +158,14 @@ def _tried(model: Named, net: nn.Module, named: Named, shape: tuple[int, int, in
     latent, words = _latent(model, net, named)
     try:
         objective = Named("objective", named.name, {**named.options, **latent}).build()
-        _take_a_step(objective, net, shape)
-    except Exception as error:  # whatever a model says to what it does not take
-        return " ".join(str(error).split())[:200]
+        images = (
+            torch.rand((3 * objective.batches_per_step, *shape), generator=torch.Generator().manual_seed(0)) * 2 - 1
+        )
+        labelled = Labelled(images, torch.zeros(len(images), dtype=torch.int64)) if objective.wants_labels else images
+        check_step(model.name, net, objective, labelled)
+    except GenticketsError as error:
+        return str(error).removeprefix(f"model={model.name}: ")
     return _Found(shape, Named("objective", named.name, {**named.options, **latent}), objective, words)
-
-
-def _take_a_step(objective: Objective, net: nn.Module, shape: tuple[int, ...]) -> None:
-    """Raises whatever it raises; `RecipeError` where what comes out are no such images."""
-    rng = torch.Generator().manual_seed(0)
-    images = torch.rand((3 * objective.batches_per_step, *shape), generator=rng) * 2 - 1
-    for _, loss in objective.losses(net, images, rng):
-        if loss.dim() or not loss.isfinite():
-            raise RecipeError(f"a loss is {loss.detach()}")
-    made = {}
-    with torch.no_grad():
-        objective.example_inputs(net.eval(), images)
-        if objective.can_sample:
-            made["samples"] = objective.sample(net, 3, rng)
-        if objective.can_reconstruct:
-            made["reconstructions"] = objective.reconstruct(net, images[:3])
-    for what, output in made.items():
-        if output.shape != (3, *shape):
-            raise RecipeError(f"{what} are {tuple(output.shape[1:])}, and the images {shape}")
 
 
 def _latent(model: Named, net: nn.Module, named: Named) -> tuple[dict[str, int], str]:
@@ -212,13 +200,16 @@ def _filled(said: Mapping[str, Any], model: Named, found: _Found, trained_on: in
     told = {"latent_size": found.named.options["latent_size"]} if found.latent_words else {}
     latent_told = any(key in owner("model", model.name).options for key in ("latent", "latent_size"))
     options = {k: v for k, v in found.named.options.items() if not (k == "latent_size" and latent_told)}
+    method = (said.get("search") or {}).get("method", "imp")
+    takes = owner("method", method).options
+    search = {"criterion": "magnitude", "rounds": 5, "fraction": 0.4, "rewind_step": steps // 20}
     filled: dict[str, Any] = {
         "name": _slug(f"{Path(said['data']['source']).stem}-{model.name.rpartition(':')[2]}"),
         "model": {"name": model.name, **model.options},
         "data": {"source": "", "size": found.shape[1], "channels": found.shape[0]},
         "objective": {"name": found.named.name, **options, **told},
         "training": {"steps": steps, "batch_size": batch, **adversarial},
-        "search": {"method": "imp", "criterion": "magnitude", "rounds": 5, "fraction": 0.4, "rewind_step": steps // 20},
+        "search": {"method": method, **{key: value for key, value in search.items() if key in takes}},
         "evaluation": {**({"samples": 1000} if sampled else {}), **judged},
         "seeds": [0, 1, 2],
     }

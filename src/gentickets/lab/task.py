@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from gentickets.catalogue import Named, is_code, running
-from gentickets.data import ImageSet, given
+from gentickets.catalogue import Named, is_code, own_fault, running
+from gentickets.data import Batch, ImageSet, Labelled, given
 from gentickets.data.sources import Source
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab.recipe import DataPart, Recipe
-from gentickets.masks.names import as_model
+from gentickets.masks.examples import examples_of
+from gentickets.masks.names import as_model, components_of
+from gentickets.objectives import Objective
 from gentickets.training.loop import derived_seed
 
 
@@ -52,12 +56,6 @@ def build_model(recipe: Recipe, images: ImageSet, seed: int, draw: int = 0) -> n
         return made_model(recipe.model.named, height, channels)
 
 
-def without_values(named: Named) -> AbstractContextManager[Any]:
-    """Where a model that is only looked at is made: on the device meta, which takes no memory, if it is of the
-    catalogue. Somebody's own may read its weights while it is made, and is made as ever."""
-    return nullcontext() if is_code(named.name) else torch.device("meta")
-
-
 def made_model(named: Named, size: int, channels: int) -> nn.Module:
     """A model for images of a side and so many channels, its weights drawn by torch's global generator.
 
@@ -77,3 +75,91 @@ def made_model(named: Named, size: int, channels: int) -> nn.Module:
         return as_model(made)
     except GenticketsError as error:
         raise RecipeError(f"model={named.name} makes no model: {error}") from None
+
+
+# -- whether they go together ---------------------------------------------------------------------------------
+
+
+def check_step(name: str, model: nn.Module, objective: Objective, batch: Batch) -> None:
+    """Takes one step of an objective, without training, and everything else that a run asks of the two.
+
+    `name` is the model's. Raises `RecipeError` that names the component which does not take what it is given, argument
+    by argument, and where what comes out is no loss or no such images.
+    """
+    images = batch.images if isinstance(batch, Labelled) else batch
+    rng, made, shape = torch.Generator().manual_seed(0), {}, images.shape[1:]
+    with torch.random.fork_rng(devices=[]), _naming_components(name, model):
+        for _, loss in objective.losses(model.train(), batch, rng):
+            if not isinstance(loss, Tensor) or loss.dim():
+                what = f"of the shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+                raise RecipeError(f"{_called(objective)}: a loss is {what}: give a tensor of one number")
+        with torch.no_grad():
+            _check_examples(model.eval(), objective, batch)
+            if objective.can_sample:
+                labels = (batch.labels[:2],) if isinstance(batch, Labelled) else ()
+                made["samples"] = objective.sample(model, 2, rng, *labels)
+            if objective.can_reconstruct:
+                made["reconstructions"] = objective.reconstruct(model, batch)
+    for what, output in made.items():
+        if output.shape[1:] != shape:
+            sides, wanted = ("x".join(map(str, side)) for side in (output.shape[1:], shape))
+            raise RecipeError(
+                f"model={name}: {what} are {sides}, and the images {wanted}: change the model, or data.size and "
+                f"data.channels"
+            )
+
+
+def _called(objective: Objective) -> str:
+    return f"objective {type(objective).__name__}"
+
+
+def _check_examples(model: nn.Module, objective: Objective, batch: Batch) -> None:
+    """Calls each component with its example input, where the objective tells one."""
+    try:
+        examples = objective.example_inputs(model, batch)
+    except NotImplementedError:
+        return
+    for component, example in examples_of(model, examples).items():
+        example(getattr(model, component))
+
+
+@contextmanager
+def _naming_components(name: str, model: nn.Module) -> Iterator[None]:
+    """Any error within as a `RecipeError`, with the component in which it arose and what that was given."""
+    inside: list[str] = []
+
+    def enter(component: str, net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        inside.append(f"component {component!r} does not take what it is given ({_arguments(net, args, kwargs)})")
+
+    hooks = []
+    for component in components_of(model):
+        net = getattr(model, component)
+        entering = partial(enter, component)
+        hooks.append(net.register_forward_pre_hook(entering, with_kwargs=True))
+        hooks.append(net.register_forward_hook(lambda *given: inside.pop() and None))
+    try:
+        yield
+    except GenticketsError:
+        raise
+    except Exception as error:  # whatever a model or an objective says
+        where = inside[-1] if inside else "it takes no step"
+        said = own_fault(error) or f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise RecipeError(f"model={name}: {where}: {said}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _arguments(net: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """What a component is given, by the names of its arguments where they can be told."""
+    try:
+        bound: Mapping[str, Any] = inspect.signature(net.forward).bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):  # too many, or too few
+        bound = {**{f"argument {place}": given for place, given in enumerate(args, 1)}, **kwargs}
+    return ", ".join(f"{name}: {_kind(given)}" for name, given in bound.items()) or "nothing"
+
+
+def _kind(given: Any) -> str:
+    if isinstance(given, Tensor):
+        return f"{str(given.dtype).removeprefix('torch.')} {'x'.join(map(str, given.shape))}"
+    return type(given).__name__

@@ -125,6 +125,8 @@ def with_keys(raw: dict[str, Any], changes: dict[str, Any], where: str) -> dict[
         *above, last = str(path).split(".")
         for key in above:
             place = _below(place, key, where)
+        if isinstance(value, dict) and _NAMED_BY.get(last) not in (None, *value):
+            _below(place, last, where)  # options of what is named there
         if isinstance(value, dict) and isinstance(place.get(last, {}), dict):
             place[last] = with_keys(place.get(last, {}), value, where)
         else:
@@ -132,8 +134,14 @@ def with_keys(raw: dict[str, Any], changes: dict[str, Any], where: str) -> dict[
     return new
 
 
+_NAMED_BY = {"model": "name", "objective": "name", "search": "method", "criterion": "name", "around": "name"}
+"""Key that may hold a name alone → the key that has the name where there are others beside it."""
+
+
 def _below(place: dict[str, Any], key: str, where: str) -> dict[str, Any]:
     below = place.setdefault(key, {})
+    if isinstance(below, str) and key in _NAMED_BY:
+        below = place[key] = {_NAMED_BY[key]: below}
     if not isinstance(below, dict):
         raise RecipeError(f"{where}: {key} is a value, with no keys below it")
     return below

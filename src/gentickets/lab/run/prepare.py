@@ -6,19 +6,20 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from gentickets import __version__
-from gentickets.catalogue import is_code
+from gentickets.catalogue import is_code, own_faults
 from gentickets.cores import cores
-from gentickets.data import ImageSet, check_room, line, load_splits
+from gentickets.data import ImageSet, batch_of, check_room, line, load_splits
 from gentickets.errors import RecipeError
 from gentickets.lab.judging import Judge
 from gentickets.lab.recipe import DataPart, Recipe, parsed
@@ -30,7 +31,7 @@ from gentickets.lab.run.processes import interrupt, side_by_side, stopping
 from gentickets.lab.run.seed import SeedRun
 from gentickets.lab.run.threads import threads_of
 from gentickets.lab.run.trainer import Event, make_fabric
-from gentickets.lab.task import build_model, image_source, without_values
+from gentickets.lab.task import build_model, check_step, image_source
 from gentickets.masks.names import components_of
 from gentickets.training.loop import on_threads
 
@@ -127,16 +128,22 @@ def _grown(recipe: Recipe, asked: Recipe, fitted: bool) -> Recipe:
 
 def check_buildable(recipe: Recipe, images: ImageSet) -> None:
     """Raises `RecipeError` where model, objective and images do not go together, before anything is computed."""
-    with without_values(recipe.model.named):
-        model = build_model(recipe, images, seed=0)
-    check_fits(recipe, model, images.shape)
-    has, needs = components_of(model), recipe.build_objective().components
+    model, objective = recipe.model.named, recipe.objective.named
+    own = is_code(model.name) or is_code(objective.name)
+    with nullcontext() if own else torch.device("meta"):
+        net = build_model(recipe, images, seed=0)
+    check_fits(recipe, net, images.shape)
+    has, needs = components_of(net), recipe.build_objective().components
     if missing := [name for name in needs if name not in has]:
         raise RecipeError(
             f"objective.name={recipe.objective.name} needs {', '.join(missing)}; "
             f"model.name={recipe.model.name} has {', '.join(has)}"
         )
     _check_classes(recipe, images)
+    if own:
+        trained_for = recipe.build_objective()
+        rows = np.arange(3 * trained_for.batches_per_step) % len(images)
+        check_step(model.name, net, trained_for, batch_of(images, rows, "cpu", trained_for.wants_labels))
     make_fabric(recipe)
 
 
@@ -249,7 +256,7 @@ def run_seeds(ready: Prepared, tell: Tell) -> None:
 
 
 def _run_seed(folder: Path, recipe: Recipe, threads: int, seed: int, tell: Tell, stop: Callable[[], bool]) -> None:
-    with disk.one_line_errors(folder):
+    with disk.one_line_errors(folder), own_faults():
         torch.set_num_threads(threads)
         train, held_out = load_data(recipe.data)
         _check_same_data(folder, disk.read_origin(folder), train, held_out)
