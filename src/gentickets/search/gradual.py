@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -15,9 +13,8 @@ from gentickets.masks.value import Masks
 from gentickets.options import Count, NotNegative, Scope, Share
 from gentickets.pruning.prune import prune
 from gentickets.pruning.scores import magnitude
-from gentickets.search.levels import Level, Rounds
-from gentickets.search.method import Ladder, Work
-from gentickets.search.rigl import trained_with
+from gentickets.search.from_scratch import FromScratch
+from gentickets.search.method import Work
 from gentickets.training.hooks import Hook, State
 
 
@@ -75,11 +72,10 @@ class Gradual(Hook):
 
 
 @dataclass(frozen=True)
-class GradualPruning(Ladder):
+class GradualPruning(FromScratch):
     """One training for each sparsity, pruned by magnitude as it goes (Zhu & Gupta 2017).
 
-    Each level begins dense, from the seed's own weights. Its ticket holds the masks at the end, over those weights. The
-    live FLOPs that are told of its training are those of its beginning, with every weight alive: an upper bound.
+    Each level begins dense. The live FLOPs that are told of its training are those of its beginning: an upper bound.
     """
 
     begin: NotNegative = 0.25
@@ -89,23 +85,12 @@ class GradualPruning(Ladder):
     every: Count = 100
     """How many steps lie between two prunings."""
 
-    builds_on: ClassVar[Literal["nothing"]] = "nothing"
-
     def __post_init__(self) -> None:
         if self.begin >= self.end:
             raise ValueError(f"begin={self.begin} is not before end={self.end}")
 
-    def covered(self, model: nn.Module) -> Masks:
-        return Masks.dense(model, self.components)
-
-    def levels(self, work: Work, last: int) -> Iterator[Level]:
-        shared = Rounds(work.make_model, work.train, work.steps, 0, origin=work.origin) if last < 0 else None
-        return self._levels(work, last, shared)
-
-    def _levels(self, work: Work, last: int, shared: Rounds | None) -> Iterator[Level]:
-        if shared is not None:
-            yield shared.dense(self.covered(shared.initial))
-        for index in range(max(last, 0) + 1, self.rounds + 1):
-            model = work.initial()
-            hook = Gradual(self.sparsity_at(index), self.begin, self.end, self.every, self.scope)
-            yield trained_with(hook, index, self.covered(model), model, work)
+    def begun(self, work: Work, index: int, model: nn.Module) -> tuple[Masks, Hook]:
+        """All alive."""
+        hook = Gradual(self.sparsity_at(index), self.begin, self.end, self.every, self.scope)
+        hook.span(work.steps)  # before anything of the level is trained
+        return self.covered(model), hook

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar, Literal
@@ -19,14 +19,13 @@ from typing import ClassVar, Literal
 import numpy as np
 from torch import Tensor, nn
 
-from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
 from gentickets.options import Count, Scope, Share, Steps
 from gentickets.pruning.prune import TiesBroken, prune
 from gentickets.pruning.scores import magnitude, random_scores
 from gentickets.pruning.selection import Scored, keep_best
-from gentickets.search.levels import Level, Rounds
-from gentickets.search.method import Ladder, Work, connected
+from gentickets.search.from_scratch import FromScratch
+from gentickets.search.method import Work
 from gentickets.training.hooks import Hook, State
 from gentickets.training.loop import derived_seed
 
@@ -96,12 +95,8 @@ def _grown(growth: Mapping[str, Tensor], kept: Masks, before: Masks) -> Masks:
 
 
 @dataclass(frozen=True)
-class Moving(Ladder):
-    """Sparse from the first step to the last, with masks that move: the base of RigL and SET.
-
-    Each level is a training of its own, from the seed's own weights and a random mask of its sparsity; nothing dense
-    is trained for it. Its ticket holds the masks at the end, over those first weights.
-    """
+class Moving(FromScratch):
+    """Sparse from the first step to the last: the base of RigL and SET. Nothing dense is trained for a level."""
 
     scope: Scope = "erk"
     """How a sparsity is shared out among layers; `erk`, as the paper of RigL has it, gives each one by its sides."""
@@ -112,26 +107,14 @@ class Moving(Ladder):
     until: Share = 0.75
     """The share of the training's steps after which the masks stand still."""
 
-    builds_on: ClassVar[Literal["nothing"]] = "nothing"
     grow: ClassVar[Literal["gradient", "random"]]
 
-    def covered(self, model: nn.Module) -> Masks:
-        return Masks.dense(model, self.components)
-
-    def levels(self, work: Work, last: int) -> Iterator[Level]:
-        shared = Rounds(work.make_model, work.train, work.steps, 0, origin=work.origin) if last < 0 else None
-        return self._levels(work, last, shared)
-
-    def _levels(self, work: Work, last: int, shared: Rounds | None) -> Iterator[Level]:
-        if shared is not None:
-            yield shared.dense(self.covered(shared.initial))
-        for index in range(max(last, 0) + 1, self.rounds + 1):
-            model = work.initial()
-            seed = derived_seed(work.seed, 2, index)
-            drawn = random_scores(model, seed, self.components)
-            masks = prune(drawn, to_sparsity=self.sparsity_at(index), within=self.covered(model), scope=self.scope)
-            hook = DropAndGrow(self.drop, self.every, self.until, self.grow, seed)
-            yield trained_with(hook, index, masks, model, work)
+    def begun(self, work: Work, index: int, model: nn.Module) -> tuple[Masks, Hook]:
+        """A random mask of the level's sparsity."""
+        seed = derived_seed(work.seed, 2, index)
+        drawn = random_scores(model, seed, self.components)
+        masks = prune(drawn, to_sparsity=self.sparsity_at(index), within=self.covered(model), scope=self.scope)
+        return masks, DropAndGrow(self.drop, self.every, self.until, self.grow, seed)
 
 
 @dataclass(frozen=True)
@@ -146,17 +129,3 @@ class SET(Moving):
     """Sparse from the start, its masks growing at random (Mocanu et al. 2018)."""
 
     grow: ClassVar[Literal["random"]] = "random"
-
-
-def trained_with(hook: Hook, index: int, masks: Masks, model: nn.Module, work: Work) -> Level:
-    """A level that is trained from the first step to the last by a hook that moves its masks."""
-    start = Ticket(masks, model, work.origin)
-    connected(start, model, work)
-    start.install(model)
-    trained = work.train(model, masks, 0, work.steps, hooks=[hook])
-    if trained is not None and trained.masks is not None:
-        masks = trained.masks
-    masks.apply_(model)  # what diverged ended somewhere between two moves
-    passed = {"level": index, "sparsity": masks.sparsity, "masks": masks.fingerprint}
-    facts = {**work.origin, "rewind_step": 0, "retrain": "rewind", "moved": True, "lineage": [passed]}
-    return Level(index, masks, model, Ticket(masks, work.initial(), facts), span=(0, work.steps))
