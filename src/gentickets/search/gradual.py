@@ -91,6 +91,10 @@ class GradualPruning(FromScratch):
 
     def begun(self, work: Work, index: int, model: nn.Module) -> tuple[Masks, Hook]:
         """All alive."""
-        hook = Gradual(self.sparsity_at(index), self.begin, self.end, self.every, self.scope)
-        hook.span(work.steps)  # before anything of the level is trained
-        return self.covered(model), hook
+        return self.covered(model), self._hook(index)
+
+    def check(self, steps: int) -> None:
+        self._hook(1).span(steps)
+
+    def _hook(self, index: int) -> Gradual:
+        return Gradual(self.sparsity_at(index), self.begin, self.end, self.every, self.scope)

@@ -146,6 +146,9 @@ class Method(ABC):
         What is drawn is drawn when this is called, and not at the first level.
         """
 
+    def check(self, steps: int) -> None:
+        """Raises `PruneError` for options that go with no training of so many steps, before anything is trained."""
+
     @classmethod
     def as_arm(cls, deepest: float) -> dict[str, Any]:
         """The options that it takes in a comparison with a ladder of sparsities down to `deepest`; none but the

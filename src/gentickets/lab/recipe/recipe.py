@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from gentickets.catalogue import Named, digests, is_code
-from gentickets.errors import GenticketsError, RecipeError
+from gentickets.errors import GenticketsError, PruneError, RecipeError
 from gentickets.lab.recipe.complaints import complaints
 from gentickets.lab.recipe.named import NamedPart, SearchPart, check_may_run, metrics_asked, named_part, search_part
 from gentickets.lab.recipe.older import of_today
@@ -247,11 +247,13 @@ class Recipe(_Part):
     def check(self) -> None:
         """Builds what can be built without images. Raises `RecipeError` for what does not go together."""
         components, method = self.build_objective().components, self.build_method()
+        try:
+            method.check(self.training.steps)
+        except PruneError as error:
+            raise RecipeError(f"search.{error}") from None
         rates = self.training.lr if isinstance(self.training.lr, dict) else {}
-        for key, names in {
-            **{f"search.{key}": names for key, names in method.names().items()},
-            "training.lr": rates,
-        }.items():
+        named = {f"search.{key}": names for key, names in method.names().items()}
+        for key, names in {**named, "training.lr": rates}.items():
             for name in names:
                 if name not in components:
                     raise RecipeError(f"{key}: no component {name!r}; {self.model.name} has {', '.join(components)}")
