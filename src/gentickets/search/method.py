@@ -146,7 +146,7 @@ class Method(ABC):
         What is drawn is drawn when this is called, and not at the first level.
         """
 
-    def check(self, steps: int) -> None:
+    def check(self, steps: int) -> None:  # noqa: B027
         """Raises `PruneError` for options that go with no training of so many steps, before anything is trained."""
 
     @classmethod
