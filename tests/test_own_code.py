@@ -31,6 +31,7 @@ from gentickets.errors import DataError, RecipeError, TicketError
 from gentickets.lab.recipe import make_recipe, read_recipe, with_keys
 from gentickets.lab.recipe.file import kept_recipe
 from gentickets.lab.run.prepare import load_data
+from gentickets.lab.study.study import read_study
 from gentickets.lab.task import made_model
 
 MINE = '''
@@ -635,3 +636,28 @@ def test_options_go_below_what_is_named_alone(at):
     budget = {"model": {"width": 5}, "objective": {"name": "adversarial", "n_critic": 3}}
     raw = with_keys({"model": "mine.py:make_gan", "objective": "elbo"}, budget, "budgets.x")
     assert raw == {"model": {"name": "mine.py:make_gan", "width": 5}, "objective": budget["objective"]}
+
+
+def test_no_way_of_writing_it_lets_a_file_run_code(tmp_path):
+    """However deep and dotted a study, a budget or a list names it: the file that would run is never run."""
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef f(*a, **k): ...\n")
+    name = f"{tmp_path / 'evil.py'}:f"
+    plain = {"name": "x", "model": "dcgan", "objective": "adversarial"}
+    ways = [
+        {"search": {"criterion": {"name": name}}},
+        {"search": {"around": name}},
+        {"evaluation": {"metrics": ["kid", name]}},
+        {"data": {"source": name}},
+        {"budgets": {"full": {"search.criterion": name}}},
+        {"budgets": {"full": {"search": {"criterion.name": name}}}},
+        {"study": {"arms": {"a": {"search.criterion": name}}}},
+        {"study": {"arms": {"a": {"search.criterion.name": name}}}},
+        {"study": {"arms": {"a": {"model.name": name}, "b": {"search": {"method": name}}}}},
+        {"budgets": {"full": {"study.arms": {"a.search.criterion": name}}}, "study": {"arms": {"a": {}}}},
+    ]
+    for number, way in enumerate(ways):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(json.dumps(plain | way))
+        with pytest.raises(gt.RecipeError, match="--allow-code"):
+            read_study(path) if "study" in way else read_recipe(path)
+    assert not (tmp_path / "ran").exists()

@@ -289,7 +289,7 @@ def _code_in(raw: Any, key: str = "") -> Iterator[str]:
     elif isinstance(raw, list):
         for value in raw:
             yield from _code_in(value, key)
-    elif is_code(raw) and key in _NAMING:
+    elif is_code(raw) and key.rpartition(".")[2] in _NAMING:  # a study's arms may dot their keys
         yield raw
 
 
