@@ -17,6 +17,7 @@ import torch
 import yaml
 
 import gentickets as gt
+from forked import run_program
 from gentickets.durations import parse_time
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.results.reading import read_run
@@ -52,17 +53,17 @@ def gentickets(tmp_path, cache):
     def run(*arguments, recipe=TINY, expect=0, wait=True):
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         environment = {**os.environ, "GENTICKETS_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+        if wait:
+            done = run_program(list(map(str, arguments)), tmp_path, environment)
+            assert done.returncode == expect, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+            assert "Traceback" not in done.stderr + done.stdout
+            return done
         command = [sys.executable, "-c", "from gentickets.cli import main; main()", *map(str, arguments)]
         process = subprocess.Popen(
             command, cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         begun.append(process)
-        if not wait:
-            return process
-        out, err = process.communicate(timeout=240)
-        assert process.returncode == expect, f"{process.returncode}\n{out}\n{err}"
-        assert "Traceback" not in err + out
-        return subprocess.CompletedProcess(command, process.returncode, out, err)
+        return process
 
     yield run
     for process in begun:
