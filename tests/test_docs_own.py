@@ -3,11 +3,11 @@
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from forked import run_program
 
 PAGE = (Path(__file__).parents[1] / "docs" / "own.md").read_text(encoding="utf-8")
 FILES = {code.split("\n", 1)[0][2:]: code for code in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)}
@@ -27,8 +27,6 @@ def test_each_is_short():
 def test_every_command_of_the_page_runs(words, tmp_path):
     for name, code in FILES.items():
         (tmp_path / name).write_text(code, encoding="utf-8")
-    program = [sys.executable, "-m", "gentickets", *words, *SHORT]
-    cache = {"GENTICKETS_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(program, cwd=tmp_path, env={**os.environ, **cache}, capture_output=True, text=True)
+    done = run_program([*words, *SHORT], tmp_path, {**os.environ, "GENTICKETS_CACHE": str(tmp_path / "cache")})
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / words[2].partition("=")[2] / "report.html").exists()

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch.nn.utils import weight_norm as old_weight_norm
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import gentickets as gt
+from forked import run_program
 from gentickets import models
 from gentickets.channels.export import export, folded
 from gentickets.channels.shrinking import Shrinking, _moved
@@ -55,8 +55,7 @@ def gentickets(tmp_path_factory):
     environment = {**os.environ, "GENTICKETS_CACHE": str(here / "cache"), "OMP_NUM_THREADS": "1"}
 
     def run(*arguments, expect=0):
-        command = [sys.executable, "-c", "from gentickets.cli import main; main()", *map(str, arguments)]
-        done = subprocess.run(command, cwd=here, env=environment, text=True, capture_output=True, timeout=240)
+        done = run_program(list(map(str, arguments)), here, environment)
         assert done.returncode == expect, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr + done.stdout
         return done
