@@ -511,7 +511,7 @@ def report(
     out.print(f"report:  {page}")
 
 
-@app.command(epilog="Example: gentickets init faces/ --model my_gan.py:make_gan --out faces.yaml")
+@app.command(epilog="Example: gentickets init digits --model dcgan --out my-first.yaml")
 def init(
     source: Annotated[
         str, typer.Argument(help="The images: a folder, or whatever else `list data` names.", show_default=False)

@@ -21,7 +21,6 @@ from gentickets.lab.recipe.file import with_overrides
 from gentickets.lab.recipe.keys import keys_table
 from gentickets.lab.recipe.named import named_of
 from gentickets.lab.recipe.owned import REQUIRED, owner
-from gentickets.lab.results.words import count
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,6 +79,7 @@ def model_words(name: str, said: Iterable[str], size: int, channels: int) -> Ite
     """
     import torch
 
+    from gentickets.lab.results.words import count
     from gentickets.lab.task import made_model
 
     keyed = (one if "." in one.partition("=")[0] else f"model.{one}" for one in said)
