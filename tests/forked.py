@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _FORKING = multiprocessing.get_context("forkserver")
-_FORKING.set_forkserver_preload(["gentickets.cli", "gentickets.lab.report", "gentickets.lab.study.study"])
+_FORKING.set_forkserver_preload(["gentickets.lab.report", "gentickets.lab.study.study"])  # no cli: it reads COLUMNS
 
 
 def run_program(

@@ -82,8 +82,8 @@ class GradualPruning(FromScratch):
     """The share of the training's steps before the first pruning."""
     end: Share = 0.75
     """The share of the training's steps before the last pruning."""
-    every: Count = 100
-    """How many steps lie between two prunings."""
+    every: Count | None = None
+    """How many steps lie between two prunings; null: a hundredth of the training."""
 
     def __post_init__(self) -> None:
         if self.begin >= self.end:
@@ -91,10 +91,11 @@ class GradualPruning(FromScratch):
 
     def begun(self, work: Work, index: int, model: nn.Module) -> tuple[Masks, Hook]:
         """All alive."""
-        return self.covered(model), self._hook(index)
+        return self.covered(model), self._hook(index, work.steps)
 
     def check(self, steps: int) -> None:
-        self._hook(1).span(steps)
+        self._hook(1, steps).span(steps)
 
-    def _hook(self, index: int) -> Gradual:
-        return Gradual(self.sparsity_at(index), self.begin, self.end, self.every, self.scope)
+    def _hook(self, index: int, steps: int) -> Gradual:
+        every = self.every or max(1, steps // 100)
+        return Gradual(self.sparsity_at(index), self.begin, self.end, every, self.scope)

@@ -102,8 +102,8 @@ class Moving(FromScratch):
     """How a sparsity is shared out among layers; `erk`, as the paper of RigL has it, gives each one by its sides."""
     drop: Share = 0.3
     """The share of a layer's live weights that moves at first; it falls to 0 as a cosine."""
-    every: Count = 100
-    """How many steps lie between two moves of the masks."""
+    every: Count | None = None
+    """How many steps lie between two moves of the masks; null: a hundredth of the training."""
     until: Share = 0.75
     """The share of the training's steps after which the masks stand still."""
 
@@ -114,7 +114,8 @@ class Moving(FromScratch):
         seed = derived_seed(work.seed, 2, index)
         drawn = random_scores(model, seed, self.components)
         masks = prune(drawn, to_sparsity=self.sparsity_at(index), within=self.covered(model), scope=self.scope)
-        return masks, DropAndGrow(self.drop, self.every, self.until, self.grow, seed)
+        every = self.every or max(1, work.steps // 100)
+        return masks, DropAndGrow(self.drop, every, self.until, self.grow, seed)
 
 
 @dataclass(frozen=True)
