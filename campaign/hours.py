@@ -19,6 +19,7 @@ from gentickets.data import ImageSet
 from gentickets.data.images import normalised
 from gentickets.lab.recipe import Recipe, is_study, read_recipe
 from gentickets.lab.study.study import read_study
+from gentickets.lab.run.seed import steps_of_seed
 from gentickets.lab.task import build_model
 from gentickets.metrics.cost import training_flops
 
@@ -45,12 +46,7 @@ def flops_of_a_step(recipe: Recipe) -> float:
 
 def steps(recipe: Recipe) -> int:
     """Of all trainings of all seeds."""
-    whole, rounds = recipe.training.steps, recipe.rounds
-    rewound = whole - int(recipe.search.told("rewind_step", 0))
-    controls = len(recipe.controls.chosen(rounds))
-    of_a_seed = whole + rounds * rewound
-    of_a_seed += controls * (rewound * recipe.controls.random_mask + whole * recipe.controls.redrawn_weights)
-    return of_a_seed * len(recipe.seeds)
+    return steps_of_seed(recipe) * len(recipe.seeds)
 
 
 def main() -> None:

@@ -153,7 +153,8 @@ def check_known(kind: str, name: str) -> None:
     if name not in known and not is_code(name):
         near = difflib.get_close_matches(name, known, n=1)
         mend = f" (did you mean {near[0]}?)" if near else ""
-        raise RecipeError(f"{name!r} is none of {', '.join(known)}{mend}, nor code of your own, as my.py:name")
+        own = f"say which function or class in it, as {name}:name" if name.endswith(".py") else "as my.py:name"
+        raise RecipeError(f"{name!r} is none of {', '.join(known)}{mend}, nor code of your own: {own}")
 
 
 def load(kind: str, name: str) -> Callable[..., Any]:
