@@ -18,8 +18,8 @@ from campaign.__main__ import CHECKOUT
 from gentickets.data import ImageSet
 from gentickets.data.images import normalised
 from gentickets.lab.recipe import Recipe, is_study, read_recipe
-from gentickets.lab.study.study import read_study
 from gentickets.lab.run.seed import steps_of_seed
+from gentickets.lab.study.study import read_study
 from gentickets.lab.task import build_model
 from gentickets.metrics.cost import training_flops
 

@@ -483,7 +483,7 @@ def test_what_is_told_of_a_model_is_what_a_search_prunes(tmp_path, name, channel
         ("nowhere.py:odd", "cannot read nowhere.py"),
         ("nowhere:odd", "there is no module 'nowhere'; a file is named as my.py:name"),
         ("dcgan --size 5", "size=5: the models take images of side 8, 16, 28, 32, 64"),
-        ("dcgna", "'dcgna' is none of .*did you mean dcgan.*, nor code of your own, as my.py:name"),
+        ("dcgna", "'dcgna' is none of .*did you mean dcgan.*, nor code of your own: as my.py:name"),
     ],
 )
 def test_what_is_no_model_is_refused(tmp_path, arguments, message):
