@@ -178,7 +178,7 @@ CRITERIA = {
     "complex": (saying(lambda s: {n: w + 0j for n, w in s.items()}), "complex numbers"),
     "infinite": (saying(lambda s: {n: w / 0 for n, w in s.items()}), "not finite"),
     "another each time": (saying(lambda s: {n: w + next(count) for n, w in s.items()}), "otherwise the second time"),
-    "nothing of the like": (lambda model, masks: [1.0], "a tensor of scores for each weight, by its name; not list"),
+    "nothing of the like": (lambda model, masks: [1.0], "the criterion gave list: a dict is needed"),
     "infinite where others are dead": (
         saying(lambda s: {n: w / w.min() for n, w in s.items()}),
         "in round 2, gave a live weight of 'encoder.1.weight' a score that is not finite",
@@ -565,7 +565,7 @@ METHODS_BROKEN = {
     "a control that is the ticket": (SameWeights(change=plain), "nothing was drawn anew"),
     "a control of other counts": (Denser(change=plain), "other numbers of live weights"),
     "a control that is not held": (NotHeld(change=plain), "control of level 1 of NotHeld is not held"),
-    "takes NaN": (Forgiving(rounds=1), "made level .1. of a criterion that gives NaN"),
+    "takes NaN": (Forgiving(rounds=1), "made level .1. with a criterion that gives NaN"),
 }
 
 

@@ -608,7 +608,7 @@ class Bound:
             "objective={name: theirs.py:Halves, code: 5}",
             r"component 'generator' does not take what it is given \(input: float32 2x5\): RuntimeError: mat1",
         ),
-        ("search.criterion=theirs.py:failing", "theirs.py, line 63: IndexError: list index out of range"),
+        ("search.criterion=theirs.py:failing", "theirs.py.*line 63: IndexError: list index out of range"),
         ("search.criterion={name: theirs.py:failing, at: 4}", "no score belongs to a weight that the masks cover"),
         ("search.around=theirs.py:Bound", "strength=1.0 is too much"),
         ("search.method=theirs.py:gan", "theirs.py:gan"),

@@ -132,7 +132,9 @@ class Named:
             try:
                 return target(**told)
             except (ValueError, TypeError) as error:
-                raise RecipeError(f"{self.kind}.{error}") from None
+                whole = inspect.isabstract(target)
+                where = f"{self.kind}={self.name}: " if whole else f"{self.kind}."
+                raise RecipeError(f"{where}{error}") from None
 
 
 def _filled_in(function: Callable[..., Any], told: Mapping[str, Any]) -> Callable[..., Any]:

@@ -89,7 +89,12 @@ def check_step(name: str, model: nn.Module, objective: Objective, batch: Batch) 
     images = batch.images if isinstance(batch, Labelled) else batch
     rng, made, shape = torch.Generator().manual_seed(0), {}, images.shape[1:]
     with torch.random.fork_rng(devices=[]), _naming_components(name, model):
-        for _, loss in objective.losses(model.train(), batch, rng):
+        losses = objective.losses(model.train(), batch, rng)
+        if not isinstance(losses, Iterator):
+            raise RecipeError(
+                f"{_called(objective)}: losses gives a {type(losses).__name__}: let it yield (components, loss)"
+            )
+        for _, loss in losses:
             if not isinstance(loss, Tensor) or loss.dim():
                 what = f"of the shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
                 raise RecipeError(f"{_called(objective)}: a loss is {what}: give a tensor of one number")

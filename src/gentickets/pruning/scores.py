@@ -97,11 +97,15 @@ def scored(criterion: Criterion, model: nn.Module, masks: Masks) -> Scores:
 
     Raises `PruneError` for scores that are no mapping of names to tensors.
     """
+    if not callable(criterion):
+        raise PruneError(f"criterion={criterion!r} is no function: criterion(model, masks), such as gt.magnitude")
     found = criterion(model, masks) if _takes_masks(criterion) else criterion(model)  # type: ignore[call-arg]
-    if not isinstance(found, Mapping) or not all(isinstance(score, Tensor) for score in found.values()):
-        raise PruneError(
-            f"a criterion gives a tensor of scores for each weight, by its name; not {type(found).__name__}"
-        )
+    if not isinstance(found, Mapping):
+        gave = type(found).__name__
+        raise PruneError(f"the criterion gave {gave}: a dict is needed, weight's name → tensor of scores")
+    if other := [name for name, score in found.items() if not isinstance(score, Tensor)]:
+        gave = type(found[other[0]]).__name__
+        raise PruneError(f"the criterion gave {gave} for {other[0]!r}: a tensor of the weight's shape is needed")
     return found if isinstance(found, Scores) else Scores(found, model)
 
 

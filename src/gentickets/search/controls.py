@@ -55,6 +55,8 @@ def search_controls(
     """
     check_count("steps", steps, 1)
     check_count("seed", seed)
+    if isinstance(ticket, Level | Ticket) and not ticket.masks.sparsity:
+        raise PruneError("the dense model has no controls: nothing of it is pruned; give a later level")
     arms = as_names(arms)
     if unknown := [arm for arm in arms if arm not in ARMS]:
         raise PruneError(f"arms={unknown[0]!r} is none of {', '.join(ARMS)}")

@@ -227,7 +227,9 @@ class _Check:
         except GenticketsError:
             return
         demand(
-            not given, f"{self.name} made level {given[:1]} of a criterion that gives NaN: refuse it, as gt.prune does"
+            not given,
+            f"{self.name} made level {given[:1]} with a criterion that gives NaN: refuse it, as gt.prune does; what "
+            "has no criterion is derived from Ladder, which has no such key",
         )
 
 

@@ -181,9 +181,10 @@ class _Check:
 
     def pictures(self) -> None:
         self.model.eval()
-        labels = self.batch.labels[:2] if isinstance(self.batch, Labelled) and self.objective.wants_labels else None
+        labelled = isinstance(self.batch, Labelled) and self.objective.wants_labels
+        labels = (self.batch.labels[:2],) if labelled else ()  # type: ignore[union-attr]
         if self.objective.can_sample:
-            self._check_picture("sample", lambda: self.objective.sample(self.model, 2, self._rng(), labels), 2)
+            self._check_picture("sample", lambda: self.objective.sample(self.model, 2, self._rng(), *labels), 2)
         if self.objective.can_reconstruct:
             given = self.batch if self.objective.wants_labels else self.images
             self._check_picture("reconstruct", lambda: self.objective.reconstruct(self.model, given), len(self.images))

@@ -230,6 +230,8 @@ def _is_given(kind: str, option: Option) -> bool:
 def _says_nothing(kind: str, part: type[_Chosen], key: str, value: Any) -> bool:
     """Whether a key could as well be left out: null where an option is never null, and of another thing of the kind
     null or the default."""
+    if part.model_config.get("extra") == "allow":
+        return False  # of code that is not loaded: what it has nobody knows
     field = part.model_fields.get(key)
     if field is not None:
         return value is None and not _takes_none(field.annotation)

@@ -71,7 +71,14 @@ def owner(kind: str, name: str) -> Owner:
         return _as_written(kind, where)
     target = load(kind, name)
     words = (inspect.getdoc(target) or "").partition("\n")[0]
-    return Owner(words, {one.name: one for one in _of_signature(target) if one.name not in GIVEN[kind]})
+    given = {*GIVEN[kind], *_first_two(target)} if kind == "criterion" else set(GIVEN[kind])
+    return Owner(words, {one.name: one for one in _of_signature(target) if one.name not in given})
+
+
+def _first_two(target: Callable[..., Any]) -> list[str]:
+    """What a criterion calls the model and the masks: its first arguments, whatever their names."""
+    takes = [] if inspect.isclass(target) else list(inspect.signature(target).parameters.values())
+    return [one.name for one in takes[:2] if one.default is one.empty and one.kind in (0, 1)]
 
 
 def owners(kind: str, key: str) -> list[str]:

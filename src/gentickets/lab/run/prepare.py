@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from gentickets import __version__
-from gentickets.catalogue import is_code, own_faults
+from gentickets.catalogue import is_code, own_faults, running
 from gentickets.cores import cores
-from gentickets.data import ImageSet, batch_of, check_room, line, load_splits
-from gentickets.errors import RecipeError
+from gentickets.data import Batches, ImageSet, batch_of, check_room, line, load_splits
+from gentickets.errors import PruneError, RecipeError
 from gentickets.lab.judging import Judge
 from gentickets.lab.recipe import DataPart, Recipe, parsed
 from gentickets.lab.results.reading import read_run, write_csv
@@ -33,6 +34,8 @@ from gentickets.lab.run.threads import threads_of
 from gentickets.lab.run.trainer import Event, make_fabric
 from gentickets.lab.task import build_model, check_step, image_source
 from gentickets.masks.names import components_of
+from gentickets.pruning.prune import prune
+from gentickets.pruning.scores import scored
 from gentickets.training.loop import on_threads
 
 Tell = Callable[[Event], None]
@@ -144,7 +147,31 @@ def check_buildable(recipe: Recipe, images: ImageSet) -> None:
         trained_for = recipe.build_objective()
         rows = np.arange(3 * trained_for.batches_per_step) % len(images)
         check_step(model.name, net, trained_for, batch_of(images, rows, "cpu", trained_for.wants_labels))
+    _try_criterion(recipe, net, images)
     make_fabric(recipe)
+
+
+def _try_criterion(recipe: Recipe, model: nn.Module, images: ImageSet) -> None:
+    """Prunes once by a criterion of one's own: what is wrong with it is said before a model is trained for it."""
+    criterion = recipe.search.named.options.get("criterion")
+    if criterion is None or not is_code(criterion.name):
+        return
+    objective, method = recipe.build_objective(), recipe.build_method()
+    if any(weight.is_meta for weight in model.parameters()):
+        model = build_model(recipe, images, seed=0)
+    count = recipe.training.batch_size * objective.batches_per_step
+    batches = Batches(images, count, seed=0, labelled=objective.wants_labels)
+    example_inputs = objective.example_inputs(
+        model.eval(), batch_of(images, slice(0, 2), "cpu", objective.wants_labels)
+    )
+    masks = method.covered(model)
+    given = {"objective": objective, "batches": batches, "seed": 0, "example_inputs": example_inputs}
+    try:
+        with running(criterion.name):
+            scores = scored(criterion.build(**given), model, masks)
+        prune(scores, fraction=0.5, within=masks)
+    except PruneError as error:
+        raise RecipeError(f"search.criterion={criterion.name}: {error}") from None
 
 
 def _check_classes(recipe: Recipe, images: ImageSet) -> None:

@@ -122,11 +122,23 @@ class SeedRun:
             self._enter(self._place(index).name, partial, index)
             self.trainer.outcome.find = self._found_before(index)
             try:
-                level = next(levels)
+                level = self._next(index, levels)
             except Disconnected as error:
                 self._finish_untrained(index, "ticket", error.ticket, str(error))
             else:
                 self._finish_level("ticket", level)
+
+    def _next(self, index: int, levels: Iterator[Level]) -> Level:
+        """The level that comes next. Raises `RecipeError` where a method gives something else."""
+        name = f"search.method={self.recipe.search.method}"
+        if not isinstance(levels, Iterator):
+            raise RecipeError(f"{name}: levels() gave {type(levels).__name__}: let it yield a Level for each")
+        level = next(levels, None)
+        if level is None:
+            raise RecipeError(f"{name}: levels() ended before level {index} of {self.method.rounds}")
+        if not isinstance(level, Level):
+            raise RecipeError(f"{name}: levels() yielded {type(level).__name__} for level {index}: yield a Level")
+        return level
 
     def _found_before(self, index: int) -> Price:
         """What was trained for the sake of a level's masks before it was begun."""
