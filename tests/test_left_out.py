@@ -76,7 +76,8 @@ def test_no_warning_for_what_was_chosen_or_dropped_by_name():
 def test_the_catalogue_leaves_nothing_out(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Masks.dense(models.CATALOGUE[name](32, 1, width=4, latent=6))
+        options = {key: 4 for key in ("width", "latent") if key in models.options_of(name)}
+        Masks.dense(models.CATALOGUE[name](32, 1, **options))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import gentickets as gt
-from gentickets import data
+from gentickets import cli, data
 from gentickets.catalogue import Named
 from gentickets.cli import main
 from gentickets.data import ImageSet
@@ -33,6 +33,7 @@ from gentickets.lab.recipe.file import kept_recipe
 from gentickets.lab.run.prepare import load_data
 from gentickets.lab.study.study import read_study
 from gentickets.lab.task import made_model
+from gentickets.terminal import Terminal
 
 MINE = '''
 import numpy as np
@@ -95,6 +96,7 @@ def run_program(folder: Path, *arguments: object) -> tuple[int, str, str]:
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(complained):
         patch.chdir(folder)
         patch.setenv("COLUMNS", "250")
+        patch.setattr(cli, "out", Terminal())  # as wide as is said now
         patch.setattr(sys, "argv", ["gentickets", *map(str, arguments)])
         with pytest.raises(SystemExit) as left:
             main()
