@@ -442,7 +442,7 @@ def test_a_study_on_the_command_line(tmp_path, tmp_path_factory, monkeypatch, ca
     content = STUDY | {"study": STUDY["study"] | {"small_dense": False, "arms": arms}}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     cache = str(tmp_path_factory.getbasetemp() / "study-cache")
-    environment = {**os.environ, "GENTICKETS_CACHE": cache, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    environment = {**os.environ, "GENTICKETS_CACHE": cache, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
     command = ["find", "study.yaml", "--budget", "smoke", "controls.levels=[]"]
     done = run_program(command, tmp_path, environment)
     assert done.returncode == 0, done.stderr
