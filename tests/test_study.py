@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gentickets as gt
-from forked import run_program
 from gentickets import models
 from gentickets.catalogue import Named
 from gentickets.cli import main
@@ -443,8 +443,9 @@ def test_a_study_on_the_command_line(tmp_path, tmp_path_factory, monkeypatch, ca
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     cache = str(tmp_path_factory.getbasetemp() / "study-cache")
     environment = {**os.environ, "GENTICKETS_CACHE": cache, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
-    command = ["find", "study.yaml", "--budget", "smoke", "controls.levels=[]"]
-    done = run_program(command, tmp_path, environment)
+    program = [sys.executable, "-c", "from gentickets.cli import main; main()"]
+    command = [*program, "find", "study.yaml", "--budget", "smoke", "controls.levels=[]"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "2 of 2, snip" in done.stderr
     assert "the dense model is that of imp" in done.stderr
