@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -24,8 +24,8 @@ from gentickets.options import TOLERANCES, Count, Granularity, NotNegative, Rule
 from gentickets.pruning.prune import random_like
 from gentickets.sealed import Damaged, sealed_json, sealed_state, unsealed_json, unsealed_state
 from gentickets.search.early_bird import EarlyBird, random_channels_control
-from gentickets.search.levels import Level, Rounds
-from gentickets.search.method import Ladder, Network, Work, connected
+from gentickets.search.levels import Level
+from gentickets.search.method import Network, Separate, Work, connected
 from gentickets.training.hooks import Hook, State
 
 HISTORY = "early-bird.json"
@@ -45,7 +45,7 @@ class Settled:
 
 
 @dataclass(frozen=True)
-class EarlyBirds(Ladder):
+class EarlyBirds(Separate):
     """Early-bird tickets: dense until the mask has settled, then the smaller network."""
 
     granularity: Granularity = "weight"
@@ -65,8 +65,6 @@ class EarlyBirds(Ladder):
     gain_penalty: NotNegative = 0.0
     """The L1 penalty on the norms' gains while it searches."""
 
-    builds_on: ClassVar[Literal["nothing"]] = "nothing"
-
     @classmethod
     def as_arm(cls, deepest: float) -> dict[str, Any]:
         return {"rounds": 1, "fraction": deepest}  # it finds one ticket: of the deepest sparsity
@@ -83,21 +81,13 @@ class EarlyBirds(Ladder):
         """The tolerance, that of the rule where none is said."""
         return TOLERANCES[self.rule] if self.tolerance is None else self.tolerance
 
-    def levels(self, work: Work, last: int) -> Iterator[Level]:
-        shared = Rounds(work.make_model, work.train, work.steps, 0, origin=work.origin) if last < 0 else None
-        return self._levels(work, last, shared)
-
-    def _levels(self, work: Work, last: int, shared: Rounds | None) -> Iterator[Level]:
-        if shared is not None:
-            yield shared.dense(Masks.dense(shared.initial))
-        for index in range(max(last, 0) + 1, self.rounds + 1):
-            model = work.initial()
-            settled = self._find(work, model, index)
-            if settled is None:
-                ticket = Ticket(Masks.dense(model), model, work.origin)
-                yield Level(index, ticket.masks, model, ticket, span=(0, work.steps))
-            else:
-                yield self._go_on(work, index, settled)
+    def level(self, work: Work, index: int) -> Level:
+        model = work.initial()
+        settled = self._find(work, model, index)
+        if settled is not None:
+            return self._go_on(work, index, settled)
+        ticket = Ticket(Masks.dense(model), model, work.origin)
+        return Level(index, ticket.masks, model, ticket, span=(0, work.steps))
 
     def network(self, ticket: Ticket, model: nn.Module, example_inputs: Mapping[str, Any]) -> Network:
         small, masks, shrinking = self._smaller(ticket, model, example_inputs)

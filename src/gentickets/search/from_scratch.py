@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 from torch import nn
 
 from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
-from gentickets.search.levels import Level, Rounds
-from gentickets.search.method import Ladder, Work, connected
+from gentickets.search.levels import Level
+from gentickets.search.method import Separate, Work, connected
 from gentickets.training.hooks import Hook
 
 
 @dataclass(frozen=True)
-class FromScratch(Ladder):
+class FromScratch(Separate):
     """The base of them. A level's ticket holds the masks at the end, over the weights of before the first step."""
-
-    builds_on: ClassVar[Literal["nothing"]] = "nothing"
 
     @abstractmethod
     def begun(self, work: Work, index: int, model: nn.Module) -> tuple[Masks, Hook]:
@@ -29,17 +25,7 @@ class FromScratch(Ladder):
     def covered(self, model: nn.Module) -> Masks:
         return Masks.dense(model, self.components)
 
-    def levels(self, work: Work, last: int) -> Iterator[Level]:
-        shared = Rounds(work.make_model, work.train, work.steps, 0, origin=work.origin) if last < 0 else None
-        return self._levels(work, last, shared)
-
-    def _levels(self, work: Work, last: int, shared: Rounds | None) -> Iterator[Level]:
-        if shared is not None:
-            yield shared.dense(self.covered(shared.initial))
-        for index in range(max(last, 0) + 1, self.rounds + 1):
-            yield self._level(work, index)
-
-    def _level(self, work: Work, index: int) -> Level:
+    def level(self, work: Work, index: int) -> Level:
         model = work.initial()
         masks, hook = self.begun(work, index, model)
         start = Ticket(masks, model, work.origin)

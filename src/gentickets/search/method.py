@@ -29,6 +29,7 @@ from gentickets.pruning.scores import Scores, scored
 from gentickets.search.levels import (
     Level,
     MakeModel,
+    Rounds,
     random_mask_control,
     redrawn_weights_control,
     retrain_span,
@@ -212,6 +213,27 @@ class Ladder(Method):
     """Among which weights scores are compared."""
     components: list[str] | None = None
     """Which components are pruned; null: all."""
+
+
+@dataclass(frozen=True)
+class Separate(Ladder):
+    """Methods none of whose levels rests on another: each is trained for itself, beside the dense model."""
+
+    builds_on: ClassVar[Literal["nothing"]] = "nothing"
+
+    @abstractmethod
+    def level(self, work: Work, index: int) -> Level:
+        """One level, trained."""
+
+    def levels(self, work: Work, last: int) -> Iterator[Level]:
+        shared = Rounds(work.make_model, work.train, work.steps, 0, origin=work.origin) if last < 0 else None
+        return self._levels(work, last, shared)
+
+    def _levels(self, work: Work, last: int, shared: Rounds | None) -> Iterator[Level]:
+        if shared is not None:
+            yield shared.dense(self.covered(shared.initial))
+        for index in range(max(last, 0) + 1, self.rounds + 1):
+            yield self.level(work, index)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class _Chosen(BaseModel):
     @property
     def options(self) -> dict[str, Any]:
         """The options, the defaults of what is not said among them."""
-        return {name: getattr(self, name) for name in self.model_dump() if name != self.key}
+        return {name: value for name, value in self if name != self.key}
 
     def told(self, option: str, otherwise: Any) -> Any:
         """An option's value; `otherwise` where there is no such option."""
