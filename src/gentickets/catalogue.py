@@ -122,7 +122,7 @@ class Named:
         """
         target = self.load()
         takes = inspect.signature(target).parameters
-        told = {**{key: value for key, value in given.items() if key in takes}, **self.options}
+        told = {**taken(target, **given), **self.options}
         if not inspect.isclass(target):
             return _filled_in(target, told)
         missing = [key for key, one in takes.items() if one.default is one.empty and key not in told and _is_one(one)]
@@ -135,6 +135,12 @@ class Named:
                 whole = inspect.isabstract(target)
                 where = f"{self.kind}={self.name}: " if whole else f"{self.kind}."
                 raise RecipeError(f"{where}{error}") from None
+
+
+def taken(function: Callable[..., Any], **given: Any) -> dict[str, Any]:
+    """Those of `given` that a function or class has an argument for."""
+    takes = inspect.signature(function).parameters
+    return {key: value for key, value in given.items() if key in takes}
 
 
 def _filled_in(function: Callable[..., Any], told: Mapping[str, Any]) -> Callable[..., Any]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gentickets.catalogue import CATALOGUE, digests, is_code, load
+from gentickets.catalogue import CATALOGUE, digests, is_code, load, taken
 from gentickets.errors import TicketError
 from gentickets.masks.names import PRUNABLE, as_model, named_layers, named_state
 from gentickets.masks.ticket import Ticket
@@ -44,7 +44,7 @@ class Architecture:
             raise ValueError(f"model {self.model!r} is none of {', '.join(CATALOGUE['model'])}")
         make = self.make or load("model", self.model)
         takes = inspect.signature(make).parameters
-        told = {key: value for key, value in (("size", self.size), ("channels", self.channels)) if key in takes}
+        told = taken(make, size=self.size, channels=self.channels)
         every = self.make is None or any(one.kind is one.VAR_KEYWORD for one in takes.values())
         options = {key: value for key, value in self.options.items() if every or key in takes}
         return as_model(make(**told, **options))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gentickets.catalogue import Named, is_code, own_fault, running
+from gentickets.catalogue import Named, is_code, own_fault, running, taken
 from gentickets.data import Batch, ImageSet, Labelled, given
 from gentickets.data.sources import Source
 from gentickets.errors import GenticketsError, RecipeError
@@ -62,8 +62,7 @@ def made_model(named: Named, size: int, channels: int) -> nn.Module:
     Raises `GenticketsError` where it cannot be built for these, and where what is named makes no model.
     """
     make = named.load()
-    takes = inspect.signature(make).parameters
-    told = {key: value for key, value in (("size", size), ("channels", channels)) if key in takes}
+    told = taken(make, size=size, channels=channels)
     with running(named.name):
         try:
             made = make(**told, **named.options)
