@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from rich.text import Text
 
 from gentickets import __version__
 from gentickets.errors import GenticketsError
+from gentickets.interruptions import STOPPED, interruptions
 from gentickets.lines import Lines
 from gentickets.terminal import Terminal, bear_with_any_encoding
 
@@ -64,7 +64,8 @@ RunsFolder = Annotated[Path, typer.Option("--runs", help="Where run folders lie.
 def main() -> None:
     """The program. A user's mistake is one line on stderr and exit code 2; Ctrl-C is exit code 130; see `find`."""
     bear_with_any_encoding()
-    heard = _listening()
+    asked_to_stop = interruptions()
+    asked_to_stop.hear()
     if sys.argv[1:2] == ["help"]:
         sys.argv[1:] = [*sys.argv[2:], "--help"]
     try:
@@ -72,7 +73,7 @@ def main() -> None:
     except GenticketsError as error:
         code = _complain(str(error))
     except KeyboardInterrupt:
-        code = 130
+        code = STOPPED
     except OSError as error:
         if error.strerror is None:
             raise
@@ -81,7 +82,7 @@ def main() -> None:
     except typer.Abort as error:
         if isinstance(error.__cause__, EOFError):  # typer takes the end of any file for that of the terminal
             raise error.__cause__ from None
-        code = 130
+        code = STOPPED
     except Exception as error:
         if _is_a(error, "NoArgsIsHelpError"):
             out.print(error.format_message())  # type: ignore[attr-defined]
@@ -90,29 +91,14 @@ def main() -> None:
             code = _complain(f"{error.format_message()}; see --help")  # type: ignore[attr-defined]
         elif (own := _own_fault(error)) is not None:
             code = _complain(own)
-        elif heard:  # an import that was stopped may say so with an error of its own
-            code = 130
+        elif asked_to_stop.came:  # an import that was stopped may say so with an error of its own
+            code = STOPPED
         else:
             raise
-    for which in (signal.SIGINT, signal.SIGTERM):  # there is nothing left to stop
-        signal.signal(which, signal.SIG_IGN)
-    if code == 130:
+    asked_to_stop.deafen()
+    if code == STOPPED:
         err.print("stopped; the same command goes on from here")
     sys.exit(code)
-
-
-def _listening() -> list[int]:
-    """Until a training listens by itself, Ctrl-C and a polite kill end what is done; which of them came is noted."""
-    heard: list[int] = []
-
-    def hear(number: int, frame: object) -> None:
-        heard.append(number)
-        raise KeyboardInterrupt
-
-    for which in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(which) is not signal.SIG_IGN:
-            signal.signal(which, hear)
-    return heard
 
 
 def _drop_what_cannot_be_written() -> None:
