@@ -1,6 +1,6 @@
 """The command line: `gentickets`, or `python -m gentickets`."""
 
-from gentickets.interruptions import STOPPED, interruptions, leave
+from gentickets.interruptions import interruptions, leave
 
 
 def main() -> None:
@@ -13,11 +13,6 @@ def main() -> None:
     except KeyboardInterrupt:  # between the program's last word and its end
         asked_to_stop.deafen()
         leave()
-    except SystemExit as end:
-        # A package's C code that an interruption passed through may have noted it, to end us by that signal.
-        if end.code == STOPPED:
-            leave(said=True)
-        raise
 
 
 if __name__ == "__main__":

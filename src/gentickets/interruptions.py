@@ -70,12 +70,11 @@ class Interruptions:
         signal.raise_signal(self.came)
 
 
-def leave(said: bool = False) -> None:
+def leave() -> None:
     """Ends the process at once, as one that was stopped, and says so; what is whole on disk is whole."""
     with contextlib.suppress(Exception):
         sys.stdout.flush()
-    if not said:
-        os.write(2, b"stopped; the same command goes on from here\n")
+    os.write(2, b"stopped; the same command goes on from here\n")
     os._exit(STOPPED)
 
 
