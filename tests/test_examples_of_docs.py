@@ -98,8 +98,7 @@ def test_what_would_train_can_be_planned_after_the_demo(case, program, tmp_path,
     monkeypatch.setattr(run_module, "measure", lambda *_: Plan(1e-4, 1e-3, 1, 1, 1.0, 1, 1))
     for name in DEMO:  # as the demo leaves them: its runs are there, made by the recipes as they stand
         recipe = read_recipe(f"quickstart/{name}")
-        with run_module.prepared(recipe, tmp_path / "runs" / recipe.name):
-            pass
+        run_module.prepared(recipe, tmp_path / "runs" / recipe.name)
     _, words = case
     said = [*(word for word in words if not word.startswith("data.source=path/to/")), "data.source=digits"]
     assert re.search(r"about .*(memory|in all)|going on with", program(*said, "--plan"))

@@ -10,8 +10,9 @@ from gentickets.durations import duration, size
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.run import plan as module
+from gentickets.lab.run.checks import check_buildable
 from gentickets.lab.run.plan import Plan, fit, measure, rehearsal
-from gentickets.lab.run.prepare import check_buildable, load_data
+from gentickets.lab.run.stage import load_data
 from gentickets.masks.names import named_state
 
 RAW = {

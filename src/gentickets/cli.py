@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -39,6 +39,8 @@ err = Terminal(stderr=True)
 
 _NOTHING_TRAINED = 3
 """The exit code where every level diverged or was cut in two."""
+
+_WATCH_SECONDS = 5.0
 
 RecipeFile = Annotated[
     Path, typer.Argument(help="A recipe: a file, or one that `list recipes` names: quickstart/gan.", show_default=False)
@@ -176,28 +178,29 @@ def find(
         return
     seconds = parse_time(time) if time else None
     loading = _load_the_lab()
-    from gentickets.lab.report import verdict_table, write_report
-    from gentickets.lab.run.prepare import keep_time, prepared, run_seeds
+    from gentickets.lab.report import verdict_table
+    from gentickets.lab.run.prepare import keep_time, prepared
+    from gentickets.lab.run.work import run_all
 
     asked = read_recipe(recipe, overrides or (), budget, allow_code)
     folder = runs / asked.name
     command = shlex.join(["gentickets", *sys.argv[1:]])
-    with prepared(
+    ready = prepared(
         asked, folder, seconds=seconds, fresh=not resume, dry=plan_only, command=command, loading_seconds=loading
-    ) as ready:
-        err.print(f"data: {ready.data}")
-        if ready.plan is not None:
-            out.print(f"{asked.name}: {ready.plan.words()}")
-        else:
-            out.print(f"{asked.name}: going on with {folder}{', as it was planned: --time has no say' if time else ''}")
-        for lost in ready.gave_up:
-            out.print(f"given up to fit into the time: {lost}")
-        if plan_only:
-            return
-        begun = perf_counter()
-        with _progress() as bars:
-            run_seeds(ready, _Teller(bars, ready.recipe.training.steps))
-    page = write_report([folder])
+    )
+    err.print(f"data: {ready.data}")
+    if ready.plan is not None:
+        out.print(f"{asked.name}: {ready.plan.words()}")
+    else:
+        out.print(f"{asked.name}: going on with {folder}{', as it was planned: --time has no say' if time else ''}")
+    for lost in ready.gave_up:
+        out.print(f"given up to fit into the time: {lost}")
+    if plan_only:
+        return
+    begun = perf_counter()
+    with _progress() as bars:
+        run_all([ready], _Teller(bars, ready.recipe.training.steps))
+    page = _renewed_page(folder)
     out.print(verdict_table([folder]))
     if ready.plan is not None:
         took = perf_counter() - begun
@@ -205,6 +208,78 @@ def find(
         out.print(ready.plan.against(took))
     out.print(f"results: {folder / 'results.csv'}\nreport:  {page}")
     _check_trained([folder])
+
+
+@app.command(epilog="Example: gentickets work runs/quickstart-gan")
+def work(
+    run: Annotated[Path, typer.Argument(help="The folder of a run that `find` has begun.", show_default=False)],
+    piece: Annotated[
+        str | None, typer.Option("--piece", help="Make this one alone: seed-0/level-03.", show_default=False)
+    ] = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Work on a run beside others: on any machine that sees its folder, in any number of processes.
+
+    It takes one piece after the other (a level, or a control) until none is left, and waits for what others make.
+    With --piece: that one, once what it builds on is there. `find` of the same recipe joins a run too.
+    """
+    _load_the_lab()
+    from gentickets.lab.run.prepare import joined
+    from gentickets.lab.run.work import make_piece, run_all
+
+    ready = joined(run, allow_code)
+    with _progress() as bars:
+        tell = _Teller(bars, ready.recipe.training.steps)
+        if piece is None:
+            run_all([ready], tell)
+        else:
+            out.print(make_piece(ready, piece, tell))
+    if piece is None:
+        page = _renewed_page(run)
+        out.print(f"results: {run / 'results.csv'}\nreport:  {page}")
+        _check_trained([run])
+
+
+@app.command(epilog="Example: gentickets status runs/quickstart-gan --watch")
+def status(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or a study's.", show_default=False)],
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds, until all is done.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Every piece, also what is done and what waits.")] = False,
+) -> None:
+    """Show where a run stands: what is done, running (where, how long, how fast), waiting or failed (why), time
+    left."""
+    from gentickets.lab.listings import status_words
+    from gentickets.lab.run.status import Watch, statuses
+
+    watches: dict[Path, Watch] = {}
+    while True:
+        found = statuses(run, watches)
+        for one in found:
+            for part in status_words(one, every):
+                out.print(part)
+        if not watch or all(one.is_complete for one in found):
+            return
+        sleep(_WATCH_SECONDS)
+
+
+@app.command(epilog="Example: gentickets merge runs/own-0 runs/own-1 runs/own-2 --out runs/own")
+def merge(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folders of one recipe, with other seeds.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--out", help="The run folder to make.", show_default=False)],
+) -> None:
+    """Make one run of several that were made apart, each with seeds of its own; they stay as they are."""
+    from gentickets.lab.report import verdict_table
+    from gentickets.lab.run.merging import merge as merge_runs
+    from gentickets.lab.run.work import write_results
+
+    for words in merge_runs(runs, output):
+        out.print(words)
+    write_results(output)
+    page = _renewed_page(output)
+    out.print(verdict_table([output]))
+    out.print(f"results: {output / 'results.csv'}\nreport:  {page}")
 
 
 @app.command(epilog="Example: gentickets compare quickstart/vae seeds=[0,1] --methods imp,snip,synflow")
@@ -237,6 +312,15 @@ def compare(
     names = [name.strip() for name in methods.split(",") if name.strip()] if methods is not None else None
     study = read_study(recipe, overrides or (), names, budget, allow_code)
     _run_study(study, runs, resume, plan_only, loading)
+
+
+def _renewed_page(folder: Path) -> Path:
+    """Writes a run's page; of several commands one at a time, so that the last one shows all that there is."""
+    from gentickets.lab.report import write_report
+    from gentickets.lab.run.folder import locked
+
+    with locked(folder, wait=True):
+        return write_report([folder])
 
 
 def _load_the_lab() -> float:
@@ -459,7 +543,7 @@ def evaluate(
 ) -> None:
     """Measure every level of a run again, with other samples or features, and renew its results and report."""
     from gentickets.lab.report import verdict_table, write_report
-    from gentickets.lab.run.prepare import evaluate_again
+    from gentickets.lab.run.again import evaluate_again
 
     weights = str(inception_weights) if inception_weights else None
     with _progress() as bars:

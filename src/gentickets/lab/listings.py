@@ -25,6 +25,8 @@ from gentickets.lab.recipe.owned import REQUIRED, owner
 if TYPE_CHECKING:
     from torch import nn
 
+    from gentickets.lab.run.status import Status
+
 
 def what_is_in(path: Path) -> Iterator[str | Table]:
     """What is in a ticket file, a level's folder, a run's or a study's: words and tables. Raises `GenticketsError`."""
@@ -133,6 +135,26 @@ def _sparsities(lineage: object) -> Iterator[str]:
     for entry in lineage if isinstance(lineage, list) else ():
         sparsity = entry.get("sparsity") if isinstance(entry, dict) else None
         yield f"{sparsity:.1%}" if isinstance(sparsity, int | float) and 0 <= sparsity <= 1 else "?"
+
+
+def status_words(status: Status, every: bool = False) -> Iterator[str | Table]:
+    """Where a run stands: what is neither done nor merely waits, piece by piece; with `every`, all of them."""
+    from gentickets.durations import duration
+
+    counts = ", ".join(f"{count:,} {state}" for state, count in status.counts().items())
+    left = "" if status.seconds_left is None or status.is_complete else f"; about {duration(status.seconds_left)} left"
+    yield f"{status.folder}: {counts}{left}"
+    shown = [one for one in status.pieces if every or one.state in ("running", "stopped", "failed")]
+    if not shown:
+        return
+    table = Table("piece", "state", "where", "for", "step", "images/s", "why")
+    for one in shown:
+        beat, running = one.beat, one.state == "running"
+        step = f"{beat.done:,.0f} of {beat.total:,.0f}" if running and beat.total else ""
+        rate = f"{beat.rate:,.0f}" if running and beat.rate else ""
+        why = f"for {one.why}" if one.state == "waiting" else one.why
+        table.add_row(one.piece.name, one.state, one.where, duration(beat.seconds) if running else "", step, rate, why)
+    yield table
 
 
 def run_table(folder: Path) -> Table:

@@ -24,7 +24,7 @@ from gentickets.lab.recipe.file import kept_recipe, read_recipe
 from gentickets.lab.results.words import count, percent
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.level import with_stored_averages
-from gentickets.lab.run.prepare import load_data
+from gentickets.lab.run.stage import load_data
 from gentickets.masks.examples import Example
 from gentickets.masks.names import check_components
 from gentickets.masks.ticket import Ticket

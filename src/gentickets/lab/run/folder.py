@@ -7,9 +7,11 @@
       seed-0/level-03-random_mask/     the controls of a level
       results.csv  report.html
 
-A level's folder is built beside its place (`.level-03.partial`), synced and renamed. Resuming is: skip what is
-complete, go on with what is partial. No bit of it can change unnoticed: files of state and JSON carry their own digest,
-and `SHA256SUMS` in a level's folder has those of all the others too, as `sha256sum -c` reads them.
+A level's folder is built beside its place (`.level-03.1.partial`: the number is its builder's claim), synced and
+renamed, onto nothing: where another was faster, that one stays. Resuming is: skip what is complete, go on with what is
+partial. Files that are replaced (recipe.yaml, origin.json, results.csv, the page) are written under the folder's lock.
+No bit of it can change unnoticed: files of state and JSON carry their own digest, and `SHA256SUMS` in a level's folder
+has those of all the others too, as `sha256sum -c` reads them.
 """
 
 from __future__ import annotations
@@ -18,27 +20,37 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import math
 import os
 import re
 import shutil
 import stat
+import time
+import uuid
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from gentickets import __version__
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.files import read_file, replace_file
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.recipe.file import differing_keys, kept_recipe
 from gentickets.lab.recipe.plain_yaml import read_yaml, write_yaml
 from gentickets.lab.results.reading import LevelResult, parse
+from gentickets.lab.run.claims import FOLDER as CLAIMS
 from gentickets.sealed import Damaged, sealed_json, sealed_tensors, unsealed_json, unsealed_tensors
 
 CHECKPOINT = "checkpoint.pt"
 SUMS = "SHA256SUMS"
 LOCK = ".lock"
+
+_PATIENCE = 5.0
+"""Seconds of waiting for another command after which that is told."""
 
 MOST_TEXT = 2**28
 """Bytes of JSON or YAML that are read: a hundred times what a run writes, whoever made its folder."""
@@ -64,15 +76,32 @@ def level_name(level: int, arm: str = "ticket") -> str:
     return f"level-{level:02d}" if arm == "ticket" else f"level-{level:02d}-{arm}"
 
 
-def partial_of(place: Path) -> Path:
-    """Where a level's folder is built before it is complete."""
-    return place.with_name(f".{place.name}.partial")
+def partial_of(place: Path, fence: int | None = None) -> Path:
+    """Where a level's folder is built before it is complete: by whoever has the claim of this number, or the newest."""
+    if fence is None:
+        fence = max((number for number, _ in _partials(place)), default=0)
+    return place.with_name(f".{place.name}.{fence}.partial" if fence else f".{place.name}.partial")
+
+
+def _partials(place: Path) -> list[tuple[int, Path]]:
+    """The folders in which a level is or was built; those of older versions have no number, and count as 0."""
+    named = re.compile(rf"\.{re.escape(place.name)}(?:\.(\d+))?\.partial")
+    entries = place.parent.iterdir() if place.parent.is_dir() else ()
+    found = ((named.fullmatch(entry.name), entry) for entry in entries)
+    return sorted((int(match[1] or 0), entry) for match, entry in found if match is not None and entry.is_dir())
+
+
+class Published(Exception):
+    """Somebody else completed the level meanwhile; what was built of it here is gone."""
 
 
 @contextlib.contextmanager
-def building(place: Path) -> Iterator[Path]:
-    """A folder to build in; complete on leaving without an exception, kept for a resumption otherwise."""
-    partial = partial_of(place)
+def building(place: Path, fence: int = 0) -> Iterator[Path]:
+    """A folder to build in; complete on leaving without an exception, kept for a resumption otherwise.
+
+    Raises `Published` where `place` is there by then: a folder is renamed onto nothing, never onto another's work.
+    """
+    partial = partial_of(place, fence)
     partial.mkdir(parents=True, exist_ok=True)
     remove_halves(partial)
     yield partial
@@ -81,8 +110,37 @@ def building(place: Path) -> Iterator[Path]:
     for file in partial.iterdir():
         _sync(file)
     _sync(partial)
-    os.replace(partial, place)
+    try:
+        os.rename(partial, place)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        shutil.rmtree(partial, ignore_errors=True)
+        raise Published(place) from None
     _sync(place.parent)
+    left = [path for number, path in _partials(place) if number <= fence]  # of those who had it before
+    for path in (*left, *place.parent.glob(f".{place.name}.*.copy")):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def go_on_from(place: Path, fence: int, clean: bool) -> None:
+    """Gives the claim `fence` what the one before it had built of a level.
+
+    Where its owner is known to write no more (`clean`), the folder is renamed. Else it is copied: a handle that is
+    open follows a rename, and whoever only slept would write into what is another's by then.
+    """
+    before = [(number, path) for number, path in _partials(place) if number < fence]
+    if not before or partial_of(place, fence).exists():
+        return
+    newest = before[-1][1]
+    if clean:
+        os.rename(newest, partial_of(place, fence))
+        return
+    beside = place.with_name(f".{place.name}.{fence}.{uuid.uuid4().hex[:8]}.copy")
+    with contextlib.suppress(FileNotFoundError, shutil.Error):  # it goes on writing, or publishing, after all
+        shutil.copytree(newest, beside)
+        os.rename(beside, partial_of(place, fence))
+    shutil.rmtree(beside, ignore_errors=True)
 
 
 def remove_halves(folder: Path) -> None:
@@ -182,15 +240,16 @@ def one_line_errors(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[int]:
-    """Only one command at a time works on a run folder; yields the number of the open file that holds the lock.
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Only one command at a time writes the files of a run folder that are replaced.
 
     A folder that was made for it, and in which nothing else came to be, is removed. Raises `GenticketsError` for the
-    second command, and where the lock's file is not one of ours: a link is not followed, and nothing is emptied.
+    second command, unless it is to `wait`; and where the lock's file is not one of ours: a link is not followed, and
+    nothing is emptied.
     """
-    handle = _locked_file(folder)
+    handle = _locked_file(folder, wait)
     try:
-        yield handle
+        yield
     finally:
         if [entry.name for entry in folder.iterdir()] == [LOCK]:
             (folder / LOCK).unlink()
@@ -199,18 +258,28 @@ def locked(folder: Path) -> Iterator[int]:
         os.close(handle)
 
 
-def _locked_file(folder: Path) -> int:
+def _locked_file(folder: Path, wait: bool) -> int:
     path = folder / LOCK
+    told = time.monotonic() + _PATIENCE
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         handle = _open_lock(path)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             os.close(handle)
-            raise GenticketsError(
-                f"{folder} is being written by another command: wait for it, or take name=…"
-            ) from None
+            if not wait:
+                raise GenticketsError(
+                    f"{folder} is being written by another command: wait for it, or take name=…"
+                ) from None
+            if time.monotonic() > told:
+                warnings.warn(f"{folder} is being written by another command: waiting for it", stacklevel=2)
+                told = math.inf
+            time.sleep(0.1)
+            continue
+        except OSError as error:
+            os.close(handle)
+            raise GenticketsError(f"{path} cannot be locked ({error.strerror}): take another --runs") from None
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), path.stat()):
                 return handle
@@ -283,12 +352,30 @@ def check_same_code(folder: Path, origin: Mapping[str, Any], recipe: Recipe) -> 
         )
 
 
-_OURS = ("recipe.yaml", "origin.json", "results.csv", "timings.csv", "report.html", "figures", LOCK)
+def check_same_versions(folder: Path, origin: Mapping[str, Any]) -> None:
+    """Raises `RecipeError` where a run began with other versions: its numbers would be of neither."""
+    began = origin.get("versions") or {}
+    now = {"gentickets": __version__, "torch": torch.__version__}
+    for name, version in now.items():
+        if began.get(name, version) != version:
+            raise RecipeError(
+                f"{folder} began with {name} {began[name]}, and here is {version}: install that, or take name=… for a "
+                f"new run"
+            )
+
+
+def seeds_in(folder: Path) -> list[int]:
+    """The seeds that a run's folder has a folder for, by number."""
+    named = (re.fullmatch(r"seed-(\d{1,18})", entry.name) for entry in folder.iterdir())
+    return sorted(int(match[1]) for match in named if match is not None)
+
+
+_OURS = ("recipe.yaml", "origin.json", "results.csv", "timings.csv", "report.html", "figures", LOCK, CLAIMS)
 
 
 def _is_ours(entry: Path) -> bool:
     """Whether something in a run's folder is what a run makes, by its name."""
-    return entry.name in _OURS or re.fullmatch(r"seed-\d+|\..*\.partial", entry.name) is not None
+    return entry.name in _OURS or re.fullmatch(r"seed-\d+|\..*\.(partial|copy)", entry.name) is not None
 
 
 def remove_run(folder: Path) -> None:

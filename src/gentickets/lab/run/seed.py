@@ -1,4 +1,5 @@
-"""One seed of a run: the chain of tickets, then the controls, each level skipped where it is complete."""
+"""The pieces of one seed: the levels of its chain, and their controls, each made from what is complete in its
+folder."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from gentickets.lab.judging import Judge
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.level import Made, check_level, read_price, with_stored_averages, write_level, write_untrained
+from gentickets.lab.run.pieces import Board, Piece, pieces_of
 from gentickets.lab.run.trainer import Event, Price, Trainer
 from gentickets.lab.task import build_model
 from gentickets.masks.liveness import check_connected
@@ -25,12 +27,12 @@ from gentickets.masks.value import Masks
 from gentickets.options import Retrain
 from gentickets.sealed import Damaged
 from gentickets.search.levels import Level, retrain_span
-from gentickets.search.method import ARMS, Work
+from gentickets.search.method import Work
 from gentickets.training.loop import Trained, derived_seed
 
 
 class SeedRun:
-    """Runs one seed of a recipe inside a run folder.
+    """Makes the pieces of one seed of a recipe inside a run folder.
 
     `tell` is called with an `Event` now and then; `stop` is asked after every training step and, where it says
     so, the state is saved and `KeyboardInterrupt` raised.
@@ -53,6 +55,8 @@ class SeedRun:
         self.trainer = Trainer(recipe, seed, images, steps_of_seed(recipe), tell, stop, judge.glance)
         self.span = self.method.span(self.steps)
         self._draw = 0
+        self._levels: Iterator[Level] | None = None
+        self._next_index = 0
 
     # -- one training by itself ---------------------------------------------------------------------------
 
@@ -79,46 +83,44 @@ class SeedRun:
                 self._finish(Made(self.seed, level, "ticket", ticket, model, ticket.masks, span))
         return disk.read_metrics(place)
 
-    # -- the chain ----------------------------------------------------------------------------------------
+    # -- pieces -------------------------------------------------------------------------------------------
+
+    def make(self, piece: Piece, fence: int = 0) -> bool:
+        """Makes a level or a control, whose `builds_on` is complete; False for a control that its level cannot have.
+
+        `fence`: the number of the claim by which it is made. Raises `Published` where somebody else was faster.
+        """
+        self.trainer.done = self._steps_done()
+        if piece.arm == "ticket":
+            self._level(piece.level, fence)
+            return True
+        return self._control(piece.level, piece.arm, fence)
 
     def run(self) -> None:
-        """Everything of this seed that is not complete yet."""
-        reached = self._chain()
-        wanted = self.recipe.controls
-        for level in wanted.chosen(reached):
-            for arm in ARMS:
-                if getattr(wanted, arm):
-                    self._control(level, arm)
+        """Everything of this seed that is not complete yet, made here and now."""
+        drop_damaged(self.folder)
+        board = Board(self.folder.parent, self.recipe)
+        while ready := board.standing(self.seed).ready:
+            if not self.make(ready[0]):
+                board.leave_out(ready[0])
 
-    def _chain(self) -> int:
-        """Runs the ticket levels that are not there; returns the last that there is."""
-        disk.remove_halves(self.folder)
-        self._drop_damaged()
-        rounds = self.method.rounds
-        levels: Iterator[Level] | None = None
-        for index in range(rounds + 1):
-            if self._place(index).exists():
-                self.trainer.done += self._steps_of("ticket", index)
-                levels = None  # the search has not made this one
-            else:
-                levels = self._search(index - 1) if levels is None else levels
-                self._searched_level(index, levels)
-            if self._ended_at(index):
-                return index
-        return rounds
+    def _steps_done(self) -> int:
+        steps_of = steps_by_piece(self.recipe)
+        return sum(steps_of(piece) for piece in pieces_of(self.recipe) if self._is_there(piece))
 
-    def _drop_damaged(self) -> None:
-        """Removes, with a warning, what is there and is not as it was written, so that it is made again."""
-        for place in sorted(self.folder.glob("level-*")):
-            try:
-                check_level(place)
-            except (Damaged, TicketError) as error:
-                warnings.warn(f"{error}: dropped, and made again", stacklevel=2)
-                shutil.rmtree(place)
+    def _is_there(self, piece: Piece) -> bool:
+        return piece.seed == self.seed and self._place(piece.level, piece.arm).exists()
 
-    def _searched_level(self, index: int, levels: Iterator[Level]) -> None:
-        """The next level of the recipe's search."""
-        with disk.building(self._place(index)) as partial:
+    # -- the chain ----------------------------------------------------------------------------------------
+
+    def _level(self, index: int, fence: int) -> None:
+        """A level of the chain, by the recipe's search: the one at hand, where that comes to this level next."""
+        if self._levels is None or self._next_index != index:
+            self._levels = self._search(index - 1)
+        levels, self._levels = self._levels, None  # whatever ends this, the search is then somewhere in the middle
+        if not index:
+            disk.remove_halves(self.folder)
+        with disk.building(self._place(index), fence) as partial:
             self._enter(self._place(index).name, partial, index)
             self.trainer.outcome.find = self._found_before(index)
             try:
@@ -127,6 +129,7 @@ class SeedRun:
                 self._finish_untrained(index, "ticket", error.ticket, str(error))
             else:
                 self._finish_level("ticket", level)
+        self._levels, self._next_index = levels, index + 1
 
     def _next(self, index: int, levels: Iterator[Level]) -> Level:
         """The level that comes next. Raises `RecipeError` where a method gives something else."""
@@ -231,11 +234,6 @@ class SeedRun:
     def _place(self, index: int, arm: str = "ticket") -> Path:
         return self.folder / disk.level_name(index, arm)
 
-    def _ended_at(self, index: int) -> bool:
-        """Whether the chain goes no further than this complete level."""
-        status = disk.read_metrics(self._place(index))["status"]
-        return status == "disconnected" or (status == "diverged" and self.recipe.on_failure == "stop")
-
     # -- training -----------------------------------------------------------------------------------------
 
     def _enter(self, stage: str, partial: Path, draw: int) -> None:
@@ -274,16 +272,12 @@ class SeedRun:
 
     # -- controls -----------------------------------------------------------------------------------------
 
-    def _control(self, index: int, arm: str) -> None:
-        place = self._place(index, arm)
-        if place.exists():
-            self.trainer.done += self._steps_of(arm, index)
-            return
-        work = self._work()
+    def _control(self, index: int, arm: str, fence: int) -> bool:
+        place, work = self._place(index, arm), self._work()
         status = disk.read_metrics(self._place(index))["status"]
         if status == "disconnected" or not self.method.has_controls(work, index):
-            return
-        with disk.building(place) as partial:
+            return False
+        with disk.building(place, fence) as partial:
             self._enter(place.name, partial, draw=1000 + index)
             self.trainer.outcome.find = read_price(self._place(index), "find")
             seed = derived_seed(self.seed, 1, index)
@@ -293,6 +287,7 @@ class SeedRun:
                 self._finish_untrained(index, arm, error.ticket, str(error))
             else:
                 self._finish_level(arm, control)
+        return True
 
     # -- what is written ----------------------------------------------------------------------------------
 
@@ -314,22 +309,31 @@ class SeedRun:
     def _example_inputs(self, model: nn.Module) -> Mapping[str, Any]:
         return self.trainer.objective.example_inputs(model.eval(), self.judge.held_out.images(range(2)))
 
-    def _steps_of(self, arm: str, level: int) -> int:
-        if level == 0 or arm == "redrawn_weights":
-            return self.steps
-        again = self.steps - self.method.rewind_step
-        return again + (self.method.search_steps(self.steps) if arm == "ticket" else 0)
+
+def steps_by_piece(recipe: Recipe) -> Callable[[Piece], int]:
+    """How many training steps each piece takes, with those that find its masks."""
+    steps, method = recipe.training.steps, recipe.build_method()
+    again, searched = steps - method.rewind_step, method.search_steps(steps)
+
+    def steps_of(piece: Piece) -> int:
+        if piece.level == 0 or piece.arm == "redrawn_weights":
+            return steps
+        return again + (searched if piece.arm == "ticket" else 0)
+
+    return steps_of
+
+
+def drop_damaged(folder: Path) -> None:
+    """Removes, with a warning, what of a seed is there and is not as it was written, so that it is made again."""
+    for place in sorted(folder.glob("level-*")):
+        try:
+            check_level(place)
+        except (Damaged, TicketError) as error:
+            warnings.warn(f"{error}: dropped, and made again", stacklevel=2)
+            shutil.rmtree(place)
 
 
 def steps_of_seed(recipe: Recipe) -> int:
     """How many training steps one seed takes: the dense model, each round, each control."""
-    steps, method = recipe.training.steps, recipe.build_method()
-    rounds, again = method.rounds, steps - method.rewind_step
-    at = len(recipe.controls.chosen(rounds))
-    retrained = rounds + (at if recipe.controls.random_mask else 0)
-    return (
-        steps
-        + rounds * method.search_steps(steps)
-        + retrained * again
-        + (at * steps if recipe.controls.redrawn_weights else 0)
-    )
+    steps_of = steps_by_piece(recipe)
+    return sum(steps_of(piece) for piece in pieces_of(recipe) if piece.seed == recipe.seeds[0])
