@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter, sleep
@@ -25,6 +26,7 @@ from gentickets.lines import Lines
 from gentickets.terminal import Terminal, bear_with_any_encoding
 
 if TYPE_CHECKING:
+    from gentickets.lab.executors import Executor
     from gentickets.lab.study.study import Stage, Study
 
 app = typer.Typer(
@@ -60,6 +62,20 @@ PlanOnly = Annotated[bool, typer.Option("--plan", help="Only say what it will ta
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Run the code that a file names (my.py:name); what you type runs anyway.")
 ]
+ExecutorName = Annotated[
+    str, typer.Option("--executor", help="Where the pieces are made: local, in processes of this machine; slurm; ray.")
+]
+ToSlurm = Annotated[
+    list[str] | None,
+    typer.Option("--slurm", help="What each job asks for: 'partition=gpu time=4h gpus=1'.", show_default=False),
+]
+ToRay = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ray", help="The cluster, and what each task asks for: 'address=auto gpus=0.5'.", show_default=False
+    ),
+]
+Detach = Annotated[bool, typer.Option("--detach", help="Leave when the jobs are submitted.")]
 RunsFolder = Annotated[Path, typer.Option("--runs", help="Where run folders lie.")]
 
 
@@ -154,6 +170,10 @@ def find(
     resume: Resume = True,
     plan_only: PlanOnly = False,
     allow_code: AllowCode = False,
+    executor: ExecutorName = "local",
+    slurm: ToSlurm = None,
+    ray: ToRay = None,
+    detach: Detach = False,
 ) -> None:
     """Find winning tickets: the dense model, a ladder of tickets, their controls, and the verdict.
 
@@ -164,9 +184,11 @@ def find(
     3 every level diverged or was cut in two, as its page shows.
     """
     from gentickets.durations import parse_time
+    from gentickets.lab.executors import Detached, read_executor
     from gentickets.lab.recipe import check_keys, is_study, read_recipe
 
     check_keys(recipe, overrides or (), budget, allow_code)  # what is wrong with it is said without waiting for torch
+    by = read_executor(executor, slurm or (), ray or (), detach)
     if is_study(recipe):
         if time:
             raise GenticketsError(f"--time fits one run, and {recipe} is a study: take --budget, or training.steps=…")
@@ -174,13 +196,12 @@ def find(
         from gentickets.lab.study.study import read_study
 
         study = read_study(recipe, overrides or (), None, budget, allow_code)
-        _run_study(study, runs, resume, plan_only, loading)
+        _run_study(study, runs, resume, plan_only, loading, by)
         return
     seconds = parse_time(time) if time else None
     loading = _load_the_lab()
     from gentickets.lab.report import verdict_table
     from gentickets.lab.run.prepare import keep_time, prepared
-    from gentickets.lab.run.work import run_all
 
     asked = read_recipe(recipe, overrides or (), budget, allow_code)
     folder = runs / asked.name
@@ -198,11 +219,15 @@ def find(
     if plan_only:
         return
     begun = perf_counter()
-    with _progress() as bars:
-        run_all([ready], _Teller(bars, ready.recipe.training.steps))
+    try:
+        with _progress() as bars:
+            by.execute([ready], _Teller(bars, ready.recipe.training.steps), bars.console.print)
+    except Detached as words:
+        out.print(f"{words}\nresults: will be in {folder}")
+        return
     page = _renewed_page(folder)
     out.print(verdict_table([folder]))
-    if ready.plan is not None:
+    if ready.plan is not None and by.name == "local":
         took = perf_counter() - begun
         keep_time(folder, ready.plan, took)
         out.print(ready.plan.against(took))
@@ -298,20 +323,26 @@ def compare(
     resume: Resume = True,
     plan_only: PlanOnly = False,
     allow_code: AllowCode = False,
+    executor: ExecutorName = "local",
+    slurm: ToSlurm = None,
+    ray: ToRay = None,
+    detach: Detach = False,
 ) -> None:
     """Compare ways of finding tickets: the same task by several methods, sparsities and seeds, with all controls.
 
     The dense model is trained once and shared. A plain recipe is compared by --methods; a study names its own arms.
     """
+    from gentickets.lab.executors import read_executor
     from gentickets.lab.recipe import check_keys
 
     check_keys(recipe, overrides or (), budget, allow_code)
+    by = read_executor(executor, slurm or (), ray or (), detach)
     loading = _load_the_lab()
     from gentickets.lab.study.study import read_study
 
     names = [name.strip() for name in methods.split(",") if name.strip()] if methods is not None else None
     study = read_study(recipe, overrides or (), names, budget, allow_code)
-    _run_study(study, runs, resume, plan_only, loading)
+    _run_study(study, runs, resume, plan_only, loading, by)
 
 
 def _renewed_page(folder: Path) -> Path:
@@ -331,9 +362,10 @@ def _load_the_lab() -> float:
     return perf_counter() - begun
 
 
-def _run_study(study: Study, runs: Path, resume: bool, plan_only: bool, loading: float) -> None:
+def _run_study(study: Study, runs: Path, resume: bool, plan_only: bool, loading: float, by: Executor) -> None:
     """What `compare` does, and `find` of a study."""
     from gentickets.durations import duration
+    from gentickets.lab.executors import Detached
     from gentickets.lab.study.study import run_study
 
     folder = runs / study.name
@@ -350,9 +382,12 @@ def _run_study(study: Study, runs: Path, resume: bool, plan_only: bool, loading:
             return _Teller(bars, stage.ready.recipe.training.steps, f"{stage.index + 1}/{stage.total} {stage.label}, ")
 
         command = shlex.join(["gentickets", *sys.argv[1:]])
-        left_out = run_study(
-            study, folder, begin, fresh=not resume, dry=plan_only, command=command, loading_seconds=loading
-        )
+        how: Any = {"fresh": not resume, "dry": plan_only, "command": command, "loading_seconds": loading}
+        try:
+            left_out = run_study(study, folder, begin, partial(by.execute, say=bars.console.print), **how)
+        except Detached as words:
+            out.print(f"{words}\nresults: will be in {folder}")
+            return
     for label, reason in left_out.items():
         out.print(f"not run: {label}: {reason}")
     if plan_only:

@@ -59,9 +59,9 @@ def _submit(
     """Submits what is neither complete nor in the queue. Returns what is in it then: piece, or worker → job."""
     jobs = queue.jobs()
     before = len(jobs)
+    wanted: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
     if options.workers:
-        names = {f"worker-{number + 1}": () for number in range(options.workers)}
-        wanted = {name: (to_do.words(), after) for name, after in names.items()}
+        wanted = {f"worker-{number + 1}": (to_do.words(), ()) for number in range(options.workers)}
     else:
         wanted = {name: (to_do.words(name), after) for name, after in to_do.left().items()}
     if detach:
