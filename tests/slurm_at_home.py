@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 SLURM = ("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins")
@@ -79,7 +79,7 @@ def fetch() -> None:
 class Slurm:
     """A cluster that runs. `place`: where its logs are."""
 
-    def __init__(self, place: Path, cpus: int = 2, grace: int = 3):
+    def __init__(self, place: Path, cpus: int = 2, grace: int = 1):
         self.place = place
         place.mkdir(parents=True)
         conf = CONFIGURATION.format(place=place, libraries=LIBRARIES, cpus=cpus, grace=grace)
@@ -124,18 +124,25 @@ class Slurm:
             )
             time.sleep(0.1)
 
-    def command(self, *words: object) -> list[str]:
+    def command(self, *words: object, cwd: Path | None = None) -> list[str]:
         """The command line that runs `words` inside of the cluster's namespaces."""
-        return ["nsenter", "-t", str(self._inside), "--net", "--uts", "--pid", "--mount", "--", *map(str, words)]
-
-    def run(self, *words: object, cwd: Path | None = None, check: bool = True, more: Mapping[str, str] | None = None):
-        """Runs a command inside, and returns what came of it, as text."""
-        environment = {**self.environment, **(more or {})}
-        # By a shell: a mount namespace has no working directory of its own.
+        # By a shell: who enters a mount namespace is at its root.
         line = ["sh", "-c", 'cd "$0" && exec "$@"', cwd or self.place, *words]
+        return ["nsenter", "-t", str(self._inside), "--net", "--uts", "--pid", "--mount", "--", *map(str, line)]
+
+    def start_command(self, *words: object, cwd: Path | None = None) -> subprocess.Popen[str]:
+        """Starts a command inside, as a child of this process."""
+        return subprocess.Popen(
+            self.command(*words, cwd=cwd), env=self.environment, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def run(self, *words: object, cwd: Path | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Runs a command inside, and returns what came of it, as text."""
         done = subprocess.run(
-            self.command(*line), env=environment, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
-        )
+            self.command(*words, cwd=cwd), env=self.environment, text=True, timeout=300,
+            stdin=subprocess.DEVNULL, capture_output=True,
+        )  # fmt: skip
         assert not check or done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
         return done
 
@@ -169,7 +176,7 @@ class Slurm:
 
 
 @contextlib.contextmanager
-def slurm_at_home(place: Path, cpus: int = 2, grace: int = 3) -> Iterator[Slurm]:
+def slurm_at_home(place: Path, cpus: int = 2, grace: int = 1) -> Iterator[Slurm]:
     """A cluster for as long as one is inside."""
     slurm = Slurm(place, cpus, grace)
     try:
