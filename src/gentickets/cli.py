@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -274,6 +275,41 @@ def status(
         if not watch or all(one.is_complete for one in found):
             return
         sleep(_WATCH_SECONDS)
+
+
+@app.command(epilog="Example: gentickets plan paper/table2 --budget desk --workers 16 --devices 4")
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    workers: Annotated[int, typer.Option(min=1, max=100_000, help="Up to how many processes work on it.")] = 8,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="How many devices they share; default: one each.", show_default=False)
+    ] = None,
+    budget: Budget = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Say what more workers are worth, before any is asked for: wall clock, waiting, price, the longest chain.
+
+    A few steps are measured here; the rest is played through by the rules that workers go by. Nothing is written.
+    """
+    from gentickets.lab.recipe import check_keys, is_study, read_recipe
+
+    check_keys(recipe, overrides or (), budget, allow_code)
+    loading = _load_the_lab()
+    from gentickets.lab.listings import scaling_words
+    from gentickets.lab.run.prepare import prepared
+    from gentickets.lab.run.scaling import longest, scaled
+    from gentickets.lab.study.study import read_study
+
+    if is_study(recipe):
+        recipes = [arm.recipe for arm in read_study(recipe, overrides or (), None, budget, allow_code).arms]
+    else:
+        recipes = [read_recipe(recipe, overrides or (), budget, allow_code)]
+    with TemporaryDirectory() as nowhere:
+        made = [prepared(one, Path(nowhere) / one.name, dry=True, loading_seconds=loading) for one in recipes]
+    plans = [ready.plan for ready in made if ready.plan is not None]
+    for part in scaling_words(scaled(recipes, plans, workers, devices), longest(recipes, plans), plans):
+        out.print(part)
 
 
 @app.command(epilog="Example: gentickets merge runs/own-0 runs/own-1 runs/own-2 --out runs/own")

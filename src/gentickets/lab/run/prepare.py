@@ -67,7 +67,7 @@ def prepared(
     # One command at a time, and the others wait: they are to find the same plan, and the same number of threads.
     with disk.one_line_errors(folder), disk.locked(folder, wait=True):
         there = None if fresh else disk.opened(folder, asked)
-        if fresh:
+        if fresh and not dry:
             check_at_rest(folder)
         check_room_of_a_step(asked, asked.data.channels or 1)
         train, held_out = load_data(asked.data)
