@@ -17,6 +17,7 @@ from gentickets.channels.groups import ChannelGroups
 from gentickets.errors import MaskError, PruneError
 from gentickets.masks.chance import Overlap, overlap
 from gentickets.masks.examples import WHOLE
+from gentickets.masks.lineage import shuffled
 from gentickets.masks.names import Model, as_model, as_names, check_components, component_of, components_of, unwrap
 from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
@@ -379,7 +380,7 @@ def random_channels_control(ticket: Ticket, groups: ChannelGroups, seed: int) ->
     for numbers in alike.values():
         drawn[numbers] = rng.permutation(kept[numbers])
     masks = Masks({**ticket.masks, **groups.masks(drawn)})
-    return Ticket(masks, ticket.weights, {**ticket.origin, "control": "random_mask", "control_seed": seed})
+    return Ticket(masks, ticket.weights, shuffled(ticket.origin, masks, seed))
 
 
 def _densities(overlaps: Mapping[str, Overlap]) -> str:

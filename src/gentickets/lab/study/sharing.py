@@ -16,6 +16,7 @@ from gentickets.lab.run import folder as disk
 from gentickets.lab.run.level import level_facts
 from gentickets.lab.run.prepare import Prepared, load_data
 from gentickets.lab.task import build_model
+from gentickets.masks.lineage import begun
 from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
 from gentickets.search.method import ARMS
@@ -171,10 +172,10 @@ def _take_over(recipe: Recipe, seed: int, donor: Path, place: Path, called: str)
 
 def _ticket(recipe: Recipe, masks: Masks, initial: nn.Module, donor: Ticket, same_start: bool) -> Ticket:
     """The dense ticket as this run would have written it: its masks, over the weights at its own rewind step."""
-    passed = {"level": 0, "sparsity": masks.sparsity, "masks": masks.fingerprint}
     retrain = recipe.search.told("retrain", "rewind")
-    how = {"recipe": recipe.name, "rewind_step": _rewind_step(recipe), "retrain": retrain}
-    return Ticket(masks, donor.weights if same_start else initial, {**donor.origin, **how, "lineage": [passed]})
+    origin = {**donor.origin, "recipe": recipe.name, "rewind_step": _rewind_step(recipe), "retrain": retrain}
+    origin["lineage"] = begun(0, masks, origin)
+    return Ticket(masks, donor.weights if same_start else initial, origin)
 
 
 def _link(source: Path, target: Path) -> None:
