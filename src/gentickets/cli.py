@@ -191,6 +191,8 @@ def find(
     seconds = parse_time(time) if time else None
     loading = _load_the_lab()
     from gentickets.lab.report import verdict_table, write_report
+    from gentickets.lab.results.reading import read_run
+    from gentickets.lab.run.plan import used_memory
     from gentickets.lab.run.prepare import keep_time, prepared, run_seeds
 
     asked = read_recipe(recipe, overrides or (), budget, allow_code)
@@ -214,9 +216,9 @@ def find(
     page = write_report([folder])
     out.print(verdict_table([folder]))
     if ready.plan is not None:
-        took = perf_counter() - begun
-        keep_time(folder, ready.plan, took)
-        out.print(ready.plan.against(took))
+        took, used = perf_counter() - begun, used_memory(read_run(folder), ready.workers)
+        keep_time(folder, ready.plan, took, used)
+        out.print(ready.plan.against(took, used))
     out.print(f"results: {folder / 'results.csv'}\nreport:  {page}")
     _check_trained([folder])
 
@@ -256,7 +258,7 @@ def compare(
 def _load_the_lab() -> float:
     """Loads what trains and judges; the seconds that it took, which is what starting a process takes."""
     begun = perf_counter()
-    for name in ("gentickets.lab.report", "gentickets.lab.study.study"):
+    for name in ("gentickets.lab.run.prepare", "gentickets.lab.report", "gentickets.lab.study.study"):
         import_module(name)
     return perf_counter() - begun
 

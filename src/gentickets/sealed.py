@@ -39,22 +39,32 @@ class Damaged(GenticketsError):
 
 def sealed(content: bytes) -> bytes:
     """`content` behind a line with its digest."""
-    return _HEAD + hashlib.sha256(content).hexdigest().encode() + b"\n" + content
+    return _head(content) + content
+
+
+def _head(content: bytes | memoryview) -> bytes:
+    return _HEAD + hashlib.sha256(content).hexdigest().encode() + b"\n"
 
 
 def unsealed(raw: bytes) -> bytes:
     """What `sealed` was given. Raises `Damaged`."""
     start = len(_HEAD) + 65
-    if not raw.startswith(_HEAD) or raw[:start] != sealed(raw[start:])[:start]:
+    content = memoryview(raw)[start:]
+    if not raw.startswith(_HEAD) or raw[:start] != _head(content):
         raise Damaged("its digest does not fit its content")
-    return raw[start:]
+    return bytes(content)
 
 
 def sealed_state(state: Mapping[str, Any]) -> bytes:
     """A state of tensors, numbers, text, and lists and dictionaries of them, sealed."""
+    return b"".join(sealed_pieces(state))
+
+
+def sealed_pieces(state: Mapping[str, Any]) -> list[bytes | memoryview]:
+    """The same in pieces: a checkpoint is three times as large as its model, and is not to be held twice."""
     content = io.BytesIO()
     torch.save(dict(state), content)
-    return sealed(content.getvalue())
+    return [_head(content.getbuffer()), content.getbuffer()]
 
 
 def unsealed_state(raw: bytes) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import nn
 
 from gentickets import __version__
 from gentickets.catalogue import is_code, own_faults, running
-from gentickets.cores import cores
+from gentickets.cores import cores, held_memory
 from gentickets.data import Batches, ImageSet, batch_of, check_room, line, load_splits
 from gentickets.errors import PruneError, RecipeError
 from gentickets.lab.judging import Judge
@@ -88,13 +88,14 @@ def prepared(
     with disk.one_line_errors(folder), disk.locked(folder) as lock:
         there = None if fresh else disk.opened(folder, asked)
         _check_step(asked, asked.data.channels or 1)
+        held = held_memory()
         train, held_out = load_data(asked.data)
         check_buildable(asked, train)
         judge = make_judge(asked, train, held_out)
         if there is None:
             workers = min(len(asked.seeds), cores())
             threads = threads_of(asked, train, workers)
-            plan = measure(asked, train, judge, threads, workers, loading_seconds)
+            plan = measure(asked, train, judge, threads, workers, loading_seconds, held)
             recipe, plan, gave_up = fit(asked, plan, seconds, workers) if seconds is not None else (asked, plan, ())
             plan.check_possible(folder)
             origin = _origin(asked, command, train, held_out, judge, threads, workers, gave_up)
@@ -291,10 +292,11 @@ def _run_seed(folder: Path, recipe: Recipe, threads: int, seed: int, tell: Tell,
         SeedRun(recipe, folder, seed, train, judge, tell, stop).run()
 
 
-def keep_time(folder: Path, plan: Plan, seconds: float) -> None:
-    """Writes into a run's origin what was planned, and what it took in one go."""
+def keep_time(folder: Path, plan: Plan, seconds: float, used: int | None = None) -> None:
+    """Writes into a run's origin what was planned, and what it took in one go; `used`: bytes of memory."""
     with disk.one_line_errors(folder), disk.locked(folder):
         kept = {"planned_seconds": round(plan.seconds, 1), "took_seconds": round(seconds, 1)}
+        kept |= {"planned_bytes": plan.memory_bytes} | ({} if used is None else {"used_bytes": used})
         disk.write_json(folder / "origin.json", {**disk.read_origin(folder), **kept})
 
 
