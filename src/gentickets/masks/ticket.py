@@ -71,6 +71,8 @@ class Ticket:
         if not isinstance(origin, Mapping | None):
             raise TicketError(f"origin={origin!r}: a dict that JSON can hold")
         state = _state_of(weights)
+        if empty := [name for name, tensor in state.items() if tensor.is_meta]:
+            raise TicketError(f"weights[{empty[0]!r}] is on the meta device and has no values: masks alone need none")
         _check_covered(masks, state)
         if hasattr(weights, "_metadata") and _decided_by(masks, state):  # as `state_dict` makes them
             warnings.warn(

@@ -393,7 +393,7 @@ def _says_nothing(scores: Mapping[str, Tensor], parts: tuple[str, ...]) -> bool:
     """Whether all scores of some part are the same number."""
     spread: dict[str, list[float]] = {}
     for name, score in scores.items():
-        if score.numel():
+        if score.numel() and not score.is_meta:  # of which pruning says that it has no values
             low, high = torch.aminmax(score)
             part = WHOLE if parts == (WHOLE,) else component_of(name)
             spread.setdefault(part, []).extend((float(low), float(high)))

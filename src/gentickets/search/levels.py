@@ -328,6 +328,10 @@ def draw(make_model: MakeModel) -> nn.Module:
     made = make_model()
     model = as_model(made)
     _made.update(_nets(made))
+    if empty := [name for name, tensor in named_state(model).items() if tensor.is_meta]:
+        raise PruneError(
+            f"make_model() gave a model on the meta device, whose {empty[0]!r} has no values: give one that has"
+        )
     if torch.initial_seed() != seed:
         torch.set_rng_state(before)
     return model
