@@ -19,17 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
-from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from gentickets.errors import TicketError
 from gentickets.masks.signing import Signature
 from gentickets.masks.value import Masks
 from gentickets.memory import bytes_of
-from gentickets.sealed import BLANK, DIGEST, field, fits
+from gentickets.sealed import DIGEST, fits, tensor_pieces
 
 FORMAT = "gentickets.masks.ticket/1"
 BROKEN = (
@@ -79,40 +77,16 @@ def _parts_in_order(content: Content) -> Iterator[tuple[list[Any], memoryview]]:
 
 def written(content: Content) -> list[bytes | memoryview]:
     """The file in pieces, header first. The weights are those of the content itself and not copies."""
-    tensors = {f"mask/{name}": bits.data for name, bits in content.masks.packed.items()}
-    tensors |= {f"weight/{name}": bytes_of(tensor) for name, tensor in content.weights.items()}
-    blank = _blank_header(content, tensors)
-    digest = hashlib.sha256(blank)
-    for key in (ordered := [key for key in json.loads(blank[8:]) if key != "__metadata__"]):
-        digest.update(tensors[key])
-    return [blank.replace(field(BLANK), field(digest.hexdigest()), 1), *(tensors[key] for key in ordered)]
-
-
-def _blank_header(content: Content, tensors: Mapping[str, memoryview]) -> bytes:
-    """The header of a file of these bytes, its digest still to come.
-
-    The library decides on the order and names the types, from tensors without elements: it would copy whole ones.
-    """
-    meta = {
-        "digest": BLANK,
+    metadata = {
         "format": FORMAT,
         "origin": content.origin,
         "shapes": json.dumps(dict(content.masks.shapes)),
     }
     if content.signature is not None:
-        meta["signature"] = json.dumps(content.signature.as_json())
-    shapes: dict[str, list[int]] = {f"mask/{name}": [len(bits)] for name, bits in content.masks.packed.items()}
-    shapes |= {f"weight/{name}": list(tensor.shape) for name, tensor in content.weights.items()}
-    empty = {key: torch.empty(0, dtype=torch.uint8) for key in tensors}
-    empty |= {f"weight/{name}": tensor.new_empty(0) for name, tensor in content.weights.items()}
-    header: dict[str, Any] = {"__metadata__": meta}
-    start = 0
-    for key, entry in json.loads(to_safetensors(empty)[8:]).items():
-        end = start + tensors[key].nbytes
-        header[key], start = {"dtype": entry["dtype"], "shape": shapes[key], "data_offsets": [start, end]}, end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+        metadata["signature"] = json.dumps(content.signature.as_json())
+    parts: dict[str, Any] = {f"mask/{name}": bits for name, bits in content.masks.packed.items()}
+    parts |= {f"weight/{name}": tensor for name, tensor in content.weights.items()}
+    return tensor_pieces(parts, metadata)
 
 
 # -- reading --------------------------------------------------------------------------------------------------
