@@ -194,6 +194,8 @@ def find(
     seconds = parse_time(time) if time else None
     loading = _load_the_lab()
     from gentickets.lab.report import verdict_table
+    from gentickets.lab.results.reading import read_run
+    from gentickets.lab.run.plan import used_memory
     from gentickets.lab.run.prepare import keep_time, prepared
     from gentickets.lab.run.work import run_all
 
@@ -218,9 +220,9 @@ def find(
     page = _renewed_page(folder)
     out.print(verdict_table([folder]))
     if ready.plan is not None:
-        took = perf_counter() - begun
-        keep_time(folder, ready.plan, took)
-        out.print(ready.plan.against(took))
+        took, used = perf_counter() - begun, used_memory(read_run(folder), ready.workers)
+        keep_time(folder, ready.plan, took, used)
+        out.print(ready.plan.against(took, used))
     out.print(f"results: {folder / 'results.csv'}\nreport:  {page}")
     _check_trained([folder])
 
@@ -376,7 +378,7 @@ def _renewed_page(folder: Path) -> Path:
 def _load_the_lab() -> float:
     """Loads what trains and judges; the seconds that it took, which is what starting a process takes."""
     begun = perf_counter()
-    for name in ("gentickets.lab.report", "gentickets.lab.study.study"):
+    for name in ("gentickets.lab.run.prepare", "gentickets.lab.report", "gentickets.lab.study.study"):
         import_module(name)
     return perf_counter() - begun
 
@@ -706,6 +708,57 @@ def list_(
     if what not in LISTINGS:
         raise GenticketsError(f"list {what!r}: one of {', '.join(LISTINGS)}")
     out.print(LISTINGS[what](runs))
+
+
+# -- whose tickets are ----------------------------------------------------------------------------------------
+
+AnyTicket = Annotated[Path, typer.Argument(help="A ticket file, or a level's folder.", show_default=False)]
+
+
+@app.command(epilog="Example: gentickets keys my-key")
+def keys(
+    name: Annotated[Path, typer.Argument(help="The file of the private key; the public one is NAME.pub.")] = Path(
+        "gentickets-key"
+    ),
+) -> None:
+    """Make a pair of keys to sign tickets with: ed25519, in the files of OpenSSH. Nothing is overwritten."""
+    from gentickets.masks.signing import make_keys
+
+    out.print(f"{make_keys(name)}\nresults: {name}, for you alone; {name}.pub, to be given away")
+
+
+@app.command(epilog=f"Example: gentickets sign {_TICKET} --key my-key --out signed.ticket")
+def sign(
+    ticket: AnyTicket,
+    key: Annotated[Path, typer.Option("--key", help="Your private key of ed25519: OpenSSH or PEM.")],
+    output: Annotated[Path | None, typer.Option("--out", help="The file to write; default: in its place.")] = None,
+) -> None:
+    """Sign a ticket: whoever has your public key can see that every bit of it is as you signed it."""
+    from gentickets.lab import tickets
+
+    place, signed = tickets.sign(ticket, key, output)
+    out.print(f"{tickets.signature_words(signed)}\nresults: {place}")
+
+
+@app.command(epilog="Example: gentickets verify signed.ticket --by my-key.pub")
+def verify(
+    ticket: AnyTicket,
+    by: Annotated[str, typer.Option("--by", help="Their public key: a file, or its fingerprint SHA256:….")],
+) -> None:
+    """Check that a ticket was signed with a key: 2 is the exit code where it was not, or was changed since."""
+    from gentickets.lab import tickets
+
+    found = tickets.verify(ticket, by)
+    out.print(f"{ticket}: every bit is as {found.signature.signer if found.signature else by} signed it")
+
+
+@app.command(epilog="Example: gentickets diff runs/quickstart-gan/seed-0/level-01 runs/quickstart-gan/seed-0/level-02")
+def diff(one: AnyTicket, other: AnyTicket) -> None:
+    """Compare two tickets: masks beside what chance would give, layer by layer, signs, weights, origins, rounds."""
+    from gentickets.lab.tickets import difference_words
+
+    for part in difference_words(one, other):
+        out.print(part)
 
 
 # -- progress -------------------------------------------------------------------------------------------------

@@ -61,6 +61,7 @@ def _level_table(place: Path) -> Table:
 
 def ticket_words(path: Path) -> Iterator[str | Table]:
     """What is in a ticket file, whose digest is checked on the way: words and a table. Raises `TicketError`."""
+    from gentickets.lab.tickets import lineage_words, signature_words
     from gentickets.masks.ticket import Ticket
 
     ticket = Ticket.load(path)
@@ -71,10 +72,10 @@ def ticket_words(path: Path) -> Iterator[str | Table]:
         total = ticket.masks[name].numel()
         table.add_row(name, "x".join(map(str, shape)), f"{alive:,}", f"{total:,}", f"{1 - alive / max(total, 1):.2%}")
     yield table
-    lineage = ticket.origin.pop("lineage", [])
-    yield f"origin: {json.dumps(ticket.origin)}"
-    yield f"lineage: {', '.join(_sparsities(lineage))}"
+    yield f"origin: {json.dumps({key: value for key, value in ticket.origin.items() if key != 'lineage'})}"
+    yield lineage_words(ticket)
     yield "digest: fits; every tensor and all metadata are as they were written"
+    yield signature_words(ticket)
 
 
 def model_words(name: str, said: Iterable[str], size: int, channels: int) -> Iterator[str | Table]:
@@ -131,13 +132,6 @@ def _what_is_prunable(model: nn.Module) -> Iterator[str | Table]:
         check_zeros(model, [name for name in weights if name not in reasons])
     except MaskError as error:
         yield f"refused by every search as it is: {error}"
-
-
-def _sparsities(lineage: object) -> Iterator[str]:
-    """The sparsities of the rounds before, as far as a stranger's file says any."""
-    for entry in lineage if isinstance(lineage, list) else ():
-        sparsity = entry.get("sparsity") if isinstance(entry, dict) else None
-        yield f"{sparsity:.1%}" if isinstance(sparsity, int | float) and 0 <= sparsity <= 1 else "?"
 
 
 def status_words(status: Status, every: bool = False) -> Iterator[str | Table]:

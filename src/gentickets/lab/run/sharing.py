@@ -18,6 +18,7 @@ from gentickets.lab.run.pieces import Board, Piece, pieces_of
 from gentickets.lab.run.prepare import Prepared
 from gentickets.lab.run.stage import load_data
 from gentickets.lab.task import build_model
+from gentickets.masks.lineage import begun
 from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
 
@@ -223,7 +224,7 @@ def _take_dense(recipe: Recipe, piece: Piece, donor: Path, place: Path, fence: i
 
 def _ticket(recipe: Recipe, masks: Masks, initial: nn.Module, donor: Ticket, same_start: bool) -> Ticket:
     """The dense ticket as this run would have written it: its masks, over the weights at its own rewind step."""
-    passed = {"level": 0, "sparsity": masks.sparsity, "masks": masks.fingerprint}
     retrain = recipe.search.told("retrain", "rewind")
-    how = {"recipe": recipe.name, "rewind_step": _rewind_step(recipe), "retrain": retrain}
-    return Ticket(masks, donor.weights if same_start else initial, {**donor.origin, **how, "lineage": [passed]})
+    origin = {**donor.origin, "recipe": recipe.name, "rewind_step": _rewind_step(recipe), "retrain": retrain}
+    origin["lineage"] = begun(0, masks, origin)
+    return Ticket(masks, donor.weights if same_start else initial, origin)
