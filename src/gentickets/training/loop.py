@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypedDict, Unpack
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 
 from gentickets.adam import FusedAdamW
@@ -114,9 +115,7 @@ def train(
     check_hooks(hooks)
     prepare, checkpoint, curve = beside.get("prepare"), beside.get("checkpoint"), beside.get("curve")
     end_step = settings.steps if end_step is None else end_step
-    fabric = beside.get("fabric") or Fabric(
-        accelerator="cpu", devices=1, precision=fabric_precision(settings.precision)
-    )
+    fabric = beside.get("fabric") or one_device("cpu", settings.precision)
     may_be_sparse = settings.execution == "auto" and settings.precision == "32-true"
     may_be_sparse &= prepare is None and not any(hook.is_dense for hook in hooks)  # these know the model's parameters
     if masks is None and any(hook.moves_masks for hook in hooks):
@@ -449,9 +448,14 @@ class _Loop:
         return int(state["step"])
 
 
-def fabric_precision(precision: str) -> Any:
-    """The precision that Fabric is told: "16-mixed" is done here (see `_Loop.scaler`), the others by Fabric."""
-    return "32-true" if precision == "16-mixed" else precision
+def one_device(accelerator: str, precision: str) -> Fabric:
+    """A Fabric of one device, in a precision as `Settings` has it, whatever cluster this process was started on.
+
+    Fabric guesses clusters by the environment, and refuses to be made where SLURM was asked for several tasks. Of
+    "16-mixed" it is not told: that is done here (see `_Loop.scaler`).
+    """
+    told: Any = "32-true" if precision == "16-mixed" else precision
+    return Fabric(accelerator=accelerator, devices=1, precision=told, plugins=[LightningEnvironment()])
 
 
 def check_finite(losses: Mapping[str, Tensor], step: int) -> None:

@@ -24,7 +24,7 @@ from gentickets.metrics.cost import training_flops
 from gentickets.objectives import Objective
 from gentickets.sealed import Damaged
 from gentickets.training.hooks import Hook
-from gentickets.training.loop import Trained, fabric_precision, train
+from gentickets.training.loop import Trained, one_device, train
 from gentickets.training.progress import Checkpoint, Curve, Progress
 
 
@@ -233,7 +233,7 @@ def make_fabric(recipe: Recipe) -> Fabric:
             f"training.precision=16-mixed: this {accelerator} has no fast float16 arithmetic; take bf16-mixed or "
             f"32-true"
         )
-    return Fabric(accelerator=accelerator, devices=1, precision=fabric_precision(training.precision))
+    return one_device(accelerator, training.precision)
 
 
 def has_bfloat16(accelerator: str) -> bool:
