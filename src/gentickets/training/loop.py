@@ -18,7 +18,6 @@ from typing import Any, Protocol, TypedDict, Unpack
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 
 from gentickets.adam import FusedAdamW
@@ -32,6 +31,7 @@ from gentickets.masks.value import Masks
 from gentickets.objectives.base import Objective
 from gentickets.sparse import Accelerated, Choice, accelerate, restore
 from gentickets.training.averaging import Average, weight_of_start
+from gentickets.training.devices import one_device
 from gentickets.training.hooks import Hook, State, check_hooks
 from gentickets.training.progress import Checkpoint, Curve, Meter, Progress
 from gentickets.training.ranks import Ranks, Together, check_bare
@@ -568,16 +568,6 @@ class _Loop:
 
 def _tensors_of(batch: Batch) -> list[Tensor]:
     return [batch.images, batch.labels] if isinstance(batch, Labelled) else [batch]
-
-
-def one_device(accelerator: str, precision: str) -> Fabric:
-    """A Fabric of one device, in a precision as `Settings` has it, whatever cluster this process was started on.
-
-    Fabric guesses clusters by the environment, and refuses to be made where SLURM was asked for several tasks. Of
-    "16-mixed" it is not told: that is done here (see `_Loop.scaler`).
-    """
-    told: Any = "32-true" if precision == "16-mixed" else precision
-    return Fabric(accelerator=accelerator, devices=1, precision=told, plugins=[LightningEnvironment()])
 
 
 def check_finite(losses: Mapping[str, Tensor], step: int) -> None:

@@ -206,6 +206,9 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.detach().contiguous().reshape(-1).view(words).sum(dtype=torch.int64)
 
 
+# -- batches and models ------------------------------------------------------------------------------------------------
+
+
 def joined(parts: Sequence[Batch]) -> Batch:
     """Batches one after another, as one."""
     if len(parts) == 1:
@@ -221,11 +224,11 @@ def check_bare(model: nn.Module) -> None:
     An objective calls `model.encoder`, past the forward pass of a wrapper of the whole, which then averages nothing and
     says so to nobody; around components they average, but every rank draws for itself and has its own batch norm.
     """
-    places = [("", model), *((name, module) for name, module in model.named_modules() if name)]
-    for name, module in places:
+    for name, module in model.named_modules():
         kind = type(module).__name__
         if kind in _WRAPPERS and _has_company(module):
-            where = f"model.{name}" if name else "the model"
+            own = [part for part in name.split(".") if part not in ("", "_forward_module", "_orig_mod")]
+            where = ".".join(["model", *own]) if own else "the model"
             raise GenticketsError(
                 f"{where} is wrapped in {kind}, past which objectives call its components: give the bare model, "
                 f"and fabric=Fabric(devices=…), launched: training averages the gradients itself"

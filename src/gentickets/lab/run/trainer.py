@@ -23,8 +23,9 @@ from gentickets.masks.value import Masks
 from gentickets.metrics.cost import training_flops
 from gentickets.objectives import Objective
 from gentickets.sealed import Damaged
+from gentickets.training.devices import one_device
 from gentickets.training.hooks import Hook
-from gentickets.training.loop import Trained, one_device, train
+from gentickets.training.loop import Trained, train
 from gentickets.training.progress import Checkpoint, Curve, Progress
 
 
