@@ -31,22 +31,26 @@ def _told(precision: str) -> Any:
 
 @contextmanager
 def several_devices(
-    accelerator: str, precision: str, rank: int, size: int, meeting: Path | None = None
+    accelerator: str, precision: str, rank: int, size: int, meeting: Path | dist.Store | None = None
 ) -> Iterator[Fabric]:
     """A Fabric of `size` processes, of which this one is `rank`: it begins when all are there, and ends their talk.
 
     `accelerator`: "cpu", where they talk by gloo, or "cuda", by NCCL, each on a GPU of its own. `precision` as
-    `Settings` has it. `meeting`: a file that is not there yet, by which the processes of one machine find each other;
-    None: they do by the environment (MASTER_ADDR, MASTER_PORT, LOCAL_RANK, LOCAL_WORLD_SIZE), as torchrun sets it.
+    `Settings` has it. `meeting`: a file that is not there yet, by which the processes of one machine find each other,
+    or a store of torch.distributed; None: they do by MASTER_ADDR and MASTER_PORT in the environment. Of processes on
+    several machines LOCAL_RANK and LOCAL_WORLD_SIZE say, as torchrun sets them, which GPU is whose.
     """
-    if meeting is not None:
+    local, here = rank, size
+    if isinstance(meeting, Path):
         _talk_by_loopback()
+    else:
+        local, here = (int(os.environ.get(name, n)) for name, n in (("LOCAL_RANK", rank), ("LOCAL_WORLD_SIZE", size)))
+    found: Any = {"store": meeting} if isinstance(meeting, dist.Store) else {"init_method": "env://"}
+    if isinstance(meeting, Path):
+        found = {"init_method": f"file://{meeting.absolute()}"}
     backend = "nccl" if accelerator == "cuda" else "gloo"
-    how = "env://" if meeting is None else f"file://{meeting.absolute()}"
-    dist.init_process_group(backend, init_method=how, rank=rank, world_size=size, timeout=PATIENCE)
+    dist.init_process_group(backend, rank=rank, world_size=size, timeout=PATIENCE, **found)
     try:
-        local = int(os.environ.get("LOCAL_RANK", rank)) if meeting is None else rank
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", size)) if meeting is None else size
         fabric = Fabric(
             accelerator=accelerator,
             devices=here,

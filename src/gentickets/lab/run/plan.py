@@ -107,7 +107,7 @@ def measure(
     with on_threads(threads):
         step_seconds, evaluate_seconds, weights = _measure(recipe, images, judge)
     trained = _plan(recipe, step_seconds, evaluate_seconds, workers, loading_seconds)
-    held = _resident_bytes() * workers
+    held = _resident_bytes() * workers * recipe.training.devices
     # A level keeps the weights twice (where it starts, where it ends), averages once, and one bit a weight.
     averaged = 1 if recipe.training.ema is not None else 0
     per_level = int(weights * (2 + averaged + 1 / 32)) + 200_000
@@ -134,13 +134,14 @@ def _measure(recipe: Recipe, images: ImageSet, judge: Judge) -> tuple[float, flo
 def rehearsal(recipe: Recipe, images: ImageSet) -> tuple[nn.Module, Callable[[int], nn.Module]]:
     """The recipe's model, and a function that takes so many more steps of its dense training and gives the averages.
 
-    At rate 0, so that a recipe that diverges does so in its run, where that is recorded.
+    Of several devices one, with its share of each batch; what they take to agree is not counted. At rate 0, so that a
+    recipe that diverges does so in its run, where that is recorded.
     """
     fabric = make_fabric(recipe)
     objective = recipe.build_objective()
     model = build_model(recipe, images, seed=0)
     masks = Masks.dense(model)
-    count = recipe.training.batch_size * objective.batches_per_step
+    count = recipe.training.batch_size // recipe.training.devices * objective.batches_per_step
     labelled = objective.wants_labels
     batches = Batches(images, count, seed=0, flip=recipe.data.flip, device=fabric.device, labelled=labelled)
     endless = replace(recipe.training.settings(0), steps=10**9, lr=0.0)
