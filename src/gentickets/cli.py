@@ -67,6 +67,12 @@ RunsFolder = Annotated[Path, typer.Option("--runs", help="Where run folders lie.
 def main() -> None:
     """The program. A user's mistake is one line on stderr and exit code 2; Ctrl-C is exit code 130; see `find`."""
     bear_with_any_encoding()
+    launched = "TORCHELASTIC_RUN_ID" in os.environ
+    if launched and os.environ["RANK"] != "0":  # the first of them does what is asked
+        from gentickets.lab.run.ranks import serve_launched
+
+        serve_launched()
+        sys.exit(0)
     heard = _listening()
     if sys.argv[1:2] == ["help"]:
         sys.argv[1:] = [*sys.argv[2:], "--help"]
@@ -99,6 +105,10 @@ def main() -> None:
             raise
     for which in (signal.SIGINT, signal.SIGTERM):  # there is nothing left to stop
         signal.signal(which, signal.SIG_IGN)
+    if launched:
+        from gentickets.lab.run.ranks import end_launched
+
+        end_launched()
     if code == 130:
         err.print("stopped; the same command goes on from here")
     sys.exit(code)

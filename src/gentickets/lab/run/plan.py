@@ -133,8 +133,9 @@ def measure(
     needed = max(0, peak_memory() - held) + BESIDE * weights
     give_back()
     forget_peak()
-    # Several trainings are processes beside this one; a single one is in it.
-    memory_bytes = held_memory() + (workers * (_LOADED + needed) if workers > 1 else needed)
+    # Several trainings are processes beside this one, and so are the devices of one; a single one is in it.
+    processes = workers * recipe.training.devices
+    memory_bytes = held_memory() + (processes * (_LOADED + needed) if processes > 1 else needed)
     # A level keeps the weights twice (where it starts, where it ends), averages once, and one bit a weight.
     averaged = 1 if recipe.training.ema is not None else 0
     per_level = int(weights * (2 + averaged + 1 / 32)) + 200_000
@@ -161,13 +162,14 @@ def _measure(recipe: Recipe, images: ImageSet, judge: Judge) -> tuple[float, flo
 def rehearsal(recipe: Recipe, images: ImageSet) -> tuple[nn.Module, Callable[[int], nn.Module]]:
     """The recipe's model, and a function that takes so many more steps of its dense training and gives the averages.
 
-    At rate 0, so that a recipe that diverges does so in its run, where that is recorded.
+    Of several devices one, with its share of each batch; what they take to agree is not counted. At rate 0, so that a
+    recipe that diverges does so in its run, where that is recorded.
     """
     fabric = make_fabric(recipe)
     objective = recipe.build_objective()
     model = build_model(recipe, images, seed=0)
     masks = Masks.dense(model)
-    count = recipe.training.batch_size * objective.batches_per_step
+    count = recipe.training.batch_size // recipe.training.devices * objective.batches_per_step
     labelled = objective.wants_labels
     batches = Batches(images, count, seed=0, flip=recipe.data.flip, device=fabric.device, labelled=labelled)
     endless = replace(recipe.training.settings(0), steps=10**9, lr=0.0)
