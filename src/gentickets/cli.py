@@ -207,6 +207,7 @@ def find(
     from gentickets.lab.results.reading import read_run
     from gentickets.lab.run.plan import used_memory
     from gentickets.lab.run.prepare import keep_time, prepared
+    from gentickets.lab.run.status import Watch
     from gentickets.lab.run.work import run_all
 
     asked = read_recipe(recipe, overrides or (), budget, allow_code)
@@ -220,6 +221,8 @@ def find(
         out.print(f"{asked.name}: {ready.plan.words()}")
     else:
         out.print(f"{asked.name}: going on with {folder}{', as it was planned: --time has no say' if time else ''}")
+        if others := Watch(folder).look().counts().get("running"):
+            out.print(f"{others} of its pieces are being made by others: `gentickets status {folder}` shows where")
     for lost in ready.gave_up:
         out.print(f"given up to fit into the time: {lost}")
     if plan_only:
