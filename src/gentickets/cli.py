@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,6 +83,12 @@ RunsFolder = Annotated[Path, typer.Option("--runs", help="Where run folders lie.
 def main() -> None:
     """The program. A user's mistake is one line on stderr and exit code 2; Ctrl-C is exit code 130; see `find`."""
     bear_with_any_encoding()
+    launched = "TORCHELASTIC_RUN_ID" in os.environ
+    if launched and os.environ["RANK"] != "0":  # the first of them does what is asked
+        from gentickets.lab.run.ranks import serve_launched
+
+        serve_launched()
+        sys.exit(0)
     asked_to_stop = interruptions()
     asked_to_stop.hear()
     if sys.argv[1:2] == ["help"]:
@@ -114,6 +121,10 @@ def main() -> None:
         else:
             raise
     asked_to_stop.deafen()
+    if launched:
+        from gentickets.lab.run.ranks import end_launched
+
+        end_launched()
     if code == STOPPED:
         err.print("stopped; the same command goes on from here")
     sys.exit(code)
@@ -201,7 +212,10 @@ def find(
     seconds = parse_time(time) if time else None
     loading = _load_the_lab()
     from gentickets.lab.report import verdict_table
+    from gentickets.lab.results.reading import read_run
+    from gentickets.lab.run.plan import used_memory
     from gentickets.lab.run.prepare import keep_time, prepared
+    from gentickets.lab.run.status import Watch
 
     asked = read_recipe(recipe, overrides or (), budget, allow_code)
     folder = runs / asked.name
@@ -214,6 +228,8 @@ def find(
         out.print(f"{asked.name}: {ready.plan.words()}")
     else:
         out.print(f"{asked.name}: going on with {folder}{', as it was planned: --time has no say' if time else ''}")
+        if others := Watch(folder).look().counts().get("running"):
+            out.print(f"{others} of its pieces are being made by others: `gentickets status {folder}` shows where")
     for lost in ready.gave_up:
         out.print(f"given up to fit into the time: {lost}")
     if plan_only:
@@ -228,9 +244,9 @@ def find(
     page = _renewed_page(folder)
     out.print(verdict_table([folder]))
     if ready.plan is not None and by.name == "local":
-        took = perf_counter() - begun
-        keep_time(folder, ready.plan, took)
-        out.print(ready.plan.against(took))
+        took, used = perf_counter() - begun, used_memory(read_run(folder), ready.workers)
+        keep_time(folder, ready.plan, took, used)
+        out.print(ready.plan.against(took, used))
     out.print(f"results: {folder / 'results.csv'}\nreport:  {page}")
     _check_trained([folder])
 
@@ -285,6 +301,41 @@ def status(
         if not watch or all(one.is_complete for one in found):
             return
         sleep(_WATCH_SECONDS)
+
+
+@app.command(epilog="Example: gentickets plan paper/table2 --budget desk --workers 16 --devices 4")
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    workers: Annotated[int, typer.Option(min=1, max=100_000, help="Up to how many processes work on it.")] = 8,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="How many devices they share; default: one each.", show_default=False)
+    ] = None,
+    budget: Budget = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Say what more workers are worth, before any is asked for: wall clock, waiting, price, the longest chain.
+
+    A few steps are measured here; the rest is played through by the rules that workers go by. Nothing is written.
+    """
+    from gentickets.lab.recipe import check_keys, is_study, read_recipe
+
+    check_keys(recipe, overrides or (), budget, allow_code)
+    loading = _load_the_lab()
+    from gentickets.lab.listings import scaling_words
+    from gentickets.lab.run.prepare import prepared
+    from gentickets.lab.run.scaling import longest, scaled
+    from gentickets.lab.study.study import read_study
+
+    if is_study(recipe):
+        recipes = [arm.recipe for arm in read_study(recipe, overrides or (), None, budget, allow_code).arms]
+    else:
+        recipes = [read_recipe(recipe, overrides or (), budget, allow_code)]
+    with TemporaryDirectory() as nowhere:
+        made = [prepared(one, Path(nowhere) / one.name, dry=True, loading_seconds=loading) for one in recipes]
+    plans = [ready.plan for ready in made if ready.plan is not None]
+    for part in scaling_words(scaled(recipes, plans, workers, devices), longest(recipes, plans), plans):
+        out.print(part)
 
 
 @app.command(epilog="Example: gentickets merge runs/own-0 runs/own-1 runs/own-2 --out runs/own")
@@ -357,7 +408,7 @@ def _renewed_page(folder: Path) -> Path:
 def _load_the_lab() -> float:
     """Loads what trains and judges; the seconds that it took, which is what starting a process takes."""
     begun = perf_counter()
-    for name in ("gentickets.lab.report", "gentickets.lab.study.study"):
+    for name in ("gentickets.lab.run.prepare", "gentickets.lab.report", "gentickets.lab.study.study"):
         import_module(name)
     return perf_counter() - begun
 
@@ -691,6 +742,57 @@ def list_(
     if what not in LISTINGS:
         raise GenticketsError(f"list {what!r}: one of {', '.join(LISTINGS)}")
     out.print(LISTINGS[what](runs))
+
+
+# -- whose tickets are ----------------------------------------------------------------------------------------
+
+AnyTicket = Annotated[Path, typer.Argument(help="A ticket file, or a level's folder.", show_default=False)]
+
+
+@app.command(epilog="Example: gentickets keys my-key")
+def keys(
+    name: Annotated[Path, typer.Argument(help="The file of the private key; the public one is NAME.pub.")] = Path(
+        "gentickets-key"
+    ),
+) -> None:
+    """Make a pair of keys to sign tickets with: ed25519, in the files of OpenSSH. Nothing is overwritten."""
+    from gentickets.masks.signing import make_keys
+
+    out.print(f"{make_keys(name)}\nresults: {name}, for you alone; {name}.pub, to be given away")
+
+
+@app.command(epilog=f"Example: gentickets sign {_TICKET} --key my-key --out signed.ticket")
+def sign(
+    ticket: AnyTicket,
+    key: Annotated[Path, typer.Option("--key", help="Your private key of ed25519: OpenSSH or PEM.")],
+    output: Annotated[Path | None, typer.Option("--out", help="The file to write; default: in its place.")] = None,
+) -> None:
+    """Sign a ticket: whoever has your public key can see that every bit of it is as you signed it."""
+    from gentickets.lab import tickets
+
+    place, signed = tickets.sign(ticket, key, output)
+    out.print(f"{tickets.signature_words(signed)}\nresults: {place}")
+
+
+@app.command(epilog="Example: gentickets verify signed.ticket --by my-key.pub")
+def verify(
+    ticket: AnyTicket,
+    by: Annotated[str, typer.Option("--by", help="Their public key: a file, or its fingerprint SHA256:….")],
+) -> None:
+    """Check that a ticket was signed with a key: 2 is the exit code where it was not, or was changed since."""
+    from gentickets.lab import tickets
+
+    found = tickets.verify(ticket, by)
+    out.print(f"{ticket}: every bit is as {found.signature.signer if found.signature else by} signed it")
+
+
+@app.command(epilog="Example: gentickets diff runs/quickstart-gan/seed-0/level-01 runs/quickstart-gan/seed-0/level-02")
+def diff(one: AnyTicket, other: AnyTicket) -> None:
+    """Compare two tickets: masks beside what chance would give, layer by layer, signs, weights, origins, rounds."""
+    from gentickets.lab.tickets import difference_words
+
+    for part in difference_words(one, other):
+        out.print(part)
 
 
 # -- progress -------------------------------------------------------------------------------------------------

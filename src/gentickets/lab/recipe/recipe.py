@@ -113,6 +113,8 @@ class TrainingPart(_Part):
     """Whether masked layers are trained on their live weights alone where that is faster, or dense."""
     accelerator: Literal["cpu", "cuda", "auto"] = "auto"
     """What is trained on."""
+    devices: Annotated[Count, Field(le=10**4)] = 1
+    """How many devices, each with a process of its own and an equal share of every batch, one training runs on."""
     threads: Annotated[Count, Field(le=10**4)] | Literal["auto", "measured"] = "auto"
     """Threads a training: so many; auto: by the work of a step; measured: by timing some steps when the run begins."""
     checkpoint_seconds: NotNegative = 20.0
@@ -121,7 +123,7 @@ class TrainingPart(_Part):
     def settings(self, seed: int) -> Settings:
         from gentickets.training.loop import Settings
 
-        plain = self.model_dump(exclude={"accelerator", "threads", "checkpoint_seconds"})
+        plain = self.model_dump(exclude={"accelerator", "devices", "threads", "checkpoint_seconds"})
         return Settings(**plain, seed=seed)
 
 
@@ -218,6 +220,11 @@ class Recipe(_Part):
             )
         if len(set(self.seeds)) != len(self.seeds):
             wrong.append(f"seeds={self.seeds}: the same seed twice would count as two runs")
+        if self.training.batch_size % self.training.devices:
+            wrong.append(
+                f"training.batch_size={self.training.batch_size} cannot be shared out equally among "
+                f"training.devices={self.training.devices}: take one that {self.training.devices} divides"
+            )
         if wrong:
             raise ValueError("; ".join(wrong))
         return self

@@ -43,7 +43,7 @@ from gentickets.lab.recipe.file import differing_keys, kept_recipe
 from gentickets.lab.recipe.plain_yaml import read_yaml, write_yaml
 from gentickets.lab.results.reading import LevelResult, parse
 from gentickets.lab.run.claims import FOLDER as CLAIMS
-from gentickets.sealed import Damaged, sealed_json, sealed_tensors, unsealed_json, unsealed_tensors
+from gentickets.sealed import Damaged, sealed_json, tensor_pieces, unsealed_json, unsealed_tensors
 
 CHECKPOINT = "checkpoint.pt"
 SUMS = "SHA256SUMS"
@@ -212,7 +212,7 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
 
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     """Writes named tensors as safetensors with a digest, whole or not at all."""
-    replace_file(path, sealed_tensors(state))
+    replace_file(path, tensor_pieces(state))
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

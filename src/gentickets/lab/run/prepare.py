@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from gentickets import __version__
-from gentickets.cores import cores
+from gentickets.cores import cores, held_memory
 from gentickets.data import ImageSet, line
 from gentickets.lab.judging import Judge
 from gentickets.lab.recipe import Recipe, parsed
@@ -67,9 +67,10 @@ def prepared(
     # One command at a time, and the others wait: they are to find the same plan, and the same number of threads.
     with disk.one_line_errors(folder), disk.locked(folder, wait=True):
         there = None if fresh else disk.opened(folder, asked)
-        if fresh:
+        if fresh and not dry:
             check_at_rest(folder)
         check_room_of_a_step(asked, asked.data.channels or 1)
+        held = held_memory()
         train, held_out = load_data(asked.data)
         check_buildable(asked, train)
         if there is not None:
@@ -77,7 +78,7 @@ def prepared(
         judge = make_judge(asked, train, held_out)
         workers = min(len(asked.seeds), cores())
         threads = threads_of(asked, train, workers)
-        plan = measure(asked, train, judge, threads, workers, loading_seconds)
+        plan = measure(asked, train, judge, threads, workers, loading_seconds, held)
         recipe, plan, gave_up = fit(asked, plan, seconds, workers) if seconds is not None else (asked, plan, ())
         plan.check_possible(folder)
         origin = _origin(asked, command, train, held_out, judge, threads, workers, gave_up)
@@ -196,8 +197,9 @@ def machine() -> dict[str, Any]:
     return {"cpu": cpu, "cores": cores(), "memory_gib": round(memory), "gpu": gpu}
 
 
-def keep_time(folder: Path, plan: Plan, seconds: float) -> None:
-    """Writes into a run's origin what was planned, and what it took in one go."""
+def keep_time(folder: Path, plan: Plan, seconds: float, used: int | None = None) -> None:
+    """Writes into a run's origin what was planned, and what it took in one go; `used`: bytes of memory."""
     with disk.one_line_errors(folder), disk.locked(folder, wait=True):
         kept = {"planned_seconds": round(plan.seconds, 1), "took_seconds": round(seconds, 1)}
+        kept |= {"planned_bytes": plan.memory_bytes} | ({} if used is None else {"used_bytes": used})
         disk.write_json(folder / "origin.json", {**disk.read_origin(folder), **kept})
