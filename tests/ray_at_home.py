@@ -2,7 +2,8 @@
 
 Ray listens at the machine's outward address whatever it is told; so it has none there. What is tried is a program that
 runs inside: `python -m tests.ray_at_home FOLDER WHAT OPTIONS`, which starts the cluster, starts `gentickets find
-recipe.yaml` in FOLDER, does WHAT to it (see `DONE_TO_IT`, or `nothing`), and prints its exit code and what it said as JSON.
+recipe.yaml` in FOLDER, does WHAT to it (see `DONE_TO_IT`, or `nothing`), and prints as JSON how it ended and what it
+said.
 """
 
 from __future__ import annotations

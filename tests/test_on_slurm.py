@@ -179,10 +179,8 @@ def test_a_node_that_sees_another_folder_is_told_in_one_line(slurm, place):
 
 def test_what_sbatch_refuses_is_told_in_one_line(slurm, place):
     said = ended(begun(slurm, place, TWO, "--slurm", "partition=none"), 2).splitlines()[-1]
-    assert (
-        said
-        == "gentickets: SLURM refused a job for seed-0/level-00: sbatch: error: Batch job submission failed: Invalid partition name specified"
-    )
+    assert said.startswith("gentickets: SLURM refused a job for seed-0/level-00: sbatch: error: ")
+    assert said.endswith("Invalid partition name specified")
 
 
 @pytest.mark.soak
