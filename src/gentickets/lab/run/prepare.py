@@ -26,8 +26,9 @@ from gentickets.lab.judging import Judge
 from gentickets.lab.recipe import DataPart, Recipe, parsed
 from gentickets.lab.results.reading import read_run, write_csv
 from gentickets.lab.run import folder as disk
+from gentickets.lab.run.keeping import check_all_kept
 from gentickets.lab.run.level import measure_level, metrics_json
-from gentickets.lab.run.plan import Plan, check_fits, fit, measure
+from gentickets.lab.run.plan import Plan, check_fits, fit, fit_disk, measure
 from gentickets.lab.run.processes import interrupt, side_by_side, stopping
 from gentickets.lab.run.seed import SeedRun
 from gentickets.lab.run.threads import threads_of
@@ -75,6 +76,7 @@ def prepared(
     dry: bool = False,
     command: str = "",
     loading_seconds: float = 0.0,
+    disk_bytes: float | None = None,
 ) -> Iterator[Prepared]:
     """Opens a run folder for a recipe, new or to be resumed, and holds its lock.
 
@@ -82,8 +84,8 @@ def prepared(
     removed or written.
 
     A new run is measured first: how long, how much memory, how much disk; with `seconds`, its rounds and steps
-    are fitted into that time. `loading_seconds`: what loading the program took, which says what starting processes
-    will. Raises `RecipeError` for a folder of another recipe.
+    are fitted into that time; with `disk_bytes`, what it keeps is fitted into these. `loading_seconds`: what loading
+    the program took, which says what starting processes will. Raises `RecipeError` for a folder of another recipe.
     """
     with disk.one_line_errors(folder), disk.locked(folder) as lock:
         there = None if fresh else disk.opened(folder, asked)
@@ -97,6 +99,8 @@ def prepared(
             threads = threads_of(asked, train, workers)
             plan = measure(asked, train, judge, threads, workers, loading_seconds, held)
             recipe, plan, gave_up = fit(asked, plan, seconds, workers) if seconds is not None else (asked, plan, ())
+            if disk_bytes is not None:
+                recipe, plan = fit_disk(recipe, plan, disk_bytes, workers)
             plan.check_possible(folder)
             origin = _origin(asked, command, train, held_out, judge, threads, workers, gave_up)
             if not dry:
@@ -123,6 +127,7 @@ def _grown(recipe: Recipe, asked: Recipe, fitted: bool) -> Recipe:
     now = asked.dump()
     for key in ("title", "seeds", "controls", "on_failure"):
         new[key] = now[key]
+    new["keep"] = "ends" if "ends" in (recipe.keep, asked.keep) else "all"
     new["training"]["checkpoint_seconds"] = now["training"]["checkpoint_seconds"]
     new["evaluation"]["margin"] = now["evaluation"]["margin"]
     if not fitted:
@@ -325,6 +330,7 @@ def evaluate_again(
     recipe.check()
     disk.check_same_code(folder, origin, recipe)
     with disk.one_line_errors(folder), disk.locked(folder):
+        check_all_kept(folder)
         torch.set_num_threads(origin["threads"])
         train, held_out = load_data(recipe.data)
         _check_same_data(folder, origin, train, held_out)

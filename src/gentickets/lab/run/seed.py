@@ -15,6 +15,7 @@ from gentickets.errors import Disconnected, GenticketsError, RecipeError, Ticket
 from gentickets.lab.judging import Judge
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.run import folder as disk
+from gentickets.lab.run.keeping import NotKept, let_go, to_be_made_again, trained_weights
 from gentickets.lab.run.level import Made, check_level, read_price, with_stored_averages, write_level, write_untrained
 from gentickets.lab.run.trainer import Event, Price, Trainer
 from gentickets.lab.task import build_model
@@ -89,6 +90,7 @@ class SeedRun:
             for arm in ARMS:
                 if getattr(wanted, arm):
                     self._control(level, arm)
+                    let_go(self.folder, self.recipe.keep)
 
     def _chain(self) -> int:
         """Runs the ticket levels that are not there; returns the last that there is."""
@@ -103,6 +105,7 @@ class SeedRun:
             else:
                 levels = self._search(index - 1) if levels is None else levels
                 self._searched_level(index, levels)
+            let_go(self.folder, self.recipe.keep)
             if self._ended_at(index):
                 return index
         return rounds
@@ -114,6 +117,10 @@ class SeedRun:
                 check_level(place)
             except (Damaged, TicketError) as error:
                 warnings.warn(f"{error}: dropped, and made again", stacklevel=2)
+                shutil.rmtree(place)
+        if self.method.builds_on in ("before", "search"):
+            for place in to_be_made_again(self.folder, self.method.rounds):
+                warnings.warn(f"{place}: made again, as its trained weights were not kept (keep=ends)", stacklevel=2)
                 shutil.rmtree(place)
 
     def _searched_level(self, index: int, levels: Iterator[Level]) -> None:
@@ -213,8 +220,16 @@ class SeedRun:
         place = self._place(index, arm)
         ticket = Ticket.load(place / "ticket.safetensors")
         model, masks = self._network(ticket, index)
-        Ticket(masks, disk.load_weights(place / "trained.safetensors")).install(model)
+        Ticket(masks, trained_weights(place)).install(model)
         return Level(index, ticket.masks, model, ticket)
+
+    def _to_control(self, index: int) -> Level:
+        """A complete level as its controls need it: where its trained weights were not kept, as it starts."""
+        try:
+            return self.load_level(index)
+        except NotKept:
+            ticket = Ticket.load(self._place(index) / "ticket.safetensors")
+            return Level(index, ticket.masks, self._network(ticket, index)[0], ticket)
 
     def judged(self, index: int, arm: str) -> nn.Module:
         """The model of a complete level as it is judged."""
@@ -288,7 +303,7 @@ class SeedRun:
             self.trainer.outcome.find = read_price(self._place(index), "find")
             seed = derived_seed(self.seed, 1, index)
             try:
-                control = self.method.control(arm, self.load_level(index), work, seed)
+                control = self.method.control(arm, self._to_control(index), work, seed)
             except Disconnected as error:
                 self._finish_untrained(index, arm, error.ticket, str(error))
             else:
