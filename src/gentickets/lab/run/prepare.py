@@ -20,7 +20,7 @@ from gentickets.lab.recipe import Recipe, parsed
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.checks import check_buildable, check_room_of_a_step
 from gentickets.lab.run.claims import check_at_rest
-from gentickets.lab.run.plan import Plan, fit, measure
+from gentickets.lab.run.plan import Plan, fit, fit_disk, measure
 from gentickets.lab.run.seed import drop_damaged
 from gentickets.lab.run.stage import check_same_data, load_data, make_judge
 from gentickets.lab.run.threads import threads_of
@@ -54,6 +54,7 @@ def prepared(
     dry: bool = False,
     command: str = "",
     loading_seconds: float = 0.0,
+    disk_bytes: float | None = None,
 ) -> Prepared:
     """Opens a run folder for a recipe, new or to be gone on with; others may be at work in it.
 
@@ -61,8 +62,8 @@ def prepared(
     removed or written.
 
     A new run is measured first: how long, how much memory, how much disk; with `seconds`, its rounds and steps
-    are fitted into that time. `loading_seconds`: what loading the program took, which says what starting processes
-    will. Raises `RecipeError` for a folder of another recipe, or whose run began with other versions or data.
+    are fitted into that time; with `disk_bytes`, what it keeps is fitted into these. `loading_seconds`: what loading
+    the program took, which says what starting processes will. Raises `RecipeError` for a folder of another recipe, or whose run began with other versions or data.
     """
     # One command at a time, and the others wait: they are to find the same plan, and the same number of threads.
     with disk.one_line_errors(folder), disk.locked(folder, wait=True):
@@ -80,6 +81,8 @@ def prepared(
         threads = threads_of(asked, train, workers)
         plan = measure(asked, train, judge, threads, workers, loading_seconds, held)
         recipe, plan, gave_up = fit(asked, plan, seconds, workers) if seconds is not None else (asked, plan, ())
+        if disk_bytes is not None:
+            recipe, plan = fit_disk(recipe, plan, disk_bytes, workers)
         plan.check_possible(folder)
         origin = _origin(asked, command, train, held_out, judge, threads, workers, gave_up)
         if not dry:
@@ -110,7 +113,7 @@ def _gone_on_with(
         disk.write_json(folder / "origin.json", {**origin, "asked": asked.dump()})
         _mark_seeds(folder, recipe)
         for seed in recipe.seeds:
-            drop_damaged(folder / f"seed-{seed}")
+            drop_damaged(folder / f"seed-{seed}", recipe)
     # Equal bits need an equal number of threads.
     threads, workers = origin["threads"], min(len(recipe.seeds), cores())
     return Prepared(folder, recipe, threads, workers, None, tuple(origin["gave_up"]), line(train.told))
@@ -139,6 +142,7 @@ def _grown(recipe: Recipe, asked: Recipe, fitted: bool) -> Recipe:
     now = asked.dump()
     for key in ("title", "seeds", "controls", "on_failure"):
         new[key] = now[key]
+    new["keep"] = "ends" if "ends" in (recipe.keep, asked.keep) else "all"
     new["training"]["checkpoint_seconds"] = now["training"]["checkpoint_seconds"]
     new["evaluation"]["margin"] = now["evaluation"]["margin"]
     if not fitted:
