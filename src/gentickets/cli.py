@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,10 +22,12 @@ from rich.text import Text
 
 from gentickets import __version__
 from gentickets.errors import GenticketsError
+from gentickets.interruptions import STOPPED, interruptions
 from gentickets.lines import Lines
 from gentickets.terminal import Terminal, bear_with_any_encoding
 
 if TYPE_CHECKING:
+    from gentickets.lab.executors import Executor
     from gentickets.lab.study.study import Stage, Study
 
 app = typer.Typer(
@@ -61,6 +63,20 @@ PlanOnly = Annotated[bool, typer.Option("--plan", help="Only say what it will ta
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Run the code that a file names (my.py:name); what you type runs anyway.")
 ]
+ExecutorName = Annotated[
+    str, typer.Option("--executor", help="Where the pieces are made: local, in processes of this machine; slurm; ray.")
+]
+ToSlurm = Annotated[
+    list[str] | None,
+    typer.Option("--slurm", help="What each job asks for: 'partition=gpu time=4h gpus=1'.", show_default=False),
+]
+ToRay = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ray", help="The cluster, and what each task asks for: 'address=auto gpus=0.5'.", show_default=False
+    ),
+]
+Detach = Annotated[bool, typer.Option("--detach", help="Leave when the jobs are submitted.")]
 RunsFolder = Annotated[Path, typer.Option("--runs", help="Where run folders lie.")]
 
 
@@ -73,7 +89,8 @@ def main() -> None:
 
         serve_launched()
         sys.exit(0)
-    heard = _listening()
+    asked_to_stop = interruptions()
+    asked_to_stop.hear()
     if sys.argv[1:2] == ["help"]:
         sys.argv[1:] = [*sys.argv[2:], "--help"]
     try:
@@ -81,7 +98,7 @@ def main() -> None:
     except GenticketsError as error:
         code = _complain(str(error))
     except KeyboardInterrupt:
-        code = 130
+        code = STOPPED
     except OSError as error:
         if error.strerror is None:
             raise
@@ -90,7 +107,7 @@ def main() -> None:
     except typer.Abort as error:
         if isinstance(error.__cause__, EOFError):  # typer takes the end of any file for that of the terminal
             raise error.__cause__ from None
-        code = 130
+        code = STOPPED
     except Exception as error:
         if _is_a(error, "NoArgsIsHelpError"):
             out.print(error.format_message())  # type: ignore[attr-defined]
@@ -99,33 +116,18 @@ def main() -> None:
             code = _complain(f"{error.format_message()}; see --help")  # type: ignore[attr-defined]
         elif (own := _own_fault(error)) is not None:
             code = _complain(own)
-        elif heard:  # an import that was stopped may say so with an error of its own
-            code = 130
+        elif asked_to_stop.came:  # an import that was stopped may say so with an error of its own
+            code = STOPPED
         else:
             raise
-    for which in (signal.SIGINT, signal.SIGTERM):  # there is nothing left to stop
-        signal.signal(which, signal.SIG_IGN)
+    asked_to_stop.deafen()
     if launched:
         from gentickets.lab.run.ranks import end_launched
 
         end_launched()
-    if code == 130:
+    if code == STOPPED:
         err.print("stopped; the same command goes on from here")
     sys.exit(code)
-
-
-def _listening() -> list[int]:
-    """Until a training listens by itself, Ctrl-C and a polite kill end what is done; which of them came is noted."""
-    heard: list[int] = []
-
-    def hear(number: int, frame: object) -> None:
-        heard.append(number)
-        raise KeyboardInterrupt
-
-    for which in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(which) is not signal.SIG_IGN:
-            signal.signal(which, hear)
-    return heard
 
 
 def _drop_what_cannot_be_written() -> None:
@@ -182,6 +184,10 @@ def find(
     disk: Annotated[
         str | None, typer.Option("--disk", help="Fit what a new run keeps into this: 2GB, 500MB.", show_default=False)
     ] = None,
+    executor: ExecutorName = "local",
+    slurm: ToSlurm = None,
+    ray: ToRay = None,
+    detach: Detach = False,
 ) -> None:
     """Find winning tickets: the dense model, a ladder of tickets, their controls, and the verdict.
 
@@ -192,9 +198,11 @@ def find(
     3 every level diverged or was cut in two, as its page shows.
     """
     from gentickets.durations import parse_size, parse_time
+    from gentickets.lab.executors import Detached, read_executor
     from gentickets.lab.recipe import check_keys, is_study, read_recipe
 
     check_keys(recipe, overrides or (), budget, allow_code)  # what is wrong with it is said without waiting for torch
+    by = read_executor(executor, slurm or (), ray or (), detach)
     if is_study(recipe):
         if time:
             raise GenticketsError(f"--time fits one run, and {recipe} is a study: take --budget, or training.steps=…")
@@ -204,7 +212,7 @@ def find(
         from gentickets.lab.study.study import read_study
 
         study = read_study(recipe, overrides or (), None, budget, allow_code)
-        _run_study(study, runs, resume, plan_only, loading)
+        _run_study(study, runs, resume, plan_only, loading, by)
         return
     seconds, most = parse_time(time) if time else None, parse_size(disk) if disk else None
     loading = _load_the_lab()
@@ -213,7 +221,6 @@ def find(
     from gentickets.lab.run.plan import used_disk, used_memory
     from gentickets.lab.run.prepare import keep_time, prepared
     from gentickets.lab.run.status import Watch
-    from gentickets.lab.run.work import run_all
 
     asked = read_recipe(recipe, overrides or (), budget, allow_code)
     folder = runs / asked.name
@@ -242,11 +249,15 @@ def find(
     if plan_only:
         return
     begun = perf_counter()
-    with _progress() as bars:
-        run_all([ready], _Teller(bars, ready.recipe.training.steps))
+    try:
+        with _progress() as bars:
+            by.execute([ready], _Teller(bars, ready.recipe.training.steps), bars.console.print)
+    except Detached as words:
+        out.print(f"{words}\nresults: will be in {folder}")
+        return
     page = _renewed_page(folder)
     out.print(verdict_table([folder]))
-    if ready.plan is not None:
+    if ready.plan is not None and by.name == "local":
         took, used = perf_counter() - begun, used_memory(read_run(folder), ready.workers)
         keep_time(folder, ready.plan, took, used)
         out.print(ready.plan.against(took, used, used_disk(folder)))
@@ -377,20 +388,26 @@ def compare(
     resume: Resume = True,
     plan_only: PlanOnly = False,
     allow_code: AllowCode = False,
+    executor: ExecutorName = "local",
+    slurm: ToSlurm = None,
+    ray: ToRay = None,
+    detach: Detach = False,
 ) -> None:
     """Compare ways of finding tickets: the same task by several methods, sparsities and seeds, with all controls.
 
     The dense model is trained once and shared. A plain recipe is compared by --methods; a study names its own arms.
     """
+    from gentickets.lab.executors import read_executor
     from gentickets.lab.recipe import check_keys
 
     check_keys(recipe, overrides or (), budget, allow_code)
+    by = read_executor(executor, slurm or (), ray or (), detach)
     loading = _load_the_lab()
     from gentickets.lab.study.study import read_study
 
     names = [name.strip() for name in methods.split(",") if name.strip()] if methods is not None else None
     study = read_study(recipe, overrides or (), names, budget, allow_code)
-    _run_study(study, runs, resume, plan_only, loading)
+    _run_study(study, runs, resume, plan_only, loading, by)
 
 
 def _renewed_page(folder: Path) -> Path:
@@ -410,9 +427,10 @@ def _load_the_lab() -> float:
     return perf_counter() - begun
 
 
-def _run_study(study: Study, runs: Path, resume: bool, plan_only: bool, loading: float) -> None:
+def _run_study(study: Study, runs: Path, resume: bool, plan_only: bool, loading: float, by: Executor) -> None:
     """What `compare` does, and `find` of a study."""
     from gentickets.durations import duration
+    from gentickets.lab.executors import Detached
     from gentickets.lab.study.study import run_study
 
     folder = runs / study.name
@@ -429,9 +447,12 @@ def _run_study(study: Study, runs: Path, resume: bool, plan_only: bool, loading:
             return _Teller(bars, stage.ready.recipe.training.steps, f"{stage.index + 1}/{stage.total} {stage.label}, ")
 
         command = shlex.join(["gentickets", *sys.argv[1:]])
-        left_out = run_study(
-            study, folder, begin, fresh=not resume, dry=plan_only, command=command, loading_seconds=loading
-        )
+        how: Any = {"fresh": not resume, "dry": plan_only, "command": command, "loading_seconds": loading}
+        try:
+            left_out = run_study(study, folder, begin, partial(by.execute, say=bars.console.print), **how)
+        except Detached as words:
+            out.print(f"{words}\nresults: will be in {folder}")
+            return
     for label, reason in left_out.items():
         out.print(f"not run: {label}: {reason}")
     if plan_only:

@@ -47,6 +47,7 @@ from gentickets.sealed import Damaged, sealed_json, tensor_pieces, unsealed_json
 
 CHECKPOINT = "checkpoint.pt"
 SUMS = "SHA256SUMS"
+EXECUTOR = ".executor"
 LOCK = ".lock"
 
 _PATIENCE = 5.0
@@ -371,7 +372,7 @@ def seeds_in(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in named if match is not None)
 
 
-_OURS = ("recipe.yaml", "origin.json", "results.csv", "timings.csv", "report.html", "figures", LOCK, CLAIMS)
+_OURS = ("recipe.yaml", "origin.json", "results.csv", "timings.csv", "report.html", "figures", LOCK, CLAIMS, EXECUTOR)
 
 
 def _is_ours(entry: Path) -> bool:

@@ -63,7 +63,8 @@ def prepared(
 
     A new run is measured first: how long, how much memory, how much disk; with `seconds`, its rounds and steps
     are fitted into that time; with `disk_bytes`, what it keeps is fitted into these. `loading_seconds`: what loading
-    the program took, which says what starting processes will. Raises `RecipeError` for a folder of another recipe, or whose run began with other versions or data.
+    the program took, which says what starting processes will. Raises `RecipeError` for a folder of another recipe, or
+    whose run began with other versions or data.
     """
     # One command at a time, and the others wait: they are to find the same plan, and the same number of threads.
     with disk.one_line_errors(folder), disk.locked(folder, wait=True):

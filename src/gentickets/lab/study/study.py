@@ -209,11 +209,15 @@ class Stage:
 Begin = Callable[[Stage], Tell]
 """Told of each part before it runs; returns what listens to its seeds."""
 
+Execute = Callable[[Sequence[Prepared], Tell], None]
+"""Makes all that is not there yet of some runs, and writes their results."""
+
 
 def run_study(
     study: Study,
     folder: Path,
     begin: Begin,
+    execute: Execute = run_all,
     *,
     fresh: bool = False,
     dry: bool = False,
@@ -243,9 +247,9 @@ def run_study(
         tellers[arm.label] = begin(Stage(index, len(study.arms), arm.label, ready, taking[ready.folder]))
         runs.append(ready)
     if not dry:
-        run_all(runs, lambda event: tellers[event.run](event))
+        execute(runs, lambda event: tellers[event.run](event))
         if study.small_dense:
-            _run_small_dense(study, runs, folder, begin, how)
+            _run_small_dense(study, runs, folder, begin, execute, how)
     return left_out
 
 
@@ -265,7 +269,7 @@ def _with_hardware(study: Study) -> tuple[list[Arm], dict[str, str]]:
 
 
 def _run_small_dense(
-    study: Study, arms: Sequence[Prepared], folder: Path, begin: Begin, how: Mapping[str, Any]
+    study: Study, arms: Sequence[Prepared], folder: Path, begin: Begin, execute: Execute, how: Mapping[str, Any]
 ) -> None:
     recipes = small_dense_recipes(study.arms[0].recipe, [read_run(arm.folder) for arm in arms])
     total, runs, tellers = len(study.arms) + len(recipes), list[Prepared](), dict[str, Tell]()
@@ -273,7 +277,7 @@ def _run_small_dense(
         runs.append(prepared(recipe, folder / label, **how))
         tellers[label] = begin(Stage(index, total, label, runs[-1], {}))
     if runs:
-        run_all(runs, lambda event: tellers[event.run](event))
+        execute(runs, lambda event: tellers[event.run](event))
 
 
 # -- what is kept -------------------------------------------------------------------------------------------
