@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -107,6 +109,7 @@ def _gone_on_with(
     """A run that is there: with what may grow taken from what is asked now, and the seeds that others asked for
     kept."""
     check_same_data(folder, origin, train, held_out)
+    _tell_of_another_machine(folder, origin)
     recipe = _grown(recipe, asked, fitted=bool(origin["gave_up"]))
     if not dry:
         others = [seed for seed in disk.seeds_in(folder) if seed not in asked.seeds]
@@ -128,7 +131,19 @@ def joined(folder: Path, allow_code: bool = False) -> Prepared:
     disk.check_same_code(folder, origin, recipe)
     train, held_out = load_data(recipe.data)
     check_same_data(folder, origin, train, held_out)
+    _tell_of_another_machine(folder, origin)
     return Prepared(folder, recipe, origin["threads"], 1, None, tuple(origin["gave_up"]), line(train.told))
+
+
+def _tell_of_another_machine(folder: Path, origin: Mapping[str, Any]) -> None:
+    """Processors of two kinds add in other orders: equal recipes then differ in last bits, and what is grown of them."""
+    began, here = (of.get("gpu") or of.get("cpu") for of in (origin.get("machine") or {}, machine()))
+    if began is not None and began != here:
+        warnings.warn(
+            f"{folder} began on {began}, and here is {here}: what is made here is as good, but not to the bit what one "
+            f"machine would make",
+            stacklevel=2,
+        )
 
 
 def _mark_seeds(folder: Path, recipe: Recipe) -> None:
