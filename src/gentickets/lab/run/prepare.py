@@ -136,12 +136,13 @@ def joined(folder: Path, allow_code: bool = False) -> Prepared:
 
 
 def _tell_of_another_machine(folder: Path, origin: Mapping[str, Any]) -> None:
-    """Processors of two kinds add in other orders: equal recipes then differ in last bits, and what is grown of them."""
+    """Processors of two kinds add in other orders: equal recipes then differ in last bits, and what is grown of
+    them."""
     began, here = (of.get("gpu") or of.get("cpu") for of in (origin.get("machine") or {}, machine()))
     if began is not None and began != here:
         warnings.warn(
-            f"{folder} began on {began}, and here is {here}: what is made here is as good, but not to the bit what one "
-            f"machine would make",
+            f"{folder} began on {began}, and here is {here}: what is made here is as good, though not what one "
+            f"machine would make, to the bit",
             stacklevel=2,
         )
 
