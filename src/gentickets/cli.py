@@ -267,9 +267,12 @@ def find(
 
 @app.command(epilog="Example: gentickets work runs/quickstart-gan")
 def work(
-    run: Annotated[Path, typer.Argument(help="The folder of a run that `find` has begun.", show_default=False)],
+    run: Annotated[
+        Path, typer.Argument(help="The folder of a run that `find` has begun, or of a study.", show_default=False)
+    ],
     piece: Annotated[
-        str | None, typer.Option("--piece", help="Make this one alone: seed-0/level-03.", show_default=False)
+        str | None,
+        typer.Option("--piece", help="Make this one alone: seed-0/level-03; of a study: ARM/…", show_default=False),
     ] = None,
     allow_code: AllowCode = False,
 ) -> None:
@@ -281,18 +284,26 @@ def work(
     _load_the_lab()
     from gentickets.lab.run.prepare import joined
     from gentickets.lab.run.work import make_piece, run_all
+    from gentickets.lab.study.study import joined_arm, joined_runs
 
-    ready = joined(run, allow_code)
+    is_study = (run / "study.yaml").is_file()
     with _progress() as bars:
-        tell = _Teller(bars, ready.recipe.training.steps)
-        if piece is None:
-            run_all([ready], tell)
-        else:
-            out.print(make_piece(ready, piece, tell))
-    if piece is None:
-        page = _renewed_page(run)
-        out.print(f"results: {run / 'results.csv'}\nreport:  {page}")
-        _check_trained([run])
+        if piece is not None:
+            arm, _, name = piece.partition("/") if is_study else ("", "", piece)
+            ready = joined_arm(run, arm, allow_code) if is_study else joined(run, allow_code)
+            out.print(make_piece(ready, name, _Teller(bars, ready.recipe.training.steps)))
+            return
+        runs = joined_runs(run, allow_code)
+        tellers = {
+            ready.folder.name: _Teller(bars, ready.recipe.training.steps, f"{ready.folder.name}, " if is_study else "")
+            for ready in runs
+        }
+        run_all(runs, lambda event: tellers[event.run](event))
+    if is_study:
+        _show_study(run)
+    else:
+        out.print(f"results: {run / 'results.csv'}\nreport:  {_renewed_page(run)}")
+    _check_trained([ready.folder for ready in runs])
 
 
 @app.command(epilog="Example: gentickets status runs/quickstart-gan --watch")
@@ -430,9 +441,10 @@ def _load_the_lab() -> float:
 def _run_study(study: Study, runs: Path, resume: bool, plan_only: bool, loading: float, by: Executor) -> None:
     """What `compare` does, and `find` of a study."""
     from gentickets.durations import duration
-    from gentickets.lab.executors import Detached
     from gentickets.lab.study.study import run_study
 
+    if by.detach:
+        raise GenticketsError("--detach is for a run: what a study does last needs somebody who waits for its jobs")
     folder = runs / study.name
     seconds, data = 0.0, ""
     with _progress() as bars:
@@ -448,11 +460,7 @@ def _run_study(study: Study, runs: Path, resume: bool, plan_only: bool, loading:
 
         command = shlex.join(["gentickets", *sys.argv[1:]])
         how: Any = {"fresh": not resume, "dry": plan_only, "command": command, "loading_seconds": loading}
-        try:
-            left_out = run_study(study, folder, begin, partial(by.execute, say=bars.console.print), **how)
-        except Detached as words:
-            out.print(f"{words}\nresults: will be in {folder}")
-            return
+        left_out = run_study(study, folder, begin, partial(by.execute, say=bars.console.print), **how)
     for label, reason in left_out.items():
         out.print(f"not run: {label}: {reason}")
     if plan_only:
