@@ -181,6 +181,9 @@ def find(
     resume: Resume = True,
     plan_only: PlanOnly = False,
     allow_code: AllowCode = False,
+    disk: Annotated[
+        str | None, typer.Option("--disk", help="Fit what a new run keeps into this: 2GB, 500MB.", show_default=False)
+    ] = None,
     executor: ExecutorName = "local",
     slurm: ToSlurm = None,
     ray: ToRay = None,
@@ -194,7 +197,7 @@ def find(
     2 refused, in one line that says the mend; 130 stopped;
     3 every level diverged or was cut in two, as its page shows.
     """
-    from gentickets.durations import parse_time
+    from gentickets.durations import parse_size, parse_time
     from gentickets.lab.executors import Detached, read_executor
     from gentickets.lab.recipe import check_keys, is_study, read_recipe
 
@@ -203,17 +206,19 @@ def find(
     if is_study(recipe):
         if time:
             raise GenticketsError(f"--time fits one run, and {recipe} is a study: take --budget, or training.steps=…")
+        if disk:
+            raise GenticketsError(f"--disk fits one run, and {recipe} is a study: take keep=ends")
         loading = _load_the_lab()
         from gentickets.lab.study.study import read_study
 
         study = read_study(recipe, overrides or (), None, budget, allow_code)
         _run_study(study, runs, resume, plan_only, loading, by)
         return
-    seconds = parse_time(time) if time else None
+    seconds, most = parse_time(time) if time else None, parse_size(disk) if disk else None
     loading = _load_the_lab()
     from gentickets.lab.report import verdict_table
     from gentickets.lab.results.reading import read_run
-    from gentickets.lab.run.plan import used_memory
+    from gentickets.lab.run.plan import used_disk, used_memory
     from gentickets.lab.run.prepare import keep_time, prepared
     from gentickets.lab.run.status import Watch
 
@@ -221,7 +226,14 @@ def find(
     folder = runs / asked.name
     command = shlex.join(["gentickets", *sys.argv[1:]])
     ready = prepared(
-        asked, folder, seconds=seconds, fresh=not resume, dry=plan_only, command=command, loading_seconds=loading
+        asked,
+        folder,
+        seconds=seconds,
+        fresh=not resume,
+        dry=plan_only,
+        command=command,
+        loading_seconds=loading,
+        disk_bytes=most,
     )
     err.print(f"data: {ready.data}")
     if ready.plan is not None:
@@ -232,6 +244,8 @@ def find(
             out.print(f"{others} of its pieces are being made by others: `gentickets status {folder}` shows where")
     for lost in ready.gave_up:
         out.print(f"given up to fit into the time: {lost}")
+    if ready.recipe.keep != asked.keep:
+        out.print("kept on disk: the trained weights of the dense model and the last ticket alone (keep=ends)")
     if plan_only:
         return
     begun = perf_counter()
@@ -246,7 +260,7 @@ def find(
     if ready.plan is not None and by.name == "local":
         took, used = perf_counter() - begun, used_memory(read_run(folder), ready.workers)
         keep_time(folder, ready.plan, took, used)
-        out.print(ready.plan.against(took, used))
+        out.print(ready.plan.against(took, used, used_disk(folder)))
     out.print(f"results: {folder / 'results.csv'}\nreport:  {page}")
     _check_trained([folder])
 

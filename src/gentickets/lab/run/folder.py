@@ -63,6 +63,7 @@ _MAY_GROW = (
     "search.rounds",
     "controls",
     "on_failure",
+    "keep",
     "training.checkpoint_seconds",
     "evaluation.margin",
 )

@@ -7,8 +7,10 @@ import shutil
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from stat import S_ISREG
 
 from torch import nn
 
@@ -61,6 +63,7 @@ class Plan:
     disk_bytes: int
     threads: int = 1
     loading_seconds: float = 0.0
+    weight_bytes: int = 0
 
     def words(self) -> str:
         return (
@@ -85,12 +88,12 @@ class Plan:
                 "take fewer seeds at once, or a smaller model or training.batch_size"
             )
 
-    def against(self, seconds: float, used: int | None = None) -> str:
-        """What was planned beside what it took, in words. `used`: bytes of memory, where that is known."""
+    def against(self, seconds: float, used: int | None = None, written: int | None = None) -> str:
+        """What was planned beside what it took, in words. `used`: bytes of memory, `written`: of disk, where known."""
         words = f"planned {duration(self.seconds)}, took {duration(seconds)}"
-        if used is None:
-            return words
-        return f"{words}; planned {size(self.memory_bytes)} of memory, used {size(used)}"
+        for planned, found, what in ((self.memory_bytes, used, "memory"), (self.disk_bytes, written, "disk")):
+            words += "" if found is None else f"; planned {size(planned)} of {what}, used {size(found)}"
+        return words
 
 
 def check_fits(recipe: Recipe, model: nn.Module, shape: Sequence[int]) -> None:
@@ -136,10 +139,41 @@ def measure(
     # Several trainings are processes beside this one, and so are the devices of one; a single one is in it.
     processes = workers * recipe.training.devices
     memory_bytes = held_memory() + (processes * (_LOADED + needed) if processes > 1 else needed)
-    # A level keeps the weights twice (where it starts, where it ends), averages once, and one bit a weight.
-    averaged = 1 if recipe.training.ema is not None else 0
-    per_level = int(weights * (2 + averaged + 1 / 32)) + 200_000
-    return replace(trained, memory_bytes=memory_bytes, disk_bytes=per_level * trained.trainings, threads=threads)
+    disk_bytes = disk_needed(recipe, weights, trained.trainings, workers)
+    held_now = {"memory_bytes": memory_bytes, "disk_bytes": disk_bytes, "weight_bytes": weights}
+    return replace(trained, **held_now, threads=threads)
+
+
+def disk_needed(recipe: Recipe, weights: int, trainings: int, workers: int) -> int:
+    """Bytes on disk at most, of a model of so many bytes of weights.
+
+    A ticket has them once, and a bit for each; what is kept of a trained level, as they ended, averaged, and at the
+    best evaluation; a seed, those of its rewind step; a checkpoint, those of Adam too.
+    """
+    averaged = int(recipe.training.ema is not None)
+    ended = weights * (1 + averaged + int(recipe.evaluation.every is not None))
+    ticket = int(weights * (1 + 1 / 32)) + 200_000
+    seeds = len(recipe.seeds)
+    # With the ends alone: the dense model, the last ticket, and the level before until that is complete.
+    kept = trainings if recipe.keep == "all" else min(trainings, 3 * seeds)
+    rewound = seeds * weights if recipe.search.told("rewind_step", 0) else 0
+    return trainings * ticket + kept * ended + rewound + workers * (3 + averaged) * weights
+
+
+def fit_disk(recipe: Recipe, plan: Plan, budget: float, workers: int) -> tuple[Recipe, Plan]:
+    """The recipe that keeps as much as fits into `budget` bytes of disk: all trained weights, or those of the ends.
+
+    Raises `RecipeError` where neither does.
+    """
+    for keep in dict.fromkeys((recipe.keep, "ends")):
+        tried = parsed({**recipe.dump(), "keep": keep})
+        needed = disk_needed(tried, plan.weight_bytes, plan.trainings, workers)
+        if needed <= budget:
+            return tried, replace(plan, disk_bytes=needed)
+    raise RecipeError(
+        f"--disk {size(budget)} is too little: {plan.trainings:,} trainings would write {size(needed)}, though the "
+        "trained weights of the ends alone were kept (keep=ends); give more, or fewer seeds, search.rounds or controls"
+    )
 
 
 def _measure(recipe: Recipe, images: ImageSet, judge: Judge) -> tuple[float, float, int]:
@@ -199,6 +233,17 @@ def _plan(recipe: Recipe, step_seconds: float, evaluate_seconds: float, workers:
     return Plan(step_seconds, evaluate_seconds, trainings, steps, seconds, 0, 0, loading_seconds=loading_seconds)
 
 
+def used_disk(folder: Path) -> int:
+    """Bytes of the files in a run's folder; a file under several names counts once."""
+    files: dict[tuple[int, int], int] = {}
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # another command may remove what it wrote
+            told = path.lstat()
+            if S_ISREG(told.st_mode):
+                files[told.st_dev, told.st_ino] = told.st_size
+    return sum(files.values())
+
+
 def used_memory(run: Run, workers: int) -> int | None:
     """The most bytes that this process and `workers` trainings at once have held, as the levels' timings tell.
 
@@ -234,7 +279,8 @@ def fit(recipe: Recipe, plan: Plan, budget: float, workers: int) -> tuple[Recipe
             share = next(share for share in _shares(least) if seconds(rounds, share) <= budget)
             tried, new = at(rounds, share)
             disk = int(plan.disk_bytes / plan.trainings * new.trainings)
-            new = replace(new, memory_bytes=plan.memory_bytes, disk_bytes=disk, threads=plan.threads)
+            held = {"memory_bytes": plan.memory_bytes, "disk_bytes": disk, "weight_bytes": plan.weight_bytes}
+            new = replace(new, **held, threads=plan.threads)
             return tried, new, _given_up(recipe, tried)
     raise RecipeError(
         f"--time {duration(budget)} is too short: the dense model and one round of "
