@@ -10,7 +10,7 @@ import torch
 from gentickets.lab.recipe import parsed
 from gentickets.lab.results.reading import read_run, write_csv
 from gentickets.lab.run import folder as disk
-from gentickets.lab.run.claims import check_at_rest
+from gentickets.lab.run.claims import Claims
 from gentickets.lab.run.level import measure_level, metrics_json
 from gentickets.lab.run.seed import SeedRun
 from gentickets.lab.run.stage import check_same_data, load_data, make_judge
@@ -38,8 +38,7 @@ def evaluate_again(
     origin = disk.read_run_origin(folder)
     recipe.check()
     disk.check_same_code(folder, origin, recipe)
-    with disk.one_line_errors(folder), disk.locked(folder):
-        check_at_rest(folder)
+    with disk.one_line_errors(folder), disk.locked(folder), Claims(folder).alone():
         torch.set_num_threads(origin["threads"])
         train, held_out = load_data(recipe.data)
         check_same_data(folder, origin, train, held_out)
@@ -56,7 +55,7 @@ def evaluate_again(
             tell(Event(seed, place.name, done, len(levels)))
         for place, metrics in found.items():
             disk.write_json(place / "metrics.json", metrics)
-        origin["asked"]["evaluation"] = raw["evaluation"]
+        origin["asked"]["evaluation"], origin["id"] = raw["evaluation"], disk.new_id()
         disk.write_json(folder / "origin.json", origin)
         disk.write_recipe(folder, recipe)
         write_csv(read_run(folder))
