@@ -10,7 +10,7 @@ from PIL import Image
 
 from gentickets.errors import RecipeError
 from gentickets.lab.recipe import make_recipe
-from gentickets.lab.run import prepare as module
+from gentickets.lab.run import again as module
 from gentickets.lab.run.again import evaluate_again
 from gentickets.lab.run.prepare import prepared
 from gentickets.lab.run.work import run_all

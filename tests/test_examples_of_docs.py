@@ -28,6 +28,10 @@ SHORT = [
     "data.limit=200",
 ]
 """Behind a command that trains."""
+KEYS = ("keys", "my-key")
+SIGN = ("sign", "runs/quickstart-gan/seed-0/level-02", "--key", "my-key", "--out", "signed.ticket")
+BEFORE = {"keys": [], "sign": [KEYS], "verify": [KEYS, SIGN]}
+"""What a command of a person with a key rests on."""
 QUICKER = {"transfer": SHORT, "evaluate": ["--samples", "130"]}
 
 
@@ -122,5 +126,10 @@ def test_what_works_on_the_demo_does(case, program, demo):
     page, words = case
     if "*" in " ".join(words):  # as a shell would
         words = [found for word in words for found in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]
+    if words[0] in BEFORE:  # no key is overwritten
+        for key in demo.glob("my-key*"):
+            key.unlink()
+    for before in BEFORE.get(words[0], ()):
+        program(*before)
     quicker = [*SHORT, "--name", f"one-of-{page}"] if words[0] == "train" else QUICKER.get(words[0], [])
     assert program(*words, *quicker)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from gentickets.errors import RecipeError
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.run.pieces import Piece, builds_on, pieces_of, standing
-from gentickets.lab.run.schedule import simulate
+from gentickets.lab.run.schedule import Load, simulate
 
 CONTROLS = st.sampled_from(["auto", "all", []])
 
@@ -60,7 +62,7 @@ def test_one_after_the_other_everything_is_made_and_nothing_else(rounds, levels,
 def test_a_schedule_keeps_to_what_builds_on_what(rounds, seeds, levels, workers, control_seconds):
     recipe = recipe_with(rounds, seeds, levels)
     took = {piece: 1.0 if piece.arm == "ticket" else control_seconds for piece in pieces_of(recipe)}
-    found = simulate(recipe, took.__getitem__, workers, starting=2.0)
+    found = simulate([Load(recipe, took.__getitem__)], workers, starting=2.0)
     assert sorted(span.piece for span in found.spans) == sorted(took)
     end = {span.piece: span.end for span in found.spans}
     for span in found.spans:
@@ -68,7 +70,7 @@ def test_a_schedule_keeps_to_what_builds_on_what(rounds, seeds, levels, workers,
         assert span.start >= (2.0 if below is None else end[below])
     for worker in range(workers):
         own = sorted((span.start, span.end) for span in found.spans if span.worker == worker)
-        assert all(before[1] <= after[0] for before, after in zip(own, own[1:], strict=False))
+        assert all(before[1] <= after[0] for before, after in pairwise(own))
     assert found.busy == pytest.approx(sum(took.values()))
     path = found.critical_path()
     # Neither longer than one worker would take, nor shorter than its longest chain, or a fair share of it all.
@@ -79,17 +81,31 @@ def test_a_schedule_keeps_to_what_builds_on_what(rounds, seeds, levels, workers,
         assert found.idle == pytest.approx(2.0 / found.seconds)
 
 
+def second(piece):
+    return 1.0
+
+
 def test_a_schedule_by_hand():
     """Two seeds of a dense model and one ticket with two controls, a second each, on two workers and on ten."""
     recipe = recipe_with(rounds=1, seeds=2)
-    assert [simulate(recipe, lambda piece: 1.0, workers).seconds for workers in (1, 2, 4, 10)] == [8, 4, 3, 3]
-    found = simulate(recipe, lambda piece: 1.0, 10)
+    assert [simulate([Load(recipe, second)], workers).seconds for workers in (1, 2, 4, 10)] == [8, 4, 3, 3]
+    found = simulate([Load(recipe, second)], 10)
     assert found.used == 4
     assert [span.piece.level for span in found.critical_path()] == [0, 1, 1]
 
 
+def test_what_is_taken_over_waits_for_its_run():
+    """Two arms that share a dense model: the second one's is there with the first one's, for a tenth of a second."""
+    recipe = recipe_with(rounds=1, seeds=1, levels=[])
+    dense = Piece(0, 0)
+    arm = Load(recipe, lambda piece: 0.1 if piece == dense else 1.0, {dense: 0})
+    found = simulate([Load(recipe, second), arm], 2)
+    start = {(span.run, span.piece): span.start for span in found.spans}
+    assert (start[1, dense], found.seconds) == (1.0, pytest.approx(2.1))
+
+
 def test_what_is_complete_is_not_played_again():
     recipe = recipe_with(rounds=2, seeds=1, levels=[])
-    found = simulate(recipe, lambda piece: 1.0, 3, complete=[Piece(0, 0), Piece(0, 1)])
+    found = simulate([Load(recipe, second)], 3, complete=[(0, Piece(0, 0)), (0, Piece(0, 1))])
     assert [span.piece for span in found.spans] == [Piece(0, 2)]
-    assert simulate(recipe, lambda piece: 1.0, 3, complete=pieces_of(recipe)).seconds == 0
+    assert simulate([Load(recipe, second)], 3, complete=[(0, piece) for piece in pieces_of(recipe)]).seconds == 0

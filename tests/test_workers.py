@@ -1,4 +1,4 @@
-"""Several workers on one run or study, in one process: who waits for whom, who gives way, and what must not be mixed."""
+"""Several workers on one run or study, in one process: who waits for whom, who gives way, what must not be mixed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from gentickets.lab.run import folder as disk
 from gentickets.lab.run import plan
 from gentickets.lab.run.again import evaluate_again
 from gentickets.lab.run.claims import Claims
+from gentickets.lab.run.keeping import let_go
 from gentickets.lab.run.pieces import Board, Piece
 from gentickets.lab.run.prepare import joined, prepared
 from gentickets.lab.run.status import Watch
@@ -185,20 +186,44 @@ def test_nothing_is_taken_while_somebody_has_the_run_alone(tmp_path):
     finish(run)
 
 
-@pytest.mark.parametrize("moment", ["while it trains", "as it publishes"])
-def test_a_folder_that_was_removed_and_half_written_again_is_not_published(tmp_path, moment):
+def wake_where_the_folder_is_gone(place):
+    with disk.building(place, 1) as partial:
+        shutil.rmtree(partial)
+        disk.write_json(partial / "metrics.json", {"of": "who slept"})
+
+
+def wake_where_it_is_complete(place):
+    with disk.building(place, 1):
+        with disk.building(place, 2) as faster:
+            (faster / "metrics.json").write_text("of who was faster")
+        assert not disk.partial_of(place, 1).exists()
+        disk.write_json(disk.partial_of(place, 1) / "metrics.json", {"of": "who slept"})
+
+
+@pytest.mark.parametrize("wake", [wake_where_the_folder_is_gone, wake_where_it_is_complete])
+def test_a_folder_that_was_removed_and_half_written_again_is_not_published(tmp_path, wake):
     place = tmp_path / "seed-0" / "level-00"
-    if moment == "as it publishes":
-        with pytest.raises(disk.Published), disk.building(place, 1) as partial:
-            shutil.rmtree(partial)
-            disk.write_json(partial / "metrics.json", {"of": "who slept"})
-    else:
-        with pytest.raises(disk.Published), disk.building(place, 1) as partial:
-            (partial / "metrics.json").write_text("of who slept")
-            with disk.building(place, 2) as faster:
-                (faster / "metrics.json").write_text("of who was faster")
+    with pytest.raises(disk.Published):
+        wake(place)
+    if place.exists():
         assert (place / "metrics.json").read_text() == "of who was faster"
     assert [entry.name for entry in (tmp_path / "seed-0").iterdir() if entry.name != "level-00"] == []
+
+
+def test_weights_that_are_let_go_of_while_they_are_checked_are_not_damaged(tmp_path, monkeypatch):
+    run = begun(tmp_path, keep="all")
+    finish(run)
+    place, read = run.folder / "seed-0" / "level-01", disk.read_file
+
+    def read_and_let_go(path, *most):
+        found = read(path, *most)
+        if path.name == disk.SUMS:
+            let_go(place.parent, "ends")
+        return found
+
+    monkeypatch.setattr(disk, "read_file", read_and_let_go)
+    assert disk.changed_files(place) == []
+    assert not (place / "trained.safetensors").exists()
 
 
 def test_claims_that_were_removed_by_hand_give_nobodys_folder_to_another(tmp_path):

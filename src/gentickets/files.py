@@ -8,7 +8,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -32,11 +32,11 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
             beside.unlink()
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Writes `content` to `path`, whole or not at all; makes its folder. Raises `OSError`."""
+def replace_file(path: Path, content: bytes | Sequence[bytes | memoryview]) -> None:
+    """Writes `content`, which may be in pieces, to `path`, whole or not at all; makes its folder. Raises `OSError`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path) as file:
-        file.write(content)
+        file.writelines([content] if isinstance(content, bytes) else content)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

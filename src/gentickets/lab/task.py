@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gentickets.catalogue import Named, is_code, own_fault, running, taken
-from gentickets.data import Batch, ImageSet, Labelled, given
+from gentickets.data import Batch, Batches, ImageSet, Labelled, given
 from gentickets.data.sources import Source
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab.recipe import DataPart, Recipe
@@ -74,6 +74,23 @@ def made_model(named: Named, size: int, channels: int) -> nn.Module:
         return as_model(made)
     except GenticketsError as error:
         raise RecipeError(f"model={named.name} makes no model: {error}") from None
+
+
+def build_batches(
+    recipe: Recipe, images: ImageSet, seed: int, device: str | torch.device = "cpu", share: float = 1.0
+) -> Batches:
+    """The batches of a training of `seed`: of all images, or of a share of them that is the same for all."""
+    objective = recipe.build_objective()
+    if share < 1:
+        images = images.subset(max(1, round(share * len(images))), seed=0)
+    return Batches(
+        images,
+        recipe.training.batch_size * objective.batches_per_step,
+        seed=seed,
+        flip=recipe.data.flip,
+        device=device,
+        labelled=objective.wants_labels,
+    )
 
 
 # -- whether they go together ---------------------------------------------------------------------------------

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from gentickets.adam import FusedAdamW
 from gentickets.arguments import check_arguments
-from gentickets.data.batches import Batch
-from gentickets.errors import Diverged
+from gentickets.data.batches import Batch, Labelled
+from gentickets.errors import Diverged, GenticketsError
 from gentickets.evaluating import evaluating
 from gentickets.masks.holding import Hold
 from gentickets.masks.names import clone, component_of, named_state, named_weights, unwrap
@@ -31,9 +31,13 @@ from gentickets.masks.value import Masks
 from gentickets.objectives.base import Objective
 from gentickets.sparse import Accelerated, Choice, accelerate, restore
 from gentickets.training.averaging import Average, weight_of_start
+from gentickets.training.devices import one_device
 from gentickets.training.hooks import Hook, State, check_hooks
 from gentickets.training.progress import Checkpoint, Curve, Meter, Progress
+from gentickets.training.ranks import Ranks, Together, check_bare
 from gentickets.training.settings import Settings
+from gentickets.training.tried import check_tried
+from gentickets.training.whole_batch import Draw, first_axis_of, whole_batch
 
 _YOUNG = 200
 """Steps before which a model that gives one image for everything is untrained, and not collapsed."""
@@ -76,7 +80,7 @@ REPORTED = 20
 class Beside(TypedDict, total=False):
     """What goes on beside a training. `checkpoint`: where it is kept, and goes on from. `curve`: its losses, on disk.
     `on_progress`: is told every `report_every` steps (20). `stop`: asked after each step. `prepare`: gives the fresh
-    optimisers a state. `fabric`: the device and the precision."""
+    optimisers a state. `fabric`: the device and the precision; launched on several devices, these (see `train`)."""
 
     checkpoint: Checkpoint | None
     curve: Curve | None
@@ -107,37 +111,53 @@ def train(
     end the training. Where `checkpoint` holds a state of its key, training goes on from there instead. Where `stop()`
     says so after a step, the state is saved and `KeyboardInterrupt` raised.
 
+    On several devices each process calls this with the same arguments, and takes its share of every batch: the weights
+    are those of one process, to rounding, and the same on all to the bit (see `gentickets.training.ranks`). Checkpoint,
+    curve, progress and hooks are the first one's; what they decide holds for all.
+
     Raises `Diverged` where a loss is not finite or the objective says that the model has collapsed (the step
-    before is the last one taken), and `MaskError` where an audit finds the model or an average no longer sparse.
+    before is the last one taken), `MaskError` where an audit finds the model or an average no longer sparse, and
+    `GenticketsError` for what several devices would not compute as one does: a wrapped model, losses that are no means
+    over images, a batch that cannot be shared out.
     """
     check_arguments(train, beside, Beside)
     check_hooks(hooks)
     prepare, checkpoint, curve = beside.get("prepare"), beside.get("checkpoint"), beside.get("curve")
     end_step = settings.steps if end_step is None else end_step
-    fabric = beside.get("fabric") or Fabric(
-        accelerator="cpu", devices=1, precision=fabric_precision(settings.precision)
-    )
+    fabric = beside.get("fabric") or one_device("cpu", settings.precision)
+    check_bare(model)
+    ranks = Ranks.of(fabric)
     may_be_sparse = settings.execution == "auto" and settings.precision == "32-true"
     may_be_sparse &= prepare is None and not any(hook.is_dense for hook in hooks)  # these know the model's parameters
-    if masks is None and any(hook.moves_masks for hook in hooks):
+    may_be_sparse, moving = ranks.told((may_be_sparse, any(hook.moves_masks for hook in hooks)))
+    if masks is None and moving:
         masks = Masks.dense(model)
+    _check_called_alike(ranks, model, masks, (settings, start_step, end_step, type(objective).__name__))
     if masks is not None:
         masks.apply_(model)  # before anything passes through it, and before averages are made of it
     if settings.ema is not None and objective.averaged and end_step == settings.steps:
         _warn_of_the_start(settings.ema, end_step - start_step)
-    with _on_live_weights(model, objective, batches, start_step, masks if may_be_sparse else None, fabric) as fast:
-        loop = _Loop(model, objective, settings, masks, fabric, hooks, fast)
+    if not ranks.is_first:
+        checkpoint = curve = None
+        beside.pop("on_progress", None)
+    live = masks if may_be_sparse else None
+    with _on_live_weights(model, objective, batches, start_step, live, fabric, ranks) as fast:
+        loop = _Loop(model, objective, settings, masks, fabric, ranks, hooks, fast)
         step = loop.resume(checkpoint, start_step, prepare)
         if curve is not None:
             curve.rewind(step)
         meter = Meter(loop.images, loop.seconds)
         with loop.holding() as loop.held:
+            (due,) = ranks.any(loop.is_due(step + 1, end_step))
             while step < end_step and not loop.ended:
-                batch = fast.laid_out(batches.at(step)) if fast else batches.at(step)
-                losses, gradients = loop.step(step, batch, loop.needs_gradients(step + 1, end_step))
+                batch = batches.at(step)
+                mine = ranks.share(batch, objective.batches_per_step)
+                mine = fast.laid_out(mine) if fast else mine
+                batch = mine if ranks.size == 1 else batch
+                losses, gradients = loop.step(step, mine, loop.needs_gradients(step + 1, end_step))
                 step += 1
                 meter.images += len(batch)
-                if hooks:
+                if due:
                     loop.call_hooks(step, end_step, batch, gradients, meter)
                 done = loop.ended or step == end_step
                 if done or step % beside.get("report_every", REPORTED) == 0:
@@ -148,10 +168,14 @@ def train(
                     if (told := beside.get("on_progress")) is not None:
                         told(progress)
                 stopping = (stop := beside.get("stop")) is not None and stop()
+                stopping, due, untried = ranks.any(stopping, loop.is_due(step + 1, end_step), loop.is_untried)
+                if untried:
+                    loop.try_out(step - 1, batch)
                 if checkpoint is not None and (stopping or (not done and checkpoint.due())):
                     checkpoint.save({**loop.state(step), "images": meter.images, "seconds": meter.seconds})
                 if stopping:
                     raise KeyboardInterrupt
+        loop.share_hooks(hooks)
         choices = () if fast is None else fast.choices
         return Trained(
             loop.finish(), meter.images, meter.seconds, meter.looked, step, loop.optimizers, choices, loop.masks
@@ -168,6 +192,18 @@ def _warn_of_the_start(decay: float, steps: int) -> None:
         )
 
 
+def _check_called_alike(ranks: Ranks, model: nn.Module, masks: Masks | None, more: tuple[object, ...]) -> None:
+    """Raises `GenticketsError` where processes that train together were given different things to train."""
+    if ranks.size == 1:
+        return
+    if not ranks.alike((*more, masks and masks.fingerprint)):
+        raise GenticketsError(
+            "settings, masks, steps or objective differ between the processes that train together: give all the same"
+        )
+    weights = named_state(model).values()
+    ranks.check_same(weights, "the model's weights", "draw them after torch.manual_seed(…) of one seed on each")
+
+
 @contextmanager
 def _on_live_weights(
     model: nn.Module,
@@ -176,16 +212,21 @@ def _on_live_weights(
     step: int,
     masks: Masks | None,
     fabric: Fabric,
+    ranks: Ranks,
 ) -> Iterator[Accelerated | None]:
-    """The model accelerated while this lasts; None where it stays as it is."""
+    """The model accelerated while this lasts; None where it stays as it is, on all ranks or none."""
     wrapped = any(unwrap(module) is not module for module in model.modules())
     plain = fabric.device.type == "cpu" and isinstance(fabric.autocast(), nullcontext)
-    examples = _examples(model, objective, batches.at(step)) if masks and plain and not wrapped else None
+    mine = ranks.share(batches.at(step), objective.batches_per_step) if masks and plain and not wrapped else None
+    examples = None if mine is None else _examples(model, objective, mine)
     if masks is None or examples is None:
         yield None
         return
     with accelerate(model, masks, examples) as fast:
-        yield fast
+        if agreed := ranks.alike([choice.sparse for choice in fast.choices]):
+            yield fast
+    if not agreed:
+        yield None
 
 
 def _examples(model: nn.Module, objective: Objective, batch: Batch) -> dict[str, Any] | None:
@@ -207,11 +248,15 @@ class _Loop:
         settings: Settings,
         masks: Masks | None,
         fabric: Fabric,
+        ranks: Ranks,
         hooks: Sequence[Hook],
         fast: Accelerated | None,
     ):
         self.model, self.objective, self.settings, self.masks = model, objective, settings, masks
-        self.fabric, self.hooks, self.fast, self.ended = fabric, hooks, fast, False
+        self.fabric, self.ranks, self.fast, self.ended = fabric, ranks, fast, False
+        self.hooks = hooks if ranks.is_first else ()
+        self.tried: set[tuple[Draw, ...]] = set()
+        self.draws: tuple[Draw, ...] = ()
         self.held: Hold | None = None
         fabric.to_device(model)
         model.train()
@@ -261,9 +306,9 @@ class _Loop:
         seen: dict[str, Tensor] = {}
         gradients: dict[str, Tensor] = {}
         losses = self.objective.at(step).losses(self.model, batch, self.rng)
-        for components, loss in self._evaluated(losses):
+        for components, loss in self._evaluated(losses, len(batch)):
             names = (components,) if isinstance(components, str) else components
-            seen["+".join(names)] = loss.detach()
+            seen["+".join(names)] = self.ranks.mean(loss.detach())
             if self._look_at_each:
                 check_finite(seen, step)
             trained = [parameter for name in names for parameter in self.parameters[name]]
@@ -271,6 +316,7 @@ class _Loop:
                 parameter.grad = None
             # Only into these components: no gradient of G's loss is left lying in D.
             self.fabric.backward(self.scaler.scale(loss), inputs=trained)
+            self.ranks.average(trained)
             if self.scaler.is_enabled() and (needs_gradients or self.settings.clip_norm is not None):
                 for name in names:
                     self.scaler.unscale_(self.optimizers[name])
@@ -304,11 +350,33 @@ class _Loop:
         """Whether a hook that is due after so many steps needs them."""
         return any(hook.needs_gradients and (step == end_step or hook.is_due(step)) for hook in self.hooks)
 
+    def is_due(self, step: int, end_step: int) -> bool:
+        """Whether a hook is to be called after so many steps."""
+        return any(step == end_step or hook.is_due(step) for hook in self.hooks)
+
     def call_hooks(self, step: int, end_step: int, batch: Batch, gradients: Mapping[str, Tensor], meter: Meter) -> None:
-        """Calls the hooks that are due, and where one of them ended the training the others too."""
+        """Calls the hooks that are due, and where one of them ended the training the others too.
+
+        The first rank does; the others move their masks with it, and end with it.
+        """
+
+        def call() -> tuple[bool, Tensor]:
+            self._call_all(step, end_step, batch, gradients, meter)
+            return self.ended, torch.get_rng_state()
+
+        self.ended, generator = self.ranks.by_first(call, hear=self._move_to)
+        if not self.ranks.is_first:
+            torch.set_rng_state(generator)
+
+    def share_hooks(self, hooks: Sequence[Hook]) -> None:
+        """At the end: hooks, which were called on the first rank alone, are on the others as they ended there."""
+        if self.ranks.size > 1:
+            ended = self.ranks.told([hook.state_dict() for hook in self.hooks])
+            for hook, state in zip(() if self.ranks.is_first else hooks, ended, strict=False):
+                hook.load_state_dict(state)
+
+    def _call_all(self, step: int, end_step: int, batch: Batch, gradients: Mapping[str, Tensor], meter: Meter) -> None:
         is_last = step == end_step
-        if not any(is_last or hook.is_due(step) for hook in self.hooks):
-            return
         networks, accelerated = (self.model, self.averaged), bool(self.fast)
         shown = State(
             step, self.settings.steps, batch, self.masks, self.optimizers, gradients, networks, accelerated, None
@@ -336,6 +404,8 @@ class _Loop:
         assert self.masks is not None
         assert self.held is not None
         self.held.move_to(masks)
+        if self.ranks.is_first:
+            self.ranks.say(masks)
         stay = self.masks & masks  # what is born begins at 0.0 in the averages too
         masked = {name: average for name, average in self._averages() if name in stay.components}
         if masked:
@@ -354,14 +424,36 @@ class _Loop:
             average.settle()
         return self.averaged
 
-    def _evaluated(self, losses: Iterator[Any]) -> Iterator[Any]:
-        """The losses one by one, each computed in the precision asked for."""
+    def _evaluated(self, losses: Iterator[Any], images: int) -> Iterator[Any]:
+        """The losses one by one, each computed in the precision asked for, of `images` that are this rank's."""
+        made: list[Draw] = []
         while True:
-            with self._autocast():
+            with self._autocast(), self._of_whole_batch(images, made):
                 item = next(losses, None)
             if item is None:
+                self.draws = tuple(made)
                 return
             yield item
+
+    # -- several ranks ------------------------------------------------------------------------------------
+
+    def _of_whole_batch(self, images: int, made: list[Draw]) -> Any:
+        if not isinstance(self.ranks, Together):
+            return nullcontext()
+        return whole_batch(self.ranks, first_axis_of((images // self.objective.batches_per_step, images)), made)
+
+    @property
+    def is_untried(self) -> bool:
+        """Whether the last step drew as none did that was compared with one process."""
+        return self.ranks.size > 1 and self.draws not in self.tried
+
+    def try_out(self, step: int, batch: Batch) -> None:
+        """Compares a step on the whole batch with what one process computes. Raises `GenticketsError`."""
+        assert isinstance(self.ranks, Together)
+        self.ranks.check_same(_tensors_of(batch), f"the images of step {step}", "give each process the whole batch")
+        seed = derived_seed(self.settings.seed, step)
+        check_tried(self.ranks, self.model, self.objective.at(step), batch, self.parameters, seed, self.draws)
+        self.tried.add(self.draws)
 
     def _autocast(self) -> Any:
         if self.scaler.is_enabled():
@@ -384,12 +476,19 @@ class _Loop:
             if masked:
                 self.to_hold.select(masked).audit(nn.ModuleDict(masked), "the moving average")
         self._check_weights(step)
+        if self.ranks.size > 1:
+            together = [*named_state(self.model).values(), *_tensors_of(batch)]
+            self.ranks.check_same(together, f"step {step}: weights or images", "they no longer train one model")
         if step > max(_YOUNG, self.settings.steps // 4):
-            self.model.eval()
-            reason = self.objective.collapsed(self.model, batch, self.rng)
-            self.model.train()
+            reason = self.ranks.by_first(lambda: self._collapsed(batch))
             if reason is not None:
                 raise Diverged(f"step {step}: {reason}")
+
+    def _collapsed(self, batch: Batch) -> str | None:
+        self.model.eval()
+        reason = self.objective.collapsed(self.model, batch, self.rng)
+        self.model.train()
+        return reason
 
     def _check_weights(self, step: int) -> None:
         if not all(bool(torch.isfinite(p).all()) for ps in self.parameters.values() for p in ps):
@@ -422,14 +521,33 @@ class _Loop:
         start_step: int,
         prepare: Callable[[Mapping[str, torch.optim.Optimizer]], None] | None,
     ) -> int:
-        """Restores the newest checkpoint and returns its step; without one, seeds and returns `start_step`."""
-        state = checkpoint.load() if checkpoint is not None else None
-        # Other tensors: saved where layers ran in another form; no hooks: by an older version. Then it begins anew.
-        if state is None or set(state["model"]) != set(named_state(self.model)) or "hooks" not in state:
+        """Restores the newest checkpoint and returns its step; without one, seeds and returns `start_step`.
+
+        On several ranks the first one does, and the others go on from its state.
+        """
+
+        def begin() -> dict[str, Any] | None:
+            """The state to go on from, where it is another than that of all ranks; None for a fresh start."""
+            state = checkpoint.load() if checkpoint is not None else None
+            # Other tensors: saved where layers ran in another form; no hooks: by an older version. Then it begins anew.
+            if state is not None and set(state["model"]) == set(named_state(self.model)) and "hooks" in state:
+                self._load(state)
+                return state
             torch.manual_seed(derived_seed(self.settings.seed, start_step))
-            if prepare is not None:
-                prepare(self.optimizers)
-            return start_step
+            if prepare is None:
+                return None
+            prepare(self.optimizers)
+            return {**self.state(start_step), "images": 0, "seconds": 0.0} if self.ranks.size > 1 else None
+
+        state = self.ranks.by_first(begin)
+        if not self.ranks.is_first:
+            torch.manual_seed(derived_seed(self.settings.seed, start_step))
+            if state is not None:
+                self._load({**state, "hooks": []})
+        return start_step if state is None else int(state["step"])
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state` gave."""
         own = named_state(self.model)
         with torch.no_grad():
             for name, tensor in state["model"].items():
@@ -446,12 +564,10 @@ class _Loop:
             packed = {name: bits.numpy() for name, bits in state["masks"].items()}
             self.masks = Masks.from_packed(packed, self.masks.shapes)
         self.images, self.seconds = int(state["images"]), float(state["seconds"])
-        return int(state["step"])
 
 
-def fabric_precision(precision: str) -> Any:
-    """The precision that Fabric is told: "16-mixed" is done here (see `_Loop.scaler`), the others by Fabric."""
-    return "32-true" if precision == "16-mixed" else precision
+def _tensors_of(batch: Batch) -> list[Tensor]:
+    return [batch.images, batch.labels] if isinstance(batch, Labelled) else [batch]
 
 
 def check_finite(losses: Mapping[str, Tensor], step: int) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gentickets.files import read_file, replace_file, writing
-from gentickets.sealed import Damaged, sealed_state, unsealed_state
+from gentickets.sealed import Damaged, sealed_pieces, unsealed_state
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Checkpoint:
 
     def save(self, state: Mapping[str, Any]) -> None:
         with writing(self.path) as file:
-            file.write(sealed_state({"key": self.key, **state}))
+            file.writelines(sealed_pieces({"key": self.key, **state}))
         self._last = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:

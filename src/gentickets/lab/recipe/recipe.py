@@ -113,6 +113,8 @@ class TrainingPart(_Part):
     """Whether masked layers are trained on their live weights alone where that is faster, or dense."""
     accelerator: Literal["cpu", "cuda", "auto"] = "auto"
     """What is trained on."""
+    devices: Annotated[Count, Field(le=10**4)] = 1
+    """How many devices, each with a process of its own and an equal share of every batch, one training runs on."""
     threads: Annotated[Count, Field(le=10**4)] | Literal["auto", "measured"] = "auto"
     """Threads a training: so many; auto: by the work of a step; measured: by timing some steps when the run begins."""
     checkpoint_seconds: NotNegative = 20.0
@@ -121,7 +123,7 @@ class TrainingPart(_Part):
     def settings(self, seed: int) -> Settings:
         from gentickets.training.loop import Settings
 
-        plain = self.model_dump(exclude={"accelerator", "threads", "checkpoint_seconds"})
+        plain = self.model_dump(exclude={"accelerator", "devices", "threads", "checkpoint_seconds"})
         return Settings(**plain, seed=seed)
 
 
@@ -203,6 +205,8 @@ class Recipe(_Part):
     """Each is a run of its own, from weights and an order of images of its own."""
     on_failure: Literal["continue", "stop"] = "continue"
     """What a level that diverges or is cut in two does to the rest."""
+    keep: Literal["all", "ends"] = "all"
+    """Whose trained weights stay on disk: all levels'; or the ends', which are the dense model and the last ticket."""
 
     def model_post_init(self, context: Any) -> None:
         self._code_may_run = bool((context or {}).get("code_may_run", True)) or not code_in(self.dump())
@@ -218,6 +222,11 @@ class Recipe(_Part):
             )
         if len(set(self.seeds)) != len(self.seeds):
             wrong.append(f"seeds={self.seeds}: the same seed twice would count as two runs")
+        if self.training.batch_size % self.training.devices:
+            wrong.append(
+                f"training.batch_size={self.training.batch_size} cannot be shared out equally among "
+                f"training.devices={self.training.devices}: take one that {self.training.devices} divides"
+            )
         if wrong:
             raise ValueError("; ".join(wrong))
         return self

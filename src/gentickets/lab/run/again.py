@@ -11,6 +11,7 @@ from gentickets.lab.recipe import parsed
 from gentickets.lab.results.reading import read_run, write_csv
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.claims import Claims
+from gentickets.lab.run.keeping import check_all_kept
 from gentickets.lab.run.level import measure_level, metrics_json
 from gentickets.lab.run.seed import SeedRun
 from gentickets.lab.run.stage import check_same_data, load_data, make_judge
@@ -39,6 +40,7 @@ def evaluate_again(
     recipe.check()
     disk.check_same_code(folder, origin, recipe)
     with disk.one_line_errors(folder), disk.locked(folder), Claims(folder).alone():
+        check_all_kept(folder)
         torch.set_num_threads(origin["threads"])
         train, held_out = load_data(recipe.data)
         check_same_data(folder, origin, train, held_out)

@@ -43,10 +43,11 @@ from gentickets.lab.recipe.file import differing_keys, kept_recipe
 from gentickets.lab.recipe.plain_yaml import read_yaml, write_yaml
 from gentickets.lab.results.reading import LevelResult, parse
 from gentickets.lab.run.claims import FOLDER as CLAIMS
-from gentickets.sealed import Damaged, sealed_json, sealed_tensors, unsealed_json, unsealed_tensors
+from gentickets.sealed import Damaged, sealed_json, tensor_pieces, unsealed_json, unsealed_tensors
 
 CHECKPOINT = "checkpoint.pt"
 SUMS = "SHA256SUMS"
+EXECUTOR = ".executor"
 LOCK = ".lock"
 
 _BEGUN = ".begun"
@@ -65,6 +66,7 @@ _MAY_GROW = (
     "search.rounds",
     "controls",
     "on_failure",
+    "keep",
     "training.checkpoint_seconds",
     "evaluation.margin",
 )
@@ -194,12 +196,7 @@ def changed_files(folder: Path) -> list[str]:
 
     Raises `Damaged` where the sums themselves cannot be read.
     """
-    try:
-        lines = read_file(folder / SUMS).decode().splitlines()
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError):
-        raise Damaged(f"{folder / SUMS} is damaged") from None
+    lines = _sums(folder)
     changed = []
     for line in lines:
         digest, _, name = line.partition("  ")
@@ -210,7 +207,17 @@ def changed_files(folder: Path) -> list[str]:
         except OSError:
             sound = False
         changed += [] if sound else [name]
-    return changed
+    # Weights that another worker let go of meanwhile are not damaged.
+    return changed if not changed or _sums(folder) == lines else changed_files(folder)
+
+
+def _sums(folder: Path) -> list[str]:
+    try:
+        return read_file(folder / SUMS).decode().splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError):
+        raise Damaged(f"{folder / SUMS} is damaged") from None
 
 
 def sync_names(folder: Path) -> None:
@@ -248,7 +255,7 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
 
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     """Writes named tensors as safetensors with a digest, whole or not at all."""
-    replace_file(path, sealed_tensors(state))
+    replace_file(path, tensor_pieces(state))
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -418,7 +425,7 @@ def seeds_in(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in named if match is not None)
 
 
-_OURS = ("recipe.yaml", "origin.json", "results.csv", "timings.csv", "report.html", "figures", LOCK, CLAIMS)
+_OURS = ("recipe.yaml", "origin.json", "results.csv", "timings.csv", "report.html", "figures", LOCK, CLAIMS, EXECUTOR)
 
 
 def _is_ours(entry: Path) -> bool:

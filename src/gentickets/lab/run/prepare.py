@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import warnings
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date
@@ -14,14 +16,14 @@ from typing import Any
 import torch
 
 from gentickets import __version__
-from gentickets.cores import cores
+from gentickets.cores import cores, held_memory
 from gentickets.data import ImageSet, line
 from gentickets.lab.judging import Judge
 from gentickets.lab.recipe import Recipe, parsed
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.checks import check_buildable, check_room_of_a_step
 from gentickets.lab.run.claims import Claims, check_at_rest
-from gentickets.lab.run.plan import Plan, fit, measure
+from gentickets.lab.run.plan import Plan, fit, fit_disk, measure
 from gentickets.lab.run.seed import drop_damaged
 from gentickets.lab.run.stage import check_same_data, load_data, make_judge
 from gentickets.lab.run.threads import threads_of
@@ -57,6 +59,7 @@ def prepared(
     dry: bool = False,
     command: str = "",
     loading_seconds: float = 0.0,
+    disk_bytes: float | None = None,
 ) -> Prepared:
     """Opens a run folder for a recipe, new or to be gone on with; others may be at work in it.
 
@@ -64,15 +67,17 @@ def prepared(
     removed or written.
 
     A new run is measured first: how long, how much memory, how much disk; with `seconds`, its rounds and steps
-    are fitted into that time. `loading_seconds`: what loading the program took, which says what starting processes
-    will. Raises `RecipeError` for a folder of another recipe, or whose run began with other versions or data.
+    are fitted into that time; with `disk_bytes`, what it keeps is fitted into these. `loading_seconds`: what loading
+    the program took, which says what starting processes will. Raises `RecipeError` for a folder of another recipe, or
+    whose run began with other versions or data.
     """
     # One command at a time, and the others wait: they are to find the same plan, and the same number of threads.
     with disk.one_line_errors(folder), disk.locked(folder, wait=True):
         there = None if fresh else disk.opened(folder, asked)
-        if fresh:
+        if fresh and not dry:
             check_at_rest(folder)
         check_room_of_a_step(asked, asked.data.channels or 1)
+        held = held_memory()
         train, held_out = load_data(asked.data)
         check_buildable(asked, train)
         if there is not None:
@@ -80,8 +85,10 @@ def prepared(
         judge = make_judge(asked, train, held_out)
         workers = min(len(asked.seeds), cores())
         threads = threads_of(asked, train, workers)
-        plan = measure(asked, train, judge, threads, workers, loading_seconds)
+        plan = measure(asked, train, judge, threads, workers, loading_seconds, held)
         recipe, plan, gave_up = fit(asked, plan, seconds, workers) if seconds is not None else (asked, plan, ())
+        if disk_bytes is not None:
+            recipe, plan = fit_disk(recipe, plan, disk_bytes, workers)
         plan.check_possible(folder)
         origin = _origin(asked, command, train, held_out, judge, threads, workers, gave_up)
         if not dry:
@@ -108,6 +115,7 @@ def _gone_on_with(
     """A run that is there: with what may grow taken from what is asked now, and the seeds that others asked for
     kept."""
     check_same_data(folder, origin, train, held_out)
+    _tell_of_another_machine(folder, origin)
     recipe = _grown(recipe, asked, fitted=bool(origin["gave_up"]))
     if not dry:
         others = [seed for seed in disk.seeds_in(folder) if seed not in asked.seeds]
@@ -115,7 +123,7 @@ def _gone_on_with(
         disk.write_json(folder / "origin.json", {**origin, "asked": asked.dump()})
         _mark_seeds(folder, recipe)
         for seed in recipe.seeds:
-            drop_damaged(folder / f"seed-{seed}")
+            drop_damaged(folder / f"seed-{seed}", recipe)
     # Equal bits need an equal number of threads.
     threads, workers = origin["threads"], min(len(recipe.seeds), cores())
     gave_up = tuple(origin["gave_up"])
@@ -131,8 +139,21 @@ def joined(folder: Path, allow_code: bool = False) -> Prepared:
     disk.check_same_code(folder, origin, recipe)
     train, held_out = load_data(recipe.data)
     check_same_data(folder, origin, train, held_out)
+    _tell_of_another_machine(folder, origin)
     gave_up = tuple(origin["gave_up"])
     return Prepared(folder, recipe, origin["threads"], 1, None, gave_up, line(train.told), origin.get("id"))
+
+
+def _tell_of_another_machine(folder: Path, origin: Mapping[str, Any]) -> None:
+    """Processors of two kinds add in other orders: equal recipes then differ in last bits, and what is grown of
+    them."""
+    began, here = (of.get("gpu") or of.get("cpu") for of in (origin.get("machine") or {}, machine()))
+    if began is not None and began != here:
+        warnings.warn(
+            f"{folder} began on {began}, and here is {here}: what is made here is as good, though not what one "
+            f"machine would make, to the bit",
+            stacklevel=2,
+        )
 
 
 def _mark_seeds(folder: Path, recipe: Recipe) -> None:
@@ -148,6 +169,7 @@ def _grown(recipe: Recipe, asked: Recipe, fitted: bool) -> Recipe:
     now = asked.dump()
     for key in ("title", "seeds", "controls", "on_failure"):
         new[key] = now[key]
+    new["keep"] = "ends" if "ends" in (recipe.keep, asked.keep) else "all"
     new["training"]["checkpoint_seconds"] = now["training"]["checkpoint_seconds"]
     new["evaluation"]["margin"] = now["evaluation"]["margin"]
     if not fitted:
@@ -207,8 +229,9 @@ def machine() -> dict[str, Any]:
     return {"cpu": cpu, "cores": cores(), "memory_gib": round(memory), "gpu": gpu}
 
 
-def keep_time(folder: Path, plan: Plan, seconds: float) -> None:
-    """Writes into a run's origin what was planned, and what it took in one go."""
+def keep_time(folder: Path, plan: Plan, seconds: float, used: int | None = None) -> None:
+    """Writes into a run's origin what was planned, and what it took in one go; `used`: bytes of memory."""
     with disk.one_line_errors(folder), disk.locked(folder, wait=True):
         kept = {"planned_seconds": round(plan.seconds, 1), "took_seconds": round(seconds, 1)}
+        kept |= {"planned_bytes": plan.memory_bytes} | ({} if used is None else {"used_bytes": used})
         disk.write_json(folder / "origin.json", {**disk.read_origin(folder), **kept})

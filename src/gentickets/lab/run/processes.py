@@ -21,11 +21,11 @@ from multiprocessing import connection, reduction
 from typing import Any
 
 from gentickets.errors import GenticketsError
+from gentickets.interruptions import POLITE
 
 GRACE_SECONDS = 60.0
 """How long trainings have to save their state once a stop was asked for."""
 
-_POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _URGENT = 3
 """So many signals mean: at once."""
 
@@ -62,7 +62,7 @@ def stopping(urgent: Callable[[], None] | None = None) -> Iterator[Asked]:
         if asked.times >= _URGENT and urgent is not None:
             urgent()
 
-    before = {which: signal.getsignal(which) for which in _POLITE}
+    before = {which: signal.getsignal(which) for which in POLITE}
     heard = [which for which, handler in before.items() if which == signal.SIGINT or handler is not signal.SIG_IGN]
     for which in heard:
         signal.signal(which, hear)
@@ -106,7 +106,7 @@ def side_by_side(workers: int, work: Work, tell: Callable[[Any], None]) -> None:
 @contextmanager
 def _unheard_by_children() -> Iterator[None]:
     """A process inherits which signals are blocked: one that is started in here never hears the polite ones."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _POLITE)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, POLITE)
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ from gentickets.errors import Disconnected, GenticketsError, RecipeError, Ticket
 from gentickets.lab.judging import Judge
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.run import folder as disk
+from gentickets.lab.run.keeping import NotKept, let_go, to_be_made_again, trained_weights
 from gentickets.lab.run.level import Made, check_level, read_price, with_stored_averages, write_level, write_untrained
 from gentickets.lab.run.pieces import Board, Piece, pieces_of, source_of
 from gentickets.lab.run.trainer import Event, Price, Trainer
@@ -93,14 +94,17 @@ class SeedRun:
         `fence`: the number of the claim by which it is made. Raises `Published` where somebody else was faster.
         """
         self.trainer.done = self._steps_done()
+        made = True
         if piece.arm == "ticket":
             self._level(piece.level, fence)
-            return True
-        return self._control(piece.level, piece.arm, fence)
+        else:
+            made = self._control(piece.level, piece.arm, fence)
+        let_go(self.folder, self.recipe.keep)
+        return made
 
     def run(self) -> None:
         """Everything of this seed that is not complete yet, made here and now."""
-        drop_damaged(self.folder)
+        drop_damaged(self.folder, self.recipe)
         board = Board(self.folder.parent, self.recipe)
         while ready := board.standing(self.seed).ready:
             if not self.make(ready[0]):
@@ -217,8 +221,16 @@ class SeedRun:
         place = self._place(index, arm)
         ticket = Ticket.load(place / "ticket.safetensors")
         model, masks = self._network(ticket, index)
-        Ticket(masks, disk.load_weights(place / "trained.safetensors")).install(model)
+        Ticket(masks, trained_weights(place)).install(model)
         return Level(index, ticket.masks, model, ticket)
+
+    def _to_control(self, index: int) -> Level:
+        """A complete level as its controls need it: where its trained weights were not kept, as it starts."""
+        try:
+            return self.load_level(index)
+        except NotKept:
+            ticket = Ticket.load(self._place(index) / "ticket.safetensors")
+            return Level(index, ticket.masks, self._network(ticket, index)[0], ticket)
 
     def judged(self, index: int, arm: str) -> nn.Module:
         """The model of a complete level as it is judged."""
@@ -283,7 +295,7 @@ class SeedRun:
             self.trainer.outcome.find = read_price(self._place(index), "find")
             seed = derived_seed(self.seed, 1, index)
             try:
-                control = self.method.control(arm, self.load_level(index), work, seed)
+                control = self.method.control(arm, self._to_control(index), work, seed)
             except Disconnected as error:
                 self._finish_untrained(index, arm, error.ticket, str(error))
             else:
@@ -330,13 +342,19 @@ def steps_by_piece(recipe: Recipe) -> Callable[[Piece], int]:
     return steps_of
 
 
-def drop_damaged(folder: Path) -> None:
-    """Removes, with a warning, what of a seed is there and is not as it was written, so that it is made again."""
+def drop_damaged(folder: Path, recipe: Recipe) -> None:
+    """Removes, with a warning, what of a seed is there and is not as it was written, so that it is made again; and what
+    that rests on, where it was not kept."""
     for place in sorted(folder.glob("level-*")):
         try:
             check_level(place)
         except (Damaged, TicketError) as error:
             warnings.warn(f"{error}: dropped, and made again", stacklevel=2)
+            disk.drop(place)
+    method = recipe.build_method()
+    if method.builds_on in ("before", "search"):
+        for place in to_be_made_again(folder, method.rounds):
+            warnings.warn(f"{place}: made again, as its trained weights were not kept (keep=ends)", stacklevel=2)
             disk.drop(place)
 
 

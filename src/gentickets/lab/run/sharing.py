@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from gentickets.errors import GenticketsError
 from gentickets.files import link_or_copy
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.run import folder as disk
+from gentickets.lab.run.keeping import WEIGHTS
 from gentickets.lab.run.level import level_facts
-from gentickets.lab.run.pieces import Board, Piece, source_of
+from gentickets.lab.run.pieces import Board, Piece, pieces_of, source_of
 from gentickets.lab.run.prepare import Prepared
 from gentickets.lab.run.seed import source_run
 from gentickets.lab.run.stage import load_data
 from gentickets.lab.task import build_model
+from gentickets.masks.lineage import begun
 from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
 
@@ -120,6 +123,21 @@ def _is_same(one: Path, other: Path) -> bool:
     return one == other or one.resolve() == other.resolve()
 
 
+def taken_over(recipes: Sequence[Recipe]) -> list[dict[Piece, int]]:
+    """What runs of these recipes, worked on together on one ground, take from which: piece → the run's number, for
+    each."""
+    found: list[dict[Piece, int]] = []
+    for recipe in recipes:
+        taken: dict[Piece, int] = {}
+        for number, donor in enumerate(recipes[: len(found)]):
+            twin = _chain_keys(donor) == _chain_keys(recipe)
+            given = set(pieces_of(donor)) if twin else {Piece(seed, 0) for seed in donor.seeds if _same(recipe, donor)}
+            own = given if twin else given - set(found[number])
+            taken = {piece: number for piece in pieces_of(recipe) if piece in own} | taken
+        found.append(taken)
+    return found
+
+
 def neighbours(folder: Path) -> list[Path]:
     """The runs beside a study's folder, and the arms of the studies there."""
     beside = sorted(entry for entry in folder.parent.iterdir() if entry.is_dir() and entry != folder)
@@ -164,7 +182,8 @@ def _take_as_it_is(donor: Path, piece: Piece, place: Path, fence: int, called: s
     with disk.building(place, fence) as partial:
         for file in source.iterdir():
             if file.name != "timing.json":
-                link_or_copy(file, partial / file.name)
+                with suppress(*([FileNotFoundError] if file.name in WEIGHTS else [])):  # let go of a moment ago
+                    link_or_copy(file, partial / file.name)
         timing = disk.read_json(source / "timing.json")
         disk.write_json(partial / "timing.json", {"shared_from": called, **timing})
         if not piece.level:
@@ -225,7 +244,7 @@ def _take_dense(recipe: Recipe, piece: Piece, donor: Path, place: Path, fence: i
 
 def _ticket(recipe: Recipe, masks: Masks, initial: nn.Module, donor: Ticket, same_start: bool) -> Ticket:
     """The dense ticket as this run would have written it: its masks, over the weights at its own rewind step."""
-    passed = {"level": 0, "sparsity": masks.sparsity, "masks": masks.fingerprint}
     retrain = recipe.search.told("retrain", "rewind")
-    how = {"recipe": recipe.name, "rewind_step": _rewind_step(recipe), "retrain": retrain}
-    return Ticket(masks, donor.weights if same_start else initial, {**donor.origin, **how, "lineage": [passed]})
+    origin = {**donor.origin, "recipe": recipe.name, "rewind_step": _rewind_step(recipe), "retrain": retrain}
+    origin["lineage"] = begun(0, masks, origin)
+    return Ticket(masks, donor.weights if same_start else initial, origin)

@@ -12,7 +12,7 @@ from gentickets.lab.recipe import Recipe
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.claims import Beat, Claims, Held
 from gentickets.lab.run.pieces import Board, Piece, pieces_of
-from gentickets.lab.run.schedule import simulate
+from gentickets.lab.run.schedule import Load, simulate
 from gentickets.lab.run.seed import steps_by_piece
 
 State = Literal["done", "running", "stopped", "failed", "ready", "waiting", "left out"]
@@ -113,7 +113,7 @@ def _seconds_left(folder: Path, recipe: Recipe, pieces: tuple[PieceStatus, ...])
         whole = steps_of(piece) * per_step + beside
         return max(whole - running[piece].seconds, beside) if piece in running else whole
 
-    return simulate(recipe, seconds, max(1, len(running)), complete=done).seconds
+    return simulate([Load(recipe, seconds)], max(1, len(running)), [(0, piece) for piece in done]).seconds
 
 
 def _pace(folder: Path, recipe: Recipe, done: list[Piece]) -> tuple[float, float] | None:

@@ -20,12 +20,13 @@ ROUNDS, BLOCK_SECONDS = 5, 0.2
 
 
 def threads_of(recipe: Recipe, images: ImageSet, workers: int) -> int:
-    """Intra-op threads of each of `workers` trainings side by side, which share the cores.
+    """Intra-op threads of each of `workers` trainings side by side, whose processes share the cores.
 
     Counted and measured ones go by the cores that this process was given, and by OMP_NUM_THREADS. Measured ones are to
     be kept with the run: another measurement may find another number, which gives other bits.
     """
-    asked, share = recipe.training.threads, threads_at_most(max(1, cores() // workers))
+    processes = workers * recipe.training.devices
+    asked, share = recipe.training.threads, threads_at_most(max(1, cores() // processes))
     if asked == "measured":
         return _fastest(recipe, images, share)
     return _counted(recipe, images, share) if asked == "auto" else asked
@@ -35,7 +36,8 @@ def _counted(recipe: Recipe, images: ImageSet, cores: int) -> int:
     objective = recipe.build_objective()
     few = Batches(images, 2 * objective.batches_per_step, seed=0, labelled=objective.wants_labels).at(0)
     each = training_flops(build_model(recipe, images, 0), objective, few).dense
-    return threads_for(each * recipe.training.batch_size * objective.batches_per_step, cores)
+    count = recipe.training.batch_size // recipe.training.devices * objective.batches_per_step
+    return threads_for(each * count, cores)
 
 
 def _fastest(recipe: Recipe, images: ImageSet, cores: int) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,18 @@ from gentickets.data import Batches, ImageSet
 from gentickets.errors import Diverged, HardwareError
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.run import folder as disk
+from gentickets.lab.run.parcels import packed
+from gentickets.lab.run.ranks import Job, check_launched, handed_over, launched
 from gentickets.lab.run.validation import Validation
+from gentickets.lab.task import build_batches
 from gentickets.masks.names import named_state
 from gentickets.masks.value import Masks
 from gentickets.metrics.cost import training_flops
 from gentickets.objectives import Objective
 from gentickets.sealed import Damaged
+from gentickets.training.devices import one_device
 from gentickets.training.hooks import Hook
-from gentickets.training.loop import Trained, fabric_precision, train
+from gentickets.training.loop import BatchSource, Trained, train
 from gentickets.training.progress import Checkpoint, Curve, Progress
 
 
@@ -92,26 +97,18 @@ class Trainer:
         self.settings = recipe.training.settings(seed)
         self.objective = recipe.build_objective()
         self.fabric = make_fabric(recipe)
-        self.batches = self._batches(images)
+        self.batches = build_batches(recipe, images, seed, self.fabric.device)
+        self._shares: list[tuple[Batches, float]] = [(self.batches, 1.0)]
         self.total, self.done = total, 0
         self.stage, self.folder = "", Path()
         self.outcome = Outcome()
         self.validation: Validation | None = None
 
-    def _batches(self, images: ImageSet) -> Batches:
-        return Batches(
-            images,
-            self.recipe.training.batch_size * self.objective.batches_per_step,
-            seed=self.seed,
-            flip=self.recipe.data.flip,
-            device=self.fabric.device,
-            labelled=self.objective.wants_labels,
-        )
-
     def few(self, share: float) -> Batches:
         """Batches of a share of the images, drawn by a fixed seed: the same for every level and seed."""
-        images = self.batches.images
-        return self._batches(images.subset(max(1, round(share * len(images))), seed=0))
+        batches = build_batches(self.recipe, self.batches.images, self.seed, self.fabric.device, share)
+        self._shares.append((batches, share))
+        return batches
 
     def enter(self, stage: str, folder: Path) -> None:
         """Begins a level: its trainings go into `folder`, their price onto a new account."""
@@ -129,7 +126,7 @@ class Trainer:
         hooks: Sequence[Hook] = (),
         prepare: Callable[[Mapping[str, torch.optim.Optimizer]], None] | None = None,
         objective: Objective | None = None,
-        batches: Batches | None = None,
+        batches: BatchSource | None = None,
         finding: bool = False,
     ) -> Trained | None:
         """`gentickets.training.loop.train`, checkpointed. None where it diverged; the outcome then says why.
@@ -142,23 +139,25 @@ class Trainer:
         if self.validation is not None and not finding:
             hooks = [*hooks, self.validation]
         trained = None
+        objective, batches = objective or self.objective, batches or self.batches
         try:
-            trained = train(
-                model,
-                objective or self.objective,
-                batches or self.batches,
-                self.settings,
-                masks=masks,
-                start_step=start_step,
-                end_step=end_step,
-                checkpoint=Checkpoint(self.folder / disk.CHECKPOINT, key, self.recipe.training.checkpoint_seconds),
-                curve=Curve(self.folder / "curve.jsonl"),
-                on_progress=lambda progress: self._report(progress, start_step),
-                stop=self._stop,
-                hooks=hooks,
-                prepare=prepare,
-                fabric=self.fabric,
-            )
+            with self._devices(model, masks, objective, batches, start_step, end_step) as fabric:
+                trained = train(
+                    model,
+                    objective,
+                    batches,
+                    self.settings,
+                    masks=masks,
+                    start_step=start_step,
+                    end_step=end_step,
+                    checkpoint=Checkpoint(self.folder / disk.CHECKPOINT, key, self.recipe.training.checkpoint_seconds),
+                    curve=Curve(self.folder / "curve.jsonl"),
+                    on_progress=lambda progress: self._report(progress, start_step),
+                    stop=self._stop,
+                    hooks=hooks,
+                    prepare=prepare,
+                    fabric=fabric,
+                )
             self._account(model, masks, trained, finding)
         except Diverged as error:
             self.outcome.status, self.outcome.reason = "diverged", str(error)
@@ -183,6 +182,30 @@ class Trainer:
         model.cpu()
         self.done += (trained.step if trained is not None else end_step) - start_step
         return trained
+
+    @contextmanager
+    def _devices(
+        self, model: nn.Module, masks: Masks, objective: Objective, batches: BatchSource, start: int, end: int
+    ) -> Iterator[Fabric]:
+        """What is trained on: this process's device, or several whose other processes are handed the training too."""
+        training = self.recipe.training
+        if training.devices == 1:
+            yield self.fabric
+            return
+        share = next((share for known, share in self._shares if known is batches), None)
+        job = Job(
+            recipe=self.recipe,
+            seed=self.seed,
+            data=self.batches.images.fingerprint,
+            share=share or 1.0,
+            own=packed(batches) if share is None else None,
+            network=packed((model, objective, masks)),
+            start_step=start,
+            end_step=end,
+            threads=torch.get_num_threads(),
+        )
+        with handed_over(job, self.fabric.device.type) as fabric:
+            yield fabric
 
     def account(self) -> dict[str, Any]:
         """What the trainings of this level took so far, and how they were judged: plain values, for `recall`."""
@@ -221,13 +244,19 @@ class Trainer:
 
 
 def make_fabric(recipe: Recipe) -> Fabric:
-    """One device, in the recipe's precision. Raises `HardwareError` where the machine lacks it."""
+    """One device, in the recipe's precision. Raises `HardwareError` where the machine lacks what the recipe wants."""
     training = recipe.training
+    check_launched(training.devices)
     accelerator = training.accelerator
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     if accelerator == "cuda" and not torch.cuda.is_available():
         raise HardwareError("training.accelerator=cuda: no CUDA device here; take cpu, or auto")
+    if accelerator == "cuda" and launched() is None and training.devices > torch.cuda.device_count():
+        raise HardwareError(
+            f"training.devices={training.devices}: this machine has {torch.cuda.device_count()} GPUs; take "
+            f"training.devices={torch.cuda.device_count()}"
+        )
     if training.precision == "bf16-mixed" and not has_bfloat16(accelerator):
         raise HardwareError(
             f"training.precision=bf16-mixed: this {accelerator} has no bfloat16 arithmetic, and would be many times "
@@ -238,7 +267,7 @@ def make_fabric(recipe: Recipe) -> Fabric:
             f"training.precision=16-mixed: this {accelerator} has no fast float16 arithmetic; take bf16-mixed or "
             f"32-true"
         )
-    return Fabric(accelerator=accelerator, devices=1, precision=fabric_precision(training.precision))
+    return one_device(accelerator, training.precision)
 
 
 def has_bfloat16(accelerator: str) -> bool:

@@ -30,7 +30,7 @@ from gentickets.lab.recipe.owned import owner
 from gentickets.lab.recipe.plain_yaml import read_yaml, write_yaml
 from gentickets.lab.results.reading import read_run
 from gentickets.lab.run import folder as disk
-from gentickets.lab.run.prepare import Prepared, prepared
+from gentickets.lab.run.prepare import Prepared, joined, prepared
 from gentickets.lab.run.sharing import Donors, neighbours
 from gentickets.lab.run.trainer import Tell, make_fabric
 from gentickets.lab.run.work import run_all
@@ -209,11 +209,15 @@ class Stage:
 Begin = Callable[[Stage], Tell]
 """Told of each part before it runs; returns what listens to its seeds."""
 
+Execute = Callable[[Sequence[Prepared], Tell], None]
+"""Makes all that is not there yet of some runs, and writes their results."""
+
 
 def run_study(
     study: Study,
     folder: Path,
     begin: Begin,
+    execute: Execute = run_all,
     *,
     fresh: bool = False,
     dry: bool = False,
@@ -243,9 +247,9 @@ def run_study(
         tellers[arm.label] = begin(Stage(index, len(study.arms), arm.label, ready, taking[ready.folder]))
         runs.append(ready)
     if not dry:
-        run_all(runs, lambda event: tellers[event.run](event))
+        execute(runs, lambda event: tellers[event.run](event))
         if study.small_dense:
-            _run_small_dense(study, runs, folder, begin, how)
+            _run_small_dense(study, runs, folder, begin, execute, how)
     return left_out
 
 
@@ -265,7 +269,7 @@ def _with_hardware(study: Study) -> tuple[list[Arm], dict[str, str]]:
 
 
 def _run_small_dense(
-    study: Study, arms: Sequence[Prepared], folder: Path, begin: Begin, how: Mapping[str, Any]
+    study: Study, arms: Sequence[Prepared], folder: Path, begin: Begin, execute: Execute, how: Mapping[str, Any]
 ) -> None:
     recipes = small_dense_recipes(study.arms[0].recipe, [read_run(arm.folder) for arm in arms])
     total, runs, tellers = len(study.arms) + len(recipes), list[Prepared](), dict[str, Tell]()
@@ -273,7 +277,29 @@ def _run_small_dense(
         runs.append(prepared(recipe, folder / label, **how))
         tellers[label] = begin(Stage(index, total, label, runs[-1], {}))
     if runs:
-        run_all(runs, lambda event: tellers[event.run](event))
+        execute(runs, lambda event: tellers[event.run](event))
+
+
+def joined_runs(folder: Path, allow_code: bool = False) -> list[Prepared]:
+    """A run that is there, or all that there are of a study, to be worked on as they were asked."""
+    if not (folder / "study.yaml").is_file():
+        return [joined(folder, allow_code)]
+    beside = [entry.name for entry in sorted(folder.iterdir()) if entry.name.startswith(PREFIX)]
+    labels = [label for label in (*read_record(folder).arms, *beside) if (folder / label / "recipe.yaml").is_file()]
+    return [joined_arm(folder, label, allow_code) for label in labels]
+
+
+def joined_arm(folder: Path, label: str, allow_code: bool = False) -> Prepared:
+    """One run of a study that is there, which takes over what arms before it train the same. Raises `RecipeError`."""
+    arms = list(read_record(folder).arms)
+    if label not in arms and not label.startswith(PREFIX):
+        raise RecipeError(f"{folder} has no arm {label[:80]!r}: {', '.join(arms)}")
+    ready = joined(folder / label, allow_code)
+    if label not in arms:
+        return ready
+    before = (folder / arm for arm in arms[: arms.index(label)])
+    donors = tuple(arm for arm in before if (arm / "recipe.yaml").is_file())
+    return replace(ready, donors=donors, beside=tuple(neighbours(folder)))
 
 
 # -- what is kept -------------------------------------------------------------------------------------------
