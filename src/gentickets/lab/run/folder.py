@@ -105,12 +105,7 @@ def changed_files(folder: Path) -> list[str]:
 
     Raises `Damaged` where the sums themselves cannot be read.
     """
-    try:
-        lines = read_file(folder / SUMS).decode().splitlines()
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError):
-        raise Damaged(f"{folder / SUMS} is damaged") from None
+    lines = _sums(folder)
     changed = []
     for line in lines:
         digest, _, name = line.partition("  ")
@@ -121,7 +116,17 @@ def changed_files(folder: Path) -> list[str]:
         except OSError:
             sound = False
         changed += [] if sound else [name]
-    return changed
+    # Another command may have let go of files meanwhile (see `keeping`), from the list first.
+    return changed if not changed or _sums(folder) == lines else changed_files(folder)
+
+
+def _sums(folder: Path) -> list[str]:
+    try:
+        return read_file(folder / SUMS).decode().splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError):
+        raise Damaged(f"{folder / SUMS} is damaged") from None
 
 
 def _sync(path: Path) -> None:
