@@ -217,7 +217,9 @@ def find(
         if ready.plan is not None:
             out.print(f"{asked.name}: {ready.plan.words()}")
         else:
-            out.print(f"{asked.name}: going on with {folder}{', as it was planned: --time has no say' if time else ''}")
+            said = " and ".join(option for option, given in (("--time", time), ("--disk", disk)) if given)
+            planned = f", as it was planned: no say for {said}" if said else ""
+            out.print(f"{asked.name}: going on with {folder}{planned}")
         for lost in ready.gave_up:
             out.print(f"given up to fit into the time: {lost}")
         if ready.recipe.keep != asked.keep:
