@@ -14,6 +14,7 @@ from gentickets.errors import RecipeError
 from gentickets.lab import report as pages
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.recipe.plain_yaml import write_yaml
+from gentickets.lab.run import folder as folder_module
 from gentickets.lab.run import plan as planning
 from gentickets.lab.run.folder import changed_files
 from gentickets.lab.run.keeping import let_go
@@ -100,6 +101,24 @@ def test_what_is_let_go_of_later_is_let_go_of_as_on_the_way(whole, ends, tmp_pat
     let_go(seed, "ends")
     let_go(seed, "ends")
     assert files(seed) == files(ends)
+
+
+def test_who_looks_while_weights_go_finds_a_whole_level(whole, tmp_path, monkeypatch):
+    seed = tmp_path / "seed-0"
+    shutil.copytree(whole, seed)
+    read = folder_module.read_file
+
+    def reads(path, *more):
+        if path.name == "trained.safetensors":
+            let_go(seed, "ends")
+        return read(path, *more)
+
+    monkeypatch.setattr(folder_module, "read_file", reads)
+    assert changed_files(seed / "level-02") == []
+    monkeypatch.undo()
+    assert weighted(seed) == ["level-00", "level-03"]
+    (seed / "level-02" / "ticket.safetensors").unlink()
+    assert changed_files(seed / "level-02") == ["ticket.safetensors"]
 
 
 def test_a_run_grows_by_rounds_and_controls(ends, stage, tmp_path):
