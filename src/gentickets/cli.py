@@ -259,7 +259,10 @@ def find(
     page = _renewed_page(folder)
     out.print(verdict_table([folder]))
     if ready.plan is not None and by.name == "local":
-        took, used = perf_counter() - begun, used_memory(read_run(folder), ready.workers)
+        took, used = (
+            perf_counter() - begun,
+            used_memory(read_run(folder), ready.workers * ready.recipe.training.devices),
+        )
         keep_time(folder, ready.plan, took, used)
         out.print(ready.plan.against(took, used, used_disk(folder)))
     out.print(f"results: {folder / 'results.csv'}\nreport:  {page}")

@@ -33,9 +33,10 @@ def let_go(seed_folder: Path, keep: str) -> None:
     if keep == "all":
         return
     places = list(_complete(seed_folder))
+    there = {index for index, arm, _ in places if not arm}
     last = max((index for index, arm, place in places if not arm and (place / TRAINED).exists()), default=0)
     for index, arm, place in places:
-        if arm or 0 < index < last:
+        if arm or (0 < index < last and index + 1 in there):  # one in the middle may be made again
             _remove_weights(place)
 
 
@@ -115,4 +116,10 @@ def to_be_made_again(seed_folder: Path, rounds: int) -> list[Path]:
             found.append(place)
         else:
             missing = not place.exists()
-    return found
+    # What is missing may have been published meanwhile, and only then did the level before let its weights go.
+    published = [after for place in found if (after := _after(place)) not in found and after.exists()]
+    return [] if published else found
+
+
+def _after(place: Path) -> Path:
+    return place.with_name(disk.level_name(int(place.name.rpartition("-")[2]) + 1))
