@@ -1,17 +1,27 @@
 """One training on several devices: what two processes train together is what one trains alone."""
 
 import multiprocessing
+import warnings
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import forked  # noqa: F401 - the processes are forked from a server that has torch
 import two_ranks
 from gentickets.compiled import missing
+from gentickets.errors import GenticketsError, HardwareError, RecipeError
 from gentickets.lab.recipe import make_recipe
-from gentickets.lab.run.trainer import make_fabric
+from gentickets.lab.run.parcels import packed, unpacked
+from gentickets.lab.run.prepare import load_data
+from gentickets.lab.run.trainer import Trainer, make_fabric
+from gentickets.lab.task import build_model
+from gentickets.masks.names import clone, named_state
+from gentickets.masks.value import Masks
 from gentickets.objectives import Autoencoding
+from gentickets.pruning.prune import prune
+from gentickets.pruning.scores import magnitude
+from gentickets.search.rigl import DropAndGrow
 from gentickets.training import Settings, train
 
 RECIPE = {
@@ -22,6 +32,8 @@ RECIPE = {
     "training": {"steps": 12, "batch_size": 8, "accelerator": "cpu"},
     "evaluation": {"features": "none"},
 }
+
+SNGAN = {"name": "paper-sngan", "width": 4, "latent": 3, "depth": 1}
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +113,75 @@ def test_both_end_where_one_diverges(together):
 )
 def test_what_two_processes_would_train_otherwise_is_refused(together, name, words):
     assert words in both(together, f"refused_{name}")["refused"]
+
+
+# -- of a recipe ----------------------------------------------------------------------------------------------
+
+
+def trainer_of(recipe, folder):
+    images, _ = load_data(recipe.data)
+    made = Trainer(recipe, 0, images, 100, lambda event: None, lambda: False, lambda model: float(folder.stat().st_ino))
+    made.enter("level-00", folder)
+    return made, build_model(recipe, images, 0)
+
+
+def test_a_recipe_trains_on_two_devices_what_it_does_on_one_and_one_process_writes(tmp_path):
+    """Of a discriminator with spectral norms, one training after another, of which one diverges."""
+    found = {}
+    for devices in (1, 2):
+        training = {**RECIPE["training"], "devices": devices, "ema": 0.9}
+        raw = {**RECIPE, "training": training, "model": SNGAN, "objective": {"name": "adversarial", "n_critic": 2}}
+        recipe = make_recipe({**raw, "evaluation": {"every": 3}})
+        (folder := tmp_path / str(devices)).mkdir()
+        trainer, model = trainer_of(recipe, folder)
+        masks = prune(magnitude(model), fraction=0.5)
+        torch.manual_seed(0)
+        trainer.train(model, masks, 0, 3)
+        broken = clone(model)
+        for weight in broken.generator.parameters():
+            weight.data.fill_(torch.inf)
+        assert trainer.train(broken, Masks.dense(broken), 3, 6) is None
+        assert trainer.outcome.reason.startswith("step 3: the loss of discriminator is nan")
+        done = trainer.train(model, masks, 3, 6, hooks=[DropAndGrow(0.3, every=2, until=1)], batches=trainer.few(0.5))
+        found[devices] = {**named_state(model), **named_state(done.averaged)}, done.masks, sorted(folder.glob("**/*"))
+        assert len((folder / "curve.jsonl").read_text().splitlines()) == 2
+    (one, masks, files), (two, other, its) = found[1], found[2]
+    assert masks == other
+    assert [file.name for file in files] == [file.name for file in its]
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=0)
+
+
+def test_networks_of_any_parametrisation_come_out_of_a_parcel_as_they_went_in():
+    new, old = nn.utils.parametrizations, nn.utils
+    made = [new.spectral_norm, new.weight_norm, old.spectral_norm, old.weight_norm, new.orthogonal]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the old forms
+        network = nn.Sequential(*(norm(nn.Linear(4, 4)) for norm in made))
+    network(torch.randn(3, 4))  # whose derived weights are no leaves then
+    again, inputs = unpacked(packed(network)), torch.randn(3, 4)
+    assert list(named_state(again)) == list(named_state(network))
+    assert torch.equal(again(inputs), network(inputs))
+    assert torch.equal(again(inputs), network(inputs))  # after another power iteration
+    network.score = lambda images: images
+    with pytest.raises(GenticketsError, match="cannot be handed to another process"):
+        packed(network)
+
+
+def test_devices_that_share_no_batch_equally_or_are_not_there_are_refused(monkeypatch):
+    def of(**training):
+        return make_recipe({**RECIPE, "training": {**RECIPE["training"], **training}})
+
+    with pytest.raises(RecipeError, match=r"batch_size=8 cannot be shared out equally among training.devices=3: take"):
+        of(devices=3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(HardwareError, match=r"^training.devices=2: this machine has 1 GPUs; take training.devices=1$"):
+        make_fabric(of(devices=2, accelerator="cuda"))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(HardwareError, match=r"torchrun started 4 processes; take training.devices=4, or start"):
+        make_fabric(of(devices=2, accelerator="cpu"))
 
 
 # -- one device, whatever there is around it ------------------------------------------------------------------

@@ -40,12 +40,17 @@ def replace_file(path: Path, content: bytes | Sequence[bytes | memoryview]) -> N
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """The same file under a second name; a copy where the file system has no such thing."""
-    target.unlink(missing_ok=True)
+    """The same file under a second name, whatever was there; a copy where the file system has no such thing."""
+    beside = target.parent / f".{target.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial"
     try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+        try:
+            os.link(source, beside)
+        except OSError:
+            shutil.copyfile(source, beside)
+        os.replace(beside, target)
+    finally:
+        with contextlib.suppress(OSError):  # of one file under two names, a replacement leaves both
+            beside.unlink()
 
 
 def read_file(path: Path, most: int | None = None) -> bytes:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gentickets.files import read_file, writing
+from gentickets.files import read_file, replace_file, writing
 from gentickets.sealed import Damaged, sealed_pieces, unsealed_state
 
 
@@ -71,7 +71,7 @@ class Curve:
             warnings.warn(
                 f"{self.path}: {damaged} damaged lines are dropped; nothing is computed from them", stacklevel=2
             )
-        self.path.write_text("".join(line + "\n" for line in kept))
+        replace_file(self.path, "".join(line + "\n" for line in kept).encode())
 
     def add(self, progress: Progress) -> None:
         row = {

@@ -10,7 +10,7 @@ import torch
 from gentickets.lab.recipe import parsed
 from gentickets.lab.results.reading import read_run, write_csv
 from gentickets.lab.run import folder as disk
-from gentickets.lab.run.claims import check_at_rest
+from gentickets.lab.run.claims import Claims
 from gentickets.lab.run.keeping import check_all_kept
 from gentickets.lab.run.level import measure_level, metrics_json
 from gentickets.lab.run.seed import SeedRun
@@ -39,8 +39,7 @@ def evaluate_again(
     origin = disk.read_run_origin(folder)
     recipe.check()
     disk.check_same_code(folder, origin, recipe)
-    with disk.one_line_errors(folder), disk.locked(folder):
-        check_at_rest(folder)
+    with disk.one_line_errors(folder), disk.locked(folder), Claims(folder).alone():
         check_all_kept(folder)
         torch.set_num_threads(origin["threads"])
         train, held_out = load_data(recipe.data)
@@ -58,7 +57,7 @@ def evaluate_again(
             tell(Event(seed, place.name, done, len(levels)))
         for place, metrics in found.items():
             disk.write_json(place / "metrics.json", metrics)
-        origin["asked"]["evaluation"] = raw["evaluation"]
+        origin["asked"]["evaluation"], origin["id"] = raw["evaluation"], disk.new_id()
         disk.write_json(folder / "origin.json", origin)
         disk.write_recipe(folder, recipe)
         write_csv(read_run(folder))

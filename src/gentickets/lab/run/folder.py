@@ -28,7 +28,7 @@ import stat
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,9 @@ CHECKPOINT = "checkpoint.pt"
 SUMS = "SHA256SUMS"
 EXECUTOR = ".executor"
 LOCK = ".lock"
+
+_BEGUN = ".begun"
+"""Lies in a folder in the making. Where it is gone the folder was removed, and what is there was written since."""
 
 _PATIENCE = 5.0
 """Seconds of waiting for another command after which that is told."""
@@ -81,8 +84,13 @@ def level_name(level: int, arm: str = "ticket") -> str:
 def partial_of(place: Path, fence: int | None = None) -> Path:
     """Where a level's folder is built before it is complete: by whoever has the claim of this number, or the newest."""
     if fence is None:
-        fence = max((number for number, _ in _partials(place)), default=0)
+        fence = newest_fence(place)
     return place.with_name(f".{place.name}.{fence}.partial" if fence else f".{place.name}.partial")
+
+
+def newest_fence(place: Path) -> int:
+    """The highest number of a claim by which a level's folder was begun, whoever removed the claims since; 0: none."""
+    return max((number for number, _ in _partials(place)), default=0)
 
 
 def _partials(place: Path) -> list[tuple[int, Path]]:
@@ -101,48 +109,70 @@ class Published(Exception):
 def building(place: Path, fence: int = 0) -> Iterator[Path]:
     """A folder to build in; complete on leaving without an exception, kept for a resumption otherwise.
 
-    Raises `Published` where `place` is there by then: a folder is renamed onto nothing, never onto another's work.
+    Raises `Published` where `place` is there by then: a folder is renamed onto nothing, never onto another's work. And
+    where the folder is not the one that was begun: somebody removed it, and what was written since is not all of it.
     """
     partial = partial_of(place, fence)
     partial.mkdir(parents=True, exist_ok=True)
     remove_halves(partial)
+    (partial / _BEGUN).touch()
     yield partial
+    if not (partial / _BEGUN).exists():
+        shutil.rmtree(partial, ignore_errors=True)
+        raise Published(place)
+    (partial / _BEGUN).unlink()
     (partial / CHECKPOINT).unlink(missing_ok=True)
-    _write_sums(partial)
+    sums = _write_sums(partial)
     for file in partial.iterdir():
         _sync(file)
     _sync(partial)
     try:
         os.rename(partial, place)
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+        if not place.is_dir():
             raise
-        shutil.rmtree(partial, ignore_errors=True)
-        raise Published(place) from None
+        # Over NFS the answer to a rename that was done may be lost, and the second try finds nothing to rename.
+        if partial.exists() or (place / SUMS).read_bytes() != sums:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise Published(place) from error
     _sync(place.parent)
-    left = [path for number, path in _partials(place) if number <= fence]  # of those who had it before
-    for path in (*left, *place.parent.glob(f".{place.name}.*.copy")):
+    sweep(place)
+
+
+def sweep(place: Path) -> None:
+    """Removes all that was built of a level that is complete. Whoever still builds there comes too late."""
+    for path in (*(path for _, path in _partials(place)), *place.parent.glob(f".{place.name}.*.copy")):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def go_on_from(place: Path, fence: int, clean: bool) -> None:
-    """Gives the claim `fence` what the one before it had built of a level.
+def go_on_from(place: Path, fence: int, ended: Collection[int]) -> None:
+    """Gives the claim `fence` what one before it had built of a level.
 
-    Where its owner is known to write no more (`clean`), the folder is renamed. Else it is copied: a handle that is
-    open follows a rename, and whoever only slept would write into what is another's by then.
+    Where its owner is known to write no more (`ended`), the folder is renamed. Else it is copied: whoever only slept
+    would write into what is another's by then.
     """
     before = [(number, path) for number, path in _partials(place) if number < fence]
     if not before or partial_of(place, fence).exists():
         return
-    newest = before[-1][1]
-    if clean:
+    number, newest = before[-1]
+    if number in ended:
         os.rename(newest, partial_of(place, fence))
         return
     beside = place.with_name(f".{place.name}.{fence}.{uuid.uuid4().hex[:8]}.copy")
-    with contextlib.suppress(FileNotFoundError, shutil.Error):  # it goes on writing, or publishing, after all
-        shutil.copytree(newest, beside)
+    with contextlib.suppress(FileNotFoundError):  # it goes on, or publishes, after all
+        beside.mkdir()
+        # The state first: what was written after it is made again, what is older than it would be lost.
+        for file in sorted(newest.iterdir(), key=lambda file: file.name != CHECKPOINT):
+            shutil.copyfile(file, beside / file.name)
         os.rename(beside, partial_of(place, fence))
     shutil.rmtree(beside, ignore_errors=True)
+
+
+def drop(place: Path) -> None:
+    """Removes a complete level: at once, for whoever looks, and half of it is never taken for a level."""
+    beside = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.copy")
+    os.rename(place, beside)
+    shutil.rmtree(beside)
 
 
 def remove_halves(folder: Path) -> None:
@@ -152,11 +182,13 @@ def remove_halves(folder: Path) -> None:
             half.unlink()
 
 
-def _write_sums(folder: Path) -> None:
+def _write_sums(folder: Path) -> bytes:
     """The digests of all that a level's folder holds, but for metrics.json, which is written again by `evaluate`."""
     files = sorted(file for file in folder.iterdir() if file.name not in (SUMS, "metrics.json") and file.is_file())
     lines = (f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
-    replace_file(folder / SUMS, "".join(lines).encode())
+    sums = "".join(lines).encode()
+    replace_file(folder / SUMS, sums)
+    return sums
 
 
 def changed_files(folder: Path) -> list[str]:
@@ -164,12 +196,7 @@ def changed_files(folder: Path) -> list[str]:
 
     Raises `Damaged` where the sums themselves cannot be read.
     """
-    try:
-        lines = read_file(folder / SUMS).decode().splitlines()
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError):
-        raise Damaged(f"{folder / SUMS} is damaged") from None
+    lines = _sums(folder)
     changed = []
     for line in lines:
         digest, _, name = line.partition("  ")
@@ -180,7 +207,22 @@ def changed_files(folder: Path) -> list[str]:
         except OSError:
             sound = False
         changed += [] if sound else [name]
-    return changed
+    # Weights that another worker let go of meanwhile are not damaged.
+    return changed if not changed or _sums(folder) == lines else changed_files(folder)
+
+
+def _sums(folder: Path) -> list[str]:
+    try:
+        return read_file(folder / SUMS).decode().splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError):
+        raise Damaged(f"{folder / SUMS} is damaged") from None
+
+
+def sync_names(folder: Path) -> None:
+    """A loss of power forgets no file or folder that was made in `folder`, or renamed into it, before."""
+    _sync(folder)
 
 
 def _sync(path: Path) -> None:
@@ -366,6 +408,17 @@ def check_same_versions(folder: Path, origin: Mapping[str, Any]) -> None:
             )
 
 
+def new_id() -> str:
+    """What tells a run from whatever else was in its folder, or will be."""
+    return uuid.uuid4().hex
+
+
+def check_same_run(folder: Path, known: str | None) -> None:
+    """Raises `RecipeError` where a run was begun anew since its `id` was known, or is judged by other samples."""
+    if read_origin(folder).get("id") != known:
+        raise RecipeError(f"{folder} was begun anew, or judged anew, by another command: start this one again")
+
+
 def seeds_in(folder: Path) -> list[int]:
     """The seeds that a run's folder has a folder for, by number."""
     named = (re.fullmatch(r"seed-(\d{1,18})", entry.name) for entry in folder.iterdir())
@@ -381,11 +434,11 @@ def _is_ours(entry: Path) -> bool:
 
 
 def remove_run(folder: Path) -> None:
-    """Removes what a run makes from its folder, and nothing else; a link is removed and not followed.
+    """Removes what a run makes from its folder, but for claims, and nothing else; a link is removed and not followed.
 
     Raises `RecipeError` where the folder is something else.
     """
-    entries = [entry for entry in folder.iterdir() if entry.name != LOCK]
+    entries = [entry for entry in folder.iterdir() if entry.name not in (LOCK, CLAIMS)]
     if entries and not (folder / "origin.json").exists() and not (folder / "recipe.yaml").exists():
         raise RecipeError(f"{folder} is no run, and --fresh would remove what is in it: take another name=…")
     for entry in filter(_is_ours, entries):

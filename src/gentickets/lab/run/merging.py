@@ -50,7 +50,8 @@ def merge(runs: Sequence[Path], into: Path) -> list[str]:
         asked = {**sources[0].origin["asked"], "name": into.name, "seeds": seeds}
         disk.write_recipe(beside, recipe)
         merged = [source.folder.name for source in sources]
-        disk.write_json(beside / "origin.json", {**sources[0].origin, "asked": asked, "merged": merged})
+        facts = {"id": disk.new_id(), "asked": asked, "merged": merged}
+        disk.write_json(beside / "origin.json", {**sources[0].origin, **facts})
         beside.rename(into)
     return _words(sources, into)
 

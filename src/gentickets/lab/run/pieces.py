@@ -91,6 +91,15 @@ def standing(
     return Standing(seed, chain, ended, [*ready, *(piece for piece in controls if not is_there(piece))])
 
 
+def source_of(source: Board, piece: Piece) -> Piece:
+    """The level of another run from which a ticket is carried over: of the same seed; of the first one where the run
+    has none of that seed, or its chain ended before."""
+    own = Piece(piece.seed, piece.level)
+    if source.is_complete(own) or source.is_to_come(own):
+        return own
+    return Piece(source.recipe.seeds[0], piece.level)
+
+
 Site = TypeVar("Site")
 
 
@@ -112,14 +121,13 @@ class Board:
     def __init__(self, folder: Path, recipe: Recipe):
         self.folder, self.recipe = folder, recipe
         self._ends: dict[Piece, bool] = {}
-        self._without: set[Piece] = set()
 
     def is_complete(self, piece: Piece) -> bool:
         return (self.folder / piece.name).is_dir()
 
     def leave_out(self, piece: Piece) -> None:
-        """A control that its level cannot have: nothing is made of it, and nobody waits for it."""
-        self._without.add(piece)
+        """A control that its level cannot have: nothing is made of it, and nobody waits for it, here or elsewhere."""
+        self._mark(piece).touch()
 
     def standing(self, seed: int) -> Standing:
         return standing(self.recipe, seed, self._is_settled, self._ends_at)
@@ -147,8 +155,16 @@ class Board:
             return below.name
         return f"where the chain of seed {piece.seed} ends"
 
+    def why_left_out(self, piece: Piece) -> str:
+        """Why a piece that is not there is not to come, in words."""
+        return "its level has no such control" if self._mark(piece).exists() else "its chain ended before it"
+
     def _is_settled(self, piece: Piece) -> bool:
-        return piece in self._without or self.is_complete(piece)
+        return self.is_complete(piece) or (piece.arm != "ticket" and self._mark(piece).exists())
+
+    def _mark(self, piece: Piece) -> Path:
+        place = self.folder / piece.name
+        return place.with_name(f".{place.name}.none")
 
     def _ends_at(self, piece: Piece) -> bool:
         """Whether the chain goes no further than a complete level."""

@@ -7,6 +7,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -21,7 +22,7 @@ from gentickets.lab.judging import Judge
 from gentickets.lab.recipe import Recipe, parsed
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.checks import check_buildable, check_room_of_a_step
-from gentickets.lab.run.claims import check_at_rest
+from gentickets.lab.run.claims import Claims, check_at_rest
 from gentickets.lab.run.plan import Plan, fit, fit_disk, measure
 from gentickets.lab.run.seed import drop_damaged
 from gentickets.lab.run.stage import check_same_data, load_data, make_judge
@@ -32,8 +33,9 @@ from gentickets.lab.run.threads import threads_of
 class Prepared:
     """A run that is ready to be worked on: what was asked made definite, for the seeds that were asked.
 
-    `plan`: None where the run is gone on with; `data`: what was read of the images, in a line. `donors`, `beside`: runs
-    that are worked on with it, and others, whose trainings it takes over where they are its own to the bit.
+    `plan`: None where the run is gone on with; `data`: what was read of the images, in a line. `id`: tells it from one
+    that is begun anew in its folder, or judged anew. `donors`, `beside`: runs that are worked on with it, and others,
+    whose trainings it takes over where they are its own to the bit.
     """
 
     folder: Path
@@ -43,6 +45,7 @@ class Prepared:
     plan: Plan | None
     gave_up: tuple[str, ...]
     data: str
+    id: str | None
     donors: tuple[Path, ...] = ()
     beside: tuple[Path, ...] = ()
 
@@ -89,12 +92,15 @@ def prepared(
         plan.check_possible(folder)
         origin = _origin(asked, command, train, held_out, judge, threads, workers, gave_up)
         if not dry:
-            if fresh:
-                disk.remove_run(folder)
-            disk.write_recipe(folder, recipe)
-            disk.write_json(folder / "origin.json", origin)
-            _mark_seeds(folder, recipe)
-        return Prepared(folder, recipe, threads, workers, plan, gave_up, line(train.told))
+            claims = Claims(folder)
+            with claims.alone() if fresh else nullcontext():
+                if fresh:
+                    disk.remove_run(folder)
+                    claims.clear()
+                disk.write_recipe(folder, recipe)
+                disk.write_json(folder / "origin.json", origin)
+                _mark_seeds(folder, recipe)
+        return Prepared(folder, recipe, threads, workers, plan, gave_up, line(train.told), origin["id"])
 
 
 def _gone_on_with(
@@ -120,19 +126,22 @@ def _gone_on_with(
             drop_damaged(folder / f"seed-{seed}", recipe)
     # Equal bits need an equal number of threads.
     threads, workers = origin["threads"], min(len(recipe.seeds), cores())
-    return Prepared(folder, recipe, threads, workers, None, tuple(origin["gave_up"]), line(train.told))
+    gave_up = tuple(origin["gave_up"])
+    return Prepared(folder, recipe, threads, workers, None, gave_up, line(train.told), origin.get("id"))
 
 
 def joined(folder: Path, allow_code: bool = False) -> Prepared:
     """A run that is there, to be worked on as it was asked, by its own recipe. Raises `RecipeError` as `prepared`
     does."""
-    recipe, origin = disk.read_run_recipe(folder, allow_code), disk.read_run_origin(folder)
+    # Read in this order: of a run that is begun anew in between, the recipe is never taken for the one before.
+    origin, recipe = disk.read_run_origin(folder), disk.read_run_recipe(folder, allow_code)
     recipe.check()
     disk.check_same_code(folder, origin, recipe)
     train, held_out = load_data(recipe.data)
     check_same_data(folder, origin, train, held_out)
     _tell_of_another_machine(folder, origin)
-    return Prepared(folder, recipe, origin["threads"], 1, None, tuple(origin["gave_up"]), line(train.told))
+    gave_up = tuple(origin["gave_up"])
+    return Prepared(folder, recipe, origin["threads"], 1, None, gave_up, line(train.told), origin.get("id"))
 
 
 def _tell_of_another_machine(folder: Path, origin: Mapping[str, Any]) -> None:
@@ -151,6 +160,7 @@ def _mark_seeds(folder: Path, recipe: Recipe) -> None:
     """A seed's folder says that it was asked for, also to a command that asks for others."""
     for seed in recipe.seeds:
         (folder / f"seed-{seed}").mkdir(exist_ok=True)
+    disk.sync_names(folder)
 
 
 def _grown(recipe: Recipe, asked: Recipe, fitted: bool) -> Recipe:
@@ -178,6 +188,7 @@ def _origin(
     gave_up: tuple[str, ...],
 ) -> dict[str, Any]:
     return {
+        "id": disk.new_id(),
         "asked": asked.dump(),
         "command": command,
         "started": date.today().isoformat(),

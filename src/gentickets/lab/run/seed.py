@@ -3,7 +3,6 @@ folder."""
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from gentickets.lab.recipe import Recipe
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.keeping import NotKept, let_go, to_be_made_again, trained_weights
 from gentickets.lab.run.level import Made, check_level, read_price, with_stored_averages, write_level, write_untrained
-from gentickets.lab.run.pieces import Board, Piece, pieces_of
+from gentickets.lab.run.pieces import Board, Piece, pieces_of, source_of
 from gentickets.lab.run.trainer import Event, Price, Trainer
 from gentickets.lab.task import build_model
 from gentickets.masks.liveness import check_connected
@@ -36,7 +35,8 @@ class SeedRun:
     """Makes the pieces of one seed of a recipe inside a run folder.
 
     `tell` is called with an `Event` now and then; `stop` is asked after every training step and, where it says
-    so, the state is saved and `KeyboardInterrupt` raised.
+    so, the state is saved and `KeyboardInterrupt` raised. `is_awaited`: whether a level of another run that is not
+    there is being made beside this one, and waited for.
     """
 
     def __init__(
@@ -48,8 +48,10 @@ class SeedRun:
         judge: Judge,
         tell: Callable[[Event], None] = lambda event: None,
         stop: Callable[[], bool] = lambda: False,
+        is_awaited: Callable[[Path, Piece], bool] = lambda run, piece: False,
     ):
         self.recipe, self.seed, self.images, self.judge = recipe, seed, images, judge
+        self._is_awaited = is_awaited
         self.folder = folder / f"seed-{seed}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.method, self.steps = recipe.build_method(), recipe.training.steps
@@ -191,18 +193,17 @@ class SeedRun:
 
     def _source(self, source: str, index: int) -> Path:
         """A level of the same seed of the run that tickets are carried over from; or of its first seed."""
-        beside = self.folder.parent.parent / source
-        run = beside if (beside / "recipe.yaml").exists() else Path(source)
+        run = source_run(self.folder.parent, source)
         if not (run / "recipe.yaml").exists():
+            beside = self.folder.parent.parent / source
             raise RecipeError(f"search.source={source!r} is no run: neither {beside} nor {run}")
-        for seed in (self.folder.name, f"seed-{disk.read_run_recipe(run).seeds[0]}"):
-            place = run / seed / disk.level_name(index)
-            if (place / "ticket.safetensors").exists():
-                return place
-        raise RecipeError(
-            f"search.source={source!r} has no complete {disk.level_name(index)}: "
-            f"run it first, or take search.rounds={index - 1}"
-        )
+        piece = source_of(Board(run, disk.read_run_recipe(run)), Piece(self.seed, index))
+        if not (run / piece.name / "ticket.safetensors").exists() and not self._is_awaited(run, piece):
+            raise RecipeError(
+                f"search.source={source!r} has no complete {disk.level_name(index)} of seed {piece.seed}: "
+                f"run it first, or take search.rounds={index - 1}"
+            )
+        return run / piece.name
 
     def _account_scoring(self, seconds: float, flops: float) -> None:
         self.trainer.outcome.find += Price(seconds, flops, flops)
@@ -322,6 +323,12 @@ class SeedRun:
         return self.trainer.objective.example_inputs(model.eval(), self.judge.held_out.images(range(2)))
 
 
+def source_run(folder: Path, source: str) -> Path:
+    """The run that `search.source` of the run in `folder` names: one beside it, or a path."""
+    beside = folder.parent / source
+    return beside if (beside / "recipe.yaml").exists() else Path(source)
+
+
 def steps_by_piece(recipe: Recipe) -> Callable[[Piece], int]:
     """How many training steps each piece takes, with those that find its masks."""
     steps, method = recipe.training.steps, recipe.build_method()
@@ -343,12 +350,12 @@ def drop_damaged(folder: Path, recipe: Recipe) -> None:
             check_level(place)
         except (Damaged, TicketError) as error:
             warnings.warn(f"{error}: dropped, and made again", stacklevel=2)
-            shutil.rmtree(place)
+            disk.drop(place)
     method = recipe.build_method()
     if method.builds_on in ("before", "search"):
         for place in to_be_made_again(folder, method.rounds):
             warnings.warn(f"{place}: made again, as its trained weights were not kept (keep=ends)", stacklevel=2)
-            shutil.rmtree(place)
+            disk.drop(place)
 
 
 def steps_of_seed(recipe: Recipe) -> int:

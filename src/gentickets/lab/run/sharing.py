@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from gentickets.errors import GenticketsError
 from gentickets.files import link_or_copy
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.run import folder as disk
+from gentickets.lab.run.keeping import WEIGHTS
 from gentickets.lab.run.level import level_facts
-from gentickets.lab.run.pieces import Board, Piece, pieces_of
+from gentickets.lab.run.pieces import Board, Piece, pieces_of, source_of
 from gentickets.lab.run.prepare import Prepared
+from gentickets.lab.run.seed import source_run
 from gentickets.lab.run.stage import load_data
 from gentickets.lab.task import build_model
 from gentickets.masks.lineage import begun
@@ -32,19 +35,31 @@ class Donors:
     objective, training and evaluation gives its dense level, where this run's method starts from that training with
     the same rewind step; its ticket is then written anew, with this run's coverage. Files are linked, and
     `timing.json` says under `shared_from` who trained them. Runs that are worked on beside it (`ready.donors`) come
-    first, and are waited for.
+    first, and are waited for; `boards`: what is made of them there, by folder.
     """
 
-    def __init__(self, ready: Prepared):
-        self.ready = ready
+    def __init__(self, ready: Prepared, boards: Mapping[Path, Board] | None = None):
+        self.ready, self._boards = ready, {} if boards is None else boards
         self._gives: dict[tuple[Path, bool], bool] = {}
 
     def awaited(self, piece: Piece) -> bool:
-        """Whether a run that is worked on beside this one will make a piece that this one would only take over."""
-        return any(self._will_make(donor, piece) for donor in self.ready.donors)
+        """Whether a run that is worked on beside this one will make a piece that this one would only take over, or
+        the ticket that it is to carry over."""
+        if any(self._may_give(donor, piece) and self.will_make(donor, piece) for donor in self.ready.donors):
+            return True
+        method = self.ready.recipe.build_method()
+        if method.builds_on != "source" or piece.arm != "ticket" or not piece.level:
+            return False
+        run = source_run(self.ready.folder, getattr(method, "source"))  # noqa: B009
+        if not (run / "recipe.yaml").exists():
+            return False
+        return self.will_make(run, source_of(Board(run, disk.read_run_recipe(run)), piece))
 
-    def _will_make(self, donor: Path, piece: Piece) -> bool:
-        return self._may_give(donor, piece) and Board(donor, disk.read_run_recipe(donor)).is_to_come(piece)
+    def will_make(self, run: Path, piece: Piece) -> bool:
+        """Whether a piece is not there, and a run that is worked on before this one will make it."""
+        donor = next((donor for donor in self.ready.donors if _is_same(donor, run)), None)
+        board = None if donor is None else self._boards.get(donor)
+        return board is not None and board.is_to_come(piece)
 
     def expected(self, taking: Mapping[Path, Mapping[int, str]]) -> dict[int, str]:
         """Seed → the run from which its dense model will come, where that is not trained here.
@@ -102,6 +117,10 @@ class Donors:
             fits = _on_same_ground(self.ready, donor) and same(disk.read_run_recipe(donor))
             self._gives[donor, whole] = fits
         return self._gives[donor, whole]
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    return one == other or one.resolve() == other.resolve()
 
 
 def taken_over(recipes: Sequence[Recipe]) -> list[dict[Piece, int]]:
@@ -163,7 +182,8 @@ def _take_as_it_is(donor: Path, piece: Piece, place: Path, fence: int, called: s
     with disk.building(place, fence) as partial:
         for file in source.iterdir():
             if file.name != "timing.json":
-                link_or_copy(file, partial / file.name)
+                with suppress(*([FileNotFoundError] if file.name in WEIGHTS else [])):  # let go of a moment ago
+                    link_or_copy(file, partial / file.name)
         timing = disk.read_json(source / "timing.json")
         disk.write_json(partial / "timing.json", {"shared_from": called, **timing})
         if not piece.level:

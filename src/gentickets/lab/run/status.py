@@ -68,7 +68,7 @@ class Watch:
         if board.is_complete(piece):
             return PieceStatus(piece, "done")
         if not board.is_to_come(piece):
-            return PieceStatus(piece, "left out", why="its chain ended before it")
+            return PieceStatus(piece, "left out", why=board.why_left_out(piece))
         newest = self._claims.newest(piece.name)
         if newest is not None:
             return self._claimed(piece, newest)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab.judging import Judge
 from gentickets.lab.results.reading import read_run, write_csv
 from gentickets.lab.run import folder as disk
-from gentickets.lab.run.claims import Claim, Claims
+from gentickets.lab.run.claims import Claim, Claims, sweep
 from gentickets.lab.run.pieces import Board, Piece, in_order, pieces_of
 from gentickets.lab.run.prepare import Prepared
 from gentickets.lab.run.processes import interrupt, side_by_side, stopping
@@ -31,7 +31,8 @@ from gentickets.lab.run.stage import check_same_data, load_data, make_judge
 from gentickets.lab.run.trainer import Event, Tell
 
 LOOK_SECONDS = 1.0
-"""How often a worker that waits for others looks whether they are done."""
+"""How soon a worker that waits for others looks whether they are done: then ever more seldom, after a tenth of the time
+that it has waited, but several times a lease."""
 
 Stop = Callable[[], bool]
 
@@ -62,27 +63,40 @@ def make_piece(ready: Prepared, name: str, tell: Tell) -> str:
     piece = Piece.of(name)
     if piece not in pieces_of(ready.recipe):
         raise RecipeError(f"{ready.folder} has no piece {name}: `gentickets status {ready.folder} --all` shows all")
-    if Board(ready.folder, ready.recipe).is_to_come(piece):
+    board = Board(ready.folder, ready.recipe)
+    if board.is_to_come(piece):
         disk.check_same_versions(ready.folder, disk.read_run_origin(ready.folder))
     with stopping(urgent=interrupt) as stop:
         made = Worker([ready], tell, stop).make(piece)
-    return f"{ready.folder / name}: {'complete' if made else 'not made: its chain ended before it'}"
+    return f"{ready.folder / name}: {'complete' if made else f'not made: {board.why_left_out(piece)}'}"
 
 
 def write_results(folder: Path) -> None:
     """Writes a run's tables. One command at a time, and each by what is complete then: the last one knows it all."""
     with disk.one_line_errors(folder), disk.locked(folder, wait=True):
-        write_csv(read_run(folder))
+        run = read_run(folder)
+        write_csv(run)
+        for level in run.levels:
+            disk.sweep(level.folder)
+        sweep(folder)
 
 
 def work(runs: Sequence[Prepared], tell: Tell, stop: Stop) -> None:
     """Makes piece after piece in this process until none is left; waits while others make what is missing."""
-    worker = Worker(runs, tell, stop)
+    worker, waited = Worker(runs, tell, stop), 0.0
     while worker.is_anything_left():
         if stop():
             raise KeyboardInterrupt
-        if not worker.make_one():
-            time.sleep(LOOK_SECONDS)
+        waited = 0.0 if worker.make_one() else waited + _pause(waited, worker.lease_seconds, stop)
+
+
+def _pause(waited: float, lease: float, stop: Stop) -> float:
+    """Waits before the next look at what others do; how long that was meant to be."""
+    pause = min(max(LOOK_SECONDS, waited / 10), lease / 8)
+    until = time.monotonic() + pause
+    while (left := until - time.monotonic()) > 0 and not stop():
+        time.sleep(min(left, LOOK_SECONDS))
+    return pause
 
 
 class Worker:
@@ -90,10 +104,15 @@ class Worker:
 
     def __init__(self, runs: Sequence[Prepared], tell: Tell, stop: Stop):
         self._tell, self._stop = tell, stop
-        self._sites = [_Site(ready) for ready in runs]
+        boards = {ready.folder: Board(ready.folder, ready.recipe) for ready in runs}
+        self._sites = [_Site(ready, boards) for ready in runs]
         self._last: tuple[_Site, int] | None = None
         self._seed_run: SeedRun | None = None
         self._claim: Claim | None = None
+
+    @property
+    def lease_seconds(self) -> float:
+        return self._sites[0].claims.lease_seconds
 
     def is_anything_left(self) -> bool:
         return any(site.board.ready() for site in self._sites)
@@ -103,8 +122,7 @@ class Worker:
         for site, piece in self._ready():
             if site.donors.awaited(piece):
                 continue
-            with disk.one_line_errors(site.folder):
-                claim = site.claims.take(piece.name)
+            claim = site.take(piece)
             if claim is not None:
                 self._make(site, piece, claim)
                 return True
@@ -115,16 +133,15 @@ class Worker:
 
         Raises `GenticketsError` where it is not ready.
         """
-        site = self._sites[0]
+        site, waited = self._sites[0], 0.0
         while site.board.is_to_come(piece):
             if self._stop():
                 raise KeyboardInterrupt
             if (needed := site.board.needs(piece)) is not None:
                 raise GenticketsError(f"{site.folder / piece.name} is not ready: it needs {needed}")
-            with disk.one_line_errors(site.folder):
-                claim = site.claims.take(piece.name)
+            claim = site.take(piece)
             if claim is None:
-                time.sleep(LOOK_SECONDS)
+                waited += _pause(waited, self.lease_seconds, self._stop)
             else:
                 self._make(site, piece, claim)
         return site.board.is_complete(piece)
@@ -138,23 +155,24 @@ class Worker:
         place = site.folder / piece.name
         try:
             with disk.one_line_errors(site.folder), own_faults():
-                made = site.board.is_complete(piece) or self._made(site, piece, claim)
-        except disk.Published:
-            claim.complete(site.claims, piece.name)
+                if not (site.board.is_complete(piece) or self._made(site, piece, claim)):
+                    site.board.leave_out(piece)
         except KeyboardInterrupt:
+            lost = claim.look()
             claim.give_back()
-            if not claim.lost or self._stop():
+            if not lost or self._stop():
                 raise
             self._drop(place, claim)
         except Exception as error:
-            lost, complete = claim.lost, site.board.is_complete(piece)
-            claim.give_back(failure=str(error) or type(error).__name__)
-            if not (lost or complete):
+            # Another has it since, and may have taken files from under this one.
+            lost = claim.look() or site.board.is_complete(piece) or isinstance(error, disk.Published)
+            claim.give_back(failure=None if lost else str(error) or type(error).__name__)
+            if not lost:
                 raise
-            self._drop(place, claim)  # another has it since, and may have taken files from under this one
+            self._drop(place, claim)
+            if site.board.is_complete(piece):
+                site.claims.forget(piece.name)
         else:
-            if not made:
-                site.board.leave_out(piece)
             claim.complete(site.claims, piece.name)
         finally:
             self._claim = None
@@ -162,7 +180,7 @@ class Worker:
     def _made(self, site: _Site, piece: Piece, claim: Claim) -> bool:
         if site.donors.take(piece, claim.number):
             return True
-        disk.go_on_from(site.folder / piece.name, claim.number, claim.clean)
+        disk.go_on_from(site.folder / piece.name, claim.number, claim.ended)
         torch.set_num_threads(site.ready.threads)
         return self._seed_run_of(site, piece.seed).make(piece, claim.number)
 
@@ -175,7 +193,8 @@ class Worker:
         """The seed that this worker was at, or another: its images and judge are loaded once a run."""
         if self._seed_run is None or self._last != (site, seed):
             recipe, images, judge = site.ready.recipe, *site.stage()
-            self._seed_run = SeedRun(recipe, site.folder, seed, images, judge, self._told(site), self._must_stop)
+            told, awaited = self._told(site), site.donors.will_make
+            self._seed_run = SeedRun(recipe, site.folder, seed, images, judge, told, self._must_stop, awaited)
             self._last = site, seed
             for other in self._sites:
                 if other is not site:
@@ -198,11 +217,23 @@ class Worker:
 class _Site:
     """A run as one worker sees it."""
 
-    def __init__(self, ready: Prepared):
+    def __init__(self, ready: Prepared, boards: Mapping[Path, Board]):
         self.ready, self.folder = ready, ready.folder
-        self.board, self.claims = Board(ready.folder, ready.recipe), Claims(ready.folder)
-        self.donors = Donors(ready)
+        self.board, self.claims = boards[ready.folder], Claims(ready.folder)
+        self.donors = Donors(ready, boards)
         self._stage: tuple[ImageSet, Judge] | None = None
+
+    def take(self, piece: Piece) -> Claim | None:
+        """A claim on a piece; None where it is somebody else's."""
+        with disk.one_line_errors(self.folder):
+            claim = self.claims.take(piece.name, above=disk.newest_fence(self.folder / piece.name))
+            try:
+                disk.check_same_run(self.folder, self.ready.id)
+            except GenticketsError:
+                if claim is not None:
+                    claim.give_back()
+                raise
+        return claim
 
     def stage(self) -> tuple[ImageSet, Judge]:
         """The training images, and the judge."""
