@@ -82,7 +82,7 @@ def ended(process, code=0):
     return said + complaints
 
 
-def until(condition, seconds=120):
+def until(condition, seconds=300):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it does not come to be"
@@ -126,7 +126,7 @@ def test_jobs_outlive_who_submitted_them_and_are_not_submitted_twice(slurm, plac
     waiting = begun(slurm, place, TWO)
     until(lambda: len(slurm.jobs()) == 2)
     jobs = slurm.jobs()
-    slurm.signal(waiting, signal.SIGINT)
+    slurm.signal(waiting, signal.SIGTERM)
     said = ended(waiting, 130)
     assert "the jobs go on; scancel --name=tiny-" in said
     assert set(slurm.jobs()) == set(jobs)
@@ -177,6 +177,7 @@ def test_a_node_that_sees_another_folder_is_told_in_one_line(slurm, place):
     assert "has another folder by that name" in ended(waiting, 2).splitlines()[-1]
 
 
+@pytest.mark.soak
 def test_what_sbatch_refuses_is_told_in_one_line(slurm, place):
     said = ended(begun(slurm, place, TWO, "--slurm", "partition=none"), 2).splitlines()[-1]
     assert said.startswith("gentickets: SLURM refused a job for seed-0/level-00: sbatch: error: ")
