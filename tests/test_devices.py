@@ -88,6 +88,7 @@ def test_a_stop_on_one_of_them_stops_both_and_what_goes_on_is_the_uninterrupted_
 
 
 def test_both_end_where_one_diverges(together):
+    assert both(together, "diverged_by_word_of_the_last_rank")["both"]
     assert both(together, "diverged_on_the_last_rank")["refused"].startswith(
         "Diverged: step 1: the loss of encoder+dec"
     )
