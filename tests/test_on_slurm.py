@@ -99,17 +99,19 @@ def saved(place):
     return any((place / RUN).glob("seed-0/.level-00*.partial/checkpoint.pt"))
 
 
-def test_jobs_of_which_one_is_preempted_make_what_one_machine_makes(slurm, place, undisturbed):
-    waiting = begun(slurm, place, TWO)
+@pytest.mark.parametrize("rounds", [0, pytest.param(1, marks=pytest.mark.soak)])
+def test_jobs_of_which_one_is_preempted_make_what_one_machine_makes(slurm, place, undisturbed, rounds):
+    recipe = {**TWO, "search": {**TWO["search"], "rounds": rounds}}
+    waiting = begun(slurm, place, recipe)
     until(lambda: trains(place))
-    first, second = sorted(slurm.jobs())
+    first, *later = sorted(slurm.jobs(), key=int)
     slurm.run("sbatch", "-p", "urgent", "-n2", "-o", "/dev/null", "--wrap", "sleep 1")
     until(lambda: slurm.field(first, "Restarts") == "1")
     assert saved(place)
-    assert slurm.field(second, "Dependency") == f"afterok:{first}(unfulfilled)"
+    assert [slurm.field(job, "Dependency") for job in later] == [f"afterok:{first}(unfulfilled)"] * rounds
     said = ended(waiting)
-    assert "2 jobs submitted, 0 were in the queue" in said
-    assert contents(place / RUN) == undisturbed(TWO)
+    assert f"{rounds + 1} jobs submitted, 0 were in the queue" in said
+    assert contents(place / RUN) == undisturbed(recipe)
     assert (place / RUN / "report.html").exists()
     assert not slurm.jobs()
 
