@@ -2,13 +2,15 @@
 
 What is timed is whole steps of `gt.training.train` on batches of 64. The two share each batch, average their gradients
 and agree after each step; with batch norm of each one's own images they train something else, which `train` refuses:
-that row only tells what synchronising it costs.
+that row only tells what synchronising costs. Beside time: what all processes of a way compute in a step, which a busy
+machine does not change as it changes time.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from multiprocessing.connection import Connection
@@ -19,73 +21,84 @@ import torch
 from torch import Tensor
 
 from benchmarks.contest import Contender, Contest, benchmark
-from benchmarks.processes import SECONDS, work
 from benchmarks.steps import build
 from gentickets.training import Settings, loop, train
 from gentickets.training.devices import several_devices
 from gentickets.training.whole_batch import WholeDraws
+
+SECONDS = 1.0
+"""About how long one measurement of the reference takes: short ones would time how processes are waited for."""
 
 
 @benchmark({"net": ("linear-ae", "vae", "dcgan")}, {"net": ("tiny-ae",)}, on_request=True)
 def devices(net: str) -> Contest:
     """A step of one training on one device with two threads, or on two with one each."""
     closing = ExitStack()
-    alone = [Rank(net, 0, 1, 2, True, None, closing)]
-    ways = {"one process, two threads": alone, "one process, one thread": [Rank(net, 0, 1, 1, True, None, closing)]}
-    for name, synchronised in {"two devices": True, "two devices, each its own batch norm": False}.items():
-        place = Path(closing.enter_context(tempfile.TemporaryDirectory()), "meeting")
-        ways[name] = [Rank(net, rank, 2, 1, synchronised, place, closing) for rank in (0, 1)]
-    for ranks in ways.values():
-        work(ranks, 3)  # type: ignore[arg-type]
-    steps = max(2, round(SECONDS / alone[0].seconds_a_step()))
-    contenders = {
-        name: Contender(lambda ranks=ranks: work(ranks, steps), per=steps)  # type: ignore[misc]
-        for name, ranks in ways.items()
+    ways = {
+        "one process, two threads": Way(net, 1, 2, True, closing),
+        "one process, one thread": Way(net, 1, 1, True, closing),
+        "two devices": Way(net, 2, 1, True, closing),
+        "two devices, each its own batch norm": Way(net, 2, 1, False, closing),
     }
+    steps = 3
+    for way in ways.values():
+        way(steps)
+    begun = time.perf_counter()
+    ways["one process, one thread"](steps)
+    steps = max(2, round(SECONDS * steps / (time.perf_counter() - begun)))
+    contenders = {name: Contender(way.run(steps), per=steps, figures=way.figures) for name, way in ways.items()}
     return Contest("one process, two threads", contenders, closing)
 
 
-class Rank:
-    """A process that trains a net, one of `size`, as many steps as it is told."""
+class Way:
+    """The processes of one way to train, which take as many steps as they are told."""
 
-    def __init__(
-        self, net: str, rank: int, size: int, threads: int, synchronised: bool, meeting: Path | None, closing: ExitStack
-    ):
+    def __init__(self, net: str, size: int, threads: int, synchronised: bool, closing: ExitStack):
         context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        told = (net, rank, size, threads, synchronised, meeting, theirs)
-        process = context.Process(target=_train, args=told, daemon=True)
-        process.start()
-        theirs.close()
-        closing.callback(process.join)
-        closing.callback(self.pipe.close)  # the first of the two to be called: it ends the process
+        place = Path(closing.enter_context(tempfile.TemporaryDirectory()), "meeting")
+        self._pipes: list[Connection] = []
+        self._cpu: list[tuple[int, float]] = []
+        self.figures: dict[str, float] = {}
+        for rank in range(size):
+            ours, theirs = context.Pipe()
+            told = (net, rank, size, threads, synchronised, place, theirs)
+            process = context.Process(target=_train, args=told, daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            closing.callback(process.join)
+        for pipe in self._pipes:
+            closing.callback(pipe.close)  # these are called first, and end the processes
 
-    def seconds_a_step(self) -> float:
-        import time
+    def __call__(self, steps: int) -> None:
+        for pipe in self._pipes:
+            pipe.send(steps)
+        spent = sum(pipe.recv() for pipe in self._pipes)
+        self._cpu.append((steps, spent))
+        if len(self._cpu) > 1:  # the first has the start of the processes in it
+            taken = sum(count for count, _ in self._cpu[1:])
+            self.figures["CPU ms"] = round(1e3 * (spent - self._cpu[0][1]) / taken, 2)
 
-        begun = time.perf_counter()
-        work([self], 3)  # type: ignore[list-item]
-        return (time.perf_counter() - begun) / 3
+    def run(self, steps: int) -> Any:
+        return lambda: self(steps)
 
 
 class _AsTold:
-    """One batch for every step, each given when a step was asked for."""
+    """One batch for every step, each given when a step was asked for; tells the seconds that were computed so far."""
 
     def __init__(self, batch: Tensor, pipe: Connection):
         self._batch, self._pipe, self._left = batch, pipe, -1
 
     def at(self, step: int) -> Tensor:
         if self._left == 0:
-            self._pipe.send(None)
+            self._pipe.send(time.process_time())
         if self._left <= 0:
             self._left = self._pipe.recv()
         self._left -= 1
         return self._batch
 
 
-def _train(
-    net: str, rank: int, size: int, threads: int, synchronised: bool, meeting: Path | None, pipe: Connection
-) -> None:
+def _train(net: str, rank: int, size: int, threads: int, synchronised: bool, meeting: Path, pipe: Connection) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     made = build(net)

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import forked  # noqa: F401 - the processes are forked from a server that has torch
@@ -23,6 +24,7 @@ from gentickets.pruning.prune import prune
 from gentickets.pruning.scores import magnitude
 from gentickets.search.rigl import DropAndGrow
 from gentickets.training import Settings, train
+from gentickets.training.whole_batch import WholeDraws, first_axis_of
 
 RECIPE = {
     "name": "two",
@@ -86,6 +88,7 @@ def test_a_stop_on_one_of_them_stops_both_and_what_goes_on_is_the_uninterrupted_
 
 
 def test_both_end_where_one_diverges(together):
+    assert both(together, "diverged_by_word_of_the_last_rank")["both"]
     assert both(together, "diverged_on_the_last_rank")["refused"].startswith(
         "Diverged: step 1: the loss of encoder+dec"
     )
@@ -113,6 +116,74 @@ def test_both_end_where_one_diverges(together):
 )
 def test_what_two_processes_would_train_otherwise_is_refused(together, name, words):
     assert words in both(together, f"refused_{name}")["refused"]
+
+
+# -- draws ----------------------------------------------------------------------------------------------------
+
+DRAWS = {
+    "randn": lambda images, rng: torch.randn(images.shape, generator=rng),
+    "rand": lambda images, rng: torch.rand(len(images), 1, 1, generator=rng),
+    "randint": lambda images, rng: torch.randint(3, 50, (len(images),), generator=rng),
+    "normal": lambda images, rng: torch.normal(1.0, 2.0, (3, len(images)), generator=rng),
+    "randn_like": lambda images, rng: torch.randn_like(images),
+    "bernoulli": lambda images, rng: torch.bernoulli(images, 0.3, generator=rng),
+    "in place": lambda images, rng: torch.empty_like(images).exponential_(2.0, generator=rng),
+    "normal of means": lambda images, rng: torch.normal(images, images + 1, generator=rng),
+    "normal of deviations": lambda images, rng: torch.normal(0.5, images, generator=rng),
+    "Normal": lambda images, rng: torch.distributions.Normal(0.0, 1.0).sample(images.shape),
+    "dropout": lambda images, rng: F.dropout(images, 0.4),
+    "channels": lambda images, rng: F.dropout2d(images[:, :, None], 0.4),
+    "alpha": lambda images, rng: F.alpha_dropout(images, 0.4, training=True),
+    "one for all": lambda images, rng: torch.rand(2, generator=rng),
+}
+
+
+@pytest.mark.parametrize("layout", ["as images lie", "batch innermost"])
+@pytest.mark.parametrize("name", DRAWS)
+def test_what_each_rank_draws_is_its_share_of_what_one_process_does(name, layout):
+    size, each, draw = 3, 4, DRAWS[name]
+    whole = torch.rand(size * each, 5, 7, generator=torch.Generator().manual_seed(2))
+
+    def laid(images):
+        return images.permute(1, 2, 0).contiguous().permute(2, 0, 1) if layout == "batch innermost" else images
+
+    def drawn(images, rank, size):
+        torch.manual_seed(7)
+        rng = torch.Generator().manual_seed(7)
+        with WholeDraws(first_axis_of([each]), rank, size, []):
+            return draw(laid(images), rng), torch.rand((), generator=rng), torch.rand(())
+
+    expected, *after = drawn(whole, 0, 1)
+    parts = [drawn(part, rank, size) for rank, part in enumerate(whole.chunk(size))]
+    assert all(found[1:] == tuple(after) for found in parts)  # all generators stand where one process's does
+    if name == "one for all":
+        assert all(torch.equal(found[0], expected) for found in parts)
+    else:
+        axis = 1 if name == "normal" else 0
+        assert torch.equal(torch.cat([found[0] for found in parts], axis), expected)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda images: torch.multinomial(torch.ones(5), 2),
+        lambda images: torch.poisson(images),
+        lambda images: torch.bernoulli(images),
+        lambda images: torch.distributions.Gamma(images + 1, 1.0).sample(),
+        lambda images: F.rrelu(-images, training=True),
+    ],
+)
+def test_an_operation_that_cannot_be_shared_out_is_refused_where_it_draws(draw):
+    with (
+        WholeDraws(first_axis_of([4]), 0, 2, []),
+        pytest.raises(
+            GenticketsError, match=r"^torch.\w+ is drawn while a loss is computed, of which 2 devices cannot"
+        ),
+    ):
+        draw(torch.rand(4, 5))
+    with WholeDraws(first_axis_of([4]), 0, 2, []):  # and not where it might
+        F.scaled_dot_product_attention(*torch.rand(3, 1, 1, 4, 5))
+        F.dropout(torch.rand(4, 5), 0.5, training=False)
 
 
 # -- of a recipe ----------------------------------------------------------------------------------------------

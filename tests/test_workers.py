@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import time
 import warnings
 from dataclasses import replace
 
@@ -12,6 +14,7 @@ import torch
 
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab.recipe import make_recipe
+from gentickets.lab.report import page
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run import plan
 from gentickets.lab.run.again import evaluate_again
@@ -19,7 +22,7 @@ from gentickets.lab.run.claims import Claims
 from gentickets.lab.run.keeping import let_go
 from gentickets.lab.run.pieces import Board, Piece
 from gentickets.lab.run.prepare import joined, prepared
-from gentickets.lab.run.status import Watch
+from gentickets.lab.run.status import Watch, statuses
 from gentickets.lab.run.work import Worker, make_piece, run_all, write_results
 from gentickets.lab.study.study import read_study, run_study
 from gentickets.search.imp import Imp
@@ -301,3 +304,40 @@ def test_workers_of_other_versions_or_data_are_refused_by_name(tmp_path, part, k
     with pytest.raises(RecipeError, match=f"{run.folder}.*(torch another|the data of)"):
         run_all([joined(run.folder)], ignore)
     assert not list(run.folder.glob("seed-0/*"))
+
+
+def test_the_page_of_a_run_in_the_making_says_where_it_stands(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "write_figures", lambda run: [])
+    run = begun(tmp_path, controls={"levels": [1], "redrawn_weights": False})
+    assert worker(run).make_one()
+    assert worker(run).make_one()
+    claims = Claims(run.folder)
+    held = claims.take("seed-0/level-02")
+    claims.take("seed-0/level-01-random_mask").give_back("it <rained>")
+    shown = page.write_report([run.folder]).read_text()
+    assert "2 done, 1 running, 1 failed of its trainings" in shown
+    assert "seed-0/level-02" in shown
+    assert "it &lt;rained&gt;" in shown
+    held.complete(claims, "seed-0/level-02")
+    finish(run)
+    assert "Where it stands" not in page.write_report([run.folder]).read_text()
+
+
+def test_a_silent_worker_of_another_machine_is_told_after_a_lease(tmp_path, monkeypatch):
+    monkeypatch.setenv("GENTICKETS_LEASE", "0.5")
+    run = begun(tmp_path, controls={"levels": []})
+    held = Claims(run.folder, lease_seconds=1e6).take("seed-0/level-00")
+    path = run.folder / ".claims" / "seed-0+level-00" / "1"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"machine": "another"}))
+    watch = Watch(run.folder)
+    assert watch.look().counts() == {"running": 1, "waiting": 2}
+    deadline = time.monotonic() + 30
+    while "running" in (found := watch.look()).counts() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert found.counts() == {"stopped": 1, "waiting": 2}
+    assert re.fullmatch(r"goes on with .*; process \d+ on .* has been silent for a lease", found.pieces[0].why)
+    held.give_back()
+    assert watch.look().pieces[0].why == "goes on with the next worker"
+    watches = {}
+    (tmp_path / "study.yaml").write_text("")
+    assert [one.folder.name for one in statuses(tmp_path, watches)] == ["tiny"]

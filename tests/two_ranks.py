@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gentickets import models
 from gentickets.data.batches import Labelled
-from gentickets.errors import GenticketsError
+from gentickets.errors import Diverged, GenticketsError
 from gentickets.masks.names import named_state
 from gentickets.masks.value import Masks
 from gentickets.objectives import ELBO, Adversarial, Autoencoding, Denoising, GainPenalty, Objective
@@ -212,15 +212,40 @@ def stopped_and_gone_on_with(fabric: Fabric | None, folder: Path) -> dict[str, A
     return {**found, "stopped at": 3 if stopped_at is None else stopped_at}
 
 
+class Broken(Source):
+    """The last rank's last image of the second step is none."""
+
+    def at(self, step: int) -> Tensor:
+        images: Tensor = super().at(step).clone()
+        images[-1] = torch.inf if step == 1 else images[-1]
+        return images
+
+
 @case
 def diverged_on_the_last_rank(fabric: Fabric | None, _: Path) -> dict[str, Any]:
-    class Broken(Source):
-        def at(self, step: int) -> Tensor:
-            images: Tensor = super().at(step).clone()
-            images[-1] = torch.inf if step == 1 else images[-1]
-            return images
-
     return trained(fabric, autoencoder(), Autoencoding(), source=Broken())
+
+
+class SaysSo(Autoencoding):
+    """Looks at its images itself, and ends a training by them."""
+
+    def losses(self, model: nn.Module, batch: Tensor, rng: torch.Generator) -> Iterator[Any]:
+        if not batch.isfinite().all():
+            raise Diverged("an image is not finite")
+        yield from super().losses(model, batch, rng)
+
+
+@case
+def diverged_by_word_of_the_last_rank(fabric: Fabric | None, _: Path) -> dict[str, Any]:
+    return {"both": ended_together(fabric, SaysSo())}
+
+
+def ended_together(fabric: Fabric | None, objective: Objective) -> bool:
+    try:
+        trained(fabric, autoencoder(), objective, source=Broken())
+    except Diverged:
+        return True
+    return False
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

@@ -317,7 +317,10 @@ def status(
     every: Annotated[bool, typer.Option("--all", help="Every piece, also what is done and what waits.")] = False,
 ) -> None:
     """Show where a run stands: what is done, running (where, how long, how fast), waiting or failed (why), time
-    left."""
+    left.
+
+    That a worker of another machine is silent can be seen by --watch alone, after a lease of three minutes.
+    """
     from gentickets.lab.listings import status_words
     from gentickets.lab.run.status import Watch, statuses
 
@@ -501,12 +504,15 @@ def _show_study(folder: Path) -> None:
         write_report,
         write_study,
     )
+    from gentickets.lab.run.folder import locked
     from gentickets.lab.study.comparison import read_comparison
 
     comparison = read_comparison(folder)
     for run in comparison.runs.values():
-        write_report([run])
-    page = write_study(comparison)
+        with locked(run.folder, wait=True):  # one command at a time, as `_renewed_page`
+            write_report([run])
+    with locked(folder, wait=True):
+        page = write_study(comparison)
     out.print(study_table(comparison))
     if (table := transfer_table(comparison)) is not None:
         out.print(table)

@@ -429,7 +429,7 @@ class _Loop:
         """The losses one by one, each computed in the precision asked for, of `images` that are this rank's."""
         made: list[Draw] = []
         while True:
-            with self._autocast(), self._of_whole_batch(images, made):
+            with self._autocast(), self._of_whole_batch(images, made), self._diverging_together():
                 item = next(losses, None)
             if item is None:
                 self.draws = tuple(made)
@@ -437,6 +437,15 @@ class _Loop:
             yield item
 
     # -- several ranks ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _diverging_together(self) -> Iterator[None]:
+        """Where the objective of one rank says that it has diverged, the loss of the others is none."""
+        try:
+            yield
+        except Diverged:
+            self.ranks.mean(torch.tensor(math.nan, device=self.fabric.device))
+            raise
 
     def _of_whole_batch(self, images: int, made: list[Draw]) -> Any:
         if not isinstance(self.ranks, Together):

@@ -80,7 +80,7 @@ class _Submission:
 
     def _submit_one(self, name: str, job: Job, after: list[str]) -> str:
         queue, asked = self._queue, self.options
-        executor = submitit.SlurmExecutor(queue.root / FOLDER, max_num_timeout=10**6)
+        executor = submitit.SlurmExecutor(queue.root / FOLDER, max_num_timeout=1000)
         more: dict[str, Any] = {"requeue": True, **asked.sbatch}
         if after:
             more |= {"dependency": f"afterok:{':'.join(after)}", "kill-on-invalid-dep": "yes"}

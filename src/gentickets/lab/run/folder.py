@@ -140,7 +140,9 @@ def building(place: Path, fence: int = 0) -> Iterator[Path]:
 
 
 def sweep(place: Path) -> None:
-    """Removes all that was built of a level that is complete. Whoever still builds there comes too late."""
+    """Removes all that was built of a level that is complete, and what was half written in it. Whoever still builds
+    there comes too late."""
+    remove_halves(place)
     for path in (*(path for _, path in _partials(place)), *place.parent.glob(f".{place.name}.*.copy")):
         shutil.rmtree(path, ignore_errors=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,10 +60,14 @@ def merge(runs: Sequence[Path], into: Path) -> list[str]:
 def _read(folder: Path) -> _Source:
     recipe, origin = disk.read_run_recipe(folder), disk.read_run_origin(folder)
     check_at_rest(folder)
-    seeds = [seed for seed in disk.seeds_in(folder) if any((folder / f"seed-{seed}").glob("level-*"))]
+    seeds = [seed for seed in disk.seeds_in(folder) if _has_levels(folder / f"seed-{seed}")]
     if not seeds:
         raise RecipeError(f"{folder}: no level is complete yet")
     return _Source(folder, recipe, origin, tuple(seeds))
+
+
+def _has_levels(seed_folder: Path) -> bool:
+    return not seed_folder.is_symlink() and any(seed_folder.glob("level-*"))
 
 
 def _check_alike(first: _Source, other: _Source) -> None:
@@ -91,7 +96,8 @@ def _check_seeds(sources: Sequence[_Source]) -> None:
 
 
 def _take(source: Path, target: Path) -> None:
-    """Links the complete levels of a seed, and its rewind point."""
+    """Links the complete levels of a seed, and its rewind point. What is no file or folder of a run's own, such as a
+    link in a stranger's, is left."""
     target.mkdir(parents=True)
     for entry in sorted(source.iterdir()):
         if entry.is_symlink() or entry.name.startswith("."):
@@ -99,9 +105,14 @@ def _take(source: Path, target: Path) -> None:
         if entry.is_dir():
             (target / entry.name).mkdir()
             for file in entry.iterdir():
-                link_or_copy(file, target / entry.name / file.name)
-        else:
+                if _is_plain(file):
+                    link_or_copy(file, target / entry.name / file.name)
+        elif _is_plain(entry):
             link_or_copy(entry, target / entry.name)
+
+
+def _is_plain(file: Path) -> bool:
+    return stat.S_ISREG(file.lstat().st_mode)
 
 
 def _words(sources: Sequence[_Source], into: Path) -> list[str]:

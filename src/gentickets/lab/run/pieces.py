@@ -136,18 +136,26 @@ class Board:
         """What can be made now, seed by seed; nothing where nothing is left."""
         return [piece for seed in self.recipe.seeds for piece in self.standing(seed).ready]
 
-    def is_to_come(self, piece: Piece) -> bool:
-        """Whether a piece is not there, and will be made unless its chain ends before it."""
+    def is_to_come(self, piece: Piece, found: Standing | None = None) -> bool:
+        """Whether a piece is not there, and will be made unless its chain ends before it. `found`: how far its seed
+        is, where that is known."""
         if piece.seed not in self.recipe.seeds or self._is_settled(piece):
             return False
-        found = self.standing(piece.seed)
+        found = found or self.standing(piece.seed)
         if piece in found.ready:
             return True
-        return not found.ended and piece in pieces_of(self.recipe)
+        return not found.ended and self._is_wanted(piece)
 
-    def needs(self, piece: Piece) -> str | None:
+    def _is_wanted(self, piece: Piece) -> bool:
+        """Whether it is made where its chain goes to its end."""
+        if piece.arm == "ticket":
+            return piece.level <= self.recipe.rounds
+        controls = self.recipe.controls
+        return bool(getattr(controls, piece.arm)) and piece.level in controls.chosen(self.recipe.rounds)
+
+    def needs(self, piece: Piece, found: Standing | None = None) -> str | None:
         """What a piece that is to come waits for, in words; None where it can be made now."""
-        found = self.standing(piece.seed)
+        found = found or self.standing(piece.seed)
         if piece in found.ready:
             return None
         below = builds_on(piece)

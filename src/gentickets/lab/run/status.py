@@ -7,15 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from gentickets.errors import GenticketsError
+from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.run import folder as disk
-from gentickets.lab.run.claims import Beat, Claims, Held
-from gentickets.lab.run.pieces import Board, Piece, pieces_of
+from gentickets.lab.run.claims import Beat, Claims, Held, is_gone
+from gentickets.lab.run.pieces import Board, Piece, Standing, pieces_of
 from gentickets.lab.run.schedule import Load, simulate
 from gentickets.lab.run.seed import steps_by_piece
 
 State = Literal["done", "running", "stopped", "failed", "ready", "waiting", "left out"]
+
+_MOST_LEVELS = 10**5
+"""A folder may be a stranger's, and ask for any number."""
 
 
 @dataclass(frozen=True)
@@ -56,23 +59,26 @@ class Watch:
         self.folder, self._claims = folder, Claims(folder)
 
     def look(self) -> Status:
-        """How the run is now. Raises `RecipeError` where the folder is no run."""
+        """How the run is now. Raises `RecipeError` where the folder is no run, or one of more pieces than are told."""
         recipe = disk.read_run_recipe(self.folder)
         others = [seed for seed in disk.seeds_in(self.folder) if seed not in recipe.seeds]
         recipe = recipe.model_copy(update={"seeds": [*recipe.seeds, *others]})
+        if len(recipe.seeds) * (recipe.rounds + 1) > _MOST_LEVELS:
+            raise RecipeError(f"{self.folder}: more than {_MOST_LEVELS:,} levels are not told one by one")
         board = Board(self.folder, recipe)
-        pieces = tuple(self._status(board, piece) for piece in pieces_of(recipe))
+        found = {seed: board.standing(seed) for seed in recipe.seeds}
+        pieces = tuple(self._status(board, found[piece.seed], piece) for piece in pieces_of(recipe))
         return Status(self.folder, pieces, _seconds_left(self.folder, recipe, pieces))
 
-    def _status(self, board: Board, piece: Piece) -> PieceStatus:
+    def _status(self, board: Board, found: Standing, piece: Piece) -> PieceStatus:
         if board.is_complete(piece):
             return PieceStatus(piece, "done")
-        if not board.is_to_come(piece):
+        if not board.is_to_come(piece, found):
             return PieceStatus(piece, "left out", why=board.why_left_out(piece))
         newest = self._claims.newest(piece.name)
         if newest is not None:
             return self._claimed(piece, newest)
-        if (needed := board.needs(piece)) is not None:
+        if (needed := board.needs(piece, found)) is not None:
             return PieceStatus(piece, "waiting", why=needed)
         return PieceStatus(piece, "ready")
 
@@ -82,8 +88,12 @@ class Watch:
         where = str(newest.owner or "")
         if self._claims.is_live(piece.name):
             return PieceStatus(piece, "running", where, beat=newest.beat)
-        why = "goes on with the next worker" + ("" if newest.over else f"; {where} is gone, or silent")
-        return PieceStatus(piece, "stopped", why=why)
+        how = "" if newest.over else f"; {where} {'is gone' if _is_gone(newest) else 'has been silent for a lease'}"
+        return PieceStatus(piece, "stopped", why=f"goes on with the next worker{how}")
+
+
+def _is_gone(held: Held) -> bool:
+    return held.owner is not None and is_gone(held.owner)
 
 
 def statuses(folder: Path, watches: dict[Path, Watch]) -> list[Status]:

@@ -79,6 +79,7 @@ def write_results(folder: Path) -> None:
         for level in run.levels:
             disk.sweep(level.folder)
         sweep(folder)
+        disk.remove_halves(folder)
 
 
 def work(runs: Sequence[Prepared], tell: Tell, stop: Stop) -> None:
