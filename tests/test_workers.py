@@ -15,11 +15,12 @@ import torch
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.report import page
+from gentickets.lab.run import again, plan
 from gentickets.lab.run import folder as disk
-from gentickets.lab.run import plan
 from gentickets.lab.run.again import evaluate_again
 from gentickets.lab.run.claims import Claims
 from gentickets.lab.run.keeping import let_go
+from gentickets.lab.run.level import measure_level
 from gentickets.lab.run.pieces import Board, Piece
 from gentickets.lab.run.prepare import joined, prepared
 from gentickets.lab.run.status import Watch, statuses
@@ -173,6 +174,22 @@ def test_a_run_that_is_judged_anew_is_judged_by_one_recipe(tmp_path):
     with pytest.raises(RecipeError, match="judged anew"):
         slow.make_one()
     finish(joined(old.folder))
+
+
+def test_who_judges_anew_and_was_stopped_for_long_writes_nothing(tmp_path, monkeypatch):
+    run = begun(tmp_path)
+    assert worker(run).make_one()
+    before = (run.folder / "seed-0/level-00/metrics.json").read_bytes()
+
+    def stopped(*given):
+        shutil.rmtree(run.folder / ".claims")  # as others would take it over
+        return measure_level(*given)
+
+    monkeypatch.setattr(again, "measure_level", stopped)
+    with pytest.raises(GenticketsError, match="was worked on meanwhile"):
+        evaluate_again(run.folder, 50, None, None, ignore)
+    assert (run.folder / "seed-0/level-00/metrics.json").read_bytes() == before
+    finish(run)
 
 
 def test_nothing_is_taken_while_somebody_has_the_run_alone(tmp_path):
