@@ -137,6 +137,11 @@ class Slurm:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
+    def signal(self, started: subprocess.Popen[str], which: int) -> None:
+        """Sends a signal to a command that was started inside, which is the child of what led it there."""
+        children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+        os.kill(int(children[0]), which)
+
     def run(self, *words: object, cwd: Path | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Runs a command inside, and returns what came of it, as text."""
         done = subprocess.run(

@@ -1,18 +1,30 @@
 """One training on several devices: what two processes train together is what one trains alone."""
 
 import multiprocessing
+import warnings
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import forked  # noqa: F401 - the processes are forked from a server that has torch
 import two_ranks
 from gentickets.compiled import missing
+from gentickets.errors import GenticketsError, HardwareError, RecipeError
 from gentickets.lab.recipe import make_recipe
-from gentickets.lab.run.trainer import make_fabric
+from gentickets.lab.run.parcels import packed, unpacked
+from gentickets.lab.run.prepare import load_data
+from gentickets.lab.run.trainer import Trainer, make_fabric
+from gentickets.lab.task import build_model
+from gentickets.masks.names import clone, named_state
+from gentickets.masks.value import Masks
 from gentickets.objectives import Autoencoding
+from gentickets.pruning.prune import prune
+from gentickets.pruning.scores import magnitude
+from gentickets.search.rigl import DropAndGrow
 from gentickets.training import Settings, train
+from gentickets.training.whole_batch import WholeDraws, first_axis_of
 
 RECIPE = {
     "name": "two",
@@ -22,6 +34,8 @@ RECIPE = {
     "training": {"steps": 12, "batch_size": 8, "accelerator": "cpu"},
     "evaluation": {"features": "none"},
 }
+
+SNGAN = {"name": "paper-sngan", "width": 4, "latent": 3, "depth": 1}
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +88,7 @@ def test_a_stop_on_one_of_them_stops_both_and_what_goes_on_is_the_uninterrupted_
 
 
 def test_both_end_where_one_diverges(together):
+    assert both(together, "diverged_by_word_of_the_last_rank")["both"]
     assert both(together, "diverged_on_the_last_rank")["refused"].startswith(
         "Diverged: step 1: the loss of encoder+dec"
     )
@@ -101,6 +116,143 @@ def test_both_end_where_one_diverges(together):
 )
 def test_what_two_processes_would_train_otherwise_is_refused(together, name, words):
     assert words in both(together, f"refused_{name}")["refused"]
+
+
+# -- draws ----------------------------------------------------------------------------------------------------
+
+DRAWS = {
+    "randn": lambda images, rng: torch.randn(images.shape, generator=rng),
+    "rand": lambda images, rng: torch.rand(len(images), 1, 1, generator=rng),
+    "randint": lambda images, rng: torch.randint(3, 50, (len(images),), generator=rng),
+    "normal": lambda images, rng: torch.normal(1.0, 2.0, (3, len(images)), generator=rng),
+    "randn_like": lambda images, rng: torch.randn_like(images),
+    "bernoulli": lambda images, rng: torch.bernoulli(images, 0.3, generator=rng),
+    "in place": lambda images, rng: torch.empty_like(images).exponential_(2.0, generator=rng),
+    "normal of means": lambda images, rng: torch.normal(images, images + 1, generator=rng),
+    "normal of deviations": lambda images, rng: torch.normal(0.5, images, generator=rng),
+    "Normal": lambda images, rng: torch.distributions.Normal(0.0, 1.0).sample(images.shape),
+    "dropout": lambda images, rng: F.dropout(images, 0.4),
+    "channels": lambda images, rng: F.dropout2d(images[:, :, None], 0.4),
+    "alpha": lambda images, rng: F.alpha_dropout(images, 0.4, training=True),
+    "one for all": lambda images, rng: torch.rand(2, generator=rng),
+}
+
+
+@pytest.mark.parametrize("layout", ["as images lie", "batch innermost"])
+@pytest.mark.parametrize("name", DRAWS)
+def test_what_each_rank_draws_is_its_share_of_what_one_process_does(name, layout):
+    size, each, draw = 3, 4, DRAWS[name]
+    whole = torch.rand(size * each, 5, 7, generator=torch.Generator().manual_seed(2))
+
+    def laid(images):
+        return images.permute(1, 2, 0).contiguous().permute(2, 0, 1) if layout == "batch innermost" else images
+
+    def drawn(images, rank, size):
+        torch.manual_seed(7)
+        rng = torch.Generator().manual_seed(7)
+        with WholeDraws(first_axis_of([each]), rank, size, []):
+            return draw(laid(images), rng), torch.rand((), generator=rng), torch.rand(())
+
+    expected, *after = drawn(whole, 0, 1)
+    parts = [drawn(part, rank, size) for rank, part in enumerate(whole.chunk(size))]
+    assert all(found[1:] == tuple(after) for found in parts)  # all generators stand where one process's does
+    if name == "one for all":
+        assert all(torch.equal(found[0], expected) for found in parts)
+    else:
+        axis = 1 if name == "normal" else 0
+        assert torch.equal(torch.cat([found[0] for found in parts], axis), expected)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda images: torch.multinomial(torch.ones(5), 2),
+        lambda images: torch.poisson(images),
+        lambda images: torch.bernoulli(images),
+        lambda images: torch.distributions.Gamma(images + 1, 1.0).sample(),
+        lambda images: F.rrelu(-images, training=True),
+    ],
+)
+def test_an_operation_that_cannot_be_shared_out_is_refused_where_it_draws(draw):
+    with (
+        WholeDraws(first_axis_of([4]), 0, 2, []),
+        pytest.raises(
+            GenticketsError, match=r"^torch.\w+ is drawn while a loss is computed, of which 2 devices cannot"
+        ),
+    ):
+        draw(torch.rand(4, 5))
+    with WholeDraws(first_axis_of([4]), 0, 2, []):  # and not where it might
+        F.scaled_dot_product_attention(*torch.rand(3, 1, 1, 4, 5))
+        F.dropout(torch.rand(4, 5), 0.5, training=False)
+
+
+# -- of a recipe ----------------------------------------------------------------------------------------------
+
+
+def trainer_of(recipe, folder):
+    images, _ = load_data(recipe.data)
+    made = Trainer(recipe, 0, images, 100, lambda event: None, lambda: False, lambda model: float(folder.stat().st_ino))
+    made.enter("level-00", folder)
+    return made, build_model(recipe, images, 0)
+
+
+def test_a_recipe_trains_on_two_devices_what_it_does_on_one_and_one_process_writes(tmp_path):
+    """Of a discriminator with spectral norms, one training after another, of which one diverges."""
+    found = {}
+    for devices in (1, 2):
+        training = {**RECIPE["training"], "devices": devices, "ema": 0.9}
+        raw = {**RECIPE, "training": training, "model": SNGAN, "objective": {"name": "adversarial", "n_critic": 2}}
+        recipe = make_recipe({**raw, "evaluation": {"every": 3}})
+        (folder := tmp_path / str(devices)).mkdir()
+        trainer, model = trainer_of(recipe, folder)
+        masks = prune(magnitude(model), fraction=0.5)
+        torch.manual_seed(0)
+        trainer.train(model, masks, 0, 3)
+        broken = clone(model)
+        for weight in broken.generator.parameters():
+            weight.data.fill_(torch.inf)
+        assert trainer.train(broken, Masks.dense(broken), 3, 6) is None
+        assert trainer.outcome.reason.startswith("step 3: the loss of discriminator is nan")
+        done = trainer.train(model, masks, 3, 6, hooks=[DropAndGrow(0.3, every=2, until=1)], batches=trainer.few(0.5))
+        found[devices] = {**named_state(model), **named_state(done.averaged)}, done.masks, sorted(folder.glob("**/*"))
+        assert len((folder / "curve.jsonl").read_text().splitlines()) == 2
+    (one, masks, files), (two, other, its) = found[1], found[2]
+    assert masks == other
+    assert [file.name for file in files] == [file.name for file in its]
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=0)
+
+
+def test_networks_of_any_parametrisation_come_out_of_a_parcel_as_they_went_in():
+    new, old = nn.utils.parametrizations, nn.utils
+    made = [new.spectral_norm, new.weight_norm, old.spectral_norm, old.weight_norm, new.orthogonal]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the old forms
+        network = nn.Sequential(*(norm(nn.Linear(4, 4)) for norm in made))
+    network(torch.randn(3, 4))  # whose derived weights are no leaves then
+    again, inputs = unpacked(packed(network)), torch.randn(3, 4)
+    assert list(named_state(again)) == list(named_state(network))
+    assert torch.equal(again(inputs), network(inputs))
+    assert torch.equal(again(inputs), network(inputs))  # after another power iteration
+    network.score = lambda images: images
+    with pytest.raises(GenticketsError, match="cannot be handed to another process"):
+        packed(network)
+
+
+def test_devices_that_share_no_batch_equally_or_are_not_there_are_refused(monkeypatch):
+    def of(**training):
+        return make_recipe({**RECIPE, "training": {**RECIPE["training"], **training}})
+
+    with pytest.raises(RecipeError, match=r"batch_size=8 cannot be shared out equally among training.devices=3: take"):
+        of(devices=3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(HardwareError, match=r"^training.devices=2: this machine has 1 GPUs; take training.devices=1$"):
+        make_fabric(of(devices=2, accelerator="cuda"))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(HardwareError, match=r"torchrun started 4 processes; take training.devices=4, or start"):
+        make_fabric(of(devices=2, accelerator="cpu"))
 
 
 # -- one device, whatever there is around it ------------------------------------------------------------------

@@ -14,9 +14,11 @@ from gentickets.errors import RecipeError
 from gentickets.lab import report as pages
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.recipe.plain_yaml import write_yaml
+from gentickets.lab.run import folder as folder_module
+from gentickets.lab.run import keeping
 from gentickets.lab.run import plan as planning
 from gentickets.lab.run.folder import changed_files
-from gentickets.lab.run.keeping import let_go
+from gentickets.lab.run.keeping import let_go, to_be_made_again
 from gentickets.lab.run.plan import Plan, fit_disk, used_disk
 from gentickets.lab.run.prepare import load_data, make_judge
 from gentickets.lab.run.seed import SeedRun
@@ -102,6 +104,24 @@ def test_what_is_let_go_of_later_is_let_go_of_as_on_the_way(whole, ends, tmp_pat
     assert files(seed) == files(ends)
 
 
+def test_who_looks_while_weights_go_finds_a_whole_level(whole, tmp_path, monkeypatch):
+    seed = tmp_path / "seed-0"
+    shutil.copytree(whole, seed)
+    read = folder_module.read_file
+
+    def reads(path, *more):
+        if path.name == "trained.safetensors":
+            let_go(seed, "ends")
+        return read(path, *more)
+
+    monkeypatch.setattr(folder_module, "read_file", reads)
+    assert changed_files(seed / "level-02") == []
+    monkeypatch.undo()
+    assert weighted(seed) == ["level-00", "level-03"]
+    (seed / "level-02" / "ticket.safetensors").unlink()
+    assert changed_files(seed / "level-02") == ["ticket.safetensors"]
+
+
 def test_a_run_grows_by_rounds_and_controls(ends, stage, tmp_path):
     more = {"search": RAW["search"] | {"rounds": 4}, "controls": {"levels": [1, 2, 4]}}
     at_once = run(tmp_path / "at-once", stage, **more)
@@ -113,15 +133,32 @@ def test_a_run_grows_by_rounds_and_controls(ends, stage, tmp_path):
     assert {name.split("/")[0] for name in files(grown)} == {name.split("/")[0] for name in every}
 
 
-def test_what_a_damaged_level_rested_on_is_made_again_with_it(ends, stage, tmp_path):
+@pytest.mark.parametrize(("damaged", "with_it"), [("level-03", 2), ("level-02", 1)])
+def test_what_a_damaged_level_rested_on_is_made_again_with_it(ends, stage, tmp_path, damaged, with_it):
     seed = tmp_path / "seed-0"
     shutil.copytree(ends, seed)
-    path = seed / "level-03" / "ticket.safetensors"
+    path = seed / damaged / "ticket.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.warns(UserWarning, match=r"level-0\d.*(dropped|its trained weights were not kept)") as told:
         run(tmp_path, stage, keep="ends")
-    assert sum("trained weights were not kept" in str(one.message) for one in told) == 2
+    assert sum("trained weights were not kept" in str(one.message) for one in told) == with_it
     assert files(seed) == files(ends)
+
+
+def test_a_level_that_is_published_while_it_is_looked_for_leaves_all_as_it_is(ends, tmp_path, monkeypatch):
+    seed, hidden = tmp_path / "seed-0", tmp_path / "hidden"
+    shutil.copytree(ends, seed)
+    (seed / "level-03").rename(hidden)
+    assert [place.name for place in to_be_made_again(seed, 3)] == ["level-02", "level-01"]
+    read = keeping.read_file
+
+    def reads(path, *more):
+        if hidden.exists():  # by another worker, whose next step lets the level before go
+            hidden.rename(seed / "level-03")
+        return read(path, *more)
+
+    monkeypatch.setattr(keeping, "read_file", reads)
+    assert to_be_made_again(seed, 3) == []
 
 
 def test_a_level_that_ended_the_chain_untrained_leaves_the_last_trained_one(whole, tmp_path):

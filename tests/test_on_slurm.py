@@ -126,7 +126,7 @@ def test_jobs_outlive_who_submitted_them_and_are_not_submitted_twice(slurm, plac
     waiting = begun(slurm, place, TWO)
     until(lambda: len(slurm.jobs()) == 2)
     jobs = slurm.jobs()
-    waiting.send_signal(signal.SIGINT)
+    slurm.signal(waiting, signal.SIGINT)
     said = ended(waiting, 130)
     assert "the jobs go on; scancel --name=tiny-" in said
     assert set(slurm.jobs()) == set(jobs)
@@ -145,16 +145,16 @@ def test_who_does_not_wait_has_the_page_written_by_a_job(slurm, place, undisturb
 
 
 @pytest.mark.soak
-def test_the_end_of_a_jobs_time_is_no_end(slurm, place, undisturbed):
-    """SLURM counts in minutes: a minute of time, all but the last seconds of which are notice."""
-    recipe = {**TWO, "training": {**TWO["training"], "steps": 40_000}}
-    waiting = begun(slurm, place, recipe, "--slurm", "time=60s notice=45s")
+def test_a_job_whose_time_is_up_queues_again(slurm, place, undisturbed):
+    """SLURM gives notice by USR2, here at once: its time has minutes for units."""
+    waiting = begun(slurm, place, TWO)
     until(lambda: trains(place))
     job = min(slurm.jobs())
-    until(lambda: slurm.field(job, "Restarts") not in ("0", None))
+    slurm.run("scancel", "--signal=USR2", job)
+    until(lambda: slurm.field(job, "Restarts") == "1")
     assert saved(place)
     ended(waiting)
-    assert contents(place / RUN) == undisturbed(recipe)
+    assert contents(place / RUN) == undisturbed(TWO)
 
 
 @pytest.mark.soak
@@ -194,4 +194,25 @@ def test_an_array_of_plain_commands_shares_a_run(slurm, place, undisturbed):
     slurm.run("sbatch", "-p", "urgent", "-n2", "-o", "/dev/null", "--wrap", "sleep 1")
     until(lambda: saved(place))
     until(lambda: not slurm.jobs(), 300)
+    assert contents(place / RUN) == undisturbed(recipe)
+
+
+@pytest.mark.soak
+def test_a_plain_command_that_is_told_before_its_time_is_up_saves_its_state(slurm, place):
+    recipe = {**TWO, "training": {**TWO["training"], "steps": 10**6}, "search": {"rounds": 0}}
+    (place / "recipe.yaml").write_text(json.dumps(recipe))
+    (place / "job.sh").write_text(f"#!/bin/bash\nexec {' '.join(GENTICKETS)} find recipe.yaml\n")
+    words = ("sbatch", "--parsable", "--time=2", "--signal=B:USR1@30", "-o", "log", place / "job.sh")
+    job = slurm.run(*words, cwd=place).stdout.strip()
+    slurm.wait(job, "FAILED", "TIMEOUT", "COMPLETED")
+    assert (slurm.field(job, "ExitCode"), slurm.field(job, "JobState")) == ("130:0", "FAILED")
+    assert (place / "log").read_text().splitlines()[-1] == "stopped; the same command goes on from here"
+    assert saved(place)
+
+
+@pytest.mark.soak
+def test_tasks_of_one_job_share_a_run(slurm, place, undisturbed):
+    recipe = {**TWO, "seeds": [0, 1]}
+    (place / "recipe.yaml").write_text(json.dumps(recipe))
+    slurm.run("srun", "--ntasks=2", *GENTICKETS, "find", "recipe.yaml", cwd=place)
     assert contents(place / RUN) == undisturbed(recipe)

@@ -239,7 +239,8 @@ def find(
     if ready.plan is not None:
         out.print(f"{asked.name}: {ready.plan.words()}")
     else:
-        out.print(f"{asked.name}: going on with {folder}{', as it was planned: --time has no say' if time else ''}")
+        said = " and ".join(option for option, given in (("--time", time), ("--disk", disk)) if given)
+        out.print(f"{asked.name}: going on with {folder}{f', as it was planned: no say for {said}' if said else ''}")
         if others := Watch(folder).look().counts().get("running"):
             out.print(f"{others} of its pieces are being made by others: `gentickets status {folder}` shows where")
     for lost in ready.gave_up:
@@ -258,7 +259,10 @@ def find(
     page = _renewed_page(folder)
     out.print(verdict_table([folder]))
     if ready.plan is not None and by.name == "local":
-        took, used = perf_counter() - begun, used_memory(read_run(folder), ready.workers)
+        took, used = (
+            perf_counter() - begun,
+            used_memory(read_run(folder), ready.workers * ready.recipe.training.devices),
+        )
         keep_time(folder, ready.plan, took, used)
         out.print(ready.plan.against(took, used, used_disk(folder)))
     out.print(f"results: {folder / 'results.csv'}\nreport:  {page}")

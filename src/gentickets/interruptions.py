@@ -37,6 +37,8 @@ class Interruptions:
 
     def hear(self) -> None:
         """Begins to listen. A signal that is ignored, as SIGHUP is under nohup, stays ignored."""
+        if self._over:
+            self.came, self._over = None, False
         sys.unraisablehook = _unless_an_interruption
         for which in POLITE:
             if signal.getsignal(which) is not signal.SIG_IGN:
@@ -48,6 +50,7 @@ class Interruptions:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for which in POLITE:
             signal.signal(which, signal.SIG_IGN)
+        sys.unraisablehook = sys.__unraisablehook__
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         if self._over:

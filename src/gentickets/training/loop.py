@@ -132,7 +132,8 @@ def train(
     may_be_sparse, moving = ranks.told((may_be_sparse, any(hook.moves_masks for hook in hooks)))
     if masks is None and moving:
         masks = Masks.dense(model)
-    _check_called_alike(ranks, model, masks, (settings, start_step, end_step, type(objective).__name__))
+    often = beside.get("report_every", REPORTED)
+    _check_called_alike(ranks, model, masks, (settings, start_step, end_step, often, type(objective).__name__))
     if masks is not None:
         masks.apply_(model)  # before anything passes through it, and before averages are made of it
     if settings.ema is not None and objective.averaged and end_step == settings.steps:
@@ -160,7 +161,7 @@ def train(
                 if due:
                     loop.call_hooks(step, end_step, batch, gradients, meter)
                 done = loop.ended or step == end_step
-                if done or step % beside.get("report_every", REPORTED) == 0:
+                if done or step % often == 0:
                     loop.check(step, losses, batch)
                     progress = Progress(step, {k: float(v) for k, v in losses.items()}, meter.rate())
                     if curve is not None:
@@ -428,7 +429,7 @@ class _Loop:
         """The losses one by one, each computed in the precision asked for, of `images` that are this rank's."""
         made: list[Draw] = []
         while True:
-            with self._autocast(), self._of_whole_batch(images, made):
+            with self._autocast(), self._of_whole_batch(images, made), self._diverging_together():
                 item = next(losses, None)
             if item is None:
                 self.draws = tuple(made)
@@ -436,6 +437,15 @@ class _Loop:
             yield item
 
     # -- several ranks ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _diverging_together(self) -> Iterator[None]:
+        """Where the objective of one rank says that it has diverged, the loss of the others is none."""
+        try:
+            yield
+        except Diverged:
+            self.ranks.mean(torch.tensor(math.nan, device=self.fabric.device))
+            raise
 
     def _of_whole_batch(self, images: int, made: list[Draw]) -> Any:
         if not isinstance(self.ranks, Together):

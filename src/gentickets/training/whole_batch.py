@@ -73,7 +73,9 @@ class WholeDraws(TorchDispatchMode):
             axis = self._axis(name, args[place])
             whole = func(*args[:place], self._whole(args[place], axis), *args[place + 1 :], **kwargs)
             return self._mine(whole, axis)
-        if name in _LIKE and not others and "out" not in kwargs:
+        if name == "normal" and "size" not in names and "out" not in kwargs:
+            return self._normal(*args, **kwargs)
+        if (name in _LIKE or func is torch.ops.aten.bernoulli.p) and not others and "out" not in kwargs:
             axis = self._axis(name, args[0].shape)
             return self._mine(func(self._whole_like(args[0], axis), *args[1:], **kwargs), axis)
         if name in _IN_PLACE and not others:
@@ -85,6 +87,14 @@ class WholeDraws(TorchDispatchMode):
         if name == "native_dropout":
             return self._dropped(func, *args)
         return self._watched(func, args, kwargs)
+
+    def _normal(self, mean: Any, deviation: Any, *, generator: torch.Generator | None = None) -> Tensor:
+        """Of means or deviations in tensors: standard ones of the whole batch, scaled and moved, as torch does it."""
+        given = [each for each in (mean, deviation) if isinstance(each, Tensor)]
+        shape = torch.broadcast_shapes(*(each.shape for each in given))
+        axis = self._axis("normal", shape)
+        whole = torch.empty(self._whole(shape, axis), dtype=given[0].dtype, device=given[0].device)
+        return self._mine(whole.normal_(generator=generator), axis).mul_(deviation).add_(mean)
 
     def _dropped(self, func: Any, given: Tensor, share: float, train: bool | None) -> Any:
         """The fused dropout of GPUs: (what is left, which places stayed)."""
@@ -168,33 +178,83 @@ class _WholeNorms(TorchFunctionMode):
         if not training:
             return func(input, running_mean, running_var, weight, bias, training, momentum, eps)
         rows = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
-        mean, variance, count = self._statistics(rows)
+        out, mean, variance, count = _Normed.apply(rows, weight, bias, eps, self._ranks)
         with torch.no_grad():
             if running_mean is not None:
                 running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             if running_var is not None:
                 running_var.lerp_((variance * (count / (count - 1))).to(running_var.dtype), momentum)
-        shape = [1, -1, *([1] * (input.dim() - 2))]
-        scale = torch.rsqrt(variance + eps) if weight is None else torch.rsqrt(variance + eps) * weight
-        out = (rows - mean.view(shape)) * scale.view(shape)
-        return (out if bias is None else out + bias.view(shape)).to(input.dtype)
+        return out.to(input.dtype)
 
-    def _statistics(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The mean and the variance of each channel over all ranks, and over how many numbers they are taken.
 
-        By each rank's own, and the means' distance from the mean of all: no large sums are subtracted.
-        """
-        variance, mean = torch.var_mean(rows, [0, *range(2, rows.dim())], correction=0)
-        count = mean.new_tensor([rows.numel() / max(1, len(mean))])
-        mine = torch.cat([mean, variance, count])
-        at = torch.zeros(self._ranks.size, 1, dtype=mine.dtype, device=mine.device)
-        at[self._ranks.rank] = 1
-        everyone = _Sum.apply(at * mine, self._ranks)
-        means, variances, counts = everyone.split([len(mean), len(mean), 1], 1)
-        total = counts.sum()
-        shares = counts / total
-        mean = (shares * means).sum(0)
-        return mean, (shares * (variances + (means - mean).square())).sum(0), total
+class _Normed(torch.autograd.Function):
+    """(images, gain, bias) → normed by the statistics of all ranks; and these: mean, variance, over how many numbers.
+
+    The first derivative is torch's own of given statistics, and what goes through these by hand: two passes over the
+    images. Where a derivative of it is wanted too, both are made of plain operations.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, ranks: Together
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        mean, variance, count = _statistics(rows, ranks)
+        ctx.save_for_backward(rows, weight, bias, mean, variance, count)
+        ctx.mark_non_differentiable(mean, variance, count)
+        ctx.eps, ctx.ranks = eps, ranks
+        return F.batch_norm(rows, mean, variance, weight, bias, False, 0.0, eps), mean, variance, count
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight, bias, mean, variance, count = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _again(grad, rows, weight, bias, ctx)
+        gain = torch.ones_like(mean) if weight is None else weight
+        given, by_gain, by_bias = torch.ops.aten.native_batch_norm_backward(
+            grad, rows, gain, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
+        of_gain, of_bias = ctx.ranks.sum_(torch.cat([by_gain, by_bias])).div_(count).chunk(2)
+        inverse = torch.rsqrt(variance + ctx.eps)
+        slope = -gain * inverse.square() * of_gain
+        shift = -gain * inverse * of_bias - slope * mean
+        shape = _along_channels(rows)
+        given = given.addcmul_(rows, slope.view(shape)).add_(shift.view(shape))
+        return given, None if weight is None else by_gain, None if bias is None else by_bias, None, None
+
+
+def _again(grad: Tensor, rows: Tensor, weight: Tensor | None, bias: Tensor | None, ctx: Any) -> tuple[Any, ...]:
+    """The derivatives, of plain operations that have derivatives themselves."""
+    mean, variance, _ = _statistics(rows, ctx.ranks)
+    scale, shape = torch.rsqrt(variance + ctx.eps), _along_channels(rows)
+    out = (rows - mean.view(shape)) * (scale if weight is None else scale * weight).view(shape)
+    out = out if bias is None else out + bias.view(shape)
+    given = [tensor for tensor in (rows, weight, bias) if tensor is not None]
+    wanted = [tensor for tensor in given if tensor.requires_grad]
+    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
+    of = [next(found) if t is not None and t.requires_grad else None for t in (rows, weight, bias)]
+    return (*of, None, None)
+
+
+def _along_channels(rows: Tensor) -> list[int]:
+    return [1, -1, *([1] * (rows.dim() - 2))]
+
+
+def _statistics(rows: Tensor, ranks: Together) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean and the variance of each channel over all ranks, and over how many numbers they are taken.
+
+    By each rank's own, and the means' distance from the mean of all: no large sums are subtracted.
+    """
+    variance, mean = torch.var_mean(rows, [0, *range(2, rows.dim())], correction=0)
+    count = mean.new_tensor([rows.numel() / max(1, len(mean))])
+    mine = torch.cat([mean, variance, count])
+    at = torch.zeros(ranks.size, 1, dtype=mine.dtype, device=mine.device)
+    at[ranks.rank] = 1
+    everyone = _Sum.apply(at * mine, ranks)
+    means, variances, counts = everyone.split([len(mean), len(mean), 1], 1)
+    total = counts.sum()
+    shares = counts / total
+    mean = (shares * means).sum(0)
+    return mean, (shares * (variances + (means - mean).square())).sum(0), total
 
 
 class _Sum(torch.autograd.Function):

@@ -133,10 +133,16 @@ class InSlurm:
 def in_ray(job: Job) -> None:
     """A job as Ray runs it: in the worker itself, which ends with its machine, or goes on where Ray alone is gone.
 
-    Asked to stop, it saves its state.
+    Asked to stop, by the driver or with its machine, it saves its state and takes the worker with it: then Ray begins
+    the piece again, unless it was the driver who asked.
     """
+    import typer
+
     from gentickets.cli import app
 
     job.check_seen()
     job.enter()
-    app(list(job.words), standalone_mode=False)
+    try:
+        app(list(job.words), standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        os._exit(STOPPED)

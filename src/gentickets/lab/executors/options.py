@@ -76,7 +76,11 @@ def read_options(kind: type[Options], given: Sequence[str], option: str) -> Opti
     """
     fields = {field.name: field.type == "dict[str, str]" for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     said: dict[str, object] = {}
-    for word in (word for entry in given for word in shlex.split(entry)):
+    try:
+        words = [word for entry in given for word in shlex.split(entry)]
+    except ValueError as error:
+        raise GenticketsError(f"{option} {' '.join(given)}: {error}") from None
+    for word in words:
         key, equals, value = word.partition("=")
         part, dot, rest = key.partition(".")
         if not equals or bool(dot) != fields.get(part):

@@ -19,6 +19,11 @@ class _Site:
     ready: Prepared
     board: Board
 
+    def to_come(self) -> list[Piece]:
+        """What is not there and is expected: a chain that has ended early has controls that nobody could foresee."""
+        foreseen = [piece for piece in pieces_of(self.ready.recipe) if self.board.is_to_come(piece)]
+        return [*foreseen, *(piece for piece in self.board.ready() if piece not in foreseen)]
+
 
 class ToDo:
     """What is to be made of some runs.
@@ -41,7 +46,7 @@ class ToDo:
         is not."""
         found = {}
         for site in self._sites:
-            for piece in filter(site.board.is_to_come, pieces_of(site.ready.recipe)):
+            for piece in site.to_come():
                 found[self._called(site.ready.folder, piece)] = self._before(site.ready, piece)
         return {name: tuple(one for one in before if one in found) for name, before in found.items()}
 
@@ -63,7 +68,7 @@ class ToDo:
         Whether nothing more is expected of it.
         """
         for site in self._sites:
-            for piece in filter(site.board.is_to_come, pieces_of(site.ready.recipe)):
+            for piece in site.to_come():
                 if self._called(site.ready.folder, piece) == name:
                     if piece.arm == "ticket":
                         return False
@@ -75,12 +80,13 @@ class ToDo:
 
     def _before(self, ready: Prepared, piece: Piece) -> list[str]:
         """What must be complete before a piece is sure to be ready: of its run, and of runs that it takes over from."""
-        found = [self._called(ready.folder, one) for one in _in_its_run(ready.recipe, piece)]
+        found = [self._called(ready.folder, one) for one in comes_after(ready.recipe, piece)]
         awaited = (donor for donor in ready.donors if Donors(replace(ready, donors=(donor,))).awaited(piece))
         return found + [self._called(donor, piece) for donor in awaited]
 
 
-def _in_its_run(recipe: Recipe, piece: Piece) -> list[Piece]:
+def comes_after(recipe: Recipe, piece: Piece) -> list[Piece]:
+    """What of its run must be complete before a piece is ready for sure, or is known not to come."""
     below = builds_on(piece)
     if below is None:
         return []

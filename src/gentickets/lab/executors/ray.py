@@ -49,22 +49,23 @@ def run_on_ray(runs: Sequence[Prepared], options: RayOptions, say: Callable[[str
 
 @contextmanager
 def _connected(options: RayOptions) -> Iterator[None]:
-    where = options.address
+    where = options.address or "local"
     _check_answers(where)
-    how = {"include_dashboard": False, "num_cpus": cores()} if where is None else {"address": where}
+    how = {"include_dashboard": False, "num_cpus": cores()} if where == "local" else {}
     try:
-        ray.init(**how, log_to_driver=False, logging_level="error")
+        ray.init(where, **how, log_to_driver=False, logging_level="error")
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise GenticketsError(f"--ray address={where}: no cluster of Ray can be reached there: {error}") from None
+        what = "no cluster can be started here" if where == "local" else "no cluster can be reached there"
+        raise GenticketsError(f"--ray address={where}: {what}: {error}") from None
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _check_answers(where: str | None) -> None:
+def _check_answers(where: str) -> None:
     """Ray itself tries an address at which nothing listens for minutes. Raises `GenticketsError`."""
-    host, colon, port = (where or "").rpartition(":")
+    host, colon, port = where.rpartition(":")
     if not (colon and port.isdigit()) or "/" in host:
         return
     try:

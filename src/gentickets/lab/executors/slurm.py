@@ -29,8 +29,8 @@ from gentickets.lab.run.work import write_results
 SETTLED_SECONDS = 90.0
 """How long what a job wrote may take to be seen here, once SLURM says that the job is complete."""
 
-REPORT = "report"
-"""The job that writes the tables and the page, where nobody waits for the others."""
+REST = "rest"
+"""The job that makes what nobody could foresee, and writes results and page, where nobody waits for the others."""
 
 
 def run_on_slurm(runs: Sequence[Prepared], options: SlurmOptions, say: Callable[[str], None], detach: bool) -> None:
@@ -38,11 +38,12 @@ def run_on_slurm(runs: Sequence[Prepared], options: SlurmOptions, say: Callable[
     to_do = ToDo(runs)
     if to_do.left():
         queue = _Queue(to_do.root)
-        jobs = _submit(to_do, queue, options, runs[0].threads, detach, say)
+        submission = _Submission(to_do, queue, options, runs[0].threads)
+        say(submission.submit(detach))
         if detach:
-            raise Detached(f"{len(jobs)} jobs are in the queue; {queue.how_to_end}")
+            raise Detached(f"nobody waits for them; {queue.how_to_end}")
         try:
-            _wait(to_do, queue, jobs, options, say)
+            _wait(to_do, queue, submission, say)
         except KeyboardInterrupt:
             say(f"the jobs go on; {queue.how_to_end}")
             raise
@@ -53,76 +54,81 @@ def run_on_slurm(runs: Sequence[Prepared], options: SlurmOptions, say: Callable[
 # -- submitting ---------------------------------------------------------------------------------------------
 
 
-def _submit(
-    to_do: ToDo, queue: _Queue, options: SlurmOptions, threads: int, detach: bool, say: Callable[[str], None]
-) -> dict[str, str]:
-    """Submits what is neither complete nor in the queue. Returns what is in it then: piece, or worker → job."""
-    jobs = queue.jobs()
-    before = len(jobs)
-    wanted: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
-    if options.workers:
-        wanted = {f"worker-{number + 1}": (to_do.words(), ()) for number in range(options.workers)}
-    else:
-        wanted = {name: (to_do.words(name), after) for name, after in to_do.left().items()}
-    if detach:
-        wanted[REPORT] = ("report", str(to_do.root)), tuple(wanted)
-    for name, (words, after) in wanted.items():
-        if name not in jobs:
-            job = Job(str(to_do.root), words, queue.token, os.getcwd())
-            jobs[name] = _submit_one(queue, name, job, [jobs[one] for one in after if one in jobs], options, threads)
-    say(f"{len(jobs) - before} jobs submitted, {before} were in the queue; logs: {to_do.root / FOLDER}")
-    return jobs
+class _Submission:
+    """What of some runs is with SLURM. `jobs`: piece, or worker → job."""
 
+    def __init__(self, to_do: ToDo, queue: _Queue, options: SlurmOptions, threads: int):
+        self._to_do, self._queue, self.options, self._threads = to_do, queue, options, threads
+        self.jobs = queue.jobs()
 
-def _submit_one(queue: _Queue, name: str, job: Job, after: list[str], asked: SlurmOptions, threads: int) -> str:
-    executor = submitit.SlurmExecutor(queue.root / FOLDER, max_num_timeout=10**6)
-    more: dict[str, Any] = dict(asked.sbatch)
-    if after:
-        more |= {"dependency": f"afterok:{':'.join(after)}", "kill-on-invalid-dep": "yes"}
-    more |= {"mem": asked.memory} if asked.memory else {}
-    executor.update_parameters(
-        job_name=queue.name,
-        comment=name,
-        wckey=None,
-        partition=asked.partition,
-        account=asked.account,
-        qos=asked.qos,
-        constraint=asked.constraint,
-        time=math.ceil(asked.time / 60),
-        gpus_per_node=asked.gpus or None,
-        cpus_per_task=asked.cpus or threads,
-        signal_delay_s=math.ceil(asked.notice),
-        additional_parameters=more,
-    )
-    try:
-        return str(executor.submit(InSlurm(job)).job_id)
-    except FailedJobError as error:
-        lines = [line for line in str(error).splitlines() if line.startswith("sbatch:")] or [str(error)]
-        raise GenticketsError(f"SLURM refused a job for {name}: {lines[-1]}") from None
+    def submit(self, with_rest: bool = False) -> str:
+        """Submits what is neither complete nor with SLURM; how many jobs, in words."""
+        before, root, options = len(self.jobs), self._to_do.root, self.options
+        wanted: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
+        if options.workers:
+            wanted = {f"worker-{number + 1}": (self._to_do.words(), ()) for number in range(options.workers)}
+        else:
+            wanted = {name: (self._to_do.words(name), after) for name, after in self._to_do.left().items()}
+        if with_rest:
+            wanted[REST] = self._to_do.words(), tuple(wanted)
+        for name, (words, after) in wanted.items():
+            if name not in self.jobs:
+                job = Job(str(root), words, self._queue.token, os.getcwd())
+                self.jobs[name] = self._submit_one(name, job, [self.jobs[one] for one in after if one in self.jobs])
+        submitted = len(self.jobs) - before
+        return f"{submitted} jobs submitted, {before} were in the queue; logs: {root / FOLDER}"
+
+    def _submit_one(self, name: str, job: Job, after: list[str]) -> str:
+        queue, asked = self._queue, self.options
+        executor = submitit.SlurmExecutor(queue.root / FOLDER, max_num_timeout=1000)
+        more: dict[str, Any] = {"requeue": True, **asked.sbatch}
+        if after:
+            more |= {"dependency": f"afterok:{':'.join(after)}", "kill-on-invalid-dep": "yes"}
+        more |= {"mem": asked.memory} if asked.memory else {}
+        executor.update_parameters(
+            job_name=queue.name,
+            comment=name,
+            wckey=None,
+            partition=asked.partition,
+            account=asked.account,
+            qos=asked.qos,
+            constraint=asked.constraint,
+            time=math.ceil(asked.time / 60),
+            gpus_per_node=asked.gpus or None,
+            cpus_per_task=asked.cpus or self._threads,
+            signal_delay_s=math.ceil(asked.notice),
+            additional_parameters=more,
+        )
+        try:
+            return str(executor.submit(InSlurm(job)).job_id)
+        except FailedJobError as error:
+            lines = [line for line in str(error).splitlines() if line.startswith("sbatch:")] or [str(error)]
+            raise GenticketsError(f"SLURM refused a job for {name}: {lines[-1]}") from None
 
 
 # -- waiting ------------------------------------------------------------------------------------------------
 
 
-def _wait(
-    to_do: ToDo, queue: _Queue, jobs: Mapping[str, str], options: SlurmOptions, say: Callable[[str], None]
-) -> None:
+def _wait(to_do: ToDo, queue: _Queue, submission: _Submission, say: Callable[[str], None]) -> None:
     """Returns when all is complete. Raises `GenticketsError` where the jobs have ended and something is not."""
-    shown, total, gone_since = "", len(to_do.left()), dict[str, float]()
+    shown, gone_since = "", dict[str, float]()
+    total = len(to_do.left())
     while left := to_do.left():
-        states = queue.states()
+        submission.submit()
+        jobs, states = submission.jobs, queue.states()
+        total = max(total, len(left))
         words = f"{total - len(left)} of {total} pieces done; {_counted(states.values())}"
         if words != shown:
             say(words)
             shown = words
-        names = [name for name in jobs if name != REPORT] if options.workers else left
+        names = [name for name in jobs if "/" not in name] if submission.options.workers else left
         gone_since = {n: gone_since.get(n, time.monotonic()) for n in names if jobs.get(n) not in states}
         failed = [
             name for name in gone_since if not _may_still_be(to_do, queue, jobs.get(name), name, gone_since[name])
         ]
         if failed and not states:
             raise GenticketsError(queue.why(failed, jobs))
-        time.sleep(options.look)
+        time.sleep(submission.options.look)
 
 
 def _may_still_be(to_do: ToDo, queue: _Queue, job: str | None, name: str, since: float) -> bool:

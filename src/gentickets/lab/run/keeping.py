@@ -33,9 +33,10 @@ def let_go(seed_folder: Path, keep: str) -> None:
     if keep == "all":
         return
     places = list(_complete(seed_folder))
+    there = {index for index, arm, _ in places if not arm}
     last = max((index for index, arm, place in places if not arm and (place / TRAINED).exists()), default=0)
     for index, arm, place in places:
-        if arm or 0 < index < last:
+        if arm or (0 < index < last and index + 1 in there):  # one in the middle may be made again
             _remove_weights(place)
 
 
@@ -47,15 +48,33 @@ def _complete(seed_folder: Path) -> Iterator[tuple[int, str, Path]]:
 
 
 def _remove_weights(place: Path) -> None:
-    """First from the list of digests, so that whoever looks finds the level whole, wherever this ends."""
-    sums = place / disk.SUMS
-    if sums.exists():
-        lines = read_file(sums).decode().splitlines(keepends=True)
-        kept = [line for line in lines if line.rstrip("\n").partition("  ")[2] not in WEIGHTS]
-        if kept != lines:
-            replace_file(sums, "".join(kept).encode())
+    """First from the list of digests, so that whoever looks finds the level whole, wherever this ends.
+
+    A level of before there was such a list stays as it is: nothing would tell what was let go of from what was lost.
+    """
+    if (lines := _listed(place)) is None:
+        return
+    kept = {name: line for name, line in lines.items() if name not in WEIGHTS}
+    if len(kept) < len(lines):
+        replace_file(place / disk.SUMS, "".join(kept.values()).encode())
     for name in WEIGHTS:
         (place / name).unlink(missing_ok=True)
+
+
+def _listed(place: Path) -> dict[str, str] | None:
+    """File → its line in a level's list of digests; None without a list."""
+    try:
+        lines = read_file(place / disk.SUMS).decode().splitlines(keepends=True)
+    except (OSError, ValueError):
+        return None
+    return {line.rstrip("\n").partition("  ")[2]: line for line in lines}
+
+
+def _was_let_go_of(place: Path) -> bool:
+    """Whether a complete level was trained and has its weights no more, by the rule and not by an accident."""
+    if (place / TRAINED).exists() or (listed := _listed(place)) is None or TRAINED in listed:
+        return False
+    return bool(disk.read_metrics(place)["status"] != "disconnected")
 
 
 def trained_weights(place: Path) -> dict[str, Tensor]:
@@ -66,8 +85,7 @@ def trained_weights(place: Path) -> dict[str, Tensor]:
     try:
         return disk.load_weights(place / TRAINED)
     except Damaged:
-        # Asked afterwards: another worker may let them go while they are read.
-        if (place / TRAINED).exists() or not (place / "ticket.safetensors").exists():
+        if not _was_let_go_of(place):  # asked afterwards: another worker may let them go while they are read
             raise
     seed = place.parent.name.rpartition("-")[2]
     raise NotKept(
@@ -80,7 +98,7 @@ def trained_weights(place: Path) -> dict[str, Tensor]:
 def check_all_kept(folder: Path) -> None:
     """Raises `NotKept` where a run has let go of trained weights that measuring it again would need."""
     places = [place for seed in sorted(folder.glob("seed-*")) for _, _, place in _complete(seed)]
-    if gone := [place for place in places if not (place / TRAINED).exists() and _was_trained(place)]:
+    if gone := [place for place in places if _was_let_go_of(place)]:
         raise NotKept(
             f"{folder} cannot be measured again: the trained weights of {len(gone):,} of its {len(places):,} levels, "
             f"such as {gone[0]}, were let go of (keep=ends); with keep=all a run keeps them"
@@ -94,12 +112,14 @@ def to_be_made_again(seed_folder: Path, rounds: int) -> list[Path]:
     missing = True
     for index in range(rounds, 0, -1):
         place = seed_folder / disk.level_name(index)
-        if place.exists() and index < rounds and missing and not (place / TRAINED).exists() and _was_trained(place):
+        if place.exists() and index < rounds and missing and _was_let_go_of(place):
             found.append(place)
         else:
             missing = not place.exists()
-    return found
+    # What is missing may have been published meanwhile, and only then did the level before let its weights go.
+    published = [after for place in found if (after := _after(place)) not in found and after.exists()]
+    return [] if published else found
 
 
-def _was_trained(place: Path) -> bool:
-    return bool(disk.read_metrics(place)["status"] != "disconnected")
+def _after(place: Path) -> Path:
+    return place.with_name(disk.level_name(int(place.name.rpartition("-")[2]) + 1))

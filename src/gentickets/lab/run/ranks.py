@@ -40,6 +40,9 @@ from gentickets.training.devices import several_devices
 from gentickets.training.loop import train
 from gentickets.training.ranks import Ranks, Together
 
+_WORD = 2.0
+"""Seconds that another rank gives the first one to say what ended a training, before it says so itself."""
+
 _CALLS, _CALL, _END = "gentickets/calls", "gentickets/call", "gentickets/end"
 
 
@@ -184,7 +187,11 @@ def main() -> None:
     """A rank that another process started, until that one ends it or is gone."""
     meeting, rank, size, accelerator, precision = sys.argv[1:]
     _end_with_starter()
-    _take_part(accelerator, precision, int(rank), int(size), Path(meeting))
+    try:
+        _take_part(accelerator, precision, int(rank), int(size), Path(meeting))
+    except Exception as error:  # as a rule the first one's too, which says it, and ends this process meanwhile
+        time.sleep(_WORD)
+        sys.exit(_words(rank, error))
 
 
 def _end_with_starter() -> None:
@@ -198,17 +205,22 @@ def _end_with_starter() -> None:
 
 
 def _take_part(accelerator: str, precision: str, rank: int, size: int, meeting: Path | dist.Store) -> None:
-    """Takes part in trainings, one after another, until the first rank wants no more, or is gone."""
+    """Takes part in trainings, one after another, until the first rank wants no more.
+
+    What ends a training otherwise than by its end or a divergence, which are those of all ranks, goes through.
+    """
     warnings.simplefilter("ignore")  # the first one says them
     images: dict[str, ImageSet] = {}
-    try:
-        with several_devices(accelerator, precision, rank, size, meeting) as fabric:
-            ranks = Ranks.of(fabric)
-            assert isinstance(ranks, Together)
-            while (parcel := ranks.told()) is not None:
+    with several_devices(accelerator, precision, rank, size, meeting) as fabric:
+        ranks = Ranks.of(fabric)
+        assert isinstance(ranks, Together)
+        while (parcel := ranks.told()) is not None:
+            with suppress(Diverged):
                 _train(pickle.loads(parcel), fabric, ranks, images)
-    except RuntimeError:  # the first one is gone
-        return
+
+
+def _words(rank: object, error: Exception) -> str:
+    return f"gentickets: process {rank} of a training: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _train(job: Job, fabric: Fabric, ranks: Together, images: dict[str, ImageSet]) -> None:
@@ -221,7 +233,7 @@ def _train(job: Job, fabric: Fabric, ranks: Together, images: dict[str, ImageSet
         return
     torch.set_num_threads(job.threads)
     settings, start, end = job.recipe.training.settings(job.seed), job.start_step, job.end_step
-    with suppress(GenticketsError, KeyboardInterrupt):  # it is the first one's too, which says it
+    with suppress(KeyboardInterrupt):  # the first one's
         train(model, objective, batches, settings, masks=masks, start_step=start, end_step=end, fabric=fabric)
 
 
@@ -272,7 +284,12 @@ def serve_launched() -> None:
             time.sleep(0.2)
             continue
         accelerator, precision = store.get(f"{_CALL}/{number}").decode().split()
-        _take_part(accelerator, precision, rank, size, dist.PrefixStore(f"{_CALL}s/{number}", store))
+        try:
+            _take_part(accelerator, precision, rank, size, dist.PrefixStore(f"{_CALL}s/{number}", store))
+        except Exception as error:  # as in `main`
+            time.sleep(_WORD)
+            if not store.check([_END]):
+                print(_words(rank, error), file=sys.stderr)
         number += 1
 
 

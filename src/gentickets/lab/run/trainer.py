@@ -98,7 +98,7 @@ class Trainer:
         self.objective = recipe.build_objective()
         self.fabric = make_fabric(recipe)
         self.batches = build_batches(recipe, images, seed, self.fabric.device)
-        self._shares: list[tuple[Batches, float]] = [(self.batches, 1.0)]
+        self._few: dict[float, Batches] = {1.0: self.batches}
         self.total, self.done = total, 0
         self.stage, self.folder = "", Path()
         self.outcome = Outcome()
@@ -106,9 +106,10 @@ class Trainer:
 
     def few(self, share: float) -> Batches:
         """Batches of a share of the images, drawn by a fixed seed: the same for every level and seed."""
-        batches = build_batches(self.recipe, self.batches.images, self.seed, self.fabric.device, share)
-        self._shares.append((batches, share))
-        return batches
+        if share not in self._few:
+            images = self.batches.images
+            self._few[share] = build_batches(self.recipe, images, self.seed, self.fabric.device, share)
+        return self._few[share]
 
     def enter(self, stage: str, folder: Path) -> None:
         """Begins a level: its trainings go into `folder`, their price onto a new account."""
@@ -192,7 +193,7 @@ class Trainer:
         if training.devices == 1:
             yield self.fabric
             return
-        share = next((share for known, share in self._shares if known is batches), None)
+        share = next((share for share, few in self._few.items() if few is batches), None)
         job = Job(
             recipe=self.recipe,
             seed=self.seed,
