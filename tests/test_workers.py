@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from gentickets.errors import GenticketsError, RecipeError
+from gentickets.lab.executors.order import ToDo
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.report import page
 from gentickets.lab.run import again, plan
@@ -111,6 +112,11 @@ def test_who_carries_tickets_over_waits_for_them_and_trains_its_dense_model_mean
         pass
     made = {str(level.relative_to(folder)) for level in folder.glob("*/seed-0/level-*")}
     assert made == {"imp/seed-0/level-00", "carried/seed-0/level-00"}
+    with pytest.raises(GenticketsError, match=r"carried/seed-0/level-01 is not ready: it needs .*imp/seed-0/level-01"):
+        make_piece(carried, "seed-0/level-01", ignore)
+    jobs = ToDo([imp, carried]).left()
+    assert jobs["carried/seed-0/level-01"] == ("imp/seed-0/level-01",)
+    assert jobs["carried/seed-0/level-02"] == ("carried/seed-0/level-01", "imp/seed-0/level-02")
     held.complete(elsewhere, "seed-0/level-01")
     finish(imp, carried)
     for label in ("imp", "carried"):

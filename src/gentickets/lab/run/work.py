@@ -140,6 +140,8 @@ class Worker:
                 raise KeyboardInterrupt
             if (needed := site.board.needs(piece)) is not None:
                 raise GenticketsError(f"{site.folder / piece.name} is not ready: it needs {needed}")
+            for run, one in site.donors.carried(piece):
+                raise GenticketsError(f"{site.folder / piece.name} is not ready: it needs {run / one.name}")
             claim = site.take(piece)
             if claim is None:
                 waited += _pause(waited, self.lease_seconds, self._stop)
