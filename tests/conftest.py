@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 
+from gentickets.interruptions import POLITE
 from gentickets.masks.value import Masks
 
 torch.set_num_threads(1)
@@ -36,8 +38,9 @@ def _same_seed() -> None:
 @pytest.fixture(autouse=True)
 def _same_signals() -> Iterator[None]:
     """The program ends deaf to signals; where a test ran it in here, the next one's processes would inherit that."""
-    handlers = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)}
+    handlers, hook = {which: signal.getsignal(which) for which in POLITE}, sys.unraisablehook
     yield
+    sys.unraisablehook = hook
     for which, handler in handlers.items():
         signal.signal(which, handler)
 

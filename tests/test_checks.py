@@ -400,8 +400,13 @@ class Undecorated(Imp):
     share: float = 0.5
 
 
+def rootless(level):
+    """What a ticket says of itself, but for the rounds before it, which are of other masks."""
+    return {key: value for key, value in level.ticket.origin.items() if key != "lineage"}
+
+
 def other_masks(level, work, last):
-    level.ticket = gt.Ticket(~level.masks if level.index else level.masks, level.ticket.weights, level.ticket.origin)
+    level.ticket = gt.Ticket(~level.masks if level.index else level.masks, level.ticket.weights, rootless(level))
     return level
 
 
@@ -410,7 +415,7 @@ def random_instead(level, work, last):
     if not level.index:
         return level
     masks = gt.prune(gt.random_scores(level.model, level.index), to_sparsity=level.masks.sparsity)
-    ticket = gt.Ticket(masks, level.ticket.weights, level.ticket.origin)
+    ticket = gt.Ticket(masks, level.ticket.weights, rootless(level))
     return Level(level.index, masks, masks.apply_(level.model), ticket)
 
 
@@ -446,7 +451,7 @@ def moved_by_resuming(level, work, last):
 
 def of_one_layer(level, work, last):
     masks = level.masks if level.index < 2 else level.masks.select("decoder")
-    return Level(level.index, masks, level.model, gt.Ticket(masks, level.ticket.weights, level.ticket.origin))
+    return Level(level.index, masks, level.model, gt.Ticket(masks, level.ticket.weights, rootless(level)))
 
 
 def stray(level, work, last):
@@ -573,9 +578,7 @@ def dense_pruned(levels):
     for level in levels():
         if not level.index:
             masks = gt.prune(gt.magnitude(level.model), fraction=0.1)
-            level = Level(
-                0, masks, masks.apply_(level.model), gt.Ticket(masks, level.ticket.weights, level.ticket.origin)
-            )
+            level = Level(0, masks, masks.apply_(level.model), gt.Ticket(masks, level.ticket.weights, rootless(level)))
         yield level
 
 

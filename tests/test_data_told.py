@@ -21,7 +21,7 @@ from gentickets.data.folders import suffixes
 from gentickets.data.sources import split_of
 from gentickets.errors import DataError
 from gentickets.lab.recipe import make_recipe
-from gentickets.lab.run.prepare import load_data
+from gentickets.lab.run.stage import load_data
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ from gentickets.channels.shrinking import Shrinking
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.level import measure_level
-from gentickets.lab.run.prepare import load_data, make_judge
 from gentickets.lab.run.seed import SeedRun
+from gentickets.lab.run.stage import load_data, make_judge
 from gentickets.lab.task import build_model
 from gentickets.masks.names import named_state
 from gentickets.metrics.cost import training_flops

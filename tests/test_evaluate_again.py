@@ -10,8 +10,10 @@ from PIL import Image
 
 from gentickets.errors import RecipeError
 from gentickets.lab.recipe import make_recipe
-from gentickets.lab.run import prepare as module
-from gentickets.lab.run.prepare import evaluate_again, prepared, run_seeds
+from gentickets.lab.run import again as module
+from gentickets.lab.run.again import evaluate_again
+from gentickets.lab.run.prepare import prepared
+from gentickets.lab.run.work import run_all
 
 
 def pictures(folder, seed):
@@ -33,8 +35,7 @@ def run(tmp_path, monkeypatch):
         "training": {"steps": 4, "batch_size": 8, "threads": 1}, "search": {"rounds": 1, "fraction": 0.5},
         "controls": {"levels": []}, "evaluation": {"samples": 16},
     })  # fmt: skip
-    with prepared(recipe, tmp_path / "run") as ready:
-        run_seeds(ready, lambda event: None)
+    run_all([prepared(recipe, tmp_path / "run")], lambda event: None)
     return tmp_path / "run", tmp_path / "images"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,14 @@ SHORT = [
     "data.limit=200",
 ]
 """Behind a command that trains."""
+KEYS = ("keys", "my-key")
+SIGN = ("sign", "runs/quickstart-gan/seed-0/level-02", "--key", "my-key", "--out", "signed.ticket")
+APART = [
+    ("find", "quickstart/autoencoder", *SHORT, "search.rounds=1", "controls.levels=[]", f"seeds=[{n}]", f"name=own-{n}")
+    for n in range(3)
+]
+BEFORE = {"keys": [], "sign": [KEYS], "verify": [KEYS, SIGN], "merge": APART}
+"""What a command of a person with a key, or with seeds that were made apart, rests on."""
 QUICKER = {"transfer": SHORT, "evaluate": ["--samples", "130"]}
 
 
@@ -48,7 +57,7 @@ def commands_of_help():
 
 COMMANDS = list({tuple(words): (page, words) for page, words in (*commands_of_pages(), *commands_of_help())}.values())
 PLANNED = [(page, words) for page, words in COMMANDS if words[0] in ("find", "compare")]
-RUN = [(page, words) for page, words in COMMANDS if words[0] not in ("find", "compare")]
+RUN = [(page, words) for page, words in COMMANDS if words[0] not in ("find", "compare", "plan")]
 
 
 def named(case):
@@ -88,18 +97,22 @@ def test_there_are_examples_of_every_command():
     assert len(PLANNED) >= 16
 
 
-@pytest.mark.parametrize("case", PLANNED, ids=named)
-def test_what_would_train_can_be_planned_after_the_demo(case, program, tmp_path, cache, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("GENTICKETS_CACHE", str(cache))
+@pytest.fixture
+def measured(monkeypatch):
+    """Nothing is measured where something is planned."""
     quick = SimpleNamespace(features=None)
     monkeypatch.setattr(run_module, "make_judge", lambda *_: quick)
     monkeypatch.setattr(run_module, "threads_of", lambda *_: 1)
     monkeypatch.setattr(run_module, "measure", lambda *_: Plan(1e-4, 1e-3, 1, 1, 1.0, 1, 1))
+
+
+@pytest.mark.parametrize("case", PLANNED, ids=named)
+def test_what_would_train_can_be_planned_after_the_demo(case, program, tmp_path, cache, monkeypatch, measured):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GENTICKETS_CACHE", str(cache))
     for name in DEMO:  # as the demo leaves them: its runs are there, made by the recipes as they stand
         recipe = read_recipe(f"quickstart/{name}")
-        with run_module.prepared(recipe, tmp_path / "runs" / recipe.name):
-            pass
+        run_module.prepared(recipe, tmp_path / "runs" / recipe.name)
     _, words = case
     said = [*(word for word in words if not word.startswith("data.source=path/to/")), "data.source=digits"]
     assert re.search(r"about .*(memory|in all)|going on with", program(*said, "--plan"))
@@ -118,10 +131,25 @@ def demo(after_the_demo, program, cache, monkeypatch):
     return after_the_demo
 
 
+@pytest.mark.parametrize("case", [case for case in COMMANDS if case[1][0] == "plan"], ids=named)
+def test_what_more_workers_are_worth_is_told(case, program, tmp_path, monkeypatch, measured):
+    monkeypatch.chdir(tmp_path)
+    said = program(*case[1], "data.source=digits")
+    assert "one after the other" in said
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("case", RUN, ids=named)
 def test_what_works_on_the_demo_does(case, program, demo):
     page, words = case
     if "*" in " ".join(words):  # as a shell would
         words = [found for word in words for found in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]
+    if words[0] in BEFORE:  # no key is overwritten
+        for key in demo.glob("my-key*"):
+            key.unlink()
+    if words[0] == "merge":
+        shutil.rmtree(demo / "runs" / "own", ignore_errors=True)
+    for before in BEFORE.get(words[0], ()):
+        program(*before)
     quicker = [*SHORT, "--name", f"one-of-{page}"] if words[0] == "train" else QUICKER.get(words[0], [])
     assert program(*words, *quicker)

@@ -22,8 +22,8 @@ import gentickets as gt
 from gentickets import models
 from gentickets.data import ImageSet
 from gentickets.lab.recipe import make_recipe
-from gentickets.lab.run.prepare import load_data, make_judge
 from gentickets.lab.run.seed import SeedRun
+from gentickets.lab.run.stage import load_data, make_judge
 from gentickets.masks.names import clone, named_state
 from gentickets.objectives import ELBO, Adversarial, Autoencoding, Denoising, GainPenalty
 from gentickets.training.loop import Settings, train

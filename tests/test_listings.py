@@ -119,7 +119,8 @@ def test_a_ticket_is_told_layer_by_layer(tmp_path, make_autoencoder):
     assert rows(table)[0] == ("encoder.0.weight", "12x10", "90", "120", "25.00%")
     assert len(rows(table)) == len(masks)
     assert last[0] == 'origin: {"recipe": "r"}'
-    assert last[1] == "lineage: 0.0%, 25.0%"
+    assert last[1] == "lineage: 0.0%, 25.0%; not linked, as older versions wrote it: an edit would not show"
+    assert last[3] == "signature: none; nobody says that it is theirs"
     with pytest.raises(gt.GenticketsError):
         list(ticket_words(tmp_path / "absent.ticket"))
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import gentickets as gt
 from gentickets.lab.recipe import make_recipe
-from gentickets.lab.run.prepare import load_data, make_judge
 from gentickets.lab.run.seed import SeedRun, steps_of_seed
+from gentickets.lab.run.stage import load_data, make_judge
 from gentickets.masks.names import named_state
 from gentickets.pruning.lamp import lamp
 from gentickets.training import train

@@ -23,7 +23,7 @@ from gentickets.data import Batches, ImageSet, Labelled, load
 from gentickets.errors import DataError, GenticketsError, RecipeError
 from gentickets.lab.judging import SAMPLING_SEED, Judge, spread
 from gentickets.lab.recipe import EvaluationPart, Recipe, make_recipe
-from gentickets.lab.run.prepare import check_buildable
+from gentickets.lab.run.checks import check_buildable
 from gentickets.masks.names import clone, named_state
 from gentickets.metrics.cost import training_flops
 from gentickets.objectives import ELBO, Adversarial, Around, Autoencoding, Distilled, GainPenalty, Measure, Objective

@@ -30,7 +30,7 @@ from gentickets.data import ImageSet
 from gentickets.errors import DataError, RecipeError, TicketError
 from gentickets.lab.recipe import make_recipe, read_recipe, with_keys
 from gentickets.lab.recipe.file import kept_recipe
-from gentickets.lab.run.prepare import load_data
+from gentickets.lab.run.stage import load_data
 from gentickets.lab.study.study import read_study
 from gentickets.lab.task import made_model
 from gentickets.terminal import Terminal

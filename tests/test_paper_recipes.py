@@ -12,7 +12,9 @@ from gentickets.lab.recipe import is_study, read_recipe
 from gentickets.lab.report import write_report, write_study
 from gentickets.lab.results.reading import read_run
 from gentickets.lab.run import plan
-from gentickets.lab.run.prepare import check_buildable, prepared, run_seeds
+from gentickets.lab.run.checks import check_buildable
+from gentickets.lab.run.prepare import prepared
+from gentickets.lab.run.work import run_all
 from gentickets.lab.study.comparison import read_comparison
 from gentickets.lab.study.study import read_study, run_study
 
@@ -98,8 +100,7 @@ def test_every_table_and_figure_has_its_line_in_the_docs():
 @pytest.mark.parametrize("path", RUNS, ids=named)
 def test_the_smoke_budget_of_a_run_ends_with_a_verdict(path, tmp_path):
     recipe = read_recipe(path, budget="smoke")
-    with prepared(recipe, tmp_path) as ready:
-        run_seeds(ready, lambda event: None)
+    run_all([prepared(recipe, tmp_path)], lambda event: None)
     run = read_run(tmp_path)
     assert {(r.level, r.arm) for r in run.levels} >= {(0, "ticket"), (1, "ticket")}
     assert write_report([tmp_path]).exists()

@@ -10,8 +10,9 @@ from gentickets.durations import duration, size
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.run import plan as module
+from gentickets.lab.run.checks import check_buildable
 from gentickets.lab.run.plan import Plan, fit, measure, rehearsal
-from gentickets.lab.run.prepare import check_buildable, load_data
+from gentickets.lab.run.stage import load_data
 from gentickets.masks.names import named_state
 
 RAW = {
@@ -92,7 +93,10 @@ def test_disk_and_memory_are_told_of_the_weights_and_the_processes(ema, copies):
     judge = SimpleNamespace(measure=judged.append)
     plan = measure(recipe, images, judge, threads=1, workers=2)
     weights = sum(4 * tensor.numel() for tensor in named_state(judged[0]).values())
-    assert plan.disk_bytes == TRAININGS * (int(weights * (copies + 1 / 32)) + 200_000)
+    # A ticket and what was trained from it a training, the rewind step a seed, and a checkpoint a process.
+    beside = 3 * weights + 2 * (copies + 1) * weights
+    assert plan.disk_bytes == TRAININGS * (int(weights * (1 + 1 / 32)) + 200_000 + (copies - 1) * weights) + beside
+    assert plan.weight_bytes == weights
     assert plan.memory_bytes >= 2 * 10**8  # of two processes, in bytes
     assert plan.step_seconds > 0
     assert (plan.trainings, plan.steps, plan.threads) == (TRAININGS, STEPS, 1)

@@ -19,8 +19,9 @@ from gentickets.lab.report import write_report
 from gentickets.lab.results.reading import read_run, write_csv
 from gentickets.lab.results.verdict import judge
 from gentickets.lab.run import folder as disk
-from gentickets.lab.run.prepare import prepared, run_seeds
+from gentickets.lab.run.prepare import prepared
 from gentickets.lab.run.validation import BEST, Validation
+from gentickets.lab.run.work import run_all
 from gentickets.metrics import FeatureExtractor, FeatureStatistics, manifold_coverage
 from gentickets.metrics.frechet import Moments
 from tests.fuzz.runs import RECIPES
@@ -42,8 +43,7 @@ def run(whole, tmp_path):
 
 
 def go_on(folder):
-    with prepared(RECIPE, folder) as ready:
-        run_seeds(ready, lambda event: None)
+    run_all([prepared(RECIPE, folder)], lambda event: None)
 
 
 def level(run, name="level-01"):
@@ -76,8 +76,8 @@ def test_what_stands_in_a_files_place_is_refused_at_once(run):
 
 
 def opened_and_read(run):
-    with prepared(RECIPE, run, dry=True):
-        found = read_run(run).levels
+    prepared(RECIPE, run, dry=True)
+    found = read_run(run).levels
     # What is no file is no level's: then one is left out.
     (lost,) = (r for r in found if r.level == 1 and r.arm == "ticket") if len(found) == 5 else (None,)
     if lost is None or lost.timing is None:
@@ -91,8 +91,8 @@ def test_json_that_says_something_else_is_one_line(run, text):
         read_run(run)
     (level(run) / "metrics.json").unlink()
     (run / "origin.json").write_text(text)
-    with pytest.raises(RecipeError, match=r"origin\.json"), prepared(RECIPE, run, dry=True):
-        pass
+    with pytest.raises(RecipeError, match=r"origin\.json"):
+        prepared(RECIPE, run, dry=True)
 
 
 @pytest.mark.parametrize(("key", "value"), [("train_seconds", float("nan")), ("images", -1), ("find_seconds", 1e300)])
@@ -132,8 +132,8 @@ def test_a_folder_that_cannot_be_written_is_still_read(run, tmp_path):
 def test_levels_whose_recipe_is_lost_are_not_gone_on_with(run, lost):
     for name in lost:
         (run / name).unlink()
-    with pytest.raises(RecipeError, match=r"--fresh|name=…"), prepared(RECIPE, run, dry=True):
-        pass
+    with pytest.raises(RecipeError, match=r"--fresh|name=…"):
+        prepared(RECIPE, run, dry=True)
 
 
 @pytest.mark.parametrize("name", ["origin.json", "seed-0/level-01/metrics.json"])

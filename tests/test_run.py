@@ -118,6 +118,11 @@ def test_find_report_inspect_evaluate_and_list(gentickets, tmp_path):
     assert (run / "seed-1" / "level-04").exists()
 
 
+def has_begun(level: Path) -> bool:
+    curve = disk.partial_of(level) / "curve.jsonl"
+    return curve.exists() and curve.stat().st_size > 0
+
+
 def test_ctrl_c_keeps_what_is_computed_and_says_how_to_go_on(gentickets, tmp_path):
     recipe = {
         **TINY,
@@ -125,8 +130,7 @@ def test_ctrl_c_keeps_what_is_computed_and_says_how_to_go_on(gentickets, tmp_pat
     }
     process = gentickets("find", "recipe.yaml", recipe=recipe, wait=False)
     level = tmp_path / "runs" / "tiny" / "seed-0" / "level-00"
-    curve = disk.partial_of(level.with_name("level-01")) / "curve.jsonl"
-    while process.poll() is None and not (curve.exists() and curve.stat().st_size):
+    while process.poll() is None and not has_begun(level.with_name("level-01")):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
@@ -360,8 +364,8 @@ def test_a_plan_and_a_refused_fresh_start_leave_the_folder_as_it_was(gentickets,
 def test_a_run_that_was_fitted_says_so_when_it_goes_on(gentickets, tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "measure", lambda *_: Plan(0.001, 0.01, 1, 200, 0.21, 1000, 1000))
     asked = make_recipe({**TINY, "training": {**TINY["training"], "steps": 200}, "search": {"rounds": 0}})
-    with run_module.prepared(asked, tmp_path / "runs" / "tiny", seconds=0.155) as ready:
-        assert ready.recipe.training.steps == 140
+    ready = run_module.prepared(asked, tmp_path / "runs" / "tiny", seconds=0.155)
+    assert ready.recipe.training.steps == 140
     done = gentickets("find", "recipe.yaml", "training.steps=200", "search={rounds: 0}")
     assert "given up to fit into the time: training.steps 200 → 140" in done.stdout
     assert gt.Ticket.load(next((tmp_path / "runs" / "tiny").rglob("ticket.safetensors"))) is not None
@@ -371,8 +375,8 @@ def test_a_run_that_was_fitted_says_so_when_it_goes_on(gentickets, tmp_path, mon
 def test_a_seed_whose_process_is_killed_is_one_line(gentickets, tmp_path):
     recipe = {**TINY, "seeds": [0, 1], "training": {**TINY["training"], "steps": 10**6}}
     process = gentickets("find", "recipe.yaml", recipe=recipe, wait=False)
-    checkpoint = tmp_path / "runs" / "tiny" / "seed-0" / ".level-00.partial" / disk.CHECKPOINT
-    while process.poll() is None and not checkpoint.exists():
+    level = tmp_path / "runs" / "tiny" / "seed-0" / "level-00"
+    while process.poll() is None and not (disk.partial_of(level) / disk.CHECKPOINT).exists():
         time.sleep(0.05)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from gentickets.errors import GenticketsError
 from gentickets.lab.run import folder as disk
+from gentickets.lab.run.claims import check_at_rest
 
 ENDLESS = {
     "name": "endless",
@@ -41,13 +43,16 @@ def training(tmp_path_factory, request):
         text=True,
     )
     run = place / "runs" / "endless"
-    curves = [partial(run, seed) / "curve.jsonl" for seed in seeds]
-    while process.poll() is None and not all(curve.exists() and curve.stat().st_size for curve in curves):
+    while process.poll() is None and not all(has_begun(partial(run, seed) / "curve.jsonl") for seed in seeds):
         time.sleep(0.05)
     yield process, run
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def has_begun(curve: Path) -> bool:
+    return curve.exists() and curve.stat().st_size > 0
 
 
 def partial(run: Path, seed: int) -> Path:
@@ -87,8 +92,7 @@ def test_a_signal_to_the_whole_group_ends_it_with_both_states_saved(training, si
     assert ended(process) == (130, "stopped; the same command goes on from here")
     assert [(partial(run, seed) / disk.CHECKPOINT).exists() for seed in (0, 1)] == [True, True]
     assert not trainings(process)
-    with disk.locked(run):  # nobody holds it any more
-        pass
+    check_at_rest(run)  # nobody has a claim any more
 
 
 @pytest.mark.parametrize("training", [[0]], indirect=True)
@@ -112,29 +116,28 @@ def test_a_third_signal_ends_a_training_that_does_not_save(training):
     assert not trainings(process)
 
 
-def test_whoever_still_writes_holds_the_lock_and_an_orphan_ends(training):
+def test_whoever_still_writes_has_its_claim_and_an_orphan_ends(training):
     process, run = training
     child = next(number for number in trainings(process) if number != process.pid)
     os.kill(child, signal.SIGSTOP)
     process.kill()
     process.wait()
-    with pytest.raises(disk.GenticketsError, match="is being written by another command"), disk.locked(run):
-        pass
+    with pytest.raises(GenticketsError, match="is being worked on"):
+        check_at_rest(run)
     os.kill(child, signal.SIGCONT)
     deadline = time.monotonic() + 30
-    while not free(run) and time.monotonic() < deadline:
+    while not is_at_rest(run) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert free(run)
+    assert is_at_rest(run)
     assert not trainings(process)
 
 
-def free(run: Path) -> bool:
-    """Whether nobody holds a folder's lock."""
+def is_at_rest(run: Path) -> bool:
     try:
-        with disk.locked(run):
-            return True
-    except disk.GenticketsError:
+        check_at_rest(run)
+    except GenticketsError:
         return False
+    return True
 
 
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
@@ -144,7 +147,7 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
     lock = tmp_path / "run" / disk.LOCK
     for make in (lambda: lock.symlink_to(precious), lambda: os.mkfifo(lock), lock.mkdir):
         make()
-        with pytest.raises(disk.GenticketsError, match="is no lock of ours"), disk.locked(tmp_path / "run"):
+        with pytest.raises(GenticketsError, match="is no lock of ours"), disk.locked(tmp_path / "run"):
             pass
         lock.rmdir() if lock.is_dir() and not lock.is_symlink() else lock.unlink()
     assert precious.read_text() == "mine"

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,9 @@ from gentickets.lab.recipe.older import SHORT
 from gentickets.lab.report import write_study
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run import plan, trainer
-from gentickets.lab.run.prepare import load_data, prepared, run_seeds
+from gentickets.lab.run.prepare import prepared
+from gentickets.lab.run.stage import load_data
+from gentickets.lab.run.work import run_all
 from gentickets.lab.study.comparison import read_comparison, write_study_csv
 from gentickets.lab.study.small_dense import NEAR, parameters_of, same_size, sizes
 from gentickets.lab.study.study import COMPARED, METHODS, read_study, run_study
@@ -93,7 +96,7 @@ def trained(monkeypatch):
 
     def counting(model, objective, batches, given, **options):
         place = options["checkpoint"].path.parent
-        level = place.name.removesuffix(".partial").removeprefix(".")
+        level = re.fullmatch(r"\.(level-[^.]+)(\.\d+)?\.partial", place.name)[1]
         dense = options["masks"].alive == options["masks"].total
         calls.append((f"{place.parent.parent.name}/{level}", dense, options["start_step"], options["end_step"]))
         return original(model, objective, batches, given, **options)
@@ -103,14 +106,15 @@ def trained(monkeypatch):
 
 
 def run(study, folder, stages=None, stop_at=None):
-    """Runs a study in this process; raises `KeyboardInterrupt` where stage `stop_at` would begin."""
+    """Runs a study in this process; raises `KeyboardInterrupt` where stage `stop_at` first trains."""
 
     def begin(stage):
-        if stage.index == stop_at:
-            raise KeyboardInterrupt
         if stages is not None:
             stages.append((stage.label, stage.shared))
-        return lambda event: None
+        return stopped if stage.index == stop_at else lambda event: None
+
+    def stopped(event):
+        raise KeyboardInterrupt
 
     run_study(study, folder, begin)
 
@@ -240,8 +244,7 @@ def test_a_shared_dense_level_changes_nothing_of_an_arms_tickets(whole, label, t
     """The arm run by itself, with a dense training of its own, has the same tickets and the same trained weights."""
     folder, *_ = whole
     recipe = disk.read_run_recipe(folder / label)
-    with prepared(recipe, tmp_path / "alone") as ready:
-        run_seeds(ready, lambda event: None)
+    run_all([prepared(recipe, tmp_path / "alone")], lambda event: None)
     for level in ("level-00", "level-01", "level-02"):
         ours, alone = (place / "seed-0" / level for place in (folder / label, tmp_path / "alone"))
         tickets = [gt.Ticket.load(place / "ticket.safetensors") for place in (ours, alone)]
@@ -293,7 +296,7 @@ def test_a_study_killed_between_arms_goes_on_and_ends_as_if_it_had_not_been(whol
         run(study, folder, stop_at=2)
     assert {label for label, *_ in trained} == {
         "imp/level-00", "imp/level-01", "imp/level-02", "imp/level-02-random_mask",
-        "encoder/level-01", "encoder/level-02",
+        "encoder/level-01", "encoder/level-02", "snip/level-01",
     }  # fmt: skip
     comparison = read_comparison(folder)
     assert comparison.unread == ("rewound-to-0",)

@@ -11,8 +11,9 @@ from gentickets import cores as cores_module
 from gentickets.cores import cores, threads_at_most
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.run import threads as module
-from gentickets.lab.run.prepare import load_data, prepared
+from gentickets.lab.run.prepare import prepared
 from gentickets.lab.run.single import train_one
+from gentickets.lab.run.stage import load_data
 from gentickets.lab.run.threads import fastest, threads_of
 from gentickets.lab.task import build_model
 from gentickets.metrics.cost import training_flops
@@ -106,8 +107,7 @@ def test_what_was_measured_is_kept_with_the_run(monkeypatch, tmp_path):
     recipe = make_recipe(RAW)
     on_cores(monkeypatch, 4)
     monkeypatch.setattr(module, "fastest", lambda *_: 3)
-    with prepared(recipe, tmp_path / "run") as ready:
-        assert ready.threads == 3
+    assert prepared(recipe, tmp_path / "run").threads == 3
     before = torch.get_num_threads()
     try:
         train_one(recipe, tmp_path / "one", 0, None, lambda event: None)
@@ -118,8 +118,7 @@ def test_what_was_measured_is_kept_with_the_run(monkeypatch, tmp_path):
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
-    with prepared(recipe, tmp_path / "run") as ready:
-        assert ready.threads == 3
+    assert prepared(recipe, tmp_path / "run").threads == 3
 
 
 @pytest.mark.parametrize(

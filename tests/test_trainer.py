@@ -6,7 +6,7 @@ import torch
 import gentickets as gt
 from gentickets.compiled import missing
 from gentickets.lab.recipe import make_recipe
-from gentickets.lab.run.prepare import load_data
+from gentickets.lab.run.stage import load_data
 from gentickets.lab.run.trainer import Price, Trainer
 from gentickets.lab.run.validation import BEST
 from gentickets.lab.task import build_model

@@ -8,8 +8,8 @@ import torch
 import gentickets as gt
 from gentickets import models
 from gentickets.lab.recipe import make_recipe
-from gentickets.lab.run.prepare import load_data, make_judge
 from gentickets.lab.run.seed import SeedRun
+from gentickets.lab.run.stage import load_data, make_judge
 from gentickets.masks.names import named_state
 
 TRAINING = {"steps": 20, "batch_size": 8, "lr": 0.002}

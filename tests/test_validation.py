@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.results.reading import read_run, write_csv
 from gentickets.lab.run import folder as disk
-from gentickets.lab.run.prepare import evaluate_again, load_data, make_judge
+from gentickets.lab.run.again import evaluate_again
 from gentickets.lab.run.seed import SeedRun
+from gentickets.lab.run.stage import load_data, make_judge
 from gentickets.lab.run.validation import BEST, early_stopping_step
 from gentickets.masks.names import named_state
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         TicketError,
     )
     from gentickets.lab.report.judgement import Judgement, judge
-    from gentickets.masks import Masks, Overlap, Ticket, check_connected, left_out, overlap
+    from gentickets.masks import Difference, Masks, Overlap, Ticket, check_connected, difference, left_out, overlap
     from gentickets.metrics import (
         classifier_features,
         efficientnet_features,
@@ -75,6 +75,7 @@ __all__ = [
     "Cost",
     "DataError",
     "Denoising",
+    "Difference",
     "Disconnected",
     "Distilled",
     "Diverged",
@@ -102,6 +103,7 @@ __all__ = [
     "check_connected",
     "classifier_features",
     "cost",
+    "difference",
     "efficientnet_features",
     "frechet_distance",
     "grasp",
@@ -137,7 +139,7 @@ _HOMES = {
     "data": "ImageSet",
     "errors": "DataError Disconnected Diverged GenticketsError MaskError PruneError RecipeError ScoreError TicketError",
     "lab.report.judgement": "Judgement judge",
-    "masks": "Masks Overlap Ticket check_connected left_out overlap",
+    "masks": "Difference Masks Overlap Ticket check_connected difference left_out overlap",
     "metrics": "classifier_features efficientnet_features frechet_distance inception_features kernel_distance "
     "random_features",
     "metrics.cost": "Cost cost",

@@ -1,15 +1,18 @@
 """The command line: `gentickets`, or `python -m gentickets`."""
 
-import sys
+from gentickets.interruptions import interruptions, leave
 
 
 def main() -> None:
+    asked_to_stop = interruptions()
+    asked_to_stop.hear()
     try:
         from gentickets.cli import main as program
-    except KeyboardInterrupt:  # while the program is loaded
-        print("stopped; nothing had begun", file=sys.stderr)
-        sys.exit(130)
-    program()
+
+        program()
+    except KeyboardInterrupt:  # between the program's last word and its end
+        asked_to_stop.deafen()
+        leave()
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from time import perf_counter
+from tempfile import TemporaryDirectory
+from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,10 +22,12 @@ from rich.text import Text
 
 from gentickets import __version__
 from gentickets.errors import GenticketsError
+from gentickets.interruptions import STOPPED, interruptions
 from gentickets.lines import Lines
 from gentickets.terminal import Terminal, bear_with_any_encoding
 
 if TYPE_CHECKING:
+    from gentickets.lab.executors import Executor
     from gentickets.lab.study.study import Stage, Study
 
 app = typer.Typer(
@@ -39,6 +42,8 @@ err = Terminal(stderr=True)
 
 _NOTHING_TRAINED = 3
 """The exit code where every level diverged or was cut in two."""
+
+_WATCH_SECONDS = 5.0
 
 RecipeFile = Annotated[
     Path, typer.Argument(help="A recipe: a file, or one that `list recipes` names: quickstart/gan.", show_default=False)
@@ -58,6 +63,20 @@ PlanOnly = Annotated[bool, typer.Option("--plan", help="Only say what it will ta
 AllowCode = Annotated[
     bool, typer.Option("--allow-code", help="Run the code that a file names (my.py:name); what you type runs anyway.")
 ]
+ExecutorName = Annotated[
+    str, typer.Option("--executor", help="Where the pieces are made: local, in processes of this machine; slurm; ray.")
+]
+ToSlurm = Annotated[
+    list[str] | None,
+    typer.Option("--slurm", help="What each job asks for: 'partition=gpu time=4h gpus=1'.", show_default=False),
+]
+ToRay = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ray", help="The cluster, and what each task asks for: 'address=auto gpus=0.5'.", show_default=False
+    ),
+]
+Detach = Annotated[bool, typer.Option("--detach", help="Leave when the jobs are submitted.")]
 RunsFolder = Annotated[Path, typer.Option("--runs", help="Where run folders lie.")]
 
 
@@ -70,7 +89,8 @@ def main() -> None:
 
         serve_launched()
         sys.exit(0)
-    heard = _listening()
+    asked_to_stop = interruptions()
+    asked_to_stop.hear()
     if sys.argv[1:2] == ["help"]:
         sys.argv[1:] = [*sys.argv[2:], "--help"]
     try:
@@ -78,7 +98,7 @@ def main() -> None:
     except GenticketsError as error:
         code = _complain(str(error))
     except KeyboardInterrupt:
-        code = 130
+        code = STOPPED
     except OSError as error:
         if error.strerror is None:
             raise
@@ -87,7 +107,7 @@ def main() -> None:
     except typer.Abort as error:
         if isinstance(error.__cause__, EOFError):  # typer takes the end of any file for that of the terminal
             raise error.__cause__ from None
-        code = 130
+        code = STOPPED
     except Exception as error:
         if _is_a(error, "NoArgsIsHelpError"):
             out.print(error.format_message())  # type: ignore[attr-defined]
@@ -96,33 +116,18 @@ def main() -> None:
             code = _complain(f"{error.format_message()}; see --help")  # type: ignore[attr-defined]
         elif (own := _own_fault(error)) is not None:
             code = _complain(own)
-        elif heard:  # an import that was stopped may say so with an error of its own
-            code = 130
+        elif asked_to_stop.came:  # an import that was stopped may say so with an error of its own
+            code = STOPPED
         else:
             raise
-    for which in (signal.SIGINT, signal.SIGTERM):  # there is nothing left to stop
-        signal.signal(which, signal.SIG_IGN)
+    asked_to_stop.deafen()
     if launched:
         from gentickets.lab.run.ranks import end_launched
 
         end_launched()
-    if code == 130:
+    if code == STOPPED:
         err.print("stopped; the same command goes on from here")
     sys.exit(code)
-
-
-def _listening() -> list[int]:
-    """Until a training listens by itself, Ctrl-C and a polite kill end what is done; which of them came is noted."""
-    heard: list[int] = []
-
-    def hear(number: int, frame: object) -> None:
-        heard.append(number)
-        raise KeyboardInterrupt
-
-    for which in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(which) is not signal.SIG_IGN:
-            signal.signal(which, hear)
-    return heard
 
 
 def _drop_what_cannot_be_written() -> None:
@@ -176,6 +181,13 @@ def find(
     resume: Resume = True,
     plan_only: PlanOnly = False,
     allow_code: AllowCode = False,
+    disk: Annotated[
+        str | None, typer.Option("--disk", help="Fit what a new run keeps into this: 2GB, 500MB.", show_default=False)
+    ] = None,
+    executor: ExecutorName = "local",
+    slurm: ToSlurm = None,
+    ray: ToRay = None,
+    detach: Detach = False,
 ) -> None:
     """Find winning tickets: the dense model, a ladder of tickets, their controls, and the verdict.
 
@@ -185,50 +197,197 @@ def find(
     2 refused, in one line that says the mend; 130 stopped;
     3 every level diverged or was cut in two, as its page shows.
     """
-    from gentickets.durations import parse_time
+    from gentickets.durations import parse_size, parse_time
+    from gentickets.lab.executors import Detached, read_executor
     from gentickets.lab.recipe import check_keys, is_study, read_recipe
 
     check_keys(recipe, overrides or (), budget, allow_code)  # what is wrong with it is said without waiting for torch
+    by = read_executor(executor, slurm or (), ray or (), detach)
     if is_study(recipe):
         if time:
             raise GenticketsError(f"--time fits one run, and {recipe} is a study: take --budget, or training.steps=…")
+        if disk:
+            raise GenticketsError(f"--disk fits one run, and {recipe} is a study: take keep=ends")
         loading = _load_the_lab()
         from gentickets.lab.study.study import read_study
 
         study = read_study(recipe, overrides or (), None, budget, allow_code)
-        _run_study(study, runs, resume, plan_only, loading)
+        _run_study(study, runs, resume, plan_only, loading, by)
         return
-    seconds = parse_time(time) if time else None
+    seconds, most = parse_time(time) if time else None, parse_size(disk) if disk else None
     loading = _load_the_lab()
-    from gentickets.lab.report import verdict_table, write_report
-    from gentickets.lab.run.prepare import keep_time, prepared, run_seeds
+    from gentickets.lab.report import verdict_table
+    from gentickets.lab.results.reading import read_run
+    from gentickets.lab.run.plan import used_disk, used_memory
+    from gentickets.lab.run.prepare import keep_time, prepared
+    from gentickets.lab.run.status import Watch
 
     asked = read_recipe(recipe, overrides or (), budget, allow_code)
     folder = runs / asked.name
     command = shlex.join(["gentickets", *sys.argv[1:]])
-    with prepared(
-        asked, folder, seconds=seconds, fresh=not resume, dry=plan_only, command=command, loading_seconds=loading
-    ) as ready:
-        err.print(f"data: {ready.data}")
-        if ready.plan is not None:
-            out.print(f"{asked.name}: {ready.plan.words()}")
-        else:
-            out.print(f"{asked.name}: going on with {folder}{', as it was planned: --time has no say' if time else ''}")
-        for lost in ready.gave_up:
-            out.print(f"given up to fit into the time: {lost}")
-        if plan_only:
-            return
-        begun = perf_counter()
-        with _progress() as bars:
-            run_seeds(ready, _Teller(bars, ready.recipe.training.steps))
-    page = write_report([folder])
-    out.print(verdict_table([folder]))
+    ready = prepared(
+        asked,
+        folder,
+        seconds=seconds,
+        fresh=not resume,
+        dry=plan_only,
+        command=command,
+        loading_seconds=loading,
+        disk_bytes=most,
+    )
+    err.print(f"data: {ready.data}")
     if ready.plan is not None:
-        took = perf_counter() - begun
-        keep_time(folder, ready.plan, took)
-        out.print(ready.plan.against(took))
+        out.print(f"{asked.name}: {ready.plan.words()}")
+    else:
+        said = " and ".join(option for option, given in (("--time", time), ("--disk", disk)) if given)
+        out.print(f"{asked.name}: going on with {folder}{f', as it was planned: no say for {said}' if said else ''}")
+        if others := Watch(folder).look().counts().get("running"):
+            out.print(f"{others} of its pieces are being made by others: `gentickets status {folder}` shows where")
+    for lost in ready.gave_up:
+        out.print(f"given up to fit into the time: {lost}")
+    if ready.recipe.keep != asked.keep:
+        out.print("kept on disk: the trained weights of the dense model and the last ticket alone (keep=ends)")
+    if plan_only:
+        return
+    begun = perf_counter()
+    try:
+        with _progress() as bars:
+            by.execute([ready], _Teller(bars, ready.recipe.training.steps), bars.console.print)
+    except Detached as words:
+        out.print(f"{words}\nresults: will be in {folder}")
+        return
+    page = _renewed_page(folder)
+    out.print(verdict_table([folder]))
+    if ready.plan is not None and by.name == "local":
+        took, used = (
+            perf_counter() - begun,
+            used_memory(read_run(folder), ready.workers * ready.recipe.training.devices),
+        )
+        keep_time(folder, ready.plan, took, used)
+        out.print(ready.plan.against(took, used, used_disk(folder)))
     out.print(f"results: {folder / 'results.csv'}\nreport:  {page}")
     _check_trained([folder])
+
+
+@app.command(epilog="Example: gentickets work runs/quickstart-gan")
+def work(
+    run: Annotated[
+        Path, typer.Argument(help="The folder of a run that `find` has begun, or of a study.", show_default=False)
+    ],
+    piece: Annotated[
+        str | None,
+        typer.Option("--piece", help="Make this one alone: seed-0/level-03; of a study: ARM/…", show_default=False),
+    ] = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Work on a run beside others: on any machine that sees its folder, in any number of processes.
+
+    It takes one piece after the other (a level, or a control) until none is left, and waits for what others make.
+    With --piece: that one, once what it builds on is there. `find` of the same recipe joins a run too.
+    """
+    _load_the_lab()
+    from gentickets.lab.run.prepare import joined
+    from gentickets.lab.run.work import make_piece, run_all
+    from gentickets.lab.study.study import joined_arm, joined_runs
+
+    is_study = (run / "study.yaml").is_file()
+    with _progress() as bars:
+        if piece is not None:
+            arm, _, name = piece.partition("/") if is_study else ("", "", piece)
+            ready = joined_arm(run, arm, allow_code) if is_study else joined(run, allow_code)
+            out.print(make_piece(ready, name, _Teller(bars, ready.recipe.training.steps)))
+            return
+        runs = joined_runs(run, allow_code)
+        tellers = {
+            ready.folder.name: _Teller(bars, ready.recipe.training.steps, f"{ready.folder.name}, " if is_study else "")
+            for ready in runs
+        }
+        run_all(runs, lambda event: tellers[event.run](event))
+    if is_study:
+        _show_study(run)
+    else:
+        out.print(f"results: {run / 'results.csv'}\nreport:  {_renewed_page(run)}")
+    _check_trained([ready.folder for ready in runs])
+
+
+@app.command(epilog="Example: gentickets status runs/quickstart-gan --watch")
+def status(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or a study's.", show_default=False)],
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds, until all is done.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Every piece, also what is done and what waits.")] = False,
+) -> None:
+    """Show where a run stands: what is done, running (where, how long, how fast), waiting or failed (why), time
+    left.
+
+    That a worker of another machine is silent can be seen by --watch alone, after a lease of three minutes.
+    """
+    from gentickets.lab.listings import status_words
+    from gentickets.lab.run.status import Watch, statuses
+
+    watches: dict[Path, Watch] = {}
+    while True:
+        found = statuses(run, watches)
+        for one in found:
+            for part in status_words(one, every):
+                out.print(part)
+        if not watch or all(one.is_complete for one in found):
+            return
+        sleep(_WATCH_SECONDS)
+
+
+@app.command(epilog="Example: gentickets plan paper/table2 --budget desk --workers 16 --devices 4")
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    workers: Annotated[int, typer.Option(min=1, max=100_000, help="Up to how many processes work on it.")] = 8,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="How many devices they share; default: one each.", show_default=False)
+    ] = None,
+    budget: Budget = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Say what more workers are worth, before any is asked for: wall clock, waiting, price, the longest chain.
+
+    A few steps are measured here; the rest is played through by the rules that workers go by. Nothing is written.
+    """
+    from gentickets.lab.recipe import check_keys, is_study, read_recipe
+
+    check_keys(recipe, overrides or (), budget, allow_code)
+    loading = _load_the_lab()
+    from gentickets.lab.listings import scaling_words
+    from gentickets.lab.run.prepare import prepared
+    from gentickets.lab.run.scaling import longest, scaled
+    from gentickets.lab.study.study import read_study
+
+    if is_study(recipe):
+        recipes = [arm.recipe for arm in read_study(recipe, overrides or (), None, budget, allow_code).arms]
+    else:
+        recipes = [read_recipe(recipe, overrides or (), budget, allow_code)]
+    with TemporaryDirectory() as nowhere:
+        made = [prepared(one, Path(nowhere) / one.name, dry=True, loading_seconds=loading) for one in recipes]
+    plans = [ready.plan for ready in made if ready.plan is not None]
+    for part in scaling_words(scaled(recipes, plans, workers, devices), longest(recipes, plans), plans):
+        out.print(part)
+
+
+@app.command(epilog="Example: gentickets merge runs/own-0 runs/own-1 runs/own-2 --out runs/own")
+def merge(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folders of one recipe, with other seeds.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--out", help="The run folder to make.", show_default=False)],
+) -> None:
+    """Make one run of several that were made apart, each with seeds of its own; they stay as they are."""
+    from gentickets.lab.report import verdict_table
+    from gentickets.lab.run.merging import merge as merge_runs
+    from gentickets.lab.run.work import write_results
+
+    for words in merge_runs(runs, output):
+        out.print(words)
+    write_results(output)
+    page = _renewed_page(output)
+    out.print(verdict_table([output]))
+    out.print(f"results: {output / 'results.csv'}\nreport:  {page}")
 
 
 @app.command(epilog="Example: gentickets compare quickstart/vae seeds=[0,1] --methods imp,snip,synflow")
@@ -247,35 +406,52 @@ def compare(
     resume: Resume = True,
     plan_only: PlanOnly = False,
     allow_code: AllowCode = False,
+    executor: ExecutorName = "local",
+    slurm: ToSlurm = None,
+    ray: ToRay = None,
+    detach: Detach = False,
 ) -> None:
     """Compare ways of finding tickets: the same task by several methods, sparsities and seeds, with all controls.
 
     The dense model is trained once and shared. A plain recipe is compared by --methods; a study names its own arms.
     """
+    from gentickets.lab.executors import read_executor
     from gentickets.lab.recipe import check_keys
 
     check_keys(recipe, overrides or (), budget, allow_code)
+    by = read_executor(executor, slurm or (), ray or (), detach)
     loading = _load_the_lab()
     from gentickets.lab.study.study import read_study
 
     names = [name.strip() for name in methods.split(",") if name.strip()] if methods is not None else None
     study = read_study(recipe, overrides or (), names, budget, allow_code)
-    _run_study(study, runs, resume, plan_only, loading)
+    _run_study(study, runs, resume, plan_only, loading, by)
+
+
+def _renewed_page(folder: Path) -> Path:
+    """Writes a run's page; of several commands one at a time, so that the last one shows all that there is."""
+    from gentickets.lab.report import write_report
+    from gentickets.lab.run.folder import locked
+
+    with locked(folder, wait=True):
+        return write_report([folder])
 
 
 def _load_the_lab() -> float:
     """Loads what trains and judges; the seconds that it took, which is what starting a process takes."""
     begun = perf_counter()
-    for name in ("gentickets.lab.report", "gentickets.lab.study.study"):
+    for name in ("gentickets.lab.run.prepare", "gentickets.lab.report", "gentickets.lab.study.study"):
         import_module(name)
     return perf_counter() - begun
 
 
-def _run_study(study: Study, runs: Path, resume: bool, plan_only: bool, loading: float) -> None:
+def _run_study(study: Study, runs: Path, resume: bool, plan_only: bool, loading: float, by: Executor) -> None:
     """What `compare` does, and `find` of a study."""
     from gentickets.durations import duration
     from gentickets.lab.study.study import run_study
 
+    if by.detach:
+        raise GenticketsError("--detach is for a run: what a study does last needs somebody who waits for its jobs")
     folder = runs / study.name
     seconds, data = 0.0, ""
     with _progress() as bars:
@@ -290,9 +466,8 @@ def _run_study(study: Study, runs: Path, resume: bool, plan_only: bool, loading:
             return _Teller(bars, stage.ready.recipe.training.steps, f"{stage.index + 1}/{stage.total} {stage.label}, ")
 
         command = shlex.join(["gentickets", *sys.argv[1:]])
-        left_out = run_study(
-            study, folder, begin, fresh=not resume, dry=plan_only, command=command, loading_seconds=loading
-        )
+        how: Any = {"fresh": not resume, "dry": plan_only, "command": command, "loading_seconds": loading}
+        left_out = run_study(study, folder, begin, partial(by.execute, say=bars.console.print), **how)
     for label, reason in left_out.items():
         out.print(f"not run: {label}: {reason}")
     if plan_only:
@@ -329,12 +504,15 @@ def _show_study(folder: Path) -> None:
         write_report,
         write_study,
     )
+    from gentickets.lab.run.folder import locked
     from gentickets.lab.study.comparison import read_comparison
 
     comparison = read_comparison(folder)
     for run in comparison.runs.values():
-        write_report([run])
-    page = write_study(comparison)
+        with locked(run.folder, wait=True):  # one command at a time, as `_renewed_page`
+            write_report([run])
+    with locked(folder, wait=True):
+        page = write_study(comparison)
     out.print(study_table(comparison))
     if (table := transfer_table(comparison)) is not None:
         out.print(table)
@@ -483,7 +661,7 @@ def evaluate(
 ) -> None:
     """Measure every level of a run again, with other samples or features, and renew its results and report."""
     from gentickets.lab.report import verdict_table, write_report
-    from gentickets.lab.run.prepare import evaluate_again
+    from gentickets.lab.run.again import evaluate_again
 
     weights = str(inception_weights) if inception_weights else None
     with _progress() as bars:
@@ -596,6 +774,57 @@ def list_(
     if what not in LISTINGS:
         raise GenticketsError(f"list {what!r}: one of {', '.join(LISTINGS)}")
     out.print(LISTINGS[what](runs))
+
+
+# -- whose tickets are ----------------------------------------------------------------------------------------
+
+AnyTicket = Annotated[Path, typer.Argument(help="A ticket file, or a level's folder.", show_default=False)]
+
+
+@app.command(epilog="Example: gentickets keys my-key")
+def keys(
+    name: Annotated[Path, typer.Argument(help="The file of the private key; the public one is NAME.pub.")] = Path(
+        "gentickets-key"
+    ),
+) -> None:
+    """Make a pair of keys to sign tickets with: ed25519, in the files of OpenSSH. Nothing is overwritten."""
+    from gentickets.masks.signing import make_keys
+
+    out.print(f"{make_keys(name)}\nresults: {name}, for you alone; {name}.pub, to be given away")
+
+
+@app.command(epilog=f"Example: gentickets sign {_TICKET} --key my-key --out signed.ticket")
+def sign(
+    ticket: AnyTicket,
+    key: Annotated[Path, typer.Option("--key", help="Your private key of ed25519: OpenSSH or PEM.")],
+    output: Annotated[Path | None, typer.Option("--out", help="The file to write; default: in its place.")] = None,
+) -> None:
+    """Sign a ticket: whoever has your public key can see that every bit of it is as you signed it."""
+    from gentickets.lab import tickets
+
+    place, signed = tickets.sign(ticket, key, output)
+    out.print(f"{tickets.signature_words(signed)}\nresults: {place}")
+
+
+@app.command(epilog="Example: gentickets verify signed.ticket --by my-key.pub")
+def verify(
+    ticket: AnyTicket,
+    by: Annotated[str, typer.Option("--by", help="Their public key: a file, or its fingerprint SHA256:….")],
+) -> None:
+    """Check that a ticket was signed with a key: 2 is the exit code where it was not, or was changed since."""
+    from gentickets.lab import tickets
+
+    found = tickets.verify(ticket, by)
+    out.print(f"{ticket}: every bit is as {found.signature.signer if found.signature else by} signed it")
+
+
+@app.command(epilog="Example: gentickets diff runs/quickstart-gan/seed-0/level-01 runs/quickstart-gan/seed-0/level-02")
+def diff(one: AnyTicket, other: AnyTicket) -> None:
+    """Compare two tickets: masks beside what chance would give, layer by layer, signs, weights, origins, rounds."""
+    from gentickets.lab.tickets import difference_words
+
+    for part in difference_words(one, other):
+        out.print(part)
 
 
 # -- progress -------------------------------------------------------------------------------------------------

@@ -1,14 +1,22 @@
-"""How many cores and how much memory there are to use: those that this process was given, not those of the machine."""
+"""How many cores and how much memory there are to use: those that this process was given, not those of the machine; and
+how much of it this process holds."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import math
 import os
+import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
+_STATUS = Path("/proc/self/status")
+_FORGET = Path("/proc/self/clear_refs")
 
 
 def cores() -> int:
@@ -42,6 +50,45 @@ def memory() -> float:
         except (OSError, ValueError):  # no such limit, or "max"
             continue
     return found
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held at once, shared pages among them.
+
+    Not as `getrusage` has it, if that can be helped: there a process begins with the peak of the one that started it.
+    """
+    if (told := _status("VmHWM")) is not None:
+        return told
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def held_memory() -> int:
+    """The bytes that this process holds now; its peak where the system does not say."""
+    return told if (told := _status("VmRSS")) is not None else peak_memory()
+
+
+def forget_peak() -> None:
+    """From now on `peak_memory` is of what follows, where the system can do that."""
+    with contextlib.suppress(OSError):
+        _FORGET.write_text("5")
+
+
+def give_back() -> None:
+    """Lets the system have what this process has freed and its allocator keeps, where that can be asked for."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _status(key: str) -> int | None:
+    """A size of this process in bytes, as Linux tells it."""
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    found = next((line.split() for line in lines if line.startswith(f"{key}:")), [])
+    return int(found[1]) * 1024 if len(found) == 3 and found[1].isdecimal() else None
 
 
 def _quota(own: Path, root: Path) -> float:

@@ -20,6 +20,14 @@ def parse_time(text: str) -> float:
     return seconds
 
 
+def parse_size(text: str) -> float:
+    """Bytes of `2GB`, `500 MB`, `1.5TB`, `2GiB`. Raises `RecipeError`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?", text.strip())
+    if match is None or not (value := float(match[1])):
+        raise RecipeError(f"--disk {text!r} is no size: write 2GB, 500MB or 1.5TB")
+    return value * (1024 if match[3] else 1000) ** " kMGT".index(match[2] or " ")
+
+
 def duration(seconds: float) -> str:
     """`45 s`, `12 min`, `3 h 20 min`, `12 days`."""
     if seconds < 90:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -31,11 +32,25 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
             beside.unlink()
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Writes `content` to `path`, whole or not at all; makes its folder. Raises `OSError`."""
+def replace_file(path: Path, content: bytes | Sequence[bytes | memoryview]) -> None:
+    """Writes `content`, which may be in pieces, to `path`, whole or not at all; makes its folder. Raises `OSError`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path) as file:
-        file.write(content)
+        file.writelines([content] if isinstance(content, bytes) else content)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """The same file under a second name, whatever was there; a copy where the file system has no such thing."""
+    beside = target.parent / f".{target.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        try:
+            os.link(source, beside)
+        except OSError:
+            shutil.copyfile(source, beside)
+        os.replace(beside, target)
+    finally:
+        with contextlib.suppress(OSError):  # of one file under two names, a replacement leaves both
+            beside.unlink()
 
 
 def read_file(path: Path, most: int | None = None) -> bytes:

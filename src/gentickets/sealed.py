@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
@@ -22,6 +23,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from gentickets.errors import GenticketsError
+from gentickets.memory import bytes_of
 
 _HEAD = b"gentickets.sealed/1 "
 BLANK = "0" * 64
@@ -39,22 +41,32 @@ class Damaged(GenticketsError):
 
 def sealed(content: bytes) -> bytes:
     """`content` behind a line with its digest."""
-    return _HEAD + hashlib.sha256(content).hexdigest().encode() + b"\n" + content
+    return _head(content) + content
+
+
+def _head(content: bytes | memoryview) -> bytes:
+    return _HEAD + hashlib.sha256(content).hexdigest().encode() + b"\n"
 
 
 def unsealed(raw: bytes) -> bytes:
     """What `sealed` was given. Raises `Damaged`."""
     start = len(_HEAD) + 65
-    if not raw.startswith(_HEAD) or raw[:start] != sealed(raw[start:])[:start]:
+    content = memoryview(raw)[start:]
+    if not raw.startswith(_HEAD) or raw[:start] != _head(content):
         raise Damaged("its digest does not fit its content")
-    return raw[start:]
+    return bytes(content)
 
 
 def sealed_state(state: Mapping[str, Any]) -> bytes:
     """A state of tensors, numbers, text, and lists and dictionaries of them, sealed."""
+    return b"".join(sealed_pieces(state))
+
+
+def sealed_pieces(state: Mapping[str, Any]) -> list[bytes | memoryview]:
+    """The same in pieces: a checkpoint is three times as large as its model, and is not to be held twice."""
     content = io.BytesIO()
     torch.save(dict(state), content)
-    return sealed(content.getvalue())
+    return [_head(content.getbuffer()), content.getbuffer()]
 
 
 def unsealed_state(raw: bytes) -> dict[str, Any]:
@@ -71,20 +83,45 @@ def unsealed_state(raw: bytes) -> dict[str, Any]:
 
 def sealed_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """A safetensors file of tensors on any device, with its digest among the metadata, as a ticket has it."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    blank = _in_order(to_safetensors(plain, {**(metadata or {}), "digest": BLANK}))
-    return blank.replace(field(BLANK), field(hashlib.sha256(blank).hexdigest()), 1)
+    return b"".join(tensor_pieces(tensors, metadata))
 
 
-def _in_order(raw: bytes) -> bytes:
-    """The same file with its metadata in alphabetical order, which the library leaves to chance: equal tensors give
-    equal bytes."""
-    end = 8 + int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+def tensor_pieces(
+    tensors: Mapping[str, Tensor | np.ndarray], metadata: Mapping[str, str] | None = None
+) -> list[bytes | memoryview]:
+    """The same in pieces, header first: the memory of tensors that lie in C order is not copied."""
+    parts = {name: part.data if isinstance(part, np.ndarray) else bytes_of(part) for name, part in tensors.items()}
+    blank = _blank_header(tensors, parts, {**(metadata or {}), "digest": BLANK})
+    digest = hashlib.sha256(blank)
+    for name in (ordered := [name for name in json.loads(blank[8:]) if name != "__metadata__"]):
+        digest.update(parts[name])
+    return [blank.replace(field(BLANK), field(digest.hexdigest()), 1), *(parts[name] for name in ordered)]
+
+
+def _blank_header(
+    tensors: Mapping[str, Tensor | np.ndarray], parts: Mapping[str, memoryview], metadata: Mapping[str, str]
+) -> bytes:
+    """The header of a file of these parts, its digest still to come; equal tensors give equal bytes.
+
+    The library decides on the order and names the types, from tensors without elements: it would copy whole ones, and
+    leave the order of the metadata to chance.
+    """
+    empty = {name: _empty(part) for name, part in tensors.items()}
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    start = 0
+    for name, entry in json.loads(to_safetensors(empty)[8:]).items():
+        end = start + parts[name].nbytes
+        shape = list(tensors[name].shape)
+        header[name], start = {"dtype": entry["dtype"], "shape": shape, "data_offsets": [start, end]}, end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + raw[end:]
+    return len(text).to_bytes(8, "little") + text
+
+
+def _empty(part: Tensor | np.ndarray) -> Tensor:
+    return (
+        torch.from_numpy(np.empty(0, part.dtype)) if isinstance(part, np.ndarray) else part.detach().cpu().new_empty(0)
+    )
 
 
 def unsealed_tensors(raw: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -20,7 +20,9 @@ from gentickets.lab.listings import LISTINGS, run_table
 from gentickets.lab.recipe import Recipe, make_recipe
 from gentickets.lab.report import verdict_table, write_report
 from gentickets.lab.results.reading import read_run, write_csv
-from gentickets.lab.run.prepare import evaluate_again, prepared, run_seeds
+from gentickets.lab.run.again import evaluate_again
+from gentickets.lab.run.prepare import prepared
+from gentickets.lab.run.work import run_all
 from gentickets.lab.shipping import of_level
 from gentickets.terminal import Terminal
 from tests.fuzz.hunt import Attempt, main
@@ -51,8 +53,7 @@ def bases(place: Path) -> list[tuple[Recipe, Path]]:
     found = []
     for raw in RECIPES:
         recipe = make_recipe(raw)
-        with prepared(recipe, place / recipe.name) as ready:
-            run_seeds(ready, lambda event: None)
+        run_all([prepared(recipe, place / recipe.name)], lambda event: None)
         found.append((recipe, place / recipe.name))
     return found
 
@@ -137,8 +138,7 @@ def listed(recipe: Recipe, folder: Path) -> None:
 
 
 def opened(recipe: Recipe, folder: Path) -> None:
-    with prepared(recipe, folder, dry=True):
-        pass
+    prepared(recipe, folder, dry=True)
 
 
 def shipped(recipe: Recipe, folder: Path) -> None:
@@ -150,8 +150,7 @@ def evaluated(recipe: Recipe, folder: Path) -> None:
 
 
 def resumed(recipe: Recipe, folder: Path) -> None:
-    with prepared(recipe, folder) as ready:
-        run_seeds(ready, lambda event: None)
+    run_all([prepared(recipe, folder)], lambda event: None)
 
 
 # Drawing takes a second, and so does training: they come seldom.

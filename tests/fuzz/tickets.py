@@ -16,6 +16,8 @@ from torch import nn
 
 import gentickets as gt
 from gentickets.lab.listings import ticket_words
+from gentickets.masks.lineage import begun, continued
+from gentickets.masks.signing import Signature
 from gentickets.sealed import BLANK, DIGEST, field
 from gentickets.terminal import Terminal
 from tests.fuzz.hunt import Attempt, main
@@ -38,10 +40,13 @@ def bases() -> list[bytes]:
     torch.manual_seed(0)
     net = Net()
     masks = gt.prune(gt.magnitude(net), to_sparsity=0.5)
-    lineage = [{"level": level, "sparsity": 0.2 * level, "masks": "ab"} for level in (1, 2)]
+    lineage = continued(begun(1, masks, {"recipe": "x", "seed": 0}), masks, level=2)
     origin = {"recipe": "x", "seed": 0, "rewind_step": 5, "retrain": "rewind", "level": 2, "lineage": lineage}
     whole = gt.Ticket(masks, net, origin)
-    return [ticket.to_bytes() for ticket in (whole, gt.Ticket(masks), gt.Ticket(masks, net.bfloat16(), {"a": "ü"}))]
+    tickets = [whole, gt.Ticket(masks), gt.Ticket(masks, net.bfloat16(), {"a": "ü"})]
+    signed = gt.Ticket(masks, net, origin)
+    signed.signature = Signature(b"k" * 32, signed.fingerprint, b"v" * 64)  # somebody's; whose is asked by verify alone
+    return [ticket.to_bytes() for ticket in (*tickets, signed)]
 
 
 def header_of(raw: bytes) -> dict[str, Any]:
@@ -78,7 +83,7 @@ def hostile_ticket(rng: random.Random, whole: Sequence[bytes]) -> bytes:
     header = header_of(raw)
     if kind < 0.6:
         meta = header["__metadata__"]
-        which = any_of(rng, "origin", "shapes", "format")
+        which = any_of(rng, *(key for key in ("origin", "shapes", "format", "signature") if key in meta))
         if which == "format":
             meta[which] = any_of(rng, hostile(rng), rng.choice(HOSTILE_TEXT))
         else:

@@ -6,7 +6,7 @@ What does not need torch is shown without it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +24,11 @@ from gentickets.lab.recipe.owned import REQUIRED, owner
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from gentickets.lab.run.plan import Plan
+    from gentickets.lab.run.scaling import Scaled
+    from gentickets.lab.run.schedule import Span
+    from gentickets.lab.run.status import Status
 
 
 def what_is_in(path: Path) -> Iterator[str | Table]:
@@ -56,6 +61,7 @@ def _level_table(place: Path) -> Table:
 
 def ticket_words(path: Path) -> Iterator[str | Table]:
     """What is in a ticket file, whose digest is checked on the way: words and a table. Raises `TicketError`."""
+    from gentickets.lab.tickets import lineage_words, signature_words
     from gentickets.masks.ticket import Ticket
 
     ticket = Ticket.load(path)
@@ -66,10 +72,10 @@ def ticket_words(path: Path) -> Iterator[str | Table]:
         total = ticket.masks[name].numel()
         table.add_row(name, "x".join(map(str, shape)), f"{alive:,}", f"{total:,}", f"{1 - alive / max(total, 1):.2%}")
     yield table
-    lineage = ticket.origin.pop("lineage", [])
-    yield f"origin: {json.dumps(ticket.origin)}"
-    yield f"lineage: {', '.join(_sparsities(lineage))}"
+    yield f"origin: {json.dumps({key: value for key, value in ticket.origin.items() if key != 'lineage'})}"
+    yield lineage_words(ticket)
     yield "digest: fits; every tensor and all metadata are as they were written"
+    yield signature_words(ticket)
 
 
 def model_words(name: str, said: Iterable[str], size: int, channels: int) -> Iterator[str | Table]:
@@ -128,11 +134,51 @@ def _what_is_prunable(model: nn.Module) -> Iterator[str | Table]:
         yield f"refused by every search as it is: {error}"
 
 
-def _sparsities(lineage: object) -> Iterator[str]:
-    """The sparsities of the rounds before, as far as a stranger's file says any."""
-    for entry in lineage if isinstance(lineage, list) else ():
-        sparsity = entry.get("sparsity") if isinstance(entry, dict) else None
-        yield f"{sparsity:.1%}" if isinstance(sparsity, int | float) and 0 <= sparsity <= 1 else "?"
+def status_words(status: Status, every: bool = False) -> Iterator[str | Table]:
+    """Where a run stands: what is neither done nor merely waits, piece by piece; with `every`, all of them."""
+    from gentickets.durations import duration
+
+    counts = ", ".join(f"{count:,} {state}" for state, count in status.counts().items())
+    left = "" if status.seconds_left is None or status.is_complete else f"; about {duration(status.seconds_left)} left"
+    yield f"{status.folder}: {counts}{left}"
+    shown = [one for one in status.pieces if every or one.state in ("running", "stopped", "failed")]
+    if not shown:
+        return
+    table = Table("piece", "state", "where", "for", "step", "images/s", "why")
+    for one in shown:
+        beat, running = one.beat, one.state == "running"
+        step = f"{beat.done:,.0f} of {beat.total:,.0f}" if running and beat.total else ""
+        rate = f"{beat.rate:,.0f}" if running and beat.rate else ""
+        why = f"for {one.why}" if one.state == "waiting" else one.why
+        table.add_row(one.piece.name, one.state, one.where, duration(beat.seconds) if running else "", step, rate, why)
+    yield table
+
+
+def scaling_words(found: Sequence[Scaled], path: Sequence[Span], plans: Sequence[Plan]) -> Iterator[str | Table]:
+    """What more workers are worth: a table, and the chain that bounds it all."""
+    from gentickets.durations import duration
+    from gentickets.lab.results.words import count
+
+    steps, trainings = sum(plan.steps for plan in plans), sum(plan.trainings for plan in plans)
+    each = ", ".join(f"{plan.step_seconds * 1000:.3g}" for plan in plans[:6])
+    threads = count(max(plan.threads for plan in plans), "thread")
+    yield (
+        f"{trainings:,} trainings, {steps:,} steps; measured here: {each}{' …' if len(plans) > 6 else ''} ms a step, "
+        f"{threads} a training"
+    )
+    table = Table("workers", "with work", "wall clock", "speed-up", "waiting", "worker-hours")
+    for one in found:
+        made = one.schedule
+        table.add_row(
+            f"{one.workers:,}", f"{made.used:,}", duration(made.seconds), f"{one.speedup:.2f}", f"{made.idle:.0%}",
+            f"{one.worker_hours:,.2f}",
+        )  # fmt: skip
+    yield table
+    alone = sum(span.end - span.start for span in path)
+    yield (
+        f"one after the other, whatever the workers: {count(len(path), 'piece')} of seed {path[-1].piece.seed}, "
+        f"{duration(alone)}"
+    )
 
 
 def run_table(folder: Path) -> Table:

@@ -23,8 +23,9 @@ from gentickets.lab.recipe import Recipe
 from gentickets.lab.recipe.file import kept_recipe, read_recipe
 from gentickets.lab.results.words import count, percent
 from gentickets.lab.run import folder as disk
+from gentickets.lab.run.keeping import trained_weights
 from gentickets.lab.run.level import with_stored_averages
-from gentickets.lab.run.prepare import load_data
+from gentickets.lab.run.stage import load_data
 from gentickets.masks.examples import Example
 from gentickets.masks.names import check_components
 from gentickets.masks.ticket import Ticket
@@ -69,7 +70,7 @@ def of_level(place: Path, allow_code: bool = False) -> Shipment:
     ticket = Ticket.load(place / "ticket.safetensors")
     as_trained = metrics["level"] > 0 and place.resolve().name != "trained"
     whole = _shipment(recipe, channels, size, ticket, as_trained)
-    Ticket(whole.masks, disk.load_weights(place / "trained.safetensors")).install(whole.model)
+    Ticket(whole.masks, trained_weights(place)).install(whole.model)
     whole.masks.audit(whole.model)
     origin = {**whole.origin, "level": metrics["level"], "arm": metrics["arm"], "seed": metrics["seed"]}
     return replace(whole, model=with_stored_averages(whole.model, place).eval(), origin=origin)

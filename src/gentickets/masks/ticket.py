@@ -1,36 +1,24 @@
-"""A ticket is a file: masks, the weights to start from, and where they come from.
-
-The format is one safetensors file, so that a file from a stranger can be opened without running any of it:
-
-- tensor `mask/<name>`: the packed bits of a mask, uint8 (one bit a weight, most significant bit first);
-- tensor `weight/<name>`: a parameter or buffer as it was at the rewind step;
-- metadata: `format`, `shapes` (JSON: mask name → shape), `origin` (JSON), and `digest`, the SHA-256 of the
-  whole file with the digest's own 64 characters set to `0`.
-
-The digest finds every changed bit. It is no signature: it says that the file is whole, not who made it.
-"""
+"""A ticket: masks, the weights to start from, and where they come from. It is a file (`ticket_file`), it can be signed
+(`signing`), and its rounds are linked (`lineage`)."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as from_safetensors
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 
 from gentickets.errors import MaskError, TicketError
 from gentickets.files import read_file, writing
 from gentickets.masks.examples import WHOLE
+from gentickets.masks.lineage import check_lineage, continued, rounds_of
 from gentickets.masks.names import (
     A_MODEL_IS,
     Model,
@@ -42,12 +30,16 @@ from gentickets.masks.names import (
     named_state,
     unwrap,
 )
+from gentickets.masks.signing import Signature, check_signature, signed, signer_of
+from gentickets.masks.ticket_file import BROKEN, FORMAT, Content, fingerprint_of, read, written
 from gentickets.masks.value import M, Masks
-from gentickets.memory import bytes_of
 from gentickets.notebook import short, shown
-from gentickets.sealed import BLANK, DIGEST, field, fits
 
-FORMAT = "gentickets.masks.ticket/1"
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+__all__ = ["FORMAT", "Ticket"]
+
 _WRAPPERS = re.compile(r"\b(module|_orig_mod|_forward_module)\.")
 
 
@@ -64,7 +56,8 @@ class Ticket:
     given on as `Ticket(later_masks, early)`. Of a state dictionary whose every pruned weight is smaller than every
     kept one it is warned: they are the weights that the masks were made from, and hardly the early ones.
 
-    Raises `TicketError` where the weights do not cover the masks, or JSON cannot hold the origin.
+    Raises `TicketError` where the weights do not cover the masks, JSON cannot hold the origin, or a linked `lineage` in
+    it does not hold together, or ends at other masks (see `gentickets.masks.lineage`).
     """
 
     def __init__(
@@ -78,6 +71,8 @@ class Ticket:
         if not isinstance(origin, Mapping | None):
             raise TicketError(f"origin={origin!r}: a dict that JSON can hold")
         state = _state_of(weights)
+        if empty := [name for name, tensor in state.items() if tensor.is_meta]:
+            raise TicketError(f"weights[{empty[0]!r}] is on the meta device and has no values: masks alone need none")
         _check_covered(masks, state)
         if hasattr(weights, "_metadata") and _decided_by(masks, state):  # as `state_dict` makes them
             warnings.warn(
@@ -88,7 +83,9 @@ class Ticket:
         self.masks = masks
         self.weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
         self.origin: dict[str, Any] = dict(origin or {})
+        self.signature: Signature | None = None
         self._origin_json()
+        check_lineage(rounds_of(self.origin), masks)
 
     def __repr__(self) -> str:
         told = short(", ".join(sorted(self.origin)), 80) or "nothing"
@@ -191,8 +188,11 @@ class Ticket:
         gone = [] if WHOLE in components else [name for name in self.masks.components if name not in components]
         left += [f"{component}.*" for component in gone]
         facts = {"components": dict(components), "with_weights": with_weights, "masks": len(masks), "left": left}
+        moved = Masks(masks)
         origin = {"from": self.origin, "transfer": facts, "rewind_step": 0}
-        return Ticket(Masks(masks), weights, origin)
+        if before := rounds_of(self.origin):
+            origin["lineage"] = continued(before, moved, transfer=dict(components))
+        return Ticket(moved, weights, origin)
 
     # -- the file -----------------------------------------------------------------------------------------
 
@@ -201,38 +201,13 @@ class Ticket:
         return b"".join(self._pieces())
 
     def _pieces(self) -> list[bytes | memoryview]:
-        """The file in pieces, header first. The weights are those of the ticket itself and not copies."""
-        tensors = {f"mask/{name}": bits.data for name, bits in self.masks.packed.items()}
-        tensors |= {f"weight/{name}": bytes_of(tensor) for name, tensor in self.weights.items()}
-        blank = self._blank_header(tensors)
-        digest = hashlib.sha256(blank)
-        for key in (ordered := [key for key in json.loads(blank[8:]) if key != "__metadata__"]):
-            digest.update(tensors[key])
-        return [blank.replace(field(BLANK), field(digest.hexdigest()), 1), *(tensors[key] for key in ordered)]
+        """Raises `TicketError` where the ticket is no longer what was signed."""
+        if self.signature is not None and self.signature.of != self.fingerprint:
+            raise TicketError("the ticket was changed since it was signed: sign it again, or ticket.signature = None")
+        return written(self._content())
 
-    def _blank_header(self, tensors: Mapping[str, memoryview]) -> bytes:
-        """The header of a file of these bytes, its digest still to come.
-
-        The library decides on the order and names the types, from tensors without elements: it would copy whole ones.
-        """
-        meta = {
-            "digest": BLANK,
-            "format": FORMAT,
-            "origin": self._origin_json(),
-            "shapes": json.dumps(dict(self.masks.shapes)),
-        }
-        shapes: dict[str, list[int]] = {f"mask/{name}": [len(bits)] for name, bits in self.masks.packed.items()}
-        shapes |= {f"weight/{name}": list(tensor.shape) for name, tensor in self.weights.items()}
-        empty = {key: torch.empty(0, dtype=torch.uint8) for key in tensors}
-        empty |= {f"weight/{name}": tensor.new_empty(0) for name, tensor in self.weights.items()}
-        header: dict[str, Any] = {"__metadata__": meta}
-        start = 0
-        for key, entry in json.loads(to_safetensors(empty)[8:]).items():
-            end = start + tensors[key].nbytes
-            header[key], start = {"dtype": entry["dtype"], "shape": shapes[key], "data_offsets": [start, end]}, end
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text
+    def _content(self) -> Content:
+        return Content(self.masks, self.weights, self._origin_json(), self.signature)
 
     def _origin_json(self) -> str:
         try:
@@ -262,42 +237,58 @@ class Ticket:
             raw = read_file(Path(path))
         except OSError as error:
             raise TicketError(f"cannot read ticket {path}: {error.strerror or error}") from None
-        # The digest before anything is parsed: a long header of nonsense would cost seconds.
-        header = raw[: 8 + int.from_bytes(raw[:8], "little")]
-        digests = DIGEST.findall(header)
-        if len(digests) == 1 and not fits(raw, header, digests[0].decode()):
-            raise TicketError(f"{path} is damaged or was changed: its digest does not fit its content")
-        meta = _metadata(raw) if digests or len(header) < _SHORT else {}
-        if meta.get("format") != FORMAT:
-            found = f"format {meta['format'][:40]!r}" if "format" in meta else "it has no format"
-            raise TicketError(f"{path} is damaged, or no ticket that this version reads: {found}")
-        if len(digests) != 1:
-            raise TicketError(f"{path} has no digest: it was changed, or written by another tool")
+        content = read(raw, Path(path))
         # From here on the file is what somebody wrote, who need not have been this class.
         try:
-            tensors = dict(sorted(from_safetensors(raw).items()))  # the library's order changes from run to run
-            bits = {key[5:]: tensor.numpy() for key, tensor in tensors.items() if key.startswith("mask/")}
-            weights = {key[7:]: tensor for key, tensor in tensors.items() if key.startswith("weight/")}
-            shapes = dict(json.loads(meta["shapes"]))
-            masks = Masks.from_packed({name: bits[name] for name in shapes}, shapes)
-            ticket = cls(masks, None, json.loads(meta["origin"]))
-            _check_covered(masks, weights)
-            ticket.weights = weights  # nobody else's: no need for copies
+            ticket = cls(content.masks, None, json.loads(content.origin))
+            _check_covered(content.masks, content.weights)
+            ticket.weights = dict(content.weights)  # nobody else's: no need for copies
+            ticket.signature = content.signature
+            if ticket.signature is not None and ticket.signature.of != ticket.fingerprint:
+                raise TicketError(f"it is not what {ticket.signature.signer} signed: it was changed since")
             return ticket
-        except (
-            TicketError,
-            SafetensorError,
-            LookupError,
-            ValueError,
-            TypeError,
-            ArithmeticError,
-            RuntimeError,
-        ) as error:
+        except BROKEN as error:
             raise TicketError(f"{path} is no ticket: {' '.join(str(error).split())}") from None
 
+    # -- who made it --------------------------------------------------------------------------------------
 
-_SHORT = 2**20
-"""Bytes of a header that is parsed without a digest, to say what the file is."""
+    @property
+    def fingerprint(self) -> str:
+        """A SHA-256 over masks, weights and origin: equal for equal tickets, signed or not."""
+        return fingerprint_of(self._content())
+
+    def sign(self, key: str | os.PathLike[str] | Ed25519PrivateKey) -> Ticket:
+        """Signs all that the ticket holds, in place of a signature that it has; returns it. `save` writes it along.
+
+        `key`: a private key of ed25519, or a file of OpenSSH or PEM that holds one (`gentickets keys NAME` makes it).
+        A ticket that is changed afterwards is not saved until it is signed again. Raises `GenticketsError` where the
+        key cannot be read, or cryptography is not installed.
+        """
+        self.signature = signed(self.fingerprint, key)
+        return self
+
+    def verify(self, by: str | os.PathLike[str] | Ed25519PublicKey) -> None:
+        """Raises `TicketError` unless every bit that the ticket holds was signed with the private half of this key.
+
+        `by`: a public key of ed25519, a file of OpenSSH or PEM that holds one, or its fingerprint, `SHA256:…`. It says
+        who signed only as far as you know whose key it is: do not take it from where the ticket came from.
+        """
+        expected = signer_of(by)
+        found = self.signature
+        if found is None:
+            raise TicketError(
+                f"it is not signed, by {expected} or anybody: its signature was taken away, or never made"
+            )
+        if found.signer != expected:
+            raise TicketError(f"it is signed by {found.signer}, and not by {expected}")
+        self.check_signature()
+
+    def check_signature(self) -> None:
+        """Raises `TicketError` where the signature, if there is one, does not fit what the ticket holds, whoever's."""
+        if self.signature is not None and self.signature.of != self.fingerprint:
+            raise TicketError(f"it was changed since {self.signature.signer} signed it")
+        if self.signature is not None:
+            check_signature(self.signature)
 
 
 def _state_of(weights: Model | Ticket | Mapping[str, Tensor] | None) -> dict[str, Tensor]:
@@ -357,16 +348,6 @@ def _check_covered(masks: Masks, weights: Mapping[str, Tensor]) -> None:
         found = tuple(weights[name].shape)
         if found != shape:
             raise TicketError(f"{name!r} is {found} in the weights and {shape} in the masks")
-
-
-def _metadata(raw: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file; empty where it has none or is no such file."""
-    try:
-        header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-        meta = header.get("__metadata__", {})
-        return {key: value for key, value in meta.items() if isinstance(value, str)}
-    except (ValueError, AttributeError, RecursionError):
-        return {}
 
 
 def _check_pairs(components: Mapping[str, str]) -> None:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from gentickets.cores import memory
+from gentickets.durations import size
 from gentickets.errors import MaskError
 from gentickets.masks.holding import Hold
 from gentickets.masks.layers import check_zeros, divided_by_zero, prunable_weights, warn_of_left_out, with_shape
@@ -83,10 +85,21 @@ class Masks(Mapping[str, Tensor]):
 
     @classmethod
     def full(cls, shapes: Mapping[str, Iterable[int]]) -> Masks:
-        """Masks with everything alive, over weights of these names and shapes."""
+        """Masks with everything alive, over weights of these names and shapes.
+
+        Raises `MaskError`, before anything is allocated, where not even one bit a weight fits into memory.
+        """
         sized = {name: tuple(int(side) for side in shape) for name, shape in shapes.items()}
-        for name in sized:
+        for name, shape in sized.items():
             _check_name(name)
+            if min(shape, default=0) < 0:
+                raise MaskError(f"mask {name!r} of shape {shape}: a side is a whole number from 0")
+        total = sum(math.prod(shape) for shape in sized.values())
+        if total > 8 * memory():
+            raise MaskError(
+                f"masks of {total:,} weights take {size(total // 8)} at one bit a weight, and there are "
+                f"{size(memory())} of memory: choose fewer components, or a smaller model"
+            )
         return cls._of({name: _ones(math.prod(shape)) for name, shape in sized.items()}, sized)
 
     @classmethod

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from gentickets.cores import memory
+from gentickets.durations import size
 from gentickets.errors import MaskError, PruneError
 from gentickets.masks.layers import norms_of, prunable_weights
 from gentickets.masks.names import (
@@ -177,10 +179,12 @@ def random_scores(
     """Independent uniform scores in [0, 1): the criterion that knows nothing. Equal seeds, equal scores.
 
     Float64, so that two equal scores are as good as impossible; drawn on the CPU, so that the device does
-    not change them.
+    not change them. Raises `PruneError` where they do not fit into memory.
     """
     model, generator = as_model(model), torch.Generator().manual_seed(seed)
     chosen = prunable_weights(model, components, include, exclude)
+    if (needed := 8 * sum(weight.numel() for weight in chosen.values())) > memory():
+        raise PruneError(f"random scores take {size(needed)}, and there are {size(memory())} of memory: choose fewer")
     drawn = {
         name: torch.rand(weight.shape, generator=generator, dtype=torch.float64).to(weight.device)
         for name, weight in chosen.items()

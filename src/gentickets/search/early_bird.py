@@ -17,6 +17,7 @@ from gentickets.channels.groups import ChannelGroups
 from gentickets.errors import MaskError, PruneError
 from gentickets.masks.chance import Overlap, overlap
 from gentickets.masks.examples import WHOLE
+from gentickets.masks.lineage import shuffled
 from gentickets.masks.names import Model, as_model, as_names, check_components, component_of, components_of, unwrap
 from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
@@ -379,7 +380,7 @@ def random_channels_control(ticket: Ticket, groups: ChannelGroups, seed: int) ->
     for numbers in alike.values():
         drawn[numbers] = rng.permutation(kept[numbers])
     masks = Masks({**ticket.masks, **groups.masks(drawn)})
-    return Ticket(masks, ticket.weights, {**ticket.origin, "control": "random_mask", "control_seed": seed})
+    return Ticket(masks, ticket.weights, shuffled(ticket.origin, masks, seed))
 
 
 def _densities(overlaps: Mapping[str, Overlap]) -> str:
@@ -392,7 +393,7 @@ def _says_nothing(scores: Mapping[str, Tensor], parts: tuple[str, ...]) -> bool:
     """Whether all scores of some part are the same number."""
     spread: dict[str, list[float]] = {}
     for name, score in scores.items():
-        if score.numel():
+        if score.numel() and not score.is_meta:  # of which pruning says that it has no values
             low, high = torch.aminmax(score)
             part = WHOLE if parts == (WHOLE,) else component_of(name)
             spread.setdefault(part, []).extend((float(low), float(high)))

@@ -17,6 +17,7 @@ from gentickets.channels.groups import channel_groups
 from gentickets.channels.shrinking import Shrinking
 from gentickets.errors import GenticketsError
 from gentickets.files import read_file, replace_file
+from gentickets.masks.lineage import begun, shuffled
 from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
 from gentickets.objectives import GainPenalty
@@ -114,8 +115,8 @@ class EarlyBirds(Separate):
         """As many weights or channels of each layer, at random, over the same weights."""
         if self.granularity == "channel":
             return random_channels_control(ticket, channel_groups(model, inputs), seed)
-        origin = {**ticket.origin, "control": "random_mask", "control_seed": seed}
-        return Ticket(random_like(ticket.masks, seed), ticket.weights, origin)
+        masks = random_like(ticket.masks, seed)
+        return Ticket(masks, ticket.weights, shuffled(ticket.origin, masks, seed))
 
     def _smaller(
         self, ticket: Ticket, model: nn.Module, inputs: Mapping[str, Any]
@@ -152,7 +153,7 @@ class EarlyBirds(Separate):
             "rewind_step": done.step,
             "retrain": "rewind",
             "early_bird": {**bird.facts(), "steps": watch.steps},
-            "lineage": [{"level": level, "sparsity": masks.sparsity, "masks": masks.fingerprint}],
+            "lineage": begun(level, masks, work.origin),
         }
         states = {name: optimizer.state_dict() for name, optimizer in done.optimizers.items()}
         settled = Settled(Ticket(masks, model, facts), done.step, work.so_far(), states)

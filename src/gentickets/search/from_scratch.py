@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from gentickets.masks.lineage import begun
 from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
 from gentickets.search.levels import Level
@@ -35,6 +36,6 @@ class FromScratch(Separate):
         if trained is not None and trained.masks is not None:
             masks = trained.masks
         masks.apply_(model)  # what diverged ended somewhere between two moves
-        passed = {"level": index, "sparsity": masks.sparsity, "masks": masks.fingerprint}
-        facts = {**work.origin, "rewind_step": 0, "retrain": "rewind", "moved": True, "lineage": [passed]}
+        facts = {**work.origin, "rewind_step": 0, "retrain": "rewind", "moved": True}
+        facts["lineage"] = begun(index, masks, work.origin)
         return Level(index, masks, model, Ticket(masks, work.initial(), facts), span=(0, work.steps))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gentickets.errors import Disconnected, MaskError, PruneError
+from gentickets.masks.lineage import begun, continued, shuffled
 from gentickets.masks.liveness import check_connected, empty_layers
 from gentickets.masks.names import (
     Model,
@@ -185,9 +186,9 @@ class Rounds:
         return Level(index, masks, model, ticket, drawn, span=self.span, averaged=averaged)
 
     def _origin(self, index: int, masks: Masks, lineage: Any) -> dict[str, Any]:
-        passed = {"level": index, "sparsity": masks.sparsity, "masks": masks.fingerprint}
         how = {"rewind_step": self.rewind_step, "retrain": self.retraining}
-        return {**self.origin, **how, "lineage": [*lineage, passed]}
+        rounds = continued(lineage, masks, level=index) if lineage else begun(index, masks, self.origin)
+        return {**self.origin, **how, "lineage": rounds}
 
     def _others_start(self, masks: Masks, previous: Level) -> dict[str, Tensor]:
         """What the components without masks start from, where that is not what the ticket before held.
@@ -296,7 +297,7 @@ def random_mask_control(level: Level, seed: int) -> Ticket:
     Of a ticket that prunes whole channels: `gentickets.random_channels_control`.
     """
     masks = random_like(level.masks, seed, level.model)
-    return Ticket(masks, level.ticket.weights, {**level.ticket.origin, "control": "random_mask", "control_seed": seed})
+    return Ticket(masks, level.ticket.weights, shuffled(level.ticket.origin, masks, seed))
 
 
 def redrawn_weights_control(level: Level, make_model: MakeModel) -> Ticket:
@@ -327,6 +328,10 @@ def draw(make_model: MakeModel) -> nn.Module:
     made = make_model()
     model = as_model(made)
     _made.update(_nets(made))
+    if empty := [name for name, tensor in named_state(model).items() if tensor.is_meta]:
+        raise PruneError(
+            f"make_model() gave a model on the meta device, whose {empty[0]!r} has no values: give one that has"
+        )
     if torch.initial_seed() != seed:
         torch.set_rng_state(before)
     return model

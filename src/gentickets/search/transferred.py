@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Unpack
 from torch import nn
 
 from gentickets.arguments import check_arguments
+from gentickets.masks.lineage import continued, rounds_of
 from gentickets.masks.names import as_names, clone
 from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
@@ -67,6 +68,8 @@ def _levels(
         moved = ticket.transfer(dense.ticket.install(clone(dense.model)), **how)
         masks = everything.replace(moved.masks)
         facts = {**dense.ticket.origin, "transfer": moved.origin["transfer"], "from": ticket.origin}
+        before = rounds_of(ticket.origin) or rounds_of(dense.ticket.origin)
+        facts["lineage"] = continued(before, masks, transfer=dict(how["components"]))
         start = replace(dense, ticket=Ticket(masks, moved.weights, facts))
         level = shared.retrain(index, masks, start)
         level.ticket = Ticket(level.ticket.masks, level.ticket.weights, {**facts, **level.ticket.origin})

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gentickets.files import read_file, writing
-from gentickets.sealed import Damaged, sealed_state, unsealed_state
+from gentickets.files import read_file, replace_file, writing
+from gentickets.sealed import Damaged, sealed_pieces, unsealed_state
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Checkpoint:
 
     def save(self, state: Mapping[str, Any]) -> None:
         with writing(self.path) as file:
-            file.write(sealed_state({"key": self.key, **state}))
+            file.writelines(sealed_pieces({"key": self.key, **state}))
         self._last = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
@@ -71,7 +71,7 @@ class Curve:
             warnings.warn(
                 f"{self.path}: {damaged} damaged lines are dropped; nothing is computed from them", stacklevel=2
             )
-        self.path.write_text("".join(line + "\n" for line in kept))
+        replace_file(self.path, "".join(line + "\n" for line in kept).encode())
 
     def add(self, progress: Progress) -> None:
         row = {

@@ -205,6 +205,8 @@ class Recipe(_Part):
     """Each is a run of its own, from weights and an order of images of its own."""
     on_failure: Literal["continue", "stop"] = "continue"
     """What a level that diverges or is cut in two does to the rest."""
+    keep: Literal["all", "ends"] = "all"
+    """Whose trained weights stay on disk: all levels'; or the ends', which are the dense model and the last ticket."""
 
     def model_post_init(self, context: Any) -> None:
         self._code_may_run = bool((context or {}).get("code_may_run", True)) or not code_in(self.dump())

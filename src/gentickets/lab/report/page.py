@@ -19,6 +19,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from gentickets.durations import duration
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.files import replace_file
 from gentickets.lab.report.figures import stopping_steps, write_figures
@@ -29,6 +30,7 @@ from gentickets.lab.results.reading import ARMS, LevelResult, Run, mean_known, r
 from gentickets.lab.results.verdict import ARM_NAMES, DENSE, Verdict, judge
 from gentickets.lab.results.verdict_words import PILLS, headline, ratio, sentences
 from gentickets.lab.results.words import number, percent, plus_minus
+from gentickets.lab.run.status import Watch
 from gentickets.lab.run.validation import MARGIN
 
 # A picture narrower than this is enlarged on the page, and should then show its pixels.
@@ -137,6 +139,7 @@ def _section(run: Run, index: int) -> dict[str, Any]:
         "sentences": sentences(verdict, run),
         "pill": (_COLOURS.get(verdict.answer, ""), PILLS[verdict.answer]),
         "cells": verdict_cells(run, verdict),
+        "standing": _standing(run),
         "facts": [*_facts(verdict), *_images(run)],
         "main": next((figure for figure in metrics if figure.drawing.name == main), None),
         "further": [figure for figure in metrics if figure.drawing.name != main],
@@ -184,6 +187,29 @@ def _images(run: Run) -> list[tuple[str, str]]:
         return [("images trained on", f"{data['train']:,} of {width}x{height}, {'grey' if channels == 1 else 'RGB'}")]
     except (LookupError, TypeError, ValueError):
         return []
+
+
+# -- where it stands ----------------------------------------------------------------------------------------
+
+_MOST_PIECES = 20
+
+
+def _standing(run: Run) -> dict[str, Any] | None:
+    """What of a run was done, running, waiting and failed when the page was written; None where it is complete, and
+    where its folder does not say. Where something runs is the machine's own business."""
+    try:
+        status = Watch(run.folder).look()
+    except (GenticketsError, OSError):  # whatever can be read of it is shown all the same
+        return None
+    if status.is_complete:
+        return None
+    told = [piece for piece in status.pieces if piece.state in ("running", "stopped", "failed")]
+    return {
+        "counts": ", ".join(f"{count:,} {state}" for state, count in status.counts().items()),
+        "left": None if status.seconds_left is None else duration(status.seconds_left),
+        "pieces": told[:_MOST_PIECES],
+        "more": max(0, len(told) - _MOST_PIECES),
+    }
 
 
 # -- pictures -----------------------------------------------------------------------------------------------

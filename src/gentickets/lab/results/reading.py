@@ -110,7 +110,7 @@ class Timing:
     """Wall-clock seconds of one level, and how many training images they went into.
 
     `find_seconds`: of finding its masks, `train_seconds`: of training from them. `shared_from`: the run that trained
-    it, where this one only took it over.
+    it, where this one only took it over. `peak_bytes`: the most memory that the process had held by then.
     """
 
     train_seconds: Finite
@@ -118,6 +118,7 @@ class Timing:
     images: Whole
     find_seconds: Finite | None = None
     shared_from: str | None = None
+    peak_bytes: Whole | None = None
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,11 @@
       seed-0/level-03-random_mask/     the controls of a level
       results.csv  report.html
 
-A level's folder is built beside its place (`.level-03.partial`), synced and renamed. Resuming is: skip what is
-complete, go on with what is partial. No bit of it can change unnoticed: files of state and JSON carry their own digest,
-and `SHA256SUMS` in a level's folder has those of all the others too, as `sha256sum -c` reads them.
+A level's folder is built beside its place (`.level-03.1.partial`: the number is its builder's claim), synced and
+renamed, onto nothing: where another was faster, that one stays. Resuming is: skip what is complete, go on with what is
+partial. Files that are replaced (recipe.yaml, origin.json, results.csv, the page) are written under the folder's lock.
+No bit of it can change unnoticed: files of state and JSON carry their own digest, and `SHA256SUMS` in a level's folder
+has those of all the others too, as `sha256sum -c` reads them.
 """
 
 from __future__ import annotations
@@ -18,27 +20,41 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import math
 import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+import time
+import uuid
+import warnings
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from gentickets import __version__
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.files import read_file, replace_file
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.recipe.file import differing_keys, kept_recipe
 from gentickets.lab.recipe.plain_yaml import read_yaml, write_yaml
 from gentickets.lab.results.reading import LevelResult, parse
-from gentickets.sealed import Damaged, sealed_json, sealed_tensors, unsealed_json, unsealed_tensors
+from gentickets.lab.run.claims import FOLDER as CLAIMS
+from gentickets.sealed import Damaged, sealed_json, tensor_pieces, unsealed_json, unsealed_tensors
 
 CHECKPOINT = "checkpoint.pt"
 SUMS = "SHA256SUMS"
+EXECUTOR = ".executor"
 LOCK = ".lock"
+
+_BEGUN = ".begun"
+"""Lies in a folder in the making. Where it is gone the folder was removed, and what is there was written since."""
+
+_PATIENCE = 5.0
+"""Seconds of waiting for another command after which that is told."""
 
 MOST_TEXT = 2**28
 """Bytes of JSON or YAML that are read: a hundred times what a run writes, whoever made its folder."""
@@ -50,6 +66,7 @@ _MAY_GROW = (
     "search.rounds",
     "controls",
     "on_failure",
+    "keep",
     "training.checkpoint_seconds",
     "evaluation.margin",
 )
@@ -64,25 +81,100 @@ def level_name(level: int, arm: str = "ticket") -> str:
     return f"level-{level:02d}" if arm == "ticket" else f"level-{level:02d}-{arm}"
 
 
-def partial_of(place: Path) -> Path:
-    """Where a level's folder is built before it is complete."""
-    return place.with_name(f".{place.name}.partial")
+def partial_of(place: Path, fence: int | None = None) -> Path:
+    """Where a level's folder is built before it is complete: by whoever has the claim of this number, or the newest."""
+    if fence is None:
+        fence = newest_fence(place)
+    return place.with_name(f".{place.name}.{fence}.partial" if fence else f".{place.name}.partial")
+
+
+def newest_fence(place: Path) -> int:
+    """The highest number of a claim by which a level's folder was begun, whoever removed the claims since; 0: none."""
+    return max((number for number, _ in _partials(place)), default=0)
+
+
+def _partials(place: Path) -> list[tuple[int, Path]]:
+    """The folders in which a level is or was built; those of older versions have no number, and count as 0."""
+    named = re.compile(rf"\.{re.escape(place.name)}(?:\.(\d+))?\.partial")
+    entries = place.parent.iterdir() if place.parent.is_dir() else ()
+    found = ((named.fullmatch(entry.name), entry) for entry in entries)
+    return sorted((int(match[1] or 0), entry) for match, entry in found if match is not None and entry.is_dir())
+
+
+class Published(Exception):
+    """Somebody else completed the level meanwhile; what was built of it here is gone."""
 
 
 @contextlib.contextmanager
-def building(place: Path) -> Iterator[Path]:
-    """A folder to build in; complete on leaving without an exception, kept for a resumption otherwise."""
-    partial = partial_of(place)
+def building(place: Path, fence: int = 0) -> Iterator[Path]:
+    """A folder to build in; complete on leaving without an exception, kept for a resumption otherwise.
+
+    Raises `Published` where `place` is there by then: a folder is renamed onto nothing, never onto another's work. And
+    where the folder is not the one that was begun: somebody removed it, and what was written since is not all of it.
+    """
+    partial = partial_of(place, fence)
     partial.mkdir(parents=True, exist_ok=True)
     remove_halves(partial)
+    (partial / _BEGUN).touch()
     yield partial
+    if not (partial / _BEGUN).exists():
+        shutil.rmtree(partial, ignore_errors=True)
+        raise Published(place)
+    (partial / _BEGUN).unlink()
     (partial / CHECKPOINT).unlink(missing_ok=True)
-    _write_sums(partial)
+    sums = _write_sums(partial)
     for file in partial.iterdir():
         _sync(file)
     _sync(partial)
-    os.replace(partial, place)
+    try:
+        os.rename(partial, place)
+    except OSError as error:
+        if not place.is_dir():
+            raise
+        # Over NFS the answer to a rename that was done may be lost, and the second try finds nothing to rename.
+        if partial.exists() or (place / SUMS).read_bytes() != sums:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise Published(place) from error
     _sync(place.parent)
+    sweep(place)
+
+
+def sweep(place: Path) -> None:
+    """Removes all that was built of a level that is complete, and what was half written in it. Whoever still builds
+    there comes too late."""
+    remove_halves(place)
+    for path in (*(path for _, path in _partials(place)), *place.parent.glob(f".{place.name}.*.copy")):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def go_on_from(place: Path, fence: int, ended: Collection[int]) -> None:
+    """Gives the claim `fence` what one before it had built of a level.
+
+    Where its owner is known to write no more (`ended`), the folder is renamed. Else it is copied: whoever only slept
+    would write into what is another's by then.
+    """
+    before = [(number, path) for number, path in _partials(place) if number < fence]
+    if not before or partial_of(place, fence).exists():
+        return
+    number, newest = before[-1]
+    if number in ended:
+        os.rename(newest, partial_of(place, fence))
+        return
+    beside = place.with_name(f".{place.name}.{fence}.{uuid.uuid4().hex[:8]}.copy")
+    with contextlib.suppress(FileNotFoundError):  # it goes on, or publishes, after all
+        beside.mkdir()
+        # The state first: what was written after it is made again, what is older than it would be lost.
+        for file in sorted(newest.iterdir(), key=lambda file: file.name != CHECKPOINT):
+            shutil.copyfile(file, beside / file.name)
+        os.rename(beside, partial_of(place, fence))
+    shutil.rmtree(beside, ignore_errors=True)
+
+
+def drop(place: Path) -> None:
+    """Removes a complete level: at once, for whoever looks, and half of it is never taken for a level."""
+    beside = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.copy")
+    os.rename(place, beside)
+    shutil.rmtree(beside)
 
 
 def remove_halves(folder: Path) -> None:
@@ -92,11 +184,13 @@ def remove_halves(folder: Path) -> None:
             half.unlink()
 
 
-def _write_sums(folder: Path) -> None:
+def _write_sums(folder: Path) -> bytes:
     """The digests of all that a level's folder holds, but for metrics.json, which is written again by `evaluate`."""
     files = sorted(file for file in folder.iterdir() if file.name not in (SUMS, "metrics.json") and file.is_file())
     lines = (f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
-    replace_file(folder / SUMS, "".join(lines).encode())
+    sums = "".join(lines).encode()
+    replace_file(folder / SUMS, sums)
+    return sums
 
 
 def changed_files(folder: Path) -> list[str]:
@@ -104,12 +198,7 @@ def changed_files(folder: Path) -> list[str]:
 
     Raises `Damaged` where the sums themselves cannot be read.
     """
-    try:
-        lines = read_file(folder / SUMS).decode().splitlines()
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError):
-        raise Damaged(f"{folder / SUMS} is damaged") from None
+    lines = _sums(folder)
     changed = []
     for line in lines:
         digest, _, name = line.partition("  ")
@@ -120,7 +209,22 @@ def changed_files(folder: Path) -> list[str]:
         except OSError:
             sound = False
         changed += [] if sound else [name]
-    return changed
+    # Weights that another worker let go of meanwhile are not damaged.
+    return changed if not changed or _sums(folder) == lines else changed_files(folder)
+
+
+def _sums(folder: Path) -> list[str]:
+    try:
+        return read_file(folder / SUMS).decode().splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError):
+        raise Damaged(f"{folder / SUMS} is damaged") from None
+
+
+def sync_names(folder: Path) -> None:
+    """A loss of power forgets no file or folder that was made in `folder`, or renamed into it, before."""
+    _sync(folder)
 
 
 def _sync(path: Path) -> None:
@@ -153,7 +257,7 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
 
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     """Writes named tensors as safetensors with a digest, whole or not at all."""
-    replace_file(path, sealed_tensors(state))
+    replace_file(path, tensor_pieces(state))
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -182,15 +286,16 @@ def one_line_errors(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[int]:
-    """Only one command at a time works on a run folder; yields the number of the open file that holds the lock.
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Only one command at a time writes the files of a run folder that are replaced.
 
     A folder that was made for it, and in which nothing else came to be, is removed. Raises `GenticketsError` for the
-    second command, and where the lock's file is not one of ours: a link is not followed, and nothing is emptied.
+    second command, unless it is to `wait`; and where the lock's file is not one of ours: a link is not followed, and
+    nothing is emptied.
     """
-    handle = _locked_file(folder)
+    handle = _locked_file(folder, wait)
     try:
-        yield handle
+        yield
     finally:
         if [entry.name for entry in folder.iterdir()] == [LOCK]:
             (folder / LOCK).unlink()
@@ -199,18 +304,28 @@ def locked(folder: Path) -> Iterator[int]:
         os.close(handle)
 
 
-def _locked_file(folder: Path) -> int:
+def _locked_file(folder: Path, wait: bool) -> int:
     path = folder / LOCK
+    told = time.monotonic() + _PATIENCE
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         handle = _open_lock(path)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             os.close(handle)
-            raise GenticketsError(
-                f"{folder} is being written by another command: wait for it, or take name=…"
-            ) from None
+            if not wait:
+                raise GenticketsError(
+                    f"{folder} is being written by another command: wait for it, or take name=…"
+                ) from None
+            if time.monotonic() > told:
+                warnings.warn(f"{folder} is being written by another command: waiting for it", stacklevel=2)
+                told = math.inf
+            time.sleep(0.1)
+            continue
+        except OSError as error:
+            os.close(handle)
+            raise GenticketsError(f"{path} cannot be locked ({error.strerror}): take another --runs") from None
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), path.stat()):
                 return handle
@@ -283,20 +398,49 @@ def check_same_code(folder: Path, origin: Mapping[str, Any], recipe: Recipe) -> 
         )
 
 
-_OURS = ("recipe.yaml", "origin.json", "results.csv", "timings.csv", "report.html", "figures", LOCK)
+def check_same_versions(folder: Path, origin: Mapping[str, Any]) -> None:
+    """Raises `RecipeError` where a run began with other versions: its numbers would be of neither."""
+    began = origin.get("versions") or {}
+    now = {"gentickets": __version__, "torch": torch.__version__}
+    for name, version in now.items():
+        if began.get(name, version) != version:
+            raise RecipeError(
+                f"{folder} began with {name} {began[name]}, and here is {version}: install that, or take name=… for a "
+                f"new run"
+            )
+
+
+def new_id() -> str:
+    """What tells a run from whatever else was in its folder, or will be."""
+    return uuid.uuid4().hex
+
+
+def check_same_run(folder: Path, known: str | None) -> None:
+    """Raises `RecipeError` where a run was begun anew since its `id` was known, or is judged by other samples."""
+    if read_origin(folder).get("id") != known:
+        raise RecipeError(f"{folder} was begun anew, or judged anew, by another command: start this one again")
+
+
+def seeds_in(folder: Path) -> list[int]:
+    """The seeds that a run's folder has a folder for, by number."""
+    named = (re.fullmatch(r"seed-(\d{1,18})", entry.name) for entry in folder.iterdir())
+    return sorted(int(match[1]) for match in named if match is not None)
+
+
+_OURS = ("recipe.yaml", "origin.json", "results.csv", "timings.csv", "report.html", "figures", LOCK, CLAIMS, EXECUTOR)
 
 
 def _is_ours(entry: Path) -> bool:
     """Whether something in a run's folder is what a run makes, by its name."""
-    return entry.name in _OURS or re.fullmatch(r"seed-\d+|\..*\.partial", entry.name) is not None
+    return entry.name in _OURS or re.fullmatch(r"seed-\d+|\..*\.(partial|copy)", entry.name) is not None
 
 
 def remove_run(folder: Path) -> None:
-    """Removes what a run makes from its folder, and nothing else; a link is removed and not followed.
+    """Removes what a run makes from its folder, but for claims, and nothing else; a link is removed and not followed.
 
     Raises `RecipeError` where the folder is something else.
     """
-    entries = [entry for entry in folder.iterdir() if entry.name != LOCK]
+    entries = [entry for entry in folder.iterdir() if entry.name not in (LOCK, CLAIMS)]
     if entries and not (folder / "origin.json").exists() and not (folder / "recipe.yaml").exists():
         raise RecipeError(f"{folder} is no run, and --fresh would remove what is in it: take another name=…")
     for entry in filter(_is_ours, entries):

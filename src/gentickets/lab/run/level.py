@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gentickets.cores import peak_memory
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab.judging import Judge
 from gentickets.lab.run import folder as disk
@@ -106,7 +107,7 @@ def write_level(
         "train_seconds": outcome.train.seconds,
         "evaluate_seconds": time.perf_counter() - begun,
     }
-    disk.write_json(folder / "timing.json", {**seconds, "images": outcome.images})
+    disk.write_json(folder / "timing.json", {**seconds, "images": outcome.images, "peak_bytes": peak_memory()})
 
 
 def measure_level(folder: Path, model: nn.Module, judge: Judge) -> list[Measurement]:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
-import resource
 import shutil
-import sys
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from stat import S_ISREG
 
 from torch import nn
 
-from gentickets.cores import memory
+from gentickets.cores import forget_peak, give_back, held_memory, memory, peak_memory
 from gentickets.data import Batches, ImageSet
 from gentickets.durations import duration, size
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab.judging import Judge
 from gentickets.lab.recipe import Recipe, parsed
+from gentickets.lab.results.reading import Run
 from gentickets.lab.results.words import count
 from gentickets.lab.run.seed import steps_of_seed
 from gentickets.lab.run.trainer import make_fabric
@@ -35,6 +36,15 @@ STARTING, FIRST_STEPS_AND_FILES, PAGE = 1.0, 0.04, 0.7
 """What is no step and no evaluation, in units of the seconds that loading the program took, which tell how fast the
 machine is at such work: the start of processes, what comes before and after the steps of each training, and the page.
 Counted on quickstart runs of 120 steps."""
+
+IN_A_STEP, BESIDE = 4, 9
+"""Copies of the weights that a training holds on its device: weights, gradients and Adam's averages; and beside it, in
+memory: as drawn, twice; as they were before this training; the level before, where it starts and where it ended; the
+ticket's own; and a checkpoint on its way to disk, with both of Adam's averages. Counted, and found in runs."""
+
+_LOADED = held_memory()
+"""Bytes that a process holds once this is loaded, as one of the trainings' does before it begins; more where whoever
+loads it had much in memory already."""
 
 _LONG = 30 * 86_400
 """Seconds from which a plan is doubted aloud."""
@@ -53,6 +63,7 @@ class Plan:
     disk_bytes: int
     threads: int = 1
     loading_seconds: float = 0.0
+    weight_bytes: int = 0
 
     def words(self) -> str:
         return (
@@ -77,41 +88,92 @@ class Plan:
                 "take fewer seeds at once, or a smaller model or training.batch_size"
             )
 
-    def against(self, seconds: float) -> str:
-        """What was planned beside what it took, in words."""
-        return f"planned {duration(self.seconds)}, took {duration(seconds)}"
+    def against(self, seconds: float, used: int | None = None, written: int | None = None) -> str:
+        """What was planned beside what it took, in words. `used`: bytes of memory, `written`: of disk, where known."""
+        words = f"planned {duration(self.seconds)}, took {duration(seconds)}"
+        for planned, found, what in ((self.memory_bytes, used, "memory"), (self.disk_bytes, written, "disk")):
+            words += "" if found is None else f"; planned {size(planned)} of {what}, used {size(found)}"
+        return words
 
 
 def check_fits(recipe: Recipe, model: nn.Module, shape: Sequence[int]) -> None:
     """Raises `RecipeError` where a model, which may be on the device meta, and its batches cannot be held in memory.
 
     `shape`: of one image. What is counted is the least that a training holds: weights, gradients, Adam's two averages,
-    and the images of a step, or of all on which SNIP and GraSP score.
+    the weights of the levels that it rests on, and the images of a step, or of all on which SNIP and GraSP score.
     """
     weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     scored = recipe.build_method().batches_at_once()
     images = recipe.training.batch_size * recipe.build_objective().batches_per_step * scored
-    needed = 4 * weights, 4 * images * math.prod(shape)
+    needed = IN_A_STEP * weights, BESIDE * weights, 4 * images * math.prod(shape)
     if sum(needed) > memory():
-        key = "model" if needed[0] > needed[1] else f"training.batch_size={recipe.training.batch_size}"
+        key = "model" if sum(needed[:2]) > needed[2] else f"training.batch_size={recipe.training.batch_size}"
         raise RecipeError(
-            f"{key} is too large: a training would hold {size(needed[0])} of weights, gradients and Adam's averages "
-            f"and {size(needed[1])} of images at once, and there are {size(memory())} of memory"
+            f"{key} is too large: a training would hold {size(needed[0])} of weights, gradients and Adam's averages, "
+            f"{size(needed[1])} of the weights of levels and checkpoints, and {size(needed[2])} of images at once, and "
+            f"there are {size(memory())} of memory"
         )
 
 
 def measure(
-    recipe: Recipe, images: ImageSet, judge: Judge, threads: int, workers: int, loading_seconds: float = 0.0
+    recipe: Recipe,
+    images: ImageSet,
+    judge: Judge,
+    threads: int,
+    workers: int,
+    loading_seconds: float = 0.0,
+    held: int | None = None,
 ) -> Plan:
-    """Takes a few steps and one evaluation, and multiplies. `loading_seconds`: what loading the program took."""
+    """Takes a few steps and one evaluation, and multiplies. `loading_seconds`: what loading the program took; `held`:
+    the bytes that this process held before images and judge were made, so that a training's process can be told by
+    what came on top."""
+    give_back()
+    forget_peak()
+    held = held_memory() if held is None else held
     with on_threads(threads):
         step_seconds, evaluate_seconds, weights = _measure(recipe, images, judge)
     trained = _plan(recipe, step_seconds, evaluate_seconds, workers, loading_seconds)
-    held = _resident_bytes() * workers * recipe.training.devices
-    # A level keeps the weights twice (where it starts, where it ends), averages once, and one bit a weight.
-    averaged = 1 if recipe.training.ema is not None else 0
-    per_level = int(weights * (2 + averaged + 1 / 32)) + 200_000
-    return replace(trained, memory_bytes=held, disk_bytes=per_level * trained.trainings, threads=threads)
+    needed = max(0, peak_memory() - held) + BESIDE * weights
+    give_back()
+    forget_peak()
+    # Several trainings are processes beside this one, and so are the devices of one; a single one is in it.
+    processes = workers * recipe.training.devices
+    memory_bytes = held_memory() + (processes * (_LOADED + needed) if processes > 1 else needed)
+    disk_bytes = disk_needed(recipe, weights, trained.trainings, workers)
+    held_now = {"memory_bytes": memory_bytes, "disk_bytes": disk_bytes, "weight_bytes": weights}
+    return replace(trained, **held_now, threads=threads)
+
+
+def disk_needed(recipe: Recipe, weights: int, trainings: int, workers: int) -> int:
+    """Bytes on disk at most, of a model of so many bytes of weights.
+
+    A ticket has them once, and a bit for each; what is kept of a trained level, as they ended, averaged, and at the
+    best evaluation; a seed, those of its rewind step; a checkpoint, those of Adam too.
+    """
+    averaged = int(recipe.training.ema is not None)
+    ended = weights * (1 + averaged + int(recipe.evaluation.every is not None))
+    ticket = int(weights * (1 + 1 / 32)) + 200_000
+    seeds = len(recipe.seeds)
+    # With the ends alone: the dense model, the last ticket, and the level before until that is complete.
+    kept = trainings if recipe.keep == "all" else min(trainings, 3 * seeds)
+    rewound = seeds * weights if recipe.search.told("rewind_step", 0) else 0
+    return trainings * ticket + kept * ended + rewound + workers * (3 + averaged) * weights
+
+
+def fit_disk(recipe: Recipe, plan: Plan, budget: float, workers: int) -> tuple[Recipe, Plan]:
+    """The recipe that keeps as much as fits into `budget` bytes of disk: all trained weights, or those of the ends.
+
+    Raises `RecipeError` where neither does.
+    """
+    for keep in dict.fromkeys((recipe.keep, "ends")):
+        tried = parsed({**recipe.dump(), "keep": keep})
+        needed = disk_needed(tried, plan.weight_bytes, plan.trainings, workers)
+        if needed <= budget:
+            return tried, replace(plan, disk_bytes=needed)
+    raise RecipeError(
+        f"--disk {size(budget)} is too little: {plan.trainings:,} trainings would write {size(needed)}, though the "
+        "trained weights of the ends alone were kept (keep=ends); give more, or fewer seeds, search.rounds or controls"
+    )
 
 
 def _measure(recipe: Recipe, images: ImageSet, judge: Judge) -> tuple[float, float, int]:
@@ -171,9 +233,27 @@ def _plan(recipe: Recipe, step_seconds: float, evaluate_seconds: float, workers:
     return Plan(step_seconds, evaluate_seconds, trainings, steps, seconds, 0, 0, loading_seconds=loading_seconds)
 
 
-def _resident_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def used_disk(folder: Path) -> int:
+    """Bytes of the files in a run's folder; a file under several names counts once."""
+    files: dict[tuple[int, int], int] = {}
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # another command may remove what it wrote
+            told = path.lstat()
+            if S_ISREG(told.st_mode):
+                files[told.st_dev, told.st_ino] = told.st_size
+    return sum(files.values())
+
+
+def used_memory(run: Run, workers: int) -> int | None:
+    """The most bytes that this process and `workers` trainings at once have held, as the levels' timings tell.
+
+    None where none does. Pages that processes share are counted for each.
+    """
+    told = (level.timing for level in run.levels if level.timing is not None and level.timing.shared_from is None)
+    most = max((timing.peak_bytes for timing in told if timing.peak_bytes is not None), default=None)
+    if most is None:
+        return None
+    return peak_memory() + workers * most if workers > 1 else max(most, peak_memory())
 
 
 def fit(recipe: Recipe, plan: Plan, budget: float, workers: int) -> tuple[Recipe, Plan, tuple[str, ...]]:
@@ -199,7 +279,8 @@ def fit(recipe: Recipe, plan: Plan, budget: float, workers: int) -> tuple[Recipe
             share = next(share for share in _shares(least) if seconds(rounds, share) <= budget)
             tried, new = at(rounds, share)
             disk = int(plan.disk_bytes / plan.trainings * new.trainings)
-            new = replace(new, memory_bytes=plan.memory_bytes, disk_bytes=disk, threads=plan.threads)
+            held = {"memory_bytes": plan.memory_bytes, "disk_bytes": disk, "weight_bytes": plan.weight_bytes}
+            new = replace(new, **held, threads=plan.threads)
             return tried, new, _given_up(recipe, tried)
     raise RecipeError(
         f"--time {duration(budget)} is too short: the dense model and one round of "

@@ -1,10 +1,9 @@
-"""Seeds side by side in processes of their own, and one way out for every signal.
+"""Workers side by side in processes of their own, and one way out for every signal.
 
 Ctrl-C, a polite kill and a terminal that is closed all mean the same: trainings save their state and end; only then
 does the command end, and say so. The parent alone hears signals, and passes on that a stop was asked for; its children
 never do, whether a signal went to the parent or to the whole group of processes (a terminal, systemd, SLURM). A child
-that does not end within a grace time, or that a third signal finds still there, is ended. While one may write, it holds
-the lock of the run's folder, even if its parent is gone.
+that does not end within a grace time, or that a third signal finds still there, is ended.
 """
 
 from __future__ import annotations
@@ -15,23 +14,24 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import connection, reduction
 from typing import Any
 
 from gentickets.errors import GenticketsError
+from gentickets.interruptions import POLITE
 
 GRACE_SECONDS = 60.0
 """How long trainings have to save their state once a stop was asked for."""
 
-_POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _URGENT = 3
 """So many signals mean: at once."""
 
-Work = Callable[[int, Callable[[Any], None], Callable[[], bool]], None]
-"""`work(seed, tell, stop)`: does one seed; where `stop()` says so it saves its state and raises KeyboardInterrupt."""
+Work = Callable[[Callable[[Any], None], Callable[[], bool]], None]
+"""`work(tell, stop)`: does what there is to do; where `stop()` says so it saves its state and raises
+KeyboardInterrupt."""
 
 
 class Asked:
@@ -62,7 +62,7 @@ def stopping(urgent: Callable[[], None] | None = None) -> Iterator[Asked]:
         if asked.times >= _URGENT and urgent is not None:
             urgent()
 
-    before = {which: signal.getsignal(which) for which in _POLITE}
+    before = {which: signal.getsignal(which) for which in POLITE}
     heard = [which for which, handler in before.items() if which == signal.SIGINT or handler is not signal.SIG_IGN]
     for which in heard:
         signal.signal(which, hear)
@@ -78,36 +78,21 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
-class KeptOpen:
-    """An open file's number that a child gets too: a lock on the file is held until the last of them has ended."""
+def side_by_side(workers: int, work: Work, tell: Callable[[Any], None]) -> None:
+    """Does `work` so many times at once, each in a process of its own. `tell` hears what they tell.
 
-    def __init__(self, number: int):
-        self.number = number
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _kept_open, (reduction.DupFd(self.number),)
-
-
-def _kept_open(duplicate: Any) -> KeptOpen:
-    return KeptOpen(duplicate.detach())
-
-
-def side_by_side(seeds: Sequence[int], workers: int, work: Work, tell: Callable[[Any], None], lock: int) -> None:
-    """Does `work` for every seed, `workers` at once, each in a process of its own. `tell` hears what they tell.
-
-    `work` and what it tells must be picklable; `lock`: the number of the open file whose lock they share. The first
-    failure asks the others to stop, and is raised when all have ended; so is KeyboardInterrupt where a stop was asked
-    for. However this is left, no process of it is left behind.
+    `work` and what it tells must be picklable. The first failure asks the others to stop, and is raised when all have
+    ended; so is KeyboardInterrupt where a stop was asked for. However this is left, no process of it is left behind.
     """
     context = multiprocessing.get_context("spawn")
     with _unheard_by_children():  # multiprocessing's own helper is one
         events: multiprocessing.Queue[Any] = context.Queue()
-        crew = _Crew(context, work, events, KeptOpen(lock))
+        crew = _Crew(context, work, events)
     listener = threading.Thread(target=_listen, args=(events, tell), daemon=True)
     listener.start()
     with stopping() as asked:
         try:
-            crew.run(list(seeds), workers, asked)
+            crew.run(workers, asked)
         finally:
             crew.dismiss(asked)
             events.put(None)
@@ -121,7 +106,7 @@ def side_by_side(seeds: Sequence[int], workers: int, work: Work, tell: Callable[
 @contextmanager
 def _unheard_by_children() -> Iterator[None]:
     """A process inherits which signals are blocked: one that is started in here never hears the polite ones."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _POLITE)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, POLITE)
     try:
         yield
     finally:
@@ -135,41 +120,32 @@ def _listen(events: multiprocessing.Queue[Any], tell: Callable[[Any], None]) -> 
 
 @dataclass
 class _Crew:
-    """The processes, and what became of their seeds."""
+    """The processes, and what became of them."""
 
     context: Any
     work: Work
     events: Any
-    lock: KeptOpen
     failures: list[Exception] = field(default_factory=list)
     _members: list[tuple[Any, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._halt = self.context.Event()
 
-    def run(self, seeds: list[int], workers: int, asked: Asked) -> None:
-        """Hands out seeds until none is left, or a stop was asked for, or one has failed."""
-        while len(self._members) < min(workers, len(seeds)) and not asked():
+    def run(self, workers: int, asked: Asked) -> None:
+        """Returns when all have done their work, or a stop was asked for, or one has failed."""
+        while len(self._members) < workers and not asked():
             self._members.append(self._hired())
-        idle = [pipe for _, pipe in self._members]
-        busy: set[Any] = set()
-        while not (asked() or self.failures) and (seeds or busy):
-            while seeds and idle:
-                pipe = idle.pop()
-                _send(pipe, seeds.pop(0))
-                busy.add(pipe)
+        busy = {pipe for _, pipe in self._members}
+        while busy and not (asked() or self.failures):
             for pipe in connection.wait(busy, timeout=0.2):
                 busy.discard(pipe)
                 self._hear(pipe)
-                idle.append(pipe)
 
     def dismiss(self, asked: Asked) -> None:
         """Lets every process end: those that train save their state first, within the grace time."""
         if asked() or self.failures:
             self._halt.set()
         deadline = time.monotonic() + GRACE_SECONDS
-        for _, pipe in self._members:
-            _send(pipe, None)
         while living := [(process, pipe) for process, pipe in self._members if process.is_alive()]:
             for pipe in connection.wait([pipe for _, pipe in living], timeout=0.1):
                 self._hear(pipe)
@@ -182,16 +158,14 @@ class _Crew:
 
     def _hired(self) -> tuple[Any, Any]:
         ours, theirs = self.context.Pipe()
-        process = self.context.Process(
-            target=_member, args=(theirs, self.work, self.events, self._halt, self.lock), daemon=True
-        )
+        process = self.context.Process(target=_member, args=(theirs, self.work, self.events, self._halt), daemon=True)
         with _unheard_by_children():
             process.start()
         theirs.close()
         return process, ours
 
     def _hear(self, pipe: Any) -> None:
-        """What came of a seed: nothing, an error, or a process that is gone without a word."""
+        """What came of a process: nothing, an error, or it is gone without a word."""
         try:
             outcome = pipe.recv()
         except (EOFError, OSError):
@@ -208,35 +182,21 @@ class _Crew:
             self.failures.append(outcome)
 
 
-def _send(pipe: Any, what: int | None) -> None:
-    with suppress(OSError):  # it is gone; who listens to it will hear of that
-        pipe.send(what)
-
-
 # -- in a process of its own ------------------------------------------------------------------------------------------
 
 
-def _member(pipe: Any, work: Work, events: Any, halt: Any, lock: KeptOpen) -> None:
-    """Does one seed after the other, as told by the pipe."""
-    assert lock.number >= 0  # held open as long as this process is there
+def _member(pipe: Any, work: Work, events: Any, halt: Any) -> None:
+    """Does its work, and tells what came of it."""
     _end_with_parent()
     events.cancel_join_thread()
-    while (seed := _told(pipe)) is not None and not halt.is_set():
-        try:
-            work(seed, events.put, _Sparingly(halt.is_set))
-        except KeyboardInterrupt:
-            pipe.send(None)
-        except Exception as error:
-            pipe.send(_portable(error))
-        else:
-            pipe.send(None)
-
-
-def _told(pipe: Any) -> int | None:
+    outcome: Exception | None = None
     try:
-        return int(number) if (number := pipe.recv()) is not None else None
-    except EOFError:
-        return None
+        work(events.put, _Sparingly(halt.is_set))
+    except KeyboardInterrupt:
+        pass
+    except Exception as error:
+        outcome = _portable(error)
+    pipe.send(outcome)
 
 
 def _portable(error: Exception) -> Exception:
@@ -252,7 +212,7 @@ def _portable(error: Exception) -> Exception:
 
 
 def _end_with_parent() -> None:
-    """Ends this process with its parent, even one that was killed: two must not write one folder."""
+    """Ends this process with its parent, even one that was killed: nobody would hear what it tells."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

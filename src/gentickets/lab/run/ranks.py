@@ -31,6 +31,7 @@ from lightning_fabric import Fabric
 from gentickets.catalogue import load
 from gentickets.data import ImageSet
 from gentickets.errors import DataError, Diverged, GenticketsError, HardwareError
+from gentickets.interruptions import POLITE
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.recipe.recipe import code_in
 from gentickets.lab.run.parcels import unpacked
@@ -39,7 +40,6 @@ from gentickets.training.devices import several_devices
 from gentickets.training.loop import train
 from gentickets.training.ranks import Ranks, Together
 
-_POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _WORD = 2.0
 """Seconds that another rank gives the first one to say what ended a training, before it says so itself."""
 
@@ -144,7 +144,7 @@ class _Crew:
         told = [str(meeting), str(rank), str(self.size), self.accelerator, self.precision]
         program = "from gentickets.lab.run.ranks import main; main()"
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _POLITE)  # a process inherits what it never hears
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, POLITE)  # a process inherits what it never hears
         try:
             return subprocess.Popen(
                 [sys.executable, "-c", program, *told], stdin=subprocess.PIPE, stdout=sys.stderr, env=environment
@@ -287,7 +287,7 @@ def check_launched(devices: int) -> None:
 
 def serve_launched() -> None:
     """All but the first: takes part in that one's trainings, until its command has ended."""
-    for which in (signal.SIGINT, signal.SIGTERM):  # the first one hears it, saves and ends
+    for which in POLITE:  # the first one hears it, saves and ends
         signal.signal(which, signal.SIG_IGN)
     store, number = _agents_store(), 1
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

@@ -1,8 +1,8 @@
-"""One seed of a run: the chain of tickets, then the controls, each level skipped where it is complete."""
+"""The pieces of one seed: the levels of its chain, and their controls, each made from what is complete in its
+folder."""
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +15,9 @@ from gentickets.errors import Disconnected, GenticketsError, RecipeError, Ticket
 from gentickets.lab.judging import Judge
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.run import folder as disk
+from gentickets.lab.run.keeping import NotKept, let_go, to_be_made_again, trained_weights
 from gentickets.lab.run.level import Made, check_level, read_price, with_stored_averages, write_level, write_untrained
+from gentickets.lab.run.pieces import Board, Piece, pieces_of, source_of
 from gentickets.lab.run.trainer import Event, Price, Trainer
 from gentickets.lab.task import build_model
 from gentickets.masks.liveness import check_connected
@@ -25,15 +27,16 @@ from gentickets.masks.value import Masks
 from gentickets.options import Retrain
 from gentickets.sealed import Damaged
 from gentickets.search.levels import Level, retrain_span
-from gentickets.search.method import ARMS, Work
+from gentickets.search.method import Work
 from gentickets.training.loop import Trained, derived_seed
 
 
 class SeedRun:
-    """Runs one seed of a recipe inside a run folder.
+    """Makes the pieces of one seed of a recipe inside a run folder.
 
     `tell` is called with an `Event` now and then; `stop` is asked after every training step and, where it says
-    so, the state is saved and `KeyboardInterrupt` raised.
+    so, the state is saved and `KeyboardInterrupt` raised. `is_awaited`: whether a level of another run that is not
+    there is being made beside this one, and waited for.
     """
 
     def __init__(
@@ -45,14 +48,18 @@ class SeedRun:
         judge: Judge,
         tell: Callable[[Event], None] = lambda event: None,
         stop: Callable[[], bool] = lambda: False,
+        is_awaited: Callable[[Path, Piece], bool] = lambda run, piece: False,
     ):
         self.recipe, self.seed, self.images, self.judge = recipe, seed, images, judge
+        self._is_awaited = is_awaited
         self.folder = folder / f"seed-{seed}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.method, self.steps = recipe.build_method(), recipe.training.steps
         self.trainer = Trainer(recipe, seed, images, steps_of_seed(recipe), tell, stop, judge.glance)
         self.span = self.method.span(self.steps)
         self._draw = 0
+        self._levels: Iterator[Level] | None = None
+        self._next_index = 0
 
     # -- one training by itself ---------------------------------------------------------------------------
 
@@ -79,46 +86,47 @@ class SeedRun:
                 self._finish(Made(self.seed, level, "ticket", ticket, model, ticket.masks, span))
         return disk.read_metrics(place)
 
-    # -- the chain ----------------------------------------------------------------------------------------
+    # -- pieces -------------------------------------------------------------------------------------------
+
+    def make(self, piece: Piece, fence: int = 0) -> bool:
+        """Makes a level or a control, whose `builds_on` is complete; False for a control that its level cannot have.
+
+        `fence`: the number of the claim by which it is made. Raises `Published` where somebody else was faster.
+        """
+        self.trainer.done = self._steps_done()
+        made = True
+        if piece.arm == "ticket":
+            self._level(piece.level, fence)
+        else:
+            made = self._control(piece.level, piece.arm, fence)
+        let_go(self.folder, self.recipe.keep)
+        return made
 
     def run(self) -> None:
-        """Everything of this seed that is not complete yet."""
-        reached = self._chain()
-        wanted = self.recipe.controls
-        for level in wanted.chosen(reached):
-            for arm in ARMS:
-                if getattr(wanted, arm):
-                    self._control(level, arm)
+        """Everything of this seed that is not complete yet, made here and now."""
+        drop_damaged(self.folder, self.recipe)
+        board = Board(self.folder.parent, self.recipe)
+        while ready := board.standing(self.seed).ready:
+            if not self.make(ready[0]):
+                board.leave_out(ready[0])
 
-    def _chain(self) -> int:
-        """Runs the ticket levels that are not there; returns the last that there is."""
-        disk.remove_halves(self.folder)
-        self._drop_damaged()
-        rounds = self.method.rounds
-        levels: Iterator[Level] | None = None
-        for index in range(rounds + 1):
-            if self._place(index).exists():
-                self.trainer.done += self._steps_of("ticket", index)
-                levels = None  # the search has not made this one
-            else:
-                levels = self._search(index - 1) if levels is None else levels
-                self._searched_level(index, levels)
-            if self._ended_at(index):
-                return index
-        return rounds
+    def _steps_done(self) -> int:
+        steps_of = steps_by_piece(self.recipe)
+        return sum(steps_of(piece) for piece in pieces_of(self.recipe) if self._is_there(piece))
 
-    def _drop_damaged(self) -> None:
-        """Removes, with a warning, what is there and is not as it was written, so that it is made again."""
-        for place in sorted(self.folder.glob("level-*")):
-            try:
-                check_level(place)
-            except (Damaged, TicketError) as error:
-                warnings.warn(f"{error}: dropped, and made again", stacklevel=2)
-                shutil.rmtree(place)
+    def _is_there(self, piece: Piece) -> bool:
+        return piece.seed == self.seed and self._place(piece.level, piece.arm).exists()
 
-    def _searched_level(self, index: int, levels: Iterator[Level]) -> None:
-        """The next level of the recipe's search."""
-        with disk.building(self._place(index)) as partial:
+    # -- the chain ----------------------------------------------------------------------------------------
+
+    def _level(self, index: int, fence: int) -> None:
+        """A level of the chain, by the recipe's search: the one at hand, where that comes to this level next."""
+        if self._levels is None or self._next_index != index:
+            self._levels = self._search(index - 1)
+        levels, self._levels = self._levels, None  # whatever ends this, the search is then somewhere in the middle
+        if not index:
+            disk.remove_halves(self.folder)
+        with disk.building(self._place(index), fence) as partial:
             self._enter(self._place(index).name, partial, index)
             self.trainer.outcome.find = self._found_before(index)
             try:
@@ -127,6 +135,7 @@ class SeedRun:
                 self._finish_untrained(index, "ticket", error.ticket, str(error))
             else:
                 self._finish_level("ticket", level)
+        self._levels, self._next_index = levels, index + 1
 
     def _next(self, index: int, levels: Iterator[Level]) -> Level:
         """The level that comes next. Raises `RecipeError` where a method gives something else."""
@@ -184,18 +193,17 @@ class SeedRun:
 
     def _source(self, source: str, index: int) -> Path:
         """A level of the same seed of the run that tickets are carried over from; or of its first seed."""
-        beside = self.folder.parent.parent / source
-        run = beside if (beside / "recipe.yaml").exists() else Path(source)
+        run = source_run(self.folder.parent, source)
         if not (run / "recipe.yaml").exists():
+            beside = self.folder.parent.parent / source
             raise RecipeError(f"search.source={source!r} is no run: neither {beside} nor {run}")
-        for seed in (self.folder.name, f"seed-{disk.read_run_recipe(run).seeds[0]}"):
-            place = run / seed / disk.level_name(index)
-            if (place / "ticket.safetensors").exists():
-                return place
-        raise RecipeError(
-            f"search.source={source!r} has no complete {disk.level_name(index)}: "
-            f"run it first, or take search.rounds={index - 1}"
-        )
+        piece = source_of(Board(run, disk.read_run_recipe(run)), Piece(self.seed, index))
+        if not (run / piece.name / "ticket.safetensors").exists() and not self._is_awaited(run, piece):
+            raise RecipeError(
+                f"search.source={source!r} has no complete {disk.level_name(index)} of seed {piece.seed}: "
+                f"run it first, or take search.rounds={index - 1}"
+            )
+        return run / piece.name
 
     def _account_scoring(self, seconds: float, flops: float) -> None:
         self.trainer.outcome.find += Price(seconds, flops, flops)
@@ -213,8 +221,16 @@ class SeedRun:
         place = self._place(index, arm)
         ticket = Ticket.load(place / "ticket.safetensors")
         model, masks = self._network(ticket, index)
-        Ticket(masks, disk.load_weights(place / "trained.safetensors")).install(model)
+        Ticket(masks, trained_weights(place)).install(model)
         return Level(index, ticket.masks, model, ticket)
+
+    def _to_control(self, index: int) -> Level:
+        """A complete level as its controls need it: where its trained weights were not kept, as it starts."""
+        try:
+            return self.load_level(index)
+        except NotKept:
+            ticket = Ticket.load(self._place(index) / "ticket.safetensors")
+            return Level(index, ticket.masks, self._network(ticket, index)[0], ticket)
 
     def judged(self, index: int, arm: str) -> nn.Module:
         """The model of a complete level as it is judged."""
@@ -230,11 +246,6 @@ class SeedRun:
 
     def _place(self, index: int, arm: str = "ticket") -> Path:
         return self.folder / disk.level_name(index, arm)
-
-    def _ended_at(self, index: int) -> bool:
-        """Whether the chain goes no further than this complete level."""
-        status = disk.read_metrics(self._place(index))["status"]
-        return status == "disconnected" or (status == "diverged" and self.recipe.on_failure == "stop")
 
     # -- training -----------------------------------------------------------------------------------------
 
@@ -274,25 +285,22 @@ class SeedRun:
 
     # -- controls -----------------------------------------------------------------------------------------
 
-    def _control(self, index: int, arm: str) -> None:
-        place = self._place(index, arm)
-        if place.exists():
-            self.trainer.done += self._steps_of(arm, index)
-            return
-        work = self._work()
+    def _control(self, index: int, arm: str, fence: int) -> bool:
+        place, work = self._place(index, arm), self._work()
         status = disk.read_metrics(self._place(index))["status"]
         if status == "disconnected" or not self.method.has_controls(work, index):
-            return
-        with disk.building(place) as partial:
+            return False
+        with disk.building(place, fence) as partial:
             self._enter(place.name, partial, draw=1000 + index)
             self.trainer.outcome.find = read_price(self._place(index), "find")
             seed = derived_seed(self.seed, 1, index)
             try:
-                control = self.method.control(arm, self.load_level(index), work, seed)
+                control = self.method.control(arm, self._to_control(index), work, seed)
             except Disconnected as error:
                 self._finish_untrained(index, arm, error.ticket, str(error))
             else:
                 self._finish_level(arm, control)
+        return True
 
     # -- what is written ----------------------------------------------------------------------------------
 
@@ -314,22 +322,43 @@ class SeedRun:
     def _example_inputs(self, model: nn.Module) -> Mapping[str, Any]:
         return self.trainer.objective.example_inputs(model.eval(), self.judge.held_out.images(range(2)))
 
-    def _steps_of(self, arm: str, level: int) -> int:
-        if level == 0 or arm == "redrawn_weights":
-            return self.steps
-        again = self.steps - self.method.rewind_step
-        return again + (self.method.search_steps(self.steps) if arm == "ticket" else 0)
+
+def source_run(folder: Path, source: str) -> Path:
+    """The run that `search.source` of the run in `folder` names: one beside it, or a path."""
+    beside = folder.parent / source
+    return beside if (beside / "recipe.yaml").exists() else Path(source)
+
+
+def steps_by_piece(recipe: Recipe) -> Callable[[Piece], int]:
+    """How many training steps each piece takes, with those that find its masks."""
+    steps, method = recipe.training.steps, recipe.build_method()
+    again, searched = steps - method.rewind_step, method.search_steps(steps)
+
+    def steps_of(piece: Piece) -> int:
+        if piece.level == 0 or piece.arm == "redrawn_weights":
+            return steps
+        return again + (searched if piece.arm == "ticket" else 0)
+
+    return steps_of
+
+
+def drop_damaged(folder: Path, recipe: Recipe) -> None:
+    """Removes, with a warning, what of a seed is there and is not as it was written, so that it is made again; and what
+    that rests on, where it was not kept."""
+    for place in sorted(folder.glob("level-*")):
+        try:
+            check_level(place)
+        except (Damaged, TicketError) as error:
+            warnings.warn(f"{error}: dropped, and made again", stacklevel=2)
+            disk.drop(place)
+    method = recipe.build_method()
+    if method.builds_on in ("before", "search"):
+        for place in to_be_made_again(folder, method.rounds):
+            warnings.warn(f"{place}: made again, as its trained weights were not kept (keep=ends)", stacklevel=2)
+            disk.drop(place)
 
 
 def steps_of_seed(recipe: Recipe) -> int:
     """How many training steps one seed takes: the dense model, each round, each control."""
-    steps, method = recipe.training.steps, recipe.build_method()
-    rounds, again = method.rounds, steps - method.rewind_step
-    at = len(recipe.controls.chosen(rounds))
-    retrained = rounds + (at if recipe.controls.random_mask else 0)
-    return (
-        steps
-        + rounds * method.search_steps(steps)
-        + retrained * again
-        + (at * steps if recipe.controls.redrawn_weights else 0)
-    )
+    steps_of = steps_by_piece(recipe)
+    return sum(steps_of(piece) for piece in pieces_of(recipe) if piece.seed == recipe.seeds[0])

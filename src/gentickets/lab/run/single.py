@@ -13,9 +13,10 @@ from gentickets.data import line
 from gentickets.errors import RecipeError, TicketError
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.run import folder as disk
-from gentickets.lab.run.prepare import check_buildable, load_data, make_judge
+from gentickets.lab.run.checks import check_buildable
 from gentickets.lab.run.processes import interrupt, stopping
 from gentickets.lab.run.seed import SeedRun
+from gentickets.lab.run.stage import load_data, make_judge
 from gentickets.lab.run.threads import threads_of
 from gentickets.lab.run.trainer import Event
 from gentickets.lab.task import build_model

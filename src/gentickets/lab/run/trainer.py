@@ -35,13 +35,18 @@ from gentickets.training.progress import Checkpoint, Curve, Progress
 
 @dataclass(frozen=True)
 class Event:
-    """What a seed tells while it works: which stage, the step in it, and how many steps of all are behind it."""
+    """What a seed tells while it works: which stage, the step in it, and how many steps of all are behind it. `run`:
+    the name of its run's folder, where several are worked on."""
 
     seed: int
     stage: str
     done: int
     total: int
     progress: Progress | None = None
+    run: str = ""
+
+
+Tell = Callable[[Event], None]
 
 
 @dataclass(frozen=True)

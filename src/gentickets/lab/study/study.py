@@ -12,8 +12,8 @@ that each changes. Every part of a study is a run that is resumed where it stand
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,9 +30,10 @@ from gentickets.lab.recipe.owned import owner
 from gentickets.lab.recipe.plain_yaml import read_yaml, write_yaml
 from gentickets.lab.results.reading import read_run
 from gentickets.lab.run import folder as disk
-from gentickets.lab.run.prepare import Prepared, Tell, prepared, run_seeds
-from gentickets.lab.run.trainer import make_fabric
-from gentickets.lab.study.sharing import neighbours, share
+from gentickets.lab.run.prepare import Prepared, joined, prepared
+from gentickets.lab.run.sharing import Donors, neighbours
+from gentickets.lab.run.trainer import Tell, make_fabric
+from gentickets.lab.run.work import run_all
 from gentickets.lab.study.small_dense import PREFIX, small_dense_recipes
 
 METHODS: tuple[str, ...] = (*(name for name in CATALOGUE["method"] if name not in ("at-init", "transferred")), *SHORT)
@@ -208,11 +209,15 @@ class Stage:
 Begin = Callable[[Stage], Tell]
 """Told of each part before it runs; returns what listens to its seeds."""
 
+Execute = Callable[[Sequence[Prepared], Tell], None]
+"""Makes all that is not there yet of some runs, and writes their results."""
+
 
 def run_study(
     study: Study,
     folder: Path,
     begin: Begin,
+    execute: Execute = run_all,
     *,
     fresh: bool = False,
     dry: bool = False,
@@ -221,49 +226,80 @@ def run_study(
 ) -> dict[str, str]:
     """Runs every arm to its end, then the small dense nets; what is complete is skipped, as in a run.
 
+    All arms are worked on at once: while one seed's chain goes on, whoever is free takes a piece of another arm.
+
     Returns label → reason of the arms that this machine has no hardware for, which are left out. With `dry`, each
     arm is only measured and told. `loading_seconds`: as for `prepared`. Raises `RecipeError` where the folder is a run,
     or an arm's folder was made by another recipe, and `HardwareError` where every arm would be left out.
     """
     if (folder / "recipe.yaml").exists():
         raise RecipeError(f"{folder} is a single run: take name=… for the study")
-    with disk.one_line_errors(folder), disk.locked(folder):
-        if not dry:
+    how: Any = {"fresh": fresh, "command": command, "loading_seconds": loading_seconds}
+    if not dry:
+        with disk.one_line_errors(folder), disk.locked(folder, wait=True):
             write_record(folder, study, command)
-        donors, beside = list[Path](), neighbours(folder)
-        left_out: dict[str, str] = {}
-        for index, arm in enumerate(study.arms):
-            try:
-                make_fabric(arm.recipe)
-            except HardwareError as error:
-                left_out[arm.label] = str(error)
-                continue
-            with prepared(
-                arm.recipe,
-                folder / arm.label,
-                fresh=fresh,
-                dry=dry,
-                command=command,
-                loading_seconds=loading_seconds,
-            ) as ready:
-                shared = {} if dry else share(ready, [*donors, *beside])
-                tell = begin(Stage(index, len(study.arms), arm.label, ready, shared))
-                if not dry:
-                    run_seeds(ready, tell)
-            donors.append(folder / arm.label)
-        if len(left_out) == len(study.arms):
-            raise HardwareError(next(iter(left_out.values())))
-        if study.small_dense and not dry:
-            _run_small_dense(study, donors, folder, begin, fresh, command)
+    arms, left_out = _with_hardware(study)
+    runs, tellers, taking = list[Prepared](), dict[str, Tell](), dict[Path, dict[int, str]]()
+    for index, arm in enumerate(arms):
+        ready = prepared(arm.recipe, folder / arm.label, dry=dry, **how)
+        ready = replace(ready, donors=tuple(run.folder for run in runs), beside=tuple(neighbours(folder)))
+        taking[ready.folder] = {} if dry else Donors(ready).expected(taking)
+        tellers[arm.label] = begin(Stage(index, len(study.arms), arm.label, ready, taking[ready.folder]))
+        runs.append(ready)
+    if not dry:
+        execute(runs, lambda event: tellers[event.run](event))
+        if study.small_dense:
+            _run_small_dense(study, runs, folder, begin, execute, how)
     return left_out
 
 
-def _run_small_dense(study: Study, arms: Sequence[Path], folder: Path, begin: Begin, fresh: bool, command: str) -> None:
-    recipes = small_dense_recipes(study.arms[0].recipe, [read_run(arm) for arm in arms])
-    total = len(study.arms) + len(recipes)
+def _with_hardware(study: Study) -> tuple[list[Arm], dict[str, str]]:
+    """The arms that this machine can run, and label → reason of the others. Raises `HardwareError` where it is none."""
+    arms, left_out = list[Arm](), dict[str, str]()
+    for arm in study.arms:
+        try:
+            make_fabric(arm.recipe)
+        except HardwareError as error:
+            left_out[arm.label] = str(error)
+        else:
+            arms.append(arm)
+    if not arms:
+        raise HardwareError(next(iter(left_out.values())))
+    return arms, left_out
+
+
+def _run_small_dense(
+    study: Study, arms: Sequence[Prepared], folder: Path, begin: Begin, execute: Execute, how: Mapping[str, Any]
+) -> None:
+    recipes = small_dense_recipes(study.arms[0].recipe, [read_run(arm.folder) for arm in arms])
+    total, runs, tellers = len(study.arms) + len(recipes), list[Prepared](), dict[str, Tell]()
     for index, (label, recipe) in enumerate(recipes.items(), start=len(study.arms)):
-        with prepared(recipe, folder / label, fresh=fresh, command=command) as ready:
-            run_seeds(ready, begin(Stage(index, total, label, ready, {})))
+        runs.append(prepared(recipe, folder / label, **how))
+        tellers[label] = begin(Stage(index, total, label, runs[-1], {}))
+    if runs:
+        execute(runs, lambda event: tellers[event.run](event))
+
+
+def joined_runs(folder: Path, allow_code: bool = False) -> list[Prepared]:
+    """A run that is there, or all that there are of a study, to be worked on as they were asked."""
+    if not (folder / "study.yaml").is_file():
+        return [joined(folder, allow_code)]
+    beside = [entry.name for entry in sorted(folder.iterdir()) if entry.name.startswith(PREFIX)]
+    labels = [label for label in (*read_record(folder).arms, *beside) if (folder / label / "recipe.yaml").is_file()]
+    return [joined_arm(folder, label, allow_code) for label in labels]
+
+
+def joined_arm(folder: Path, label: str, allow_code: bool = False) -> Prepared:
+    """One run of a study that is there, which takes over what arms before it train the same. Raises `RecipeError`."""
+    arms = list(read_record(folder).arms)
+    if label not in arms and not label.startswith(PREFIX):
+        raise RecipeError(f"{folder} has no arm {label[:80]!r}: {', '.join(arms)}")
+    ready = joined(folder / label, allow_code)
+    if label not in arms:
+        return ready
+    before = (folder / arm for arm in arms[: arms.index(label)])
+    donors = tuple(arm for arm in before if (arm / "recipe.yaml").is_file())
+    return replace(ready, donors=donors, beside=tuple(neighbours(folder)))
 
 
 # -- what is kept -------------------------------------------------------------------------------------------

@@ -1,0 +1,63 @@
+"""Judging again: every complete level of a run, by other samples or features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gentickets.lab.recipe import parsed
+from gentickets.lab.results.reading import read_run, write_csv
+from gentickets.lab.run import folder as disk
+from gentickets.lab.run.claims import Claims
+from gentickets.lab.run.keeping import check_all_kept
+from gentickets.lab.run.level import measure_level, metrics_json
+from gentickets.lab.run.seed import SeedRun
+from gentickets.lab.run.stage import check_same_data, load_data, make_judge
+from gentickets.lab.run.trainer import Event, Tell
+
+
+def evaluate_again(
+    folder: Path,
+    samples: int | None,
+    features: str | None,
+    weights: str | None,
+    tell: Tell,
+    allow_code: bool = False,
+) -> None:
+    """Measures every complete level of a run anew, with other samples or features, and writes its results.
+
+    All is measured before anything is written: where it ends early the run is as it was. Raises `RecipeError` for a
+    folder that is no run, or where the data are not those that the run was trained and judged on.
+    """
+    recipe = disk.read_run_recipe(folder)
+    changes = {"samples": samples, "features": features, "inception_weights": weights}
+    raw = recipe.dump()
+    raw["evaluation"] |= {key: value for key, value in changes.items() if value is not None}
+    recipe = parsed(raw, str(folder), allow_code)
+    origin = disk.read_run_origin(folder)
+    recipe.check()
+    disk.check_same_code(folder, origin, recipe)
+    with disk.one_line_errors(folder), disk.locked(folder), Claims(folder).alone():
+        check_all_kept(folder)
+        torch.set_num_threads(origin["threads"])
+        train, held_out = load_data(recipe.data)
+        check_same_data(folder, origin, train, held_out)
+        judge = make_judge(recipe, train, held_out)
+        levels = [(level.seed, level.level, level.arm) for level in read_run(folder).levels]
+        found: dict[Path, dict[str, Any]] = {}
+        for done, (seed, index, arm) in enumerate(levels, start=1):
+            seed_run = SeedRun(recipe, folder, seed, train, judge)
+            place = seed_run.folder / disk.level_name(index, arm)
+            metrics = disk.read_metrics(place)
+            if metrics["status"] == "complete":
+                measured = measure_level(place, seed_run.load_level(index, arm).model, judge)
+                found[place] = {**metrics, "metrics": metrics_json(measured), "primary": judge.primary}
+            tell(Event(seed, place.name, done, len(levels)))
+        for place, metrics in found.items():
+            disk.write_json(place / "metrics.json", metrics)
+        origin["asked"]["evaluation"], origin["id"] = raw["evaluation"], disk.new_id()
+        disk.write_json(folder / "origin.json", origin)
+        disk.write_recipe(folder, recipe)
+        write_csv(read_run(folder))

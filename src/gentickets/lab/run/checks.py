@@ -1,0 +1,91 @@
+"""Before a model is trained: do the parts of a recipe go together, and does what is one's own work?"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from torch import nn
+
+from gentickets.catalogue import is_code, running
+from gentickets.data import Batches, ImageSet, batch_of, check_room
+from gentickets.errors import PruneError, RecipeError
+from gentickets.lab.recipe import Recipe
+from gentickets.lab.run.plan import check_fits
+from gentickets.lab.run.trainer import make_fabric
+from gentickets.lab.task import build_model, check_step
+from gentickets.masks.names import components_of
+from gentickets.pruning.prune import prune
+from gentickets.pruning.scores import scored
+
+
+def check_buildable(recipe: Recipe, images: ImageSet) -> None:
+    """Raises `RecipeError` where model, objective and images do not go together, before anything is computed."""
+    model, objective = recipe.model.named, recipe.objective.named
+    own = is_code(model.name) or is_code(objective.name)
+    with nullcontext() if own else torch.device("meta"):
+        net = build_model(recipe, images, seed=0)
+    check_fits(recipe, net, images.shape)
+    has, needs = components_of(net), recipe.build_objective().components
+    if missing := [name for name in needs if name not in has]:
+        raise RecipeError(
+            f"objective.name={recipe.objective.name} needs {', '.join(missing)}; "
+            f"model.name={recipe.model.name} has {', '.join(has)}"
+        )
+    _check_classes(recipe, images)
+    if own:
+        trained_for = recipe.build_objective()
+        rows = np.arange(3 * trained_for.batches_per_step) % len(images)
+        check_step(model.name, net, trained_for, batch_of(images, rows, "cpu", trained_for.wants_labels))
+    _try_criterion(recipe, net, images)
+    make_fabric(recipe)
+
+
+def _try_criterion(recipe: Recipe, model: nn.Module, images: ImageSet) -> None:
+    """Prunes once by a criterion of one's own: what is wrong with it is said before a model is trained for it."""
+    criterion = recipe.search.named.options.get("criterion")
+    if criterion is None or not is_code(criterion.name):
+        return
+    objective, method = recipe.build_objective(), recipe.build_method()
+    if any(weight.is_meta for weight in model.parameters()):
+        model = build_model(recipe, images, seed=0)
+    count = recipe.training.batch_size * objective.batches_per_step
+    batches = Batches(images, count, seed=0, labelled=objective.wants_labels)
+    example_inputs = objective.example_inputs(
+        model.eval(), batch_of(images, slice(0, 2), "cpu", objective.wants_labels)
+    )
+    masks = method.covered(model)
+    given = {"objective": objective, "batches": batches, "seed": 0, "example_inputs": example_inputs}
+    try:
+        with running(criterion.name):
+            scores = scored(criterion.build(**given), model, masks)
+        prune(scores, fraction=0.5, within=masks)
+    except PruneError as error:
+        raise RecipeError(f"search.criterion={criterion.name}: {error}") from None
+
+
+def _check_classes(recipe: Recipe, images: ImageSet) -> None:
+    """Raises `RecipeError` where the model takes other labels than the objective tells and the images have."""
+    tells, name = recipe.build_objective().wants_labels, recipe.model.name
+    if "classes" not in recipe.model.options:
+        if tells and not is_code(name):
+            raise RecipeError(f"objective.conditional=true: model.name={name} takes no labels")
+        return
+    classes = recipe.model.options["classes"]
+    if not tells and classes is not None:
+        raise RecipeError(f"model.classes={classes}: the objective tells no labels; objective.conditional=true does")
+    needed = 0 if images.labels is None else int(images.labels.max()) + 1
+    if tells and (classes is None or classes < needed):
+        raise RecipeError(
+            f"model.classes={'null' if classes is None else classes} with objective.conditional=true: the images have "
+            f"labels up to {needed - 1}; model.classes={needed}"
+        )
+
+
+def check_room_of_a_step(recipe: Recipe, channels: int) -> None:
+    """Raises `DataError` where not even the images of one step fit into memory."""
+    count = recipe.training.batch_size * recipe.build_objective().batches_per_step
+    size = recipe.data.size
+    what = f"data.size={size} with training.batch_size={recipe.training.batch_size}"
+    check_room(what, count, (channels, size, size), 4, "take a smaller one of them")

@@ -1,0 +1,132 @@
+"""One run of several: of the same recipe, with other seeds, made in folders of their own."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gentickets.errors import RecipeError
+from gentickets.files import link_or_copy
+from gentickets.lab.recipe import Recipe, parsed
+from gentickets.lab.recipe.file import differing_keys
+from gentickets.lab.run import folder as disk
+from gentickets.lab.run.claims import check_at_rest
+
+
+@dataclass(frozen=True)
+class _Source:
+    folder: Path
+    recipe: Recipe
+    origin: dict[str, Any]
+    seeds: tuple[int, ...]
+
+
+def merge(runs: Sequence[Path], into: Path) -> list[str]:
+    """Makes a run folder of the complete levels of others; returns what is to be told of it, in words.
+
+    Files are linked where they can be, and the runs stay as they are. The new one can be gone on with. Raises
+    `RecipeError` where two runs differ in more than name, title and seeds, have a seed in common, were made of other
+    data, by other code or versions, or where `into` is there already.
+    """
+    if len(runs) < 2:
+        raise RecipeError("merge takes two run folders or more")
+    if into.exists():
+        raise RecipeError(f"{into} is there already, and nothing is overwritten: take another --out")
+    sources = [_read(run) for run in runs]
+    for other in sources[1:]:
+        _check_alike(sources[0], other)
+    _check_seeds(sources)
+    beside = into.with_name(f".{into.name}.partial")
+    with disk.one_line_errors(into):
+        shutil.rmtree(beside, ignore_errors=True)
+        for source in sources:
+            for seed in source.seeds:
+                _take(source.folder / f"seed-{seed}", beside / f"seed-{seed}")
+        seeds = [seed for source in sources for seed in source.seeds]
+        recipe = parsed({**sources[0].recipe.dump(), "name": into.name, "seeds": seeds}, str(into))
+        asked = {**sources[0].origin["asked"], "name": into.name, "seeds": seeds}
+        disk.write_recipe(beside, recipe)
+        merged = [source.folder.name for source in sources]
+        facts = {"id": disk.new_id(), "asked": asked, "merged": merged}
+        disk.write_json(beside / "origin.json", {**sources[0].origin, **facts})
+        beside.rename(into)
+    return _words(sources, into)
+
+
+def _read(folder: Path) -> _Source:
+    recipe, origin = disk.read_run_recipe(folder), disk.read_run_origin(folder)
+    check_at_rest(folder)
+    seeds = [seed for seed in disk.seeds_in(folder) if _has_levels(folder / f"seed-{seed}")]
+    if not seeds:
+        raise RecipeError(f"{folder}: no level is complete yet")
+    return _Source(folder, recipe, origin, tuple(seeds))
+
+
+def _has_levels(seed_folder: Path) -> bool:
+    return not seed_folder.is_symlink() and any(seed_folder.glob("level-*"))
+
+
+def _check_alike(first: _Source, other: _Source) -> None:
+    own = ("name", "title", "seeds")
+    dumps = [{key: value for key, value in one.recipe.dump().items() if key not in own} for one in (first, other)]
+    if differing := differing_keys(*dumps):
+        raise RecipeError(f"{first.folder} and {other.folder} differ in {'; '.join(differing)} (first {first.folder})")
+    for part, key in (("data", "fingerprint"), ("data", "test_fingerprint"), ("versions", "torch")):
+        values = [(one.origin.get(part) or {}).get(key) for one in (first, other)]
+        if values[0] != values[1]:
+            raise RecipeError(
+                f"{first.folder} and {other.folder} are not of the same {part}: {key} {str(values[0])[:16]} and "
+                f"{str(values[1])[:16]}"
+            )
+    if (first.origin.get("code") or {}) != (other.origin.get("code") or {}):
+        raise RecipeError(f"{first.folder} and {other.folder} were made by different code of the same name")
+
+
+def _check_seeds(sources: Sequence[_Source]) -> None:
+    owners: dict[int, Path] = {}
+    for source in sources:
+        for seed in source.seeds:
+            if seed in owners:
+                raise RecipeError(f"{owners[seed]} and {source.folder} both have seed {seed}: leave one of them out")
+            owners[seed] = source.folder
+
+
+def _take(source: Path, target: Path) -> None:
+    """Links the complete levels of a seed, and its rewind point. What is no file or folder of a run's own, such as a
+    link in a stranger's, is left."""
+    target.mkdir(parents=True)
+    for entry in sorted(source.iterdir()):
+        if entry.is_symlink() or entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            (target / entry.name).mkdir()
+            for file in entry.iterdir():
+                if _is_plain(file):
+                    link_or_copy(file, target / entry.name / file.name)
+        elif _is_plain(entry):
+            link_or_copy(entry, target / entry.name)
+
+
+def _is_plain(file: Path) -> bool:
+    return stat.S_ISREG(file.lstat().st_mode)
+
+
+def _words(sources: Sequence[_Source], into: Path) -> list[str]:
+    words = [f"{into}: seeds {', '.join(str(seed) for source in sources for seed in source.seeds)}"]
+    threads = sorted({source.origin["threads"] for source in sources})
+    if len(threads) > 1:
+        words.append(
+            f"made with {' and '.join(map(str, threads))} threads a training: equal recipes of theirs differ in last "
+            f"bits; what is still to be made takes {sources[0].origin['threads']}"
+        )
+    machines = {(source.origin.get("machine") or {}).get("cpu") for source in sources}
+    if len(machines) > 1:
+        words.append(f"made on {' and '.join(sorted(str(one) for one in machines))}: their seconds do not compare")
+    left = [source.folder.name for source in sources if any(source.folder.glob("seed-*/.*.partial"))]
+    if left:
+        words.append(f"levels in the making were left behind in {', '.join(left)}")
+    return words
