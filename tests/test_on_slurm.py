@@ -106,8 +106,8 @@ def test_jobs_of_which_one_is_preempted_make_what_one_machine_makes(slurm, place
     until(lambda: trains(place))
     first, *later = sorted(slurm.jobs(), key=int)
     slurm.run("sbatch", "-p", "urgent", "-n2", "-o", "/dev/null", "--wrap", "sleep 1")
+    until(lambda: saved(place))
     until(lambda: slurm.field(first, "Restarts") == "1")
-    assert saved(place)
     assert [slurm.field(job, "Dependency") for job in later] == [f"afterok:{first}(unfulfilled)"] * rounds
     said = ended(waiting)
     assert f"{rounds + 1} jobs submitted, 0 were in the queue" in said
