@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -166,14 +169,109 @@ def test_whoever_lost_it_is_told_and_the_next_has_its_own_folder(place):
     fast.give_back()
 
 
-def test_the_publishing_protects(place):
-    """Both believe that the piece is theirs; the first one's folder stays, to the byte."""
-    with disk.building(place / NAME, 2) as partial:
-        (partial / "metrics.json").write_text("of the second")
-    with pytest.raises(disk.Published), disk.building(place / NAME, 1) as partial:
-        (partial / "metrics.json").write_text("of the one who slept")
-    assert (place / NAME / "metrics.json").read_text() == "of the second"
-    assert [entry.name for entry in (place / "seed-0").iterdir()] == ["level-00"]
+def test_the_publishing_protects(place, tmp_path):
+    """Both believe that the piece is theirs, and both folders are whole; the first one's stays, to the byte."""
+
+    def sleep_over_the_end():
+        with disk.building(place / NAME, 1) as slow:
+            (slow / "metrics.json").write_text("of the one who slept")
+            shutil.copytree(slow, tmp_path / "kept")
+            with disk.building(place / NAME, 2) as fast:
+                (fast / "metrics.json").write_text("of the second")
+            shutil.copytree(tmp_path / "kept", slow)
+
+    for _ in range(2):
+        with pytest.raises(disk.Published):
+            sleep_over_the_end()
+        assert (place / NAME / "metrics.json").read_text() == "of the second"
+        assert [entry.name for entry in (place / "seed-0").iterdir()] == ["level-00"]
+
+
+def test_a_watcher_that_was_stopped_itself_has_not_seen_a_lease_of_silence(place, monkeypatch):
+    """All of a group were stopped, by Ctrl-Z: whoever wakes first must not take what the others had no time to keep."""
+    claim = Claims(place, lease_seconds=1e6).take(NAME)
+    of_another_machine(place, 1)
+    claims, now = Claims(place, lease_seconds=10), time.monotonic()
+    assert claims.take(NAME) is None
+    monkeypatch.setattr(time, "monotonic", lambda: now + 1000)
+    assert claims.take(NAME) is None
+    claim.give_back()
+
+
+def test_one_of_another_user_is_there_though_nothing_of_it_can_be_read(place, monkeypatch):
+    """As where /proc hides the processes of others: its number cannot be signalled, and so is somebody's."""
+    claim = Claims(place).take(NAME)
+    owner = Claims(place).newest(NAME).owner
+    kill, read = os.kill, Path.read_text
+
+    def hidden(path, *more, **how):
+        if path.name == "stat":
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return read(path, *more, **how)
+
+    def refused(number, which):
+        raise PermissionError(1, "Operation not permitted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", hidden)
+        assert not is_gone(owner)
+        patch.setattr(os, "kill", refused)
+        assert not is_gone(owner)
+        patch.setattr(os, "kill", kill)
+        assert is_gone(replace(owner, process=2**22 + 1))
+    claim.give_back()
+
+
+@pytest.mark.parametrize("name", ["\N{SUPERSCRIPT TWO}", "1" * 30, "-1", "1.over.over", ".1", "x"])
+def test_other_files_are_no_claims(place, name):
+    claims = Claims(place)
+    (place / ".claims" / "seed-0+level-00").mkdir(parents=True)
+    (place / ".claims" / "seed-0+level-00" / name).write_text("{}")
+    assert claims.newest(NAME) is None
+    claim = claims.take(NAME)
+    assert claim.number == 1
+    claim.complete(claims, NAME)
+    assert not (place / ".claims").exists()
+
+
+def test_a_link_in_the_place_of_the_claims_is_not_followed(place, tmp_path):
+    (tmp_path / "precious").mkdir()
+    (place / ".claims").symlink_to(tmp_path / "precious")
+    with pytest.raises(GenticketsError, match="is a link, and no folder of ours: remove it"):
+        Claims(place).take(NAME)
+    assert not list((tmp_path / "precious").iterdir())
+
+
+def try_as_nobody(place, queue):
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+    try:
+        with disk.one_line_errors(place):
+            Claims(place).take(NAME)
+    except GenticketsError as error:
+        queue.put(str(error))
+    else:
+        queue.put("taken")
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o555])
+def test_claims_that_may_not_be_written_are_one_line(mode):
+    # In a folder that everybody may enter, unlike that of pytest.
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        place.chmod(0o755)
+        (place / ".claims").mkdir()
+        (place / ".claims").chmod(mode)
+        context = multiprocessing.get_context("fork")
+        queue = context.Queue()
+        process = context.Process(target=try_as_nobody, args=(place, queue))
+        process.start()
+        said = queue.get(timeout=30)
+        process.join()
+        (place / ".claims").chmod(0o755)
+        assert said == f"cannot write to {place}: Permission denied"
 
 
 def test_a_file_system_without_links_has_claims_too(place, monkeypatch):

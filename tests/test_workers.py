@@ -13,13 +13,15 @@ import pytest
 import torch
 
 from gentickets.errors import GenticketsError, RecipeError
+from gentickets.lab.executors.order import ToDo
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.report import page
+from gentickets.lab.run import again, plan
 from gentickets.lab.run import folder as disk
-from gentickets.lab.run import plan
 from gentickets.lab.run.again import evaluate_again
 from gentickets.lab.run.claims import Claims
 from gentickets.lab.run.keeping import let_go
+from gentickets.lab.run.level import measure_level
 from gentickets.lab.run.pieces import Board, Piece
 from gentickets.lab.run.prepare import joined, prepared
 from gentickets.lab.run.status import Watch, statuses
@@ -51,6 +53,7 @@ STUDY = {**TINY, "study": {"small_dense": False, "arms": {
 def _quick(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("GENTICKETS_CACHE", str(tmp_path_factory.getbasetemp() / "workers-cache"))
     monkeypatch.setattr(plan, "CLOCK_SECONDS", 0.01)
+    monkeypatch.setattr(plan, "give_back", lambda: None)  # collecting all of pytest's garbage takes half a second
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -110,6 +113,11 @@ def test_who_carries_tickets_over_waits_for_them_and_trains_its_dense_model_mean
         pass
     made = {str(level.relative_to(folder)) for level in folder.glob("*/seed-0/level-*")}
     assert made == {"imp/seed-0/level-00", "carried/seed-0/level-00"}
+    with pytest.raises(GenticketsError, match=r"carried/seed-0/level-01 is not ready: it needs .*imp/seed-0/level-01"):
+        make_piece(carried, "seed-0/level-01", ignore)
+    jobs = ToDo([imp, carried]).left()
+    assert jobs["carried/seed-0/level-01"] == ("imp/seed-0/level-01",)
+    assert jobs["carried/seed-0/level-02"] == ("carried/seed-0/level-01", "imp/seed-0/level-02")
     held.complete(elsewhere, "seed-0/level-01")
     finish(imp, carried)
     for label in ("imp", "carried"):
@@ -173,6 +181,22 @@ def test_a_run_that_is_judged_anew_is_judged_by_one_recipe(tmp_path):
     with pytest.raises(RecipeError, match="judged anew"):
         slow.make_one()
     finish(joined(old.folder))
+
+
+def test_who_judges_anew_and_was_stopped_for_long_writes_nothing(tmp_path, monkeypatch):
+    run = begun(tmp_path)
+    assert worker(run).make_one()
+    before = (run.folder / "seed-0/level-00/metrics.json").read_bytes()
+
+    def stopped(*given):
+        shutil.rmtree(run.folder / ".claims")  # as others would take it over
+        return measure_level(*given)
+
+    monkeypatch.setattr(again, "measure_level", stopped)
+    with pytest.raises(GenticketsError, match="was worked on meanwhile"):
+        evaluate_again(run.folder, 50, None, None, ignore)
+    assert (run.folder / "seed-0/level-00/metrics.json").read_bytes() == before
+    finish(run)
 
 
 def test_nothing_is_taken_while_somebody_has_the_run_alone(tmp_path):

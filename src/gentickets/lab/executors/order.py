@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from gentickets.lab.recipe import Recipe
@@ -33,7 +33,8 @@ class ToDo:
 
     def __init__(self, runs: Sequence[Prepared]):
         self.root = (runs[0].folder if len(runs) == 1 else runs[0].folder.parent).resolve()
-        self._sites = [_Site(ready, Board(ready.folder, ready.recipe)) for ready in runs]
+        self._boards = {ready.folder: Board(ready.folder, ready.recipe) for ready in runs}
+        self._sites = [_Site(ready, self._boards[ready.folder]) for ready in runs]
         # Whoever commanded this has let the code run that a recipe names.
         self.allowed = ("--allow-code",) if any(ready.recipe.code() for ready in runs) else ()
 
@@ -54,7 +55,7 @@ class ToDo:
         """What can be made now: the chains before the controls."""
         found = []
         for site in self._sites:
-            donors = Donors(site.ready)
+            donors = Donors(site.ready, self._boards)
             found += [(piece, site) for piece in site.board.ready() if not donors.awaited(piece)]
         found.sort(key=lambda entry: entry[0].arm != "ticket")
         return [self._called(site.ready.folder, piece) for piece, site in found]
@@ -81,8 +82,7 @@ class ToDo:
     def _before(self, ready: Prepared, piece: Piece) -> list[str]:
         """What must be complete before a piece is sure to be ready: of its run, and of runs that it takes over from."""
         found = [self._called(ready.folder, one) for one in comes_after(ready.recipe, piece)]
-        awaited = (donor for donor in ready.donors if Donors(replace(ready, donors=(donor,))).awaited(piece))
-        return found + [self._called(donor, piece) for donor in awaited]
+        return found + [self._called(run, one) for run, one in Donors(ready, self._boards).before(piece)]
 
 
 def comes_after(recipe: Recipe, piece: Piece) -> list[Piece]:

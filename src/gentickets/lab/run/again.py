@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from gentickets.errors import GenticketsError
 from gentickets.lab.recipe import parsed
 from gentickets.lab.results.reading import read_run, write_csv
 from gentickets.lab.run import folder as disk
@@ -39,7 +40,7 @@ def evaluate_again(
     origin = disk.read_run_origin(folder)
     recipe.check()
     disk.check_same_code(folder, origin, recipe)
-    with disk.one_line_errors(folder), disk.locked(folder), Claims(folder).alone():
+    with disk.one_line_errors(folder), disk.locked(folder), Claims(folder).alone() as claim:
         check_all_kept(folder)
         torch.set_num_threads(origin["threads"])
         train, held_out = load_data(recipe.data)
@@ -55,6 +56,8 @@ def evaluate_again(
                 measured = measure_level(place, seed_run.load_level(index, arm).model, judge)
                 found[place] = {**metrics, "metrics": metrics_json(measured), "primary": judge.primary}
             tell(Event(seed, place.name, done, len(levels)))
+        if claim.look():
+            raise GenticketsError(f"{folder} was worked on meanwhile, as this was stopped for long: run it again")
         for place, metrics in found.items():
             disk.write_json(place / "metrics.json", metrics)
         origin["asked"]["evaluation"], origin["id"] = raw["evaluation"], disk.new_id()

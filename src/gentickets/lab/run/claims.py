@@ -111,8 +111,9 @@ class Claims:
         return claim
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Nobody takes a piece meanwhile. Raises `GenticketsError` where somebody may be at work on one."""
+    def alone(self) -> Iterator[Claim]:
+        """Nobody takes a piece meanwhile, unless this is `lost`. Raises `GenticketsError` where somebody may be at work
+        on one."""
         claim = self._take(_WHOLE, 0)
         if claim is None:
             newest = self.newest(_WHOLE)
@@ -123,7 +124,7 @@ class Claims:
             )
         try:
             check_at_rest(self.folder.parent)
-            yield
+            yield claim
         finally:
             claim.complete(self, _WHOLE)
 

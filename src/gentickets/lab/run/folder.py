@@ -114,6 +114,9 @@ def building(place: Path, fence: int = 0) -> Iterator[Path]:
     """
     partial = partial_of(place, fence)
     partial.mkdir(parents=True, exist_ok=True)
+    if place.exists():  # looked at once more: what was made beside it makes NFS forget that there was nothing
+        shutil.rmtree(partial, ignore_errors=True)
+        raise Published(place)
     remove_halves(partial)
     (partial / _BEGUN).touch()
     yield partial

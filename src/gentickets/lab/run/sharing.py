@@ -35,7 +35,7 @@ class Donors:
     objective, training and evaluation gives its dense level, where this run's method starts from that training with
     the same rewind step; its ticket is then written anew, with this run's coverage. Files are linked, and
     `timing.json` says under `shared_from` who trained them. Runs that are worked on beside it (`ready.donors`) come
-    first, and are waited for; `boards`: what is made of them there, by folder.
+    first, and are waited for; `boards`: what is made of them there, by folder, where that is not what they say.
     """
 
     def __init__(self, ready: Prepared, boards: Mapping[Path, Board] | None = None):
@@ -43,23 +43,33 @@ class Donors:
         self._gives: dict[tuple[Path, bool], bool] = {}
 
     def awaited(self, piece: Piece) -> bool:
-        """Whether a run that is worked on beside this one will make a piece that this one would only take over, or
-        the ticket that it is to carry over."""
-        if any(self._may_give(donor, piece) and self.will_make(donor, piece) for donor in self.ready.donors):
-            return True
+        """Whether there is something `before` a piece."""
+        return bool(self.before(piece))
+
+    def before(self, piece: Piece) -> list[tuple[Path, Piece]]:
+        """What runs that are worked on beside this one will make and a piece waits for: the same, where this run would
+        only take it over, and the ticket that is `carried` over."""
+        given = [(donor, piece) for donor in self.ready.donors if self._may_give(donor, piece)]
+        return [(run, one) for run, one in given if self.will_make(run, one)] + self.carried(piece)
+
+    def carried(self, piece: Piece) -> list[tuple[Path, Piece]]:
+        """The level of another run whose ticket a level is to carry over, where that will be made yet."""
         method = self.ready.recipe.build_method()
         if method.builds_on != "source" or piece.arm != "ticket" or not piece.level:
-            return False
+            return []
         run = source_run(self.ready.folder, getattr(method, "source"))  # noqa: B009
         if not (run / "recipe.yaml").exists():
-            return False
-        return self.will_make(run, source_of(Board(run, disk.read_run_recipe(run)), piece))
+            return []
+        source = source_of(Board(run, disk.read_run_recipe(run)), piece)
+        return [(donor, source) for donor in self.ready.donors if _is_same(donor, run) and self.will_make(run, source)]
 
     def will_make(self, run: Path, piece: Piece) -> bool:
         """Whether a piece is not there, and a run that is worked on before this one will make it."""
         donor = next((donor for donor in self.ready.donors if _is_same(donor, run)), None)
-        board = None if donor is None else self._boards.get(donor)
-        return board is not None and board.is_to_come(piece)
+        if donor is None:
+            return False
+        board = self._boards.get(donor) or Board(donor, disk.read_run_recipe(donor))
+        return board.is_to_come(piece)
 
     def expected(self, taking: Mapping[Path, Mapping[int, str]]) -> dict[int, str]:
         """Seed → the run from which its dense model will come, where that is not trained here.

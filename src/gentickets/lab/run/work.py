@@ -22,6 +22,7 @@ from gentickets.lab.judging import Judge
 from gentickets.lab.results.reading import read_run, write_csv
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.claims import Claim, Claims, sweep
+from gentickets.lab.run.keeping import let_go
 from gentickets.lab.run.pieces import Board, Piece, in_order, pieces_of
 from gentickets.lab.run.prepare import Prepared
 from gentickets.lab.run.processes import interrupt, side_by_side, stopping
@@ -54,6 +55,8 @@ def run_all(runs: Sequence[Prepared], tell: Tell) -> None:
     else:
         side_by_side(workers, partial(work, runs), tell)
     for ready in runs:
+        for seed in ready.recipe.seeds:  # whoever made a level may have been killed before it could do that
+            let_go(ready.folder / f"seed-{seed}", ready.recipe.keep)
         write_results(ready.folder)
 
 
@@ -140,6 +143,8 @@ class Worker:
                 raise KeyboardInterrupt
             if (needed := site.board.needs(piece)) is not None:
                 raise GenticketsError(f"{site.folder / piece.name} is not ready: it needs {needed}")
+            for run, one in site.donors.carried(piece):
+                raise GenticketsError(f"{site.folder / piece.name} is not ready: it needs {run / one.name}")
             claim = site.take(piece)
             if claim is None:
                 waited += _pause(waited, self.lease_seconds, self._stop)
