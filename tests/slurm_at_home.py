@@ -1,8 +1,8 @@
 """A real SLURM of one machine, for tests: controller, node and munge in namespaces of their own, on loopback alone.
 
 `python -m tests.slurm_at_home` fetches Debian's packages (4 MB) into a cache folder and unpacks them there; nothing is
-installed. With them, and as root on Linux (for the namespaces), tests have a cluster in a second or two. When the
-namespace's first process ends, so does everything in it.
+installed. With them, and as root on Linux (for the namespaces), tests have a cluster in a second or two. The first
+process of the namespaces ends with who started it, however that ended, and then so does everything in them.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ class Slurm:
         )
         self._first = subprocess.Popen(
             ["unshare", "--net", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child",
-             "sh", "-c", f"{begin} && echo up && exec sleep infinity"],
-            cwd=place, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL, text=True,
+             "sh", "-c", f"{begin} && echo up && exec cat"],
+            cwd=place, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self._first.stdout is not None
         assert self._first.stdout.readline() == "up\n"
