@@ -165,7 +165,7 @@ class Slurm:
         words = self.output("scontrol", "show", "job", job).split()
         return next((word.partition("=")[2] for word in words if word.startswith(f"{name}=")), None)
 
-    def wait(self, job: str, *states: str, seconds: float = 120) -> str:
+    def wait(self, job: str, *states: str, seconds: float = 300) -> str:
         """Waits until a job is in one of the states, and returns it."""
         deadline = time.monotonic() + seconds
         while (state := self.field(job, "JobState")) not in states:

@@ -82,7 +82,7 @@ def ended(process, code=0):
     return said + complaints
 
 
-def until(condition, seconds=120):
+def until(condition, seconds=300):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it does not come to be"
@@ -99,17 +99,19 @@ def saved(place):
     return any((place / RUN).glob("seed-0/.level-00*.partial/checkpoint.pt"))
 
 
-def test_jobs_of_which_one_is_preempted_make_what_one_machine_makes(slurm, place, undisturbed):
-    waiting = begun(slurm, place, TWO)
+@pytest.mark.parametrize("rounds", [0, pytest.param(1, marks=pytest.mark.soak)])
+def test_jobs_of_which_one_is_preempted_make_what_one_machine_makes(slurm, place, undisturbed, rounds):
+    recipe = {**TWO, "search": {**TWO["search"], "rounds": rounds}}
+    waiting = begun(slurm, place, recipe)
     until(lambda: trains(place))
-    first, second = sorted(slurm.jobs())
+    first, *later = sorted(slurm.jobs(), key=int)
     slurm.run("sbatch", "-p", "urgent", "-n2", "-o", "/dev/null", "--wrap", "sleep 1")
     until(lambda: slurm.field(first, "Restarts") == "1")
     assert saved(place)
-    assert slurm.field(second, "Dependency") == f"afterok:{first}(unfulfilled)"
+    assert [slurm.field(job, "Dependency") for job in later] == [f"afterok:{first}(unfulfilled)"] * rounds
     said = ended(waiting)
-    assert "2 jobs submitted, 0 were in the queue" in said
-    assert contents(place / RUN) == undisturbed(TWO)
+    assert f"{rounds + 1} jobs submitted, 0 were in the queue" in said
+    assert contents(place / RUN) == undisturbed(recipe)
     assert (place / RUN / "report.html").exists()
     assert not slurm.jobs()
 
@@ -126,7 +128,7 @@ def test_jobs_outlive_who_submitted_them_and_are_not_submitted_twice(slurm, plac
     waiting = begun(slurm, place, TWO)
     until(lambda: len(slurm.jobs()) == 2)
     jobs = slurm.jobs()
-    slurm.signal(waiting, signal.SIGINT)
+    slurm.signal(waiting, signal.SIGTERM)
     said = ended(waiting, 130)
     assert "the jobs go on; scancel --name=tiny-" in said
     assert set(slurm.jobs()) == set(jobs)
@@ -177,6 +179,7 @@ def test_a_node_that_sees_another_folder_is_told_in_one_line(slurm, place):
     assert "has another folder by that name" in ended(waiting, 2).splitlines()[-1]
 
 
+@pytest.mark.soak
 def test_what_sbatch_refuses_is_told_in_one_line(slurm, place):
     said = ended(begun(slurm, place, TWO, "--slurm", "partition=none"), 2).splitlines()[-1]
     assert said.startswith("gentickets: SLURM refused a job for seed-0/level-00: sbatch: error: ")

@@ -110,8 +110,13 @@ class _Crew:
         if _crew is not None and (_crew.size, _crew.accelerator, _crew.precision) != wanted:
             _crew.end()
         if _crew is None:
-            _crew = _Crew(*wanted)
-            _crew.start()
+            begun = _Crew(*wanted)
+            try:
+                begun.start()
+            except BaseException:
+                begun.end(at_once=True)
+                raise
+            _crew = begun
         return _crew
 
     def start(self) -> None:
@@ -123,6 +128,12 @@ class _Crew:
             return
         place = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="gentickets-ranks-")))
         self._processes = [self._started(rank, place / "meeting") for rank in range(1, self.size)]
+        while not all((place / f"here-{rank}").exists() for rank in range(1, self.size)):
+            if any(process.poll() is not None for process in self._processes):
+                raise GenticketsError(
+                    f"training.devices={self.size}: a process of the training ended as it was started"
+                )
+            time.sleep(0.05)
         self._join(place / "meeting")
 
     def _join(self, meeting: Path | dist.Store) -> None:
@@ -187,6 +198,7 @@ def main() -> None:
     """A rank that another process started, until that one ends it or is gone."""
     meeting, rank, size, accelerator, precision = sys.argv[1:]
     _end_with_starter()
+    Path(meeting).with_name(f"here-{rank}").touch()
     try:
         _take_part(accelerator, precision, int(rank), int(size), Path(meeting))
     except Exception as error:  # as a rule the first one's too, which says it, and ends this process meanwhile
