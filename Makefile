@@ -31,11 +31,11 @@ demo: setup
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-# 200 runs that are killed, signalled or damaged at random, each compared with an undisturbed one; half an hour. As many on
-# which several commands work at once: as long again. Then signals at any moment of a start, and clusters of SLURM and Ray
-# on this machine, as far as they are here (as root on Linux; `python -m tests.slurm_at_home` fetches SLURM, on Debian).
+# 200 runs that are killed, signalled or damaged at random, and 200 on which several commands work, each compared with an
+# undisturbed one; signals at any moment of a start; preemptions by a real SLURM and lost nodes of Ray, as far as they are
+# here (as root on Linux; `python -m tests.slurm_at_home` fetches SLURM, on Debian). Two hours.
 soak: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m soak tests/test_reliability.py tests/test_crowd.py tests/test_interruptions.py tests/test_on_slurm.py tests/test_on_ray.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m soak
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks campaign

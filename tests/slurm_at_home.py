@@ -46,7 +46,7 @@ SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=0,batch_sc
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=2
-KillWait=5
+KillWait=10
 MailProg=/bin/true
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
@@ -79,7 +79,7 @@ def fetch() -> None:
 class Slurm:
     """A cluster that runs. `place`: where its logs are."""
 
-    def __init__(self, place: Path, cpus: int = 2, grace: int = 1):
+    def __init__(self, place: Path, cpus: int = 2, grace: int = 0):
         self.place = place
         place.mkdir(parents=True)
         conf = CONFIGURATION.format(place=place, libraries=LIBRARIES, cpus=cpus, grace=grace)
@@ -181,7 +181,7 @@ class Slurm:
 
 
 @contextlib.contextmanager
-def slurm_at_home(place: Path, cpus: int = 2, grace: int = 1) -> Iterator[Slurm]:
+def slurm_at_home(place: Path, cpus: int = 2, grace: int = 0) -> Iterator[Slurm]:
     """A cluster for as long as one is inside."""
     slurm = Slurm(place, cpus, grace)
     try:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gentickets.errors import GenticketsError
+from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab.executors import jobs, read_executor
 from gentickets.lab.executors.jobs import Job, token_of
 from gentickets.lab.executors.options import RayOptions, SlurmOptions, read_options
-from gentickets.lab.executors.order import comes_after
+from gentickets.lab.executors.order import ToDo, comes_after
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.run.pieces import pieces_of, standing
+from gentickets.lab.run.work import make_piece
+from gentickets.lab.study.study import joined_arm, joined_runs, read_study, run_study
 
 
 def recipe_with(rounds, levels):
@@ -98,3 +101,24 @@ def test_a_machine_that_sees_another_folder_or_none_is_told(tmp_path, monkeypatc
         Job(str(tmp_path), (), "another", "/").check_seen()
     with pytest.raises(GenticketsError, match="has no such folder"):
         Job(str(tmp_path / "elsewhere"), (), token, "/").check_seen()
+
+
+def test_a_piece_of_an_arm_is_taken_over_from_the_arm_before_it(tmp_path):
+    recipe = recipe_with(1, []).dump()
+    recipe["training"] |= {"steps": 12, "threads": 1}
+    recipe["search"]["rewind_step"] = 3
+    recipe["data"]["limit"], recipe["evaluation"]["features"] = 200, "none"
+    arms = {"imp": {}, "one-shot": {"search.method": "one-shot"}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps({**recipe, "study": {"arms": arms, "small_dense": False}}))
+    study = read_study(tmp_path / "recipe.yaml")
+    folder = tmp_path / "runs" / study.name
+    run_study(study, folder, lambda stage: lambda event: None)
+    assert [ready.folder.name for ready in joined_runs(folder)] == ["imp", "one-shot"]
+    place = folder / "one-shot" / "seed-0" / "level-00"
+    shutil.rmtree(place)
+    ready = joined_arm(folder, "one-shot")
+    assert ToDo([joined_arm(folder, "imp"), ready]).left() == {"one-shot/seed-0/level-00": ()}
+    assert make_piece(ready, "seed-0/level-00", lambda event: None) == f"{place}: complete"
+    assert json.loads((place / "timing.json").read_text())["shared_from"] == "imp"
+    with pytest.raises(RecipeError, match="has no arm 'luck': imp, one-shot"):
+        joined_arm(folder, "luck")

@@ -23,9 +23,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 import gentickets as gt
-from gentickets import cli, data
+from gentickets import data
 from gentickets.catalogue import Named
-from gentickets.cli import main
+from gentickets.cli import main, telling
 from gentickets.data import ImageSet
 from gentickets.errors import DataError, RecipeError, TicketError
 from gentickets.lab.recipe import make_recipe, read_recipe, with_keys
@@ -96,7 +96,7 @@ def run_program(folder: Path, *arguments: object) -> tuple[int, str, str]:
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(complained):
         patch.chdir(folder)
         patch.setenv("COLUMNS", "250")
-        patch.setattr(cli, "out", Terminal())  # as wide as is said now
+        patch.setattr(telling, "out", Terminal())  # as wide as is said now
         patch.setattr(sys, "argv", ["gentickets", *map(str, arguments)])
         with pytest.raises(SystemExit) as left:
             main()

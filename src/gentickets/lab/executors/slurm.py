@@ -29,6 +29,9 @@ from gentickets.lab.run.work import write_results
 SETTLED_SECONDS = 90.0
 """How long what a job wrote may take to be seen here, once SLURM says that the job is complete."""
 
+_BADLY = ("BOOT_FAIL", "CANCELLED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT")
+"""How a job may have ended for good, without having done what it was for."""
+
 REST = "rest"
 """The job that makes what nobody could foresee, and writes results and page, where nobody waits for the others."""
 
@@ -134,7 +137,7 @@ def _wait(to_do: ToDo, queue: _Queue, submission: _Submission, say: Callable[[st
 def _may_still_be(to_do: ToDo, queue: _Queue, job: str | None, name: str, since: float) -> bool:
     """Whether what a job has made, which is in the queue no more, may only not be seen here yet."""
     state = queue.field(job, "JobState") if job is not None else None
-    if state not in (None, "COMPLETED", "COMPLETING", "RUNNING"):
+    if state in _BADLY:
         return False
     if time.monotonic() - since < SETTLED_SECONDS:
         return True

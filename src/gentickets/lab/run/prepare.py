@@ -83,7 +83,7 @@ def prepared(
         if there is not None:
             return _gone_on_with(folder, asked, *there, train, held_out, dry)
         judge = make_judge(asked, train, held_out)
-        workers = min(len(asked.seeds), cores())
+        workers = min(len(asked.seeds), max(1, cores() // asked.training.devices))
         threads = threads_of(asked, train, workers)
         plan = measure(asked, train, judge, threads, workers, loading_seconds, held)
         recipe, plan, gave_up = fit(asked, plan, seconds, workers) if seconds is not None else (asked, plan, ())
@@ -125,7 +125,8 @@ def _gone_on_with(
         for seed in recipe.seeds:
             drop_damaged(folder / f"seed-{seed}", recipe)
     # Equal bits need an equal number of threads.
-    threads, workers = origin["threads"], min(len(recipe.seeds), cores())
+    workers = min(len(recipe.seeds), max(1, cores() // recipe.training.devices))
+    threads = origin["threads"]
     gave_up = tuple(origin["gave_up"])
     return Prepared(folder, recipe, threads, workers, None, gave_up, line(train.told), origin.get("id"))
 
