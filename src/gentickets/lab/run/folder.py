@@ -184,7 +184,7 @@ def remove_halves(folder: Path) -> None:
     """Removes the files that a command was writing when it was killed. Nobody else may write there."""
     for half in folder.glob(".*.partial"):
         if half.is_file():  # and no level in the making
-            half.unlink()
+            half.unlink(missing_ok=True)
 
 
 def _write_sums(folder: Path) -> bytes:

@@ -55,8 +55,6 @@ def run_all(runs: Sequence[Prepared], tell: Tell) -> None:
     else:
         side_by_side(workers, partial(work, runs), tell)
     for ready in runs:
-        for seed in ready.recipe.seeds:  # whoever made a level may have been killed before it could do that
-            let_go(ready.folder / f"seed-{seed}", ready.recipe.keep)
         write_results(ready.folder)
 
 
@@ -79,6 +77,9 @@ def write_results(folder: Path) -> None:
     with disk.one_line_errors(folder), disk.locked(folder, wait=True):
         run = read_run(folder)
         write_csv(run)
+        # Whoever made a level may have been killed before it could do the rest of this.
+        for seed in {level.seed for level in run.levels}:
+            let_go(folder / f"seed-{seed}", str(run.recipe.get("keep") or "all"))
         for level in run.levels:
             disk.sweep(level.folder)
         sweep(folder)
