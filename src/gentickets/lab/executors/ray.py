@@ -3,6 +3,7 @@ nothing is left."""
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
@@ -51,9 +52,9 @@ def run_on_ray(runs: Sequence[Prepared], options: RayOptions, say: Callable[[str
 def _connected(options: RayOptions) -> Iterator[None]:
     where = options.address or "local"
     _check_answers(where)
-    how = {"include_dashboard": False, "num_cpus": cores()} if where == "local" else {}
+    how: dict[str, Any] = {"include_dashboard": False, "num_cpus": cores()} if where == "local" else {}
     try:
-        ray.init(where, **how, log_to_driver=False, logging_level="error")
+        ray.init(where, **how, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         what = "no cluster can be started here" if where == "local" else "no cluster can be reached there"
         raise GenticketsError(f"--ray address={where}: {what}: {error}") from None

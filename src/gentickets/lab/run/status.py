@@ -9,6 +9,7 @@ from typing import Literal
 
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab.recipe import Recipe
+from gentickets.lab.recipe.recipe import code_in
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.claims import Beat, Claims, Held, is_gone
 from gentickets.lab.run.pieces import Board, Piece, Standing, pieces_of
@@ -110,7 +111,9 @@ def _arms(folder: Path) -> list[Path]:
 
 
 def _seconds_left(folder: Path, recipe: Recipe, pieces: tuple[PieceStatus, ...]) -> float | None:
-    """What is left, played through at the pace of what is done."""
+    """What is left, played through at the pace of what is done; None where that would run code that a folder names."""
+    if code_in(recipe.dump()):
+        return None
     done = [piece.piece for piece in pieces if piece.state in ("done", "left out")]
     pace = _pace(folder, recipe, [piece.piece for piece in pieces if piece.state == "done"])
     if pace is None:
