@@ -13,6 +13,7 @@ import two_ranks
 from gentickets.compiled import missing
 from gentickets.errors import GenticketsError, HardwareError, RecipeError
 from gentickets.lab.recipe import make_recipe
+from gentickets.lab.run import ranks
 from gentickets.lab.run.parcels import packed, unpacked
 from gentickets.lab.run.prepare import load_data
 from gentickets.lab.run.trainer import Trainer, make_fabric
@@ -196,6 +197,13 @@ def trainer_of(recipe, folder):
     return made, build_model(recipe, images, 0)
 
 
+@pytest.fixture
+def alone_again():
+    yield
+    ranks.dismiss()  # a process has one world of torch.distributed, and other tests make theirs
+
+
+@pytest.mark.usefixtures("alone_again")
 def test_a_recipe_trains_on_two_devices_what_it_does_on_one_and_one_process_writes(tmp_path):
     """Of a discriminator with spectral norms, one training after another, of which one diverges."""
     found = {}

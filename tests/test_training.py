@@ -153,6 +153,10 @@ def test_a_full_disk_under_a_checkpoint_is_told_as_such(tmp_path, monkeypatch):
                 raise OSError(errno.ENOSPC, "No space left on device")
             return super().write(data)
 
+        def writelines(self, lines):
+            for data in lines:
+                self.write(data)
+
     monkeypatch.setattr(progress, "writing", lambda path: contextlib.nullcontext(Full()))
     with pytest.raises(OSError, match="No space"):
         Checkpoint(tmp_path / "c.pt", "key").save({"weights": torch.zeros(100_000)})

@@ -186,7 +186,8 @@ _crew: _Crew | None = None
 
 
 @atexit.register
-def _dismiss() -> None:
+def dismiss() -> None:
+    """Lets the other processes of this one go, and ends their talk."""
     if _crew is not None:
         _crew.end(at_once=True)
 
