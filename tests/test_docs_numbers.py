@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import re
 import statistics
@@ -291,3 +292,13 @@ def test_the_settings_of_the_paper_are_those_of_its_recipes():
         )
         checked += 1
     assert checked == 9
+
+
+def test_workers_beside_their_plan_are_what_was_measured():
+    (table,) = (t for t in ALL if t.page == "docs/scaling.md" and t.head[0] == "workers")
+    rows = json.loads((RESULTS / "workers.json").read_text(encoding="utf-8"))["rows"]
+    for workers, planned, took, ratio in table.rows:
+        mine = [row for row in rows if row["workers"] == int(workers)]
+        assert agree(planned, [row["planned"] for row in mine])
+        assert agree(took, [row["took"] for row in mine])
+        assert agree(ratio, [statistics.median(row["took"] / row["planned"] for row in mine)])
