@@ -31,7 +31,7 @@ from gentickets.lab.run.sharing import Donors
 from gentickets.lab.run.stage import check_same_data, load_data, make_judge
 from gentickets.lab.run.trainer import Event, Tell
 
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 0.1
 """How soon a worker that waits for others looks whether they are done: then ever more seldom, after a tenth of the time
 that it has waited, but several times a lease."""
 
@@ -100,7 +100,7 @@ def _pause(waited: float, lease: float, stop: Stop) -> float:
     pause = min(max(LOOK_SECONDS, waited / 10), lease / 8)
     until = time.monotonic() + pause
     while (left := until - time.monotonic()) > 0 and not stop():
-        time.sleep(min(left, LOOK_SECONDS))
+        time.sleep(min(left, 1.0))
     return pause
 
 
