@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from gentickets.channels.graph import ChannelGraph
-from gentickets.channels.layers import Slices, cut_layer, is_channelwise, is_group_norm, is_unflatten, slice_tensors
+from gentickets.channels.layers import (
+    Slices,
+    cut_layer,
+    is_channelwise,
+    is_group_norm,
+    is_unflatten,
+    silence_layer,
+    slice_tensors,
+)
 from gentickets.masks.names import joined, named_layers
 
 
@@ -46,6 +54,20 @@ def cut(net: nn.Module, graph: ChannelGraph, gone: set[int]) -> dict[str, Slices
         if left is not None:
             setattr(net.get_submodule(mend.module), mend.attribute, len(left[1]))
     return slices
+
+
+@torch.no_grad()
+def silence(net: nn.Module, graph: ChannelGraph, gone: set[int]) -> None:
+    """Makes groups of channels 0 in a copy of a graph's component, in place: what masks over them do."""
+    layers = dict(named_layers(net))
+    for node, makes in graph.makes.items():
+        lost = np.setdiff1d(np.arange(len(makes)), _left(graph, makes, gone))
+        silence_layer(layers[graph.names[id(graph.layer_of(node))]], lost)
+    for node in graph.raw:
+        if (left := graph.kept(node, gone)) is not None:
+            lost = np.setdiff1d(np.arange(node.value.shape[left[0]]), left[1])
+            owner, _, key = node.parameter.rpartition(".")
+            getattr(net.get_submodule(owner), key).index_fill_(left[0], torch.from_numpy(lost), 0)
 
 
 def _left(graph: ChannelGraph, labels: np.ndarray, gone: set[int]) -> np.ndarray:

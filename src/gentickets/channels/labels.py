@@ -90,9 +90,10 @@ def _recorded(net: nn.Module, component: str, example: Example) -> Run:
         raise _untraceable(
             component, "as it is written (it gives something else each time, although chance falls as from one seed)"
         )
+    spare = clone(net)  # what it keeps of a run is not to stay
     for other in _others(example):
         try:
-            again = Recorder(net).record(other)
+            again = Recorder(spare).record(other)
         except Exception:  # these numbers are no input for it
             continue
         if (at := difference(run, again)) is not None:
@@ -122,9 +123,13 @@ def _is_real(tensor: Tensor) -> bool:
 def _in_training(net: nn.Module, example: Example) -> Run | None:
     """What a component does in training, with its layers as in evaluation; None where that cannot be followed."""
     try:
-        return Recorder(net, training=True).record(example)
+        run = Recorder(clone(net), training=True).record(example)
     except Exception:  # its code may ask for what the example, which is for evaluation, does not hold
         return None
+    for operation in run.operations:
+        if operation.layer is not None:
+            operation.call = net.get_submodule(operation.layer)
+    return run
 
 
 def _untraceable(component: str, where: str) -> Untraceable:
@@ -382,9 +387,6 @@ class _Labeller:
                 graph.fix(graph.labels[source], f"{operation.name} (every channel reads it)")
             else:  # it is as long as the others, and all one
                 graph.join(first, np.broadcast_to(graph.labels[source].reshape(-1), first.size))
-        if operation.layer is None:
-            for source in self._probe.not_finite_at_zero(operation, wide):
-                graph.fix(graph.labels[source], f"{operation.name} (not finite where a channel is 0)")
         for node in operation.made:
             graph.labels[node] = first.reshape(whole)
             graph.links[node] = [(source, np.arange(first.size), own.reshape(-1)) for source, own in cells.items()]

@@ -146,6 +146,16 @@ def cut_layer(layer: nn.Module, outputs: np.ndarray, inputs: np.ndarray | None =
     return found
 
 
+def silence_layer(layer: nn.Module, outputs: np.ndarray) -> None:
+    """Makes some output channels of a layer 0, in place, as a mask over all that they own does."""
+    lengths = weight_norm_lengths(layer)
+    parameters = dict(layer.named_parameters())
+    for name, sides in channel_axes(layer).items():
+        for axis, side in sides.items():
+            if side == "output" and name in parameters and lengths.get(name, ("", None))[1] != axis:
+                parameters[name].index_fill_(axis, torch.from_numpy(outputs), 0)
+
+
 def _set_sizes(layer: nn.Module, inputs: int, outputs: int) -> None:
     """What a layer says of itself."""
     if is_grouped(layer):

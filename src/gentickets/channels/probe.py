@@ -7,7 +7,8 @@ a number, neither is what is made of them, and of nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ class Probe:
     def __init__(self) -> None:
         self._numbers = torch.Generator().manual_seed(0)
         self._choices = np.random.default_rng(0)
-        self._last: tuple[Operation, list[Tensor] | None] | None = None
+        self._last: tuple[Operation, dict[Node, Tensor], list[Tensor] | None] | None = None
 
     def again(self, operation: Operation, values: Mapping[Node, Tensor]) -> list[Tensor] | None:
         """What an operation makes of other values of what it reads; None where it fails, or makes something else.
@@ -33,11 +34,10 @@ class Probe:
         Chance falls alike each time.
         """
 
-        def fresh(part: object) -> object:
+        def fresh(part: Any) -> Any:
             if not isinstance(part, Node):
                 return part
-            value = values.get(part, part.value)
-            return value if part in values else value.clone()
+            return values.get(part, part.value).clone()
 
         torch.random.default_generator.manual_seed(0)
         try:
@@ -95,7 +95,8 @@ class Probe:
         for bit in range(min(_CODES, max(1, (total - 1).bit_length()))):
             for half in (0, 1):
                 chosen = (codes >> bit) & 1 == half
-                touched = self.touched(operation, {source: chosen[own] for source, own in units.items()})
+                changed = {source: chosen[own] for source, own in units.items()}
+                touched = self.touched(operation, changed, ways=(half == 0,))
                 if touched is None:
                     return False
                 for reached, own in zip(touched, made, strict=True):
@@ -103,48 +104,43 @@ class Probe:
                         return False
         return True
 
-    def touched(self, operation: Operation, changed: Mapping[Node, np.ndarray]) -> list[Tensor] | None:
-        """Of each tensor that an operation makes, which of its numbers depend on what is `changed` in its sources."""
+    def touched(
+        self, operation: Operation, changed: Mapping[Node, np.ndarray], ways: Sequence[bool] = (True, False)
+    ) -> list[Tensor] | None:
+        """Of each tensor that an operation makes, which of its numbers depend on what is `changed` in its sources.
+
+        By NaN in what is changed (True among the `ways`), by other numbers (False), or by both: a few operations see to
+        it that NaN does not spread.
+        """
         if self._last is None or self._last[0] is not operation:
-            self._last = (operation, self.again(operation, {}))
-        before = self._last[1]
-        if before is None or any(_is_real(one) and bool(one.isnan().any()) for one in before):
+            self._last = (operation, *self._start(operation))
+        _, start, before = self._last
+        if before is None:
             return None
-        reached: list[Tensor] | None = None
-        for values in self._changed(operation, changed):
+        reached = [torch.zeros(one.shape, dtype=torch.bool) for one in before]
+        real = all(_is_real(node.value) for node in (*changed, *operation.made))
+        for by_nan in ways if real else (False, False, False):
+            values = dict(start)
+            for source, which in changed.items():
+                value = start.get(source, source.value)
+                other = torch.full_like(value, float("nan")) if by_nan else self.like(value)
+                values[source] = torch.where(torch.from_numpy(which), other, value)
             after = self.again(operation, values)
-            if after is None or any(
-                one.shape != node.value.shape for one, node in zip(after, operation.made, strict=True)
-            ):
+            if after is None or any(one.shape != other.shape for one, other in zip(after, before, strict=True)):
                 return None
-            now = [_differs(one, other) for one, other in zip(before, after, strict=True)]
-            reached = now if reached is None else [a | b for a, b in zip(reached, now, strict=True)]
+            reached = [r | _differs(one, other) for r, one, other in zip(reached, before, after, strict=True)]
         return reached
 
-    def _changed(self, operation: Operation, changed: Mapping[Node, np.ndarray]) -> Iterator[dict[Node, Tensor]]:
-        """NaN in all places that are changed; and where that cannot be, or cannot be seen, other numbers."""
-        real = all(_is_real(node.value) for node in (*changed, *operation.made))
-        for _ in range(1 if real else 3):
-            yield {
-                source: torch.where(
-                    torch.from_numpy(which),
-                    torch.full_like(source.value, float("nan")) if real else self.like(source.value),
-                    source.value,
-                )
-                for source, which in changed.items()
-            }
-
-    def not_finite_at_zero(self, operation: Operation, sources: Sequence[Node]) -> list[Node]:
-        """Those of the sources whose channels cannot be 0, as a pruned one is: it would be divided by."""
-        found = []
-        for source in sources:
-            values = {other: self.like(other.value).abs() + 0.5 for other in sources if _is_real(other.value)}
-            if source in values:
-                values[source] = torch.zeros_like(values[source])
-                made = self.again(operation, values)
-                if made is not None and not all(bool(torch.isfinite(one).all()) for one in made):
-                    found.append(source)
-        return found
+    def _start(self, operation: Operation) -> tuple[dict[Node, Tensor], list[Tensor] | None]:
+        """Numbers of an operation's sources from which to change some, and what it makes of them: drawn ones, for those
+        of the example may be 0; or else the example's."""
+        drawn = {source: self.like(source.value) for source in operation.sources if _is_real(source.value)}
+        for values in (drawn, {}):
+            made = self.again(operation, values)
+            sizes = [node.value.shape for node in operation.made]
+            if made is not None and [one.shape for one in made] == sizes and all(map(_is_finite, made)):
+                return values, made
+        return {}, None
 
     def like(self, value: Tensor) -> Tensor:
         """Random numbers of a tensor's shape and dtype; whole ones from among its own range."""
@@ -158,6 +154,10 @@ class Probe:
 
 def _is_real(value: Tensor) -> bool:
     return value.is_floating_point() or value.is_complex()
+
+
+def _is_finite(value: Tensor) -> bool:
+    return not _is_real(value) or not bool(value.isnan().any())
 
 
 def _differs(one: Tensor, other: Tensor) -> Tensor:

@@ -44,7 +44,8 @@ class Shrinking:
 
     `model` is the smaller network, on the device that the larger one is on, `masks` are the masks that are left to
     hold it to, `removed` counts the channels that went, by component, `slices` says which part of each old tensor
-    the new one is, where it is not all of it, and `compared` how many numbers were compared, by component.
+    the new one is, where it is not all of it, `compared` how many numbers were compared, by component, and `mended`
+    what code reads off its modules and had to follow: "blocks.0.attention.num_heads" → (before, now).
     """
 
     def __init__(self, model: Model, masks: Masks, example_inputs: Any):
@@ -58,12 +59,14 @@ class Shrinking:
         self.masks = masks
         self.slices: dict[str, Slices] = {}
         self.removed: dict[str, int] = {}
+        self.mended: dict[str, tuple[int, int]] = {}
         for component, example in examples.items():
             graph = trace(masked, component, example)
             plan = _Plan(graph, masks)
             self.removed[component] = len(plan.gone)
             slices, folded = _cut(self.model, graph, plan)
             self.slices |= slices
+            self.mended |= _mended(masked, self.model, graph)
             self._revive(folded)
         self.masks = Masks({name: sliced(mask, self.slices.get(name, {})) for name, mask in self.masks.items()})
         self.compared = {name: _check_equal(masked, self.model, name, example) for name, example in examples.items()}
@@ -96,6 +99,17 @@ class Shrinking:
                             f"which was cut: leave carry_state out and let the smaller network's optimiser start anew"
                         )
                 new.state[targets[name]] = {key: _carried(value, weight, slices) for key, value in entry.items()}
+
+
+def _mended(before: nn.Module, now: nn.Module, graph: ChannelGraph) -> dict[str, tuple[int, int]]:
+    """What code was found to read off the modules of a component, where it is another now."""
+    found = {}
+    for mend in graph.mends:
+        modules = (component_at(net, graph.component).get_submodule(mend.module) for net in (before, now))
+        was, is_now = (getattr(module, mend.attribute) for module in modules)
+        if was != is_now:
+            found[joined(joined(graph.component, mend.module), mend.attribute)] = (was, is_now)
+    return found
 
 
 def _follows(value: Any, weight: Tensor) -> bool:

@@ -165,6 +165,7 @@ class Recorder(TorchFunctionMode):
         """The operation at work; nothing while the code is."""
         self._names = {id(module): name for name, module in net.named_modules()}
         self._parameters = {id(tensor): name for name, tensor in net.named_parameters()}
+        self._leaves = {id(module) for module in net.modules() if is_leaf(module)}
         self._inside = False
         self._nodes: dict[int, Node] = {}
         self._kept: list[Any] = []  # as long as they live, their ids are theirs alone
@@ -176,7 +177,7 @@ class Recorder(TorchFunctionMode):
         given = example.map(torch.clone)
         self.net.train(self.training)
         for module in self.net.modules():
-            if is_leaf(module):
+            if id(module) in self._leaves:
                 module.eval()
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]), self._calls():
@@ -201,7 +202,7 @@ class Recorder(TorchFunctionMode):
             name = self._names.get(id(module))
             if self._inside or name is None:
                 return original(module, *args, **kwargs)
-            if name and is_leaf(module):
+            if name and id(module) in self._leaves:
                 return self._observe(module, name, args, kwargs, original)
             self.under_way.append(name)
             try:

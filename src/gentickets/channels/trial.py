@@ -8,6 +8,7 @@ found by trying; or else the channels that it reads and makes stay.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gentickets.channels.cutting import cut
+from gentickets.channels.cutting import cut, silence
 from gentickets.channels.graph import ChannelGraph, Mend, settle
 from gentickets.channels.layers import weighs_channels
 from gentickets.channels.trace import (
@@ -32,6 +33,9 @@ from gentickets.channels.trace import (
 from gentickets.masks.examples import Example, tolerance
 from gentickets.masks.names import clone
 
+_NAMES = 4
+"""How many names of numbers are tried together, at most."""
+
 _LEAST, _MOST = 2, 6
 """How many choices of channels have to pass: until each has been gone in one of them, as far as it can."""
 
@@ -40,23 +44,26 @@ def try_cuts(graph: ChannelGraph, example: Example, training: Run | None) -> Non
     """Fixes the channels that the code of a component needs to be as many as they are, and finds what it reads off its
     modules that has to follow them (`graph.mends`)."""
     chance = np.random.default_rng(0)
-    runs = [graph.run] if training is None else [graph.run, training]
+    runs = [graph.run]
+    if training is not None and not _failures(graph, example, training, set()):  # else it is another each time
+        runs.append(training)
     passed, tried = 0, set[int]()
     while passed < _MOST:
         gone = _some(graph, chance, tried)
         if not gone or (passed >= _LEAST and gone <= tried):
             return
+        small = clone(graph.net)
+        burst = _burst(graph, example, small, gone)
         failures: list[_Failure] = []
-        for whole in runs:
-            failures = failures or _failures(graph, example, whole, gone)
-        if not failures:
+        for whole in runs if not burst else ():
+            failures = failures or _failures(graph, example, whole, gone, small if whole is graph.run else None)
+        if not failures and not burst:
             passed, tried = passed + 1, tried | gone
             continue
         passed, tried = 0, set()
-        if not _mended(graph, example, runs, gone, failures):
-            if not _give_up(graph, failures):
-                _find_the_counted(graph, example, runs, failures[0])
-            settle(graph)
+        if failures and not _mended(graph, example, runs, gone, failures) and not _give_up(graph, failures):
+            _find_the_counted(graph, example, runs, failures[0])
+        settle(graph)
 
 
 def _some(graph: ChannelGraph, chance: np.random.Generator, tried: set[int]) -> set[int]:
@@ -81,6 +88,23 @@ def _some(graph: ChannelGraph, chance: np.random.Generator, tried: set[int]) -> 
     return gone
 
 
+def _burst(graph: ChannelGraph, example: Example, masked: nn.Module, gone: set[int]) -> bool:
+    """Whether some operation makes what is not finite of channels that are 0, as pruned ones are in a copy that is
+    given, from here on; fixes what it reads then."""
+    silence(masked, graph, gone)
+    try:
+        run = Recorder(masked).record(example)
+    except Exception:  # code that asks for numbers
+        return False
+    for before, after in zip(graph.run.operations, run.operations, strict=False):
+        if any(bool(was.value.isfinite().all()) and not bool(now.value.isfinite().all())
+               for was, now in zip(before.made, after.made, strict=False)):  # fmt: skip
+            labels = [graph.labels[node] for node in (*before.sources, *before.made)]
+            fixed = [graph.fix(one, f"{before.name} (not finite where a channel is 0)") for one in labels]
+            return any(fixed)
+    return False
+
+
 class _Failure:
     """An operation that does not do to fewer channels what it does to all: of a run, or code on the way to it."""
 
@@ -88,9 +112,11 @@ class _Failure:
         self.operation, self.within, self.nodes = operation, within, nodes
 
 
-def _failures(graph: ChannelGraph, example: Example, whole: Run, gone: set[int]) -> list[_Failure]:
-    """What fails in a copy of a component without some groups of its channels."""
-    small = clone(graph.net)
+def _failures(
+    graph: ChannelGraph, example: Example, whole: Run, gone: set[int], small: nn.Module | None = None
+) -> list[_Failure]:
+    """What fails in a copy of a component, one that is given perhaps, without some groups of its channels."""
+    small = clone(graph.net) if small is None else small
     cut(small, graph, gone)
     follower = _Follower(small, graph, whole, gone)
     try:
@@ -182,20 +208,22 @@ def _near(found: Tensor, expected: Tensor, shape_alone: bool) -> bool:
 def _mended(
     graph: ChannelGraph, example: Example, runs: Sequence[Run], gone: set[int], failures: Sequence[_Failure]
 ) -> bool:
-    """Whether numbers that follow from the channels were found on the modules at work, so that less fails."""
+    """Whether numbers that follow from the channels were found on the modules at work, so that less fails: as few of
+    them as will do, by the same name on every module."""
     for depth in range(1, 4):
         found: dict[tuple[str, str], Mend] = {}
         for failure in failures:
             if len(failure.within) >= depth:
                 for mend in _candidates(graph, failure, failure.within[-depth], gone):
                     found.setdefault((mend.module, mend.attribute), mend)
-        for mend in found.values():
-            graph.mends.append(mend)
-        now = [failure for whole in runs for failure in _failures(graph, example, whole, gone)] if found else []
-        if found and _less(now, failures):
-            return True
-        for mend in found.values():
-            graph.mends.remove(mend)
+        names = list(dict.fromkeys(attribute for _, attribute in found))[:_NAMES]
+        for count in range(1, len(names) + 1):
+            for chosen in itertools.combinations(names, count):
+                before = len(graph.mends)
+                graph.mends += [mend for (_, attribute), mend in found.items() if attribute in chosen]
+                if _less([failure for whole in runs for failure in _failures(graph, example, whole, gone)], failures):
+                    return True
+                del graph.mends[before:]
     return False
 
 
