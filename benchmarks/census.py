@@ -287,8 +287,8 @@ def _() -> Any:
 def _() -> Any:
     net = _diffusers(
         "UNet1DModel", sample_size=32, in_channels=14, out_channels=14, block_out_channels=(32, 64),
-        extra_in_channels=64, down_block_types=("DownBlock1DNoSkip", "DownBlock1D"), up_block_types=("UpBlock1D", "UpBlock1DNoSkip"),
-        layers_per_block=1,
+        extra_in_channels=64, down_block_types=("DownBlock1DNoSkip", "DownBlock1D"), layers_per_block=1,
+        up_block_types=("UpBlock1D", "UpBlock1DNoSkip"),
     )  # fmt: skip
     return net, {"sample": torch.randn(2, 14, 32), "timestep": torch.tensor(TIME)}
 

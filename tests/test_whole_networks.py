@@ -279,3 +279,32 @@ def test_what_a_network_keeps_of_a_run_is_not_kept():
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     assert halved(net, torch.randn(2, 4)).model.a.out_features == 3
     assert all(torch.equal(tensor, before[name]) for name, tensor in clone(net).state_dict().items())
+
+
+class Prefixed(nn.Module):
+    """A learned token before the others, and a learned vector that nothing else is added to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix, self.out = nn.Linear(3, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+        self.token, self.condition = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(5))
+        self.read = nn.Linear(5, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.cat([self.token.expand(len(x), -1, -1), self.embed(x)], dim=1)
+        return self.out(torch.relu(self.mix(h) + self.read(self.condition.expand(len(x), -1))[:, None]))
+
+
+def test_a_learned_token_has_the_channels_of_those_that_it_stands_beside():
+    torch.manual_seed(0)
+    small = halved(Prefixed(), torch.randn(2, 4, 3)).model
+    sizes = widths(small)
+    assert (sizes["token"], sizes["embed.weight"], sizes["mix.weight"]) == ((1, 1, 4), (4, 3), (3, 4))
+    assert (sizes["condition"], sizes["read.weight"]) == ((5,), (3, 5))  # no score is of the condition
+
+
+def test_a_parameter_that_no_mask_covers_is_alive():
+    torch.manual_seed(0)
+    net = Prefixed()
+    for masks in (gt.Masks.dense(net), gt.Masks({})):
+        assert widths(gt.shrink(net, masks, torch.randn(2, 4, 3))) == widths(net)

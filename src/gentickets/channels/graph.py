@@ -167,13 +167,23 @@ def settle(graph: ChannelGraph) -> None:
             wide = [axis for axis in range(labels.ndim) if labels.shape[axis] > 1]
             axis = next((axis for axis in wide if _is_function_of(groups, axis)), None)
             if axis is None and wide:
-                axis, again = wide[0], True
+                axis, again = max(wide, key=lambda axis: _groups_along(groups, axis)), True
                 graph.along(node, axis)
             if axis is not None:
                 graph.axes[node] = axis
                 if len(set(graph.groups(graph.along(node, axis)).tolist())) == 1:
                     graph.fix(labels, node.operation.name if node.operation is not None else node.parameter)
                     fixed, again = graph.fixed, True
+
+
+def _groups_along(groups: np.ndarray, axis: int) -> int:
+    """How many groups are left where all that lies on other axes is joined."""
+    rows = np.moveaxis(groups, axis, 0).reshape(groups.shape[axis], -1)
+    parts: list[set[int]] = []
+    for row in rows:
+        met = [part for part in parts if not part.isdisjoint(row.tolist())]
+        parts = [part for part in parts if part not in met] + [set(row.tolist()).union(*met)]
+    return len(parts)
 
 
 def _is_function_of(groups: np.ndarray, axis: int) -> bool:

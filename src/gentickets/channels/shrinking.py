@@ -232,7 +232,9 @@ class _Plan:
             elif node in self.graph.links:
                 varying[node] = self._gathered(node, varying) & self._gate(node)
             else:
-                varying[node] = np.full(len(self.groups[node]), not node.parameter)
+                varying[node] = np.ones(len(self.groups[node]), dtype=bool)
+                if node.parameter and (mask := self._raw_mask(node)) is not None:
+                    varying[node] = mask
         return varying
 
     def _trainable(self) -> dict[Node, np.ndarray]:
@@ -253,8 +255,8 @@ class _Plan:
                     moves = layer.weight is None  # type: ignore[union-attr]  # its statistics do
                     found = self._bias_alive(node) | self._gate(node) if not moves else np.ones_like(found)
                 trainable[node] = found
-            elif node.parameter and node in self.graph.axes and self._raw_mask(node) is not None:
-                trainable[node] = self._raw_mask(node)  # type: ignore[assignment]
+            elif node.parameter:
+                trainable[node] = self.varying[node]
             else:
                 trainable[node] = np.ones(len(self.groups[node]), dtype=bool)
         return trainable
@@ -264,7 +266,8 @@ class _Plan:
         owner, _, key = node.parameter.rpartition(".")
         where = self.graph.names[id(self.graph.net.get_submodule(owner))]
         full = joined(self.graph.component, joined(where, key))
-        return self.masks[full].reshape(-1).numpy() if full in self.masks else None
+        whole = full not in self.masks or self.graph.labels[node].size != node.value.numel()
+        return None if whole else self.masks[full].reshape(-1).numpy()
 
     def _gathered(self, node: Node, of: Mapping[Node, np.ndarray]) -> np.ndarray:
         """Of each cell of a node: whether any cell that it comes from is one of those."""
@@ -319,7 +322,7 @@ class _Plan:
         for node in self.nodes:
             if is_grouped(layer := self.graph.layer_of(node)) and node in self.reads and _is_normed(layer):
                 candidates -= {int(g) for g in self.groups[node][self._gate(node)]}
-            if node.parameter and (mask := self._raw_mask(node)) is not None and len(mask) == len(self.groups[node]):
+            if node.parameter and (mask := self._raw_mask(node)) is not None:
                 candidates -= {int(g) for g in self.groups[node][mask]}
         return self._never_all(candidates)
 

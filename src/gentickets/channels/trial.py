@@ -33,8 +33,8 @@ from gentickets.channels.trace import (
 from gentickets.masks.examples import Example, tolerance
 from gentickets.masks.names import clone
 
-_NAMES = 4
-"""How many names of numbers are tried together, at most."""
+_NAMES, _TOGETHER = 4, 3
+"""How many names of numbers are tried in twos and threes."""
 
 _LEAST, _MOST = 2, 6
 """How many choices of channels have to pass: until each has been gone in one of them, as far as it can."""
@@ -56,12 +56,14 @@ def try_cuts(graph: ChannelGraph, example: Example, training: Run | None) -> Non
         burst = _burst(graph, example, small, gone)
         failures: list[_Failure] = []
         for whole in runs if not burst else ():
-            failures = failures or _failures(graph, example, whole, gone, small if whole is graph.run else None)
+            failures = _failures(graph, example, whole, gone, small if whole is graph.run else None)
+            if failures:
+                break
         if not failures and not burst:
             passed, tried = passed + 1, tried | gone
             continue
         passed, tried = 0, set()
-        if failures and not _mended(graph, example, runs, gone, failures) and not _give_up(graph, failures):
+        if failures and not _mended(graph, example, whole, gone, failures) and not _give_up(graph, failures):
             _find_the_counted(graph, example, runs, failures[0])
         settle(graph)
 
@@ -154,9 +156,8 @@ class _Follower(Recorder):
         """Notes that the operation that is next was not reached, or failed."""
         operations = self.whole.operations
         here = operations[min(self._place, len(operations) - 1)]
-        nodes = [*here.sources, *here.made]
-        if self._place:
-            nodes += operations[self._place - 1].made
+        before = operations[self._place - 1].made if self._place else []
+        nodes = [*here.made, *here.sources] if within is None else [*before, *here.sources, *here.made]
         self.failures.append(_Failure(here, here.within if within is None else within, nodes))
 
     def _perform(self, operation: Operation, tensors: Sequence[Tensor], do: Callable[[], Any]) -> Any:
@@ -205,9 +206,7 @@ def _near(found: Tensor, expected: Tensor, shape_alone: bool) -> bool:
 # -- what follows -------------------------------------------------------------------------------------------
 
 
-def _mended(
-    graph: ChannelGraph, example: Example, runs: Sequence[Run], gone: set[int], failures: Sequence[_Failure]
-) -> bool:
+def _mended(graph: ChannelGraph, example: Example, whole: Run, gone: set[int], failures: Sequence[_Failure]) -> bool:
     """Whether numbers that follow from the channels were found on the modules at work, so that less fails: as few of
     them as will do, by the same name on every module."""
     for depth in range(1, 4):
@@ -216,12 +215,12 @@ def _mended(
             if len(failure.within) >= depth:
                 for mend in _candidates(graph, failure, failure.within[-depth], gone):
                     found.setdefault((mend.module, mend.attribute), mend)
-        names = list(dict.fromkeys(attribute for _, attribute in found))[:_NAMES]
-        for count in range(1, len(names) + 1):
-            for chosen in itertools.combinations(names, count):
+        names = list(dict.fromkeys(attribute for _, attribute in found))
+        for count in range(1, _TOGETHER + 1):
+            for chosen in itertools.combinations(names if count == 1 else names[:_NAMES], count):
                 before = len(graph.mends)
                 graph.mends += [mend for (_, attribute), mend in found.items() if attribute in chosen]
-                if _less([failure for whole in runs for failure in _failures(graph, example, whole, gone)], failures):
+                if _less(_failures(graph, example, whole, gone), failures):
                     return True
                 del graph.mends[before:]
     return False
