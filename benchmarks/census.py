@@ -99,7 +99,7 @@ def shrunk(name: str, net: nn.Module, inputs: Any) -> Found:
             groups = gt.channel_groups(net, inputs)
             if not len(groups):
                 return found(None, groups.reasons() or "it has no layer that is known")
-            scores = gt.magnitude(net)
+            scores = gt.magnitude(net, include=_weights(net))
             masks = gt.prune(scores, fraction=0.5, scope="layer", granularity="channel", groups=groups)
             small = gt.shrink(net, masks, inputs)
             _train(small, net, inputs)
@@ -109,6 +109,12 @@ def shrunk(name: str, net: nn.Module, inputs: Any) -> Found:
             return found(None, f"FAULT {type(error).__name__}: {error}")
     parts = [name for name, _ in _calls(net, inputs)]
     return found(_size(small, parts) / _size(net, parts), groups.reasons())
+
+
+def _weights(net: nn.Module) -> list[str]:
+    """The weights of matrices and filters: of linear layers that are not torch's own, too."""
+    theirs = [name for name, layer in net.named_modules() if type(layer).__name__ == "Conv1D"]
+    return [*gt.Masks.dense(net)] if not theirs else [f"{name}.weight" for name in theirs]
 
 
 def _train(small: nn.Module, net: nn.Module, inputs: Any) -> None:

@@ -385,8 +385,7 @@ def test_every_model_of_the_catalogue_shrinks_by_every_group(name):
     scores = channel_scores(model, groups=groups)
     masks = gt.prune(scores, fraction=0.5, scope="layer", granularity="channel", groups=groups)
     small = assert_exactly_shrunk(model, groups, masks, inputs)
-    share = 1.0 if hasattr(model, "denoiser") else 0.65  # group norms keep their channels
-    assert sum(p.numel() for p in small.parameters()) < share * sum(p.numel() for p in model.parameters())
+    assert sum(p.numel() for p in small.parameters()) < 0.65 * sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize(

@@ -308,3 +308,26 @@ def test_a_parameter_that_no_mask_covers_is_alive():
     net = Prefixed()
     for masks in (gt.Masks.dense(net), gt.Masks({})):
         assert widths(gt.shrink(net, masks, torch.randn(2, 4, 3))) == widths(net)
+
+
+class Conv1D(nn.Module):
+    """As in transformers, for GPT-2: a linear layer whose weight is (inputs, outputs)."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.nf, self.nx = nf, nx
+        self.weight, self.bias = nn.Parameter(torch.randn(nx, nf)), nn.Parameter(torch.randn(nf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = (*x.size()[:-1], self.nf)
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(size)
+
+
+def test_a_linear_layer_that_stores_its_inputs_first_is_one():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(Conv1D(8, 3), nn.GELU(), Conv1D(3, 8)), torch.randn(2, 4, 3)
+    groups = gt.channel_groups(net, x)
+    scores = gt.magnitude(net, include=["0.weight", "2.weight"])
+    masks = gt.prune(scores, fraction=0.5, granularity="channel", groups=groups)
+    small = gt.shrink(net, masks, x)
+    assert (small[0].nf, small[2].nx, tuple(small[2].weight.shape)) == (4, 4, (4, 3))

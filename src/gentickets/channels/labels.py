@@ -27,6 +27,7 @@ from gentickets.channels.graph import ChannelGraph, cells_of, layers_of, settle
 from gentickets.channels.layers import (
     blocks,
     is_grouped,
+    is_linear,
     is_unflatten,
     mixes_channels,
     weighs_channels,
@@ -237,7 +238,7 @@ class _Labeller:
     def _lies_across(self, operation: Operation, layer: nn.Module | None) -> bool:
         """Whether a linear layer mixes what lies along another axis than the channels, each of them by itself."""
         labels = self.graph.labels[operation.sources[0]]
-        return isinstance(layer, nn.Linear) and labels.size > 1 and labels.shape[-1] == 1
+        return is_linear(layer) and labels.size > 1 and labels.shape[-1] == 1
 
     def _weighed(self, operation: Operation, layer: nn.Module) -> bool:
         """A layer that has numbers of its own for each channel."""
@@ -246,7 +247,7 @@ class _Labeller:
             return False
         source = sources[0]
         mixes, grouped = mixes_channels(layer), is_grouped(layer)
-        axis = made.value.dim() - 1 if isinstance(layer, nn.Linear) else 1
+        axis = made.value.dim() - 1 if is_linear(layer) else 1
         places = len(layer.kernel_size) if hasattr(layer, "kernel_size") else None  # type: ignore[arg-type]
         if made.value.dim() < 2 or (places is not None and made.value.dim() != 2 + places):
             return False  # no batch

@@ -61,16 +61,28 @@ def is_leaf(layer: nn.Module) -> bool:
     """Whether a layer is one of torch's own that has no others in it: one operation."""
     forward = getattr(type_before_parametrizations(layer), "forward", None)
     children = [name for name in layer._modules if name != "parametrizations"]
-    return is_plain(layer) and forward is not nn.Module.forward and not children
+    return stores_inputs_first(layer) or (is_plain(layer) and forward is not nn.Module.forward and not children)
+
+
+def stores_inputs_first(layer: nn.Module | None) -> bool:
+    """Whether a layer is transformers' `Conv1D`: a linear one whose weight is (inputs, outputs). That package need not
+    be importable."""
+    own = vars(layer) if type(layer).__name__ == "Conv1D" else {}
+    weight = own.get("_parameters", {}).get("weight")
+    plain = not (own.get("_forward_hooks") or own.get("_modules") or "forward" in own)
+    return isinstance(weight, Tensor) and plain and tuple(weight.shape) == (own.get("nx"), own.get("nf"))
+
+
+def is_linear(layer: nn.Module | None) -> bool:
+    """Whether a layer's channels lie along the last axis of what it reads and makes."""
+    return (isinstance(layer, nn.Linear) and is_plain(layer)) or stores_inputs_first(layer)
 
 
 def mixes_channels(layer: nn.Module | None) -> bool:
     """Whether each output channel of a layer is a weighted sum over its input channels."""
-    if not is_plain(layer):
-        return False
     if isinstance(layer, CONVOLUTIONS + TRANSPOSED):
-        return layer.groups == 1
-    return isinstance(layer, nn.Linear)
+        return is_plain(layer) and layer.groups == 1
+    return is_linear(layer)
 
 
 def is_grouped(layer: nn.Module | None) -> bool:
@@ -118,7 +130,7 @@ def channel_axes(layer: nn.Module) -> dict[str, dict[int, Side]]:
     of_weight: dict[int, Side] = {0: "output", 1: "input"}
     if is_grouped(layer):  # along axis 1 are the channels of one group
         of_weight = {0: "input" if isinstance(layer, TRANSPOSED) else "output"}
-    elif isinstance(layer, TRANSPOSED):
+    elif isinstance(layer, TRANSPOSED) or stores_inputs_first(layer):
         of_weight = {0: "input", 1: "output"}
     axes: dict[str, dict[int, Side]] = dict.fromkeys(WEIGHT_PLACES, of_weight)
     axes["bias"] = {0: "output"}
@@ -170,6 +182,8 @@ def _set_sizes(layer: nn.Module, inputs: int, outputs: int) -> None:
         ("num_parameters", outputs),
         ("in_channels", inputs),
         ("out_channels", outputs),
+        ("nx", inputs),
+        ("nf", outputs),
     ):
         if hasattr(layer, key):
             setattr(layer, key, size)

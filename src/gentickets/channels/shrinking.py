@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from gentickets.channels.cutting import cut
 from gentickets.channels.graph import ChannelGraph, layers_of
 from gentickets.channels.labels import trace
-from gentickets.channels.layers import Slices, is_grouped, mixes_channels, sliced
+from gentickets.channels.layers import Slices, is_grouped, is_linear, mixes_channels, sliced, stores_inputs_first
 from gentickets.channels.trace import Node
 from gentickets.errors import GenticketsError
 from gentickets.masks.examples import Comparison, Example, compare, examples_of, nothing_to_compare, outputs
@@ -337,7 +337,7 @@ class _Plan:
         if isinstance(layer, TRANSPOSED):
             return zero
         same = zero | value.eq(value[:, :1]).all(1).numpy()
-        if isinstance(layer, nn.Linear):
+        if is_linear(layer):
             return same
         assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
         padded = layer.padding_mode == "zeros" and (isinstance(layer.padding, str) or any(layer.padding))
@@ -375,7 +375,7 @@ def _source(node: Node) -> Node:
 
 def _input_axis(layer: nn.Module | None, source: Node) -> int:
     """The axis of what a layer reads along which its input channels go."""
-    return source.value.dim() - 1 if isinstance(layer, nn.Linear) else 1
+    return source.value.dim() - 1 if is_linear(layer) else 1
 
 
 def _by_channel(value: Tensor, axis: int) -> Tensor:
@@ -393,7 +393,7 @@ def _over_cells(value: Tensor, shape: tuple[int, ...], reduce: Any) -> np.ndarra
 
 def _out_in(layer: nn.Module | None, weight: Tensor) -> Tensor:
     """A tensor of a layer's weight as (outputs, inputs, places)."""
-    if isinstance(layer, TRANSPOSED):
+    if isinstance(layer, TRANSPOSED) or stores_inputs_first(layer):
         weight = weight.transpose(0, 1)
     return weight.reshape(weight.shape[0], weight.shape[1], -1)
 

@@ -26,7 +26,7 @@ from gentickets.masks.value import Masks
 # What a layer says of its own size, and shrinking changes.
 _SIZES = (
     "in_features", "out_features", "in_channels", "out_channels", "groups", "num_features", "num_groups",
-    "num_channels", "num_parameters", "unflattened_size",
+    "num_channels", "num_parameters", "nx", "nf", "unflattened_size",
 )  # fmt: skip
 
 
