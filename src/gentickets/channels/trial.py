@@ -99,12 +99,18 @@ def _burst(graph: ChannelGraph, example: Example, masked: nn.Module, gone: set[i
     except Exception:  # code that asks for numbers
         return False
     for before, after in zip(graph.run.operations, run.operations, strict=False):
-        if any(bool(was.value.isfinite().all()) and not bool(now.value.isfinite().all())
-               for was, now in zip(before.made, after.made, strict=False)):  # fmt: skip
+        layer = after.call if after.layer is not None else None
+        if weighs_channels(layer) or not _all_finite(after.sources):  # type: ignore[arg-type]
+            continue  # a norm of a weight has its own guard
+        if _all_finite(before.made) and not _all_finite(after.made):
             labels = [graph.labels[node] for node in (*before.sources, *before.made)]
             fixed = [graph.fix(one, f"{before.name} (not finite where a channel is 0)") for one in labels]
             return any(fixed)
     return False
+
+
+def _all_finite(nodes: Sequence[Node]) -> bool:
+    return all(bool(node.value.isfinite().all()) for node in nodes)
 
 
 class _Failure:
