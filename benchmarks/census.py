@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import gentickets as gt
 from gentickets.masks.examples import Example, named_tensors
-from gentickets.masks.names import component_at
+from gentickets.masks.names import clone, component_at
 
 PACKAGES = (
     "torch", "diffusers", "transformers", "monai", "denoising-diffusion-pytorch", "pythae", "encodec",
@@ -102,7 +102,8 @@ def shrunk(name: str, net: nn.Module, inputs: Any) -> Found:
             scores = gt.magnitude(net, include=_weights(net))
             masks = gt.prune(scores, fraction=0.5, scope="layer", granularity="channel", groups=groups)
             small = gt.shrink(net, masks, inputs)
-            _train(small, net, inputs)
+            if _trains(clone(net), inputs):
+                _train(small, inputs)
         except gt.GenticketsError as error:
             return found(None, str(error))
         except Exception as error:  # of whatever kind: the census goes on, and tells of it
@@ -117,10 +118,19 @@ def _weights(net: nn.Module) -> list[str]:
     return [*gt.Masks.dense(net)] if not theirs else [f"{name}.weight" for name in theirs]
 
 
-def _train(small: nn.Module, net: nn.Module, inputs: Any) -> None:
-    optimizer = torch.optim.SGD(small.parameters(), lr=1e-3)
+def _trains(net: nn.Module, inputs: Any) -> bool:
+    """Whether a network can be trained at all as it is."""
+    try:
+        _train(net, inputs)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _train(net: nn.Module, inputs: Any) -> None:
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
     for component, given in _calls(net, inputs):
-        result = Example.of(given, component)(getattr(small, component) if component else small)
+        result = Example.of(given, component)(component_at(net, component))
         loss = sum(t.square().mean() for _, t in named_tensors(result) if t.is_floating_point() and t.grad_fn)
         if isinstance(loss, Tensor):
             loss.backward()

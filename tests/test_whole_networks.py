@@ -63,7 +63,8 @@ class Attention(nn.Module):
         elif self.way == "products":
             mixed = torch.einsum("bhij,bhjd->bhid", ((q @ k.mT) * self.head_dim**-0.5).softmax(-1), v)
         else:
-            mixed = F.scaled_dot_product_attention(q, k, v, enable_gqa=self.heads != self.kv_heads)
+            drop = 0.2 if self.training else 0.0
+            mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=drop, enable_gqa=self.heads != self.kv_heads)
         return x + self.out(mixed.transpose(1, 2).reshape(batch, tokens, -1))
 
 

@@ -225,6 +225,8 @@ class Recorder(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         if self.training and func in _DROPOUTS:
             return args[0] if args else kwargs["input"]
+        if self.training and kwargs and kwargs.get("dropout_p"):  # of attention
+            kwargs = {**kwargs, "dropout_p": 0.0}
         return self._observe(func, None, args, kwargs or {})
 
     # -- one operation ------------------------------------------------------------------------------------
