@@ -385,8 +385,7 @@ def test_every_model_of_the_catalogue_shrinks_by_every_group(name):
     scores = channel_scores(model, groups=groups)
     masks = gt.prune(scores, fraction=0.5, scope="layer", granularity="channel", groups=groups)
     small = assert_exactly_shrunk(model, groups, masks, inputs)
-    share = 1.0 if hasattr(model, "denoiser") else 0.65  # group norms keep their channels
-    assert sum(p.numel() for p in small.parameters()) < share * sum(p.numel() for p in model.parameters())
+    assert sum(p.numel() for p in small.parameters()) < 0.65 * sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -412,7 +411,10 @@ def test_every_model_of_the_catalogue_shrinks_by_every_group(name):
         lambda h: h * torch.amax(h, dim=(2, 3), keepdim=True), nn.Softsign(), nn.PReLU(),
         lambda h: h * h.relu().sigmoid().view(h.size(0), h.size(1), 8, 4), nn.ConstantPad2d(1, 0.0),
         nn.LayerNorm((8, 4)),
-        lambda h: h.unflatten(2, (2, 4)).flatten(2, 3), nn.Hardsigmoid(),
+        lambda h: h.unflatten(2, (2, 4)).flatten(2, 3), nn.Hardsigmoid(), lambda h: h.flip(1), nn.PReLU(6),
+        lambda h: h.add_(1).mul(2), lambda h: h[torch.arange(len(h))], lambda h: h.permute(0, 2, 3, 1).movedim(-1, 1),
+        lambda h: torch.einsum("bchw,bchw->bchw", h, h), nn.CircularPad2d(1),
+        lambda h: F.pad(h, (1, 1, 0, 2), "replicate"), lambda h: h / (1 + h.abs()),
     ],
 )  # fmt: skip
 def test_operations_that_keep_channels_apart(operation):
@@ -437,26 +439,25 @@ def test_operations_that_keep_channels_apart(operation):
 @pytest.mark.parametrize(
     ("operation", "named"),
     [
-        (nn.GroupNorm(2, 6), r"operation \(GroupNorm\)"),
-        (nn.Conv2d(6, 6, 1, groups=2), r"operation \(Conv2d\)"),
+        (nn.GroupNorm(1, 6), r"operation \(GroupNorm\)"),
         (nn.Softmax2d(), r"operation \(Softmax2d\)"),
-        (nn.Sequential(nn.PixelShuffle(1), nn.ChannelShuffle(2)), r"operation\.1 \(ChannelShuffle\)"),
-        (lambda h: h.roll(1, dims=1), "roll"),
-        (lambda h: F.group_norm(h, 3), "group_norm"),
-        (lambda h: h / (1 + h.abs()), r"truediv \(not finite where a channel is 0\)"),
+        (nn.Sequential(nn.PixelShuffle(1), nn.ChannelShuffle(2)), r"operation\.1 \(ChannelShuffle\) .*"),
+        (lambda h: h.roll(1, dims=1), r"roll \(its code says how many channels\)"),
+        (lambda h: F.group_norm(h, 3), r"group_norm \(its code says how many channels\)"),
+        (lambda h: F.group_norm(h, 1), "group_norm"),
+        (lambda h: h / h.mean((2, 3), keepdim=True), r"div \(not finite where a channel is 0\)"),
         (lambda h: h.view(-1, 6, 4, 8), r"view \(its code says how many channels\)"),
-        (lambda h: h[:, [5, 4, 3, 2, 1, 0]], "getitem"),
+        (lambda h: h[:, [5, 4, 3, 2, 1, 0]], r"getitem \(its code says how many channels\)"),
         (lambda h: h[:, [0, 1, 2, 3, 4, 5]], r"getitem \(its code says how many channels\)"),
-        (lambda h: h.flip(1), "flip"),
-        (lambda h: h.index_select(dim=1, index=torch.tensor([1, 0, 3, 2, 5, 4])), "index_select"),
-        (lambda h: torch.channel_shuffle(h, 3), "channel_shuffle"),
+        (lambda h: h.index_select(dim=1, index=torch.tensor([1, 0, 3, 2, 5, 4])), "index_select .*"),
+        (lambda h: torch.channel_shuffle(h, 3), r"channel_shuffle .*"),
         (lambda h: h.sort(dim=1)[0], "sort"),
-        (lambda h: torch.cat([h[:, 3:], h[:, :3]], 1), "getitem"),
-        (lambda h: torch.gather(h, 1, torch.zeros(2, 6, 8, 4, dtype=torch.long)), "gather"),
-        (lambda h: h.movedim(1, 3).reshape(2, 6, 8, 4), "movedim"),
+        (lambda h: torch.cat([h[:, 3:], h[:, :3]], 1), r"getitem \(its code .*"),
+        (lambda h: torch.gather(h, 1, torch.ones(2, 6, 8, 4, dtype=torch.long)), r"gather \(its code .*"),
+        (lambda h: h.movedim(1, 3).reshape(2, 6, 8, 4), "reshape"),
         (lambda h: h[:, h[0].mean((1, 2)) > -9], "getitem"),
         (lambda h: h.view(2, 2, 3, 8, 4).transpose(1, 2).reshape(2, 6, 8, 4), r"view \(its code says .*\)"),
-        (lambda h: h / h.shape[1], r"truediv \(its code says how many channels\)"),
+        (lambda h: h / h.shape[1], r"div \(its code says how many channels\)"),
         (lambda h: F.normalize(h), "norm|normalize"),
         (lambda h: h * torch.arange(6.0).reshape(1, 6, 1, 1), r"mul \(its code says how many channels\)"),
     ],

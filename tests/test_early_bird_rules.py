@@ -276,8 +276,8 @@ def test_a_criterion_of_ones_own_decides():
 
 
 def test_why_there_is_no_channel_is_said_truly():
-    """A norm over groups of channels keeps every layer whole: not because each component were a single layer."""
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8), nn.ReLU(), nn.Conv2d(8, 3, 3))
+    """A norm over all channels keeps every layer whole: not because each component were a single layer."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(1, 8), nn.ReLU(), nn.Conv2d(8, 3, 3))
     groups = gt.channel_groups(nn.ModuleDict({"net": net}), {"net": torch.randn(2, 3, 8, 8)})
     with pytest.raises(gt.MaskError, match=r"net.*every layer stays whole \(net\.0: .*GroupNorm.*net\.3: the output"):
         EarlyBird(0.5, granularity="channel", groups=groups).observe({"net": net})

@@ -284,13 +284,16 @@ def test_code_that_cannot_be_traced_names_why_and_offers_the_masks():
     assert "\n" not in str(caught.value)
 
 
-def test_a_linear_layer_over_tokens_stays_whole():
-    """(batch, tokens, features): what it mixes is not axis 1."""
-    model = One(nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)))
+@pytest.mark.parametrize("tokens", [(4,), (4, 5), ()])
+def test_the_channels_of_a_linear_layer_are_on_the_last_axis(tokens):
+    """(batch, tokens, features), of whatever rank; but for those of the output."""
+    model = One(nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2)))
     masks = kill_channels(model, 0.5)
-    example = {"net": torch.randn(2, 4, 3)}
+    masks = masks.replace({name: torch.ones_like(masks[name]) for name in ("net.4.weight", "net.4.bias")})
+    example = {"net": torch.randn(2, *tokens, 3)}
     small = shrink(model, masks, example)
-    assert size(small) == size(model)
+    kept = [int(masks[f"net.{layer}.bias"].sum()) for layer in (0, 2)]
+    assert [small.net[layer].out_features for layer in (0, 2)] == kept
     assert_same(masks.apply_(clone(model)), small, example)
 
 

@@ -11,7 +11,6 @@ from torch.nn.utils import parametrizations
 
 import gentickets as gt
 from gentickets.channels.shrinking import Shrinking
-from gentickets.channels.trace import Untraceable
 from gentickets.masks.names import clone, named_weights
 
 
@@ -290,34 +289,23 @@ class Odd:
     """Neither a container nor a dataclass."""
 
 
-def test_a_result_that_cannot_be_followed_is_refused_in_one_line():
-    class Wrapping(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(3, 3)
+class Wrapping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.layer = nn.Linear(3, 4), nn.Linear(4, 3)
 
-        def forward(self, x):
-            odd = Odd()
-            odd.value = self.layer(x)
-            return odd
-
-    for tried in (gt.channel_groups, lambda model, x: gt.shrink(model, gt.Masks({}), x)):
-        with pytest.raises(Untraceable, match="component 'net' cannot be traced") as caught:
-            tried(one(Wrapping()), {"net": torch.randn(2, 3)})
-        assert "\n" not in str(caught.value)
+    def forward(self, x):
+        odd = Odd()
+        odd.value = self.layer(self.first(x) if isinstance(x, Tensor) else x)
+        return odd
 
 
-def test_code_that_takes_another_way_when_it_is_followed_is_refused():
-    class Asking(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(3, 3)
-
-        def forward(self, x):
-            return self.layer(x) if isinstance(x, Tensor) else x * 2
-
-    with pytest.raises(Untraceable, match="the operations that were recorded give something else"):
-        gt.channel_groups(one(Asking()), {"net": torch.randn(2, 3)})
+def test_a_result_of_any_class_is_followed_and_so_is_code_that_asks_for_types():
+    model, x = one(Wrapping()), {"net": torch.randn(2, 3)}
+    groups = gt.channel_groups(model, x)
+    assert len(groups) == 4
+    masks = gt.prune(gt.magnitude(model), fraction=0.5, granularity="channel", groups=groups)
+    assert Shrinking(model, masks, x).compared == {"net": 2 * 2 * 3}
 
 
 # -- the comparison -------------------------------------------------------------------------------------------
@@ -334,26 +322,38 @@ class CountsItsChannels(nn.Module):
         return self.second(torch.relu(self.first(x))) * self.factor(self.first.out_features)
 
 
-def half_of_the_first(model: nn.Module) -> gt.Masks:
+def half_of_the_first(model: nn.Module, count: int = 3) -> gt.Masks:
     mask = torch.ones(6, 4, dtype=torch.bool)
-    mask[:3] = False
+    mask[:count] = False
     return gt.Masks({"net.first.weight": mask, "net.first.bias": mask[:, 0]})
 
 
 @pytest.mark.parametrize("factor", [float, lambda n: float("nan") if n < 6 else 1.0, lambda n: torch.ones(n - 5)])
+def test_channels_that_the_code_counts_stay(factor):
+    model, x = one(CountsItsChannels(factor)), {"net": torch.randn(2, 4)}
+    assert gt.shrink(model, half_of_the_first(model), x)["net"].first.out_features == 6
+    assert "its code says how many channels" in gt.channel_groups(model, x).whole["net.first"]
+
+
+def mostly(otherwise):
+    """Does not mind three channels or six; what a trial with half of them does not see."""
+    return lambda n: 1.0 if n in (3, 6) else otherwise(n)
+
+
+@pytest.mark.parametrize("factor", [float, lambda n: float("nan"), lambda n: torch.ones(n + 5)])
 def test_a_shrunk_network_that_computes_something_else_is_refused(factor):
-    model = one(CountsItsChannels(factor))
+    model = one(CountsItsChannels(mostly(factor)))
     with pytest.raises(gt.GenticketsError, match=r"the shrunk network (differs from the masked one|does not run)"):
-        gt.shrink(model, half_of_the_first(model), {"net": torch.randn(2, 4)})
+        gt.shrink(model, half_of_the_first(model, 2), {"net": torch.randn(2, 4)})
 
 
 def test_equal_outputs_of_an_example_of_zeros_are_not_enough():
-    model = one(CountsItsChannels(float))
+    model = one(CountsItsChannels(mostly(float)))
     with torch.no_grad():
         for layer in (model["net"].first, model["net"].second):
             layer.bias.zero_()
     with pytest.raises(gt.GenticketsError, match="differs from the masked one"):
-        gt.shrink(model, half_of_the_first(model), {"net": torch.zeros(2, 4)})
+        gt.shrink(model, half_of_the_first(model, 2), {"net": torch.zeros(2, 4)})
 
 
 def test_what_draws_noise_is_compared_with_the_same_noise():

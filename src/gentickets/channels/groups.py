@@ -11,21 +11,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
-from gentickets.channels.labels import ChannelGraph, layers_of, trace_all
-from gentickets.channels.trace import is_channelwise_norm, is_depthwise
+from gentickets.channels.graph import ChannelGraph, layers_of
+from gentickets.channels.labels import trace_all
+from gentickets.channels.layers import Side, channel_axes, mixes_channels
+from gentickets.channels.trace import Node
 from gentickets.errors import MaskError, PruneError
 from gentickets.masks.layers import weight_norm_lengths
-from gentickets.masks.names import CHANNELWISE_NORMS, TRANSPOSED, WEIGHT_PLACES, Model, joined
+from gentickets.masks.names import Model, joined
 from gentickets.masks.value import Masks
 from gentickets.notebook import short, shown
-
-Side = Literal["output", "input"]
 
 
 @dataclass(frozen=True)
@@ -209,11 +209,11 @@ def channel_groups(model: Model, example_inputs: Any) -> ChannelGroups:
 
         for node, name in _layers(graph):
             layer = layers[name]
-            sides = {"output": graph.groups(graph.labels[node])}
-            if node in graph.mixing:
-                sides["input"] = graph.groups(graph.labels[node.all_input_nodes[0]])
-                if reason := next((fixed[int(group)] for group in sides["output"] if int(group) in fixed), None):
-                    whole[name] = reason
+            sides: dict[Side, np.ndarray] = {"output": graph.groups(graph.makes[node])}
+            sides["input"] = graph.groups(graph.reads[node])
+            reason = next((fixed[int(group)] for group in sides["output"] if int(group) in fixed), None)
+            if mixes_channels(graph.layer_of(node)) and reason is not None:
+                whole[name] = reason
             found = {side: np.array([number(int(group)) for group in of_side]) for side, of_side in sides.items()}
             parameters, lengths = dict(layer.named_parameters()), weight_norm_lengths(layer)
             for tensor, axes in channel_axes(layer).items():
@@ -222,34 +222,20 @@ def channel_groups(model: Model, example_inputs: Any) -> ChannelGroups:
                     shapes[full] = tuple(parameters[tensor].shape)
                     _, normed = lengths.get(tensor, ("", None))
                     ties += [_Tie(full, axis, side, found[side], masked=axis != normed) for axis, side in axes.items()]
+        for node in graph.raw:
+            if node in graph.axes:
+                axis, owner = graph.axes[node], graph.net.get_submodule(node.parameter.rpartition(".")[0])
+                full = joined(joined(component, graph.names[id(owner)]), node.parameter.rpartition(".")[2])
+                shapes[full] = tuple(node.value.shape)
+                along = np.array([number(int(group)) for group in graph.groups(graph.along(node, axis))])
+                ties.append(_Tie(full, axis, "output", along, masked=True))
     return ChannelGroups(ties, shapes, whole)
 
 
-def _layers(graph: ChannelGraph) -> Iterator[tuple[fx.Node, str]]:
-    """The layers whose tensors have channels, each once, with their names."""
+def _layers(graph: ChannelGraph) -> Iterator[tuple[Node, str]]:
+    """The layers whose tensors have channels, each once, with their names: by the node that they make first."""
     seen: set[str] = set()
-    for node in graph.module.graph.nodes:
-        layer = graph.layer_of(node)
-        known = node in graph.mixing or is_depthwise(layer) or is_channelwise_norm(layer)
-        if known and node in graph.labels and str(node.target) not in seen:
-            seen.add(str(node.target))
-            yield node, graph.name_of(node)
-
-
-def channel_axes(layer: nn.Module) -> dict[str, dict[int, Side]]:
-    """Tensor, by its name in the layer → axis → whether the layer's output or input channels lie along it.
-
-    For norms by channel, convolutions and linear layers, plain or under spectral or weight norm.
-    """
-    if isinstance(layer, CHANNELWISE_NORMS):
-        return {name: {0: "output"} for name in ("weight", "bias", "running_mean", "running_var")}
-    of_weight: dict[int, Side] = {0: "output", 1: "input"}
-    if is_depthwise(layer):
-        of_weight = {0: "output"}
-    elif isinstance(layer, TRANSPOSED):
-        of_weight = {0: "input", 1: "output"}
-    axes: dict[str, dict[int, Side]] = dict.fromkeys(WEIGHT_PLACES, of_weight)
-    axes["bias"] = {0: "output"}
-    for length, axis in weight_norm_lengths(layer).values():
-        axes[length] = {axis: of_weight[axis]} if axis in of_weight else {}
-    return axes
+    for node in graph.makes:
+        if (name := graph.name_of(node)) not in seen:
+            seen.add(name)
+            yield node, name

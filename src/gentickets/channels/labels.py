@@ -1,132 +1,53 @@
 """Which channels live and die together.
 
-A component is traced (torch.fx) and run once on an example. Along the way every channel of every tensor gets a
-label; where an operation forces two channels to be kept or removed together (a residual addition, a feature map made
-of several features of a linear layer), their labels are joined. What comes in from outside and what goes out keeps
-all its channels, and so does whatever meets an operation that is not understood: such channels are *fixed*. The
-result is a `ChannelGraph`: the layers, and for each of their inputs and outputs one group number a channel.
+A component is run on an example (see `trace`). Along the way every number of every tensor gets a label: that of the
+channel that it belongs to. Where an operation forces two channels to be kept or removed together (a residual addition,
+a feature map made of several features of a linear layer, the channels of one group of a norm, those of one head of an
+attention), their labels are joined. What comes in from outside and what goes out keeps all its channels, and so does
+whatever meets an operation that is not understood: such channels are *fixed*. The result is a `ChannelGraph`.
 
-Only layers that weigh channels are known by their class. Whatever else an operation is called, it is understood where
-it *does* as its shapes suggest: it is run on random numbers, with some channels changed, which must change the same
-channels of its result and no others; and with some channels taken out, which must leave what is left as it was.
+Only layers that weigh channels are known by their class. Whatever else an operation is called, it is understood by what
+it does when it is done again on other numbers (see `probe`); and in the end a network without some of its channels is
+made and run, and whatever does not do to fewer channels what it does to all of them keeps them (see `trial`).
 """
 
 from __future__ import annotations
 
-import math
+import itertools
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from gentickets.channels.trace import (
-    Run,
-    Untraceable,
-    in_one_line,
-    is_channelwise_norm,
-    is_depthwise,
+from gentickets.channels.graph import ChannelGraph, cells_of, layers_of, settle
+from gentickets.channels.layers import (
+    blocks,
+    is_grouped,
+    is_linear,
     is_unflatten,
-    line_of,
     mixes_channels,
-    operation,
+    weighs_channels,
 )
-from gentickets.masks.examples import Example, compare, examples_of, named_tensors, outputs, tolerance
-from gentickets.masks.names import Model, clone, component_at, joined, named_layers, unwrap
+from gentickets.channels.probe import Probe
+from gentickets.channels.trace import Node, Operation, Recorder, Run, Untraceable, difference, in_one_line, line_of
+from gentickets.channels.trial import try_cuts
+from gentickets.masks.examples import Example, compare, examples_of, outputs
+from gentickets.masks.names import Model, clone, component_at, named_layers, unwrap
 
-_CUTS = 2
-"""How often an operation is tried with some of its channels taken out."""
-
-_CODES = 4
-"""How many halvings of the channels tell them apart: all of up to 2**4 channels, most pairs of more."""
-
-
-_DROPOUTS = (
-    F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout,
-)  # fmt: skip
-"""Where chance takes single numbers or whole channels, each by itself: no channel depends on another."""
-
-
-Link = tuple[fx.Node, np.ndarray, np.ndarray]
-"""(node, mine, its): my channels `mine` come from that node's channels `its`, pairwise, and from no other channel."""
-
-
-@dataclass
-class ChannelGraph:
-    """A traced component, with the label of every channel (axis 1) at every node.
-
-    `mixing` are the nodes whose layer makes each channel of all those it reads; `links` says where the channels of a
-    node come from that neither mixes channels nor is unknown; `values` is what each node made of the example. `group`
-    maps a label to its group; `fixed` holds the groups that must stay whole, each with what asks for it.
-    """
-
-    component: str
-    net: nn.Module
-    module: fx.GraphModule
-    names: Mapping[int, str] = field(default_factory=dict)
-    labels: dict[fx.Node, np.ndarray] = field(default_factory=dict)
-    links: dict[fx.Node, list[Link]] = field(default_factory=dict)
-    values: dict[fx.Node, Any] = field(default_factory=dict)
-    mixing: set[fx.Node] = field(default_factory=set)
-    _parents: list[int] = field(default_factory=list)
-    _fixed: dict[int, str] = field(default_factory=dict)
-
-    # -- labels and their groups --------------------------------------------------------------------------
-
-    def new(self, count: int) -> np.ndarray:
-        """Fresh labels, each a group of its own."""
-        start = len(self._parents)
-        self._parents.extend(range(start, start + count))
-        return np.arange(start, start + count)
-
-    def group(self, label: int) -> int:
-        """The group that a label belongs to."""
-        root = label
-        while self._parents[root] != root:
-            root = self._parents[root]
-        while self._parents[label] != root:
-            self._parents[label], label = root, self._parents[label]
-        return root
-
-    def groups(self, labels: np.ndarray) -> np.ndarray:
-        """`group`, elementwise."""
-        return np.array([self.group(int(label)) for label in labels], dtype=np.int64)
-
-    def join(self, one: np.ndarray, other: np.ndarray) -> None:
-        """Channels that stay or go together from here on, pairwise."""
-        for a, b in zip(one, other, strict=True):
-            self._parents[self.group(int(a))] = self.group(int(b))
-
-    def fix(self, labels: np.ndarray, why: str) -> None:
-        """Channels that stay; `why` names the operation that needs them all."""
-        for label in labels:
-            self._fixed.setdefault(int(label), why)
-
-    @property
-    def fixed(self) -> dict[int, str]:
-        """The groups that have a fixed channel, and the operation that needs it."""
-        return {self.group(label): why for label, why in reversed(self._fixed.items())}
-
-    def layer_of(self, node: fx.Node) -> nn.Module | None:
-        """The module that a node calls, if it calls one."""
-        return self.net.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-    def name_of(self, node: fx.Node) -> str:
-        """The dotted name, from the model's root, of the module that a node calls, wrapper prefixes left out."""
-        return joined(self.component, self.names[id(self.layer_of(node))])
+# -- from a model -------------------------------------------------------------------------------------------
 
 
 def trace(model: Model, component: str, example_input: Any) -> ChannelGraph:
     """The channel graph of one component (of the whole model, for the empty name), run in eval mode on an example.
 
-    Raises `Untraceable` that names the operation where the component's code cannot be followed, and where the code
-    takes another way on its example than it was followed. What the code does in training binds channels too, where it
-    can be followed there; layers that it calls in training alone stay whole, with all that they read.
+    Raises `Untraceable` that names the operation where the component's code cannot be followed: where it fails, where
+    it does something else on other numbers, and where it does not give the same again. What the code does in training
+    binds channels too, where it can be followed there; layers that it calls in training alone stay whole, with all that
+    they read.
     """
     example = Example.of(example_input, component)
     if any(is_lazy(weight) for weight in component_at(model, component).parameters()):
@@ -134,43 +55,82 @@ def trace(model: Model, component: str, example_input: Any) -> ChannelGraph:
     if any(tensor.is_meta for tensor in (*component_at(model, component).parameters(), *example.tensors)):
         raise _untraceable(component, "on the meta device, which has no values (to_empty and load it before)")
     net = clone(unwrap(component_at(model, component))).eval()
-    run = Run(net, component)
-    try:
-        run.record(example)
-        expected = outputs(net, example)
-    except Exception as error:  # whatever is met in code that is not ours
-        where = f"at operation {run.at}" if run.at else line_of(error)
-        raise _untraceable(component, f"{where} ({type(error).__name__}: {in_one_line(error)})") from error
-    if not _same(expected, run.outputs):
-        raise _untraceable(component, "as it is written (the operations that were recorded give something else)")
-    graph = ChannelGraph(component, net, run.module, {id(layer): name for name, layer in named_layers(net)})
+    run = _recorded(net, component, example)
+    graph = ChannelGraph(component, net, run, {id(layer): name for name, layer in named_layers(net)})
     labeller = _Labeller(graph)
     with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         labeller.label(run)
-        training = _in_training(net, component, example)
-        if training is not None and str(training.module.graph) != str(run.module.graph):
+        training = _in_training(net, example)
+        if training is not None and difference(run, training) is not None:
             labeller.label_training(training)
-    nodes = [*run.module.graph.nodes, *(training.module.graph.nodes if training is not None else ())]
-    _fix_shared_weights(unwrap(model), graph, nodes)
+        else:
+            training = None
+        _fix_shared_weights(unwrap(model), graph)
+        settle(graph)
+        try_cuts(graph, example, training)
     return graph
-
-
-def _in_training(net: nn.Module, component: str, example: Example) -> Run | None:
-    """What a component does in training, with its layers as in evaluation; None where that cannot be followed."""
-    run = Run(net, component)
-    try:
-        run.record(example, training=True)
-    except Exception:  # its code may ask for what the example, which is for evaluation, does not hold
-        return None
-    finally:
-        net.eval()
-    return run
 
 
 def trace_all(model: Model, example_inputs: Any) -> dict[str, ChannelGraph]:
     """The channel graph of each component that `example_inputs` has an input for (see `examples.examples_of`)."""
     return {name: trace(model, name, example) for name, example in examples_of(model, example_inputs).items()}
+
+
+def _recorded(net: nn.Module, component: str, example: Example) -> Run:
+    """What a component does, in evaluation, with an example, and with any other numbers too."""
+    recorder = Recorder(net)
+    try:
+        run = recorder.record(example)
+        expected = outputs(net, example)
+    except Exception as error:  # whatever is met in code that is not ours
+        where = f"at operation {recorder.at}" if recorder.at else line_of(error)
+        raise _untraceable(component, f"{where} ({type(error).__name__}: {in_one_line(error)})") from error
+    compared = compare(expected, run.outputs)
+    if not compared.equal and (compared.numbers or expected.keys() != run.outputs.keys()):
+        raise _untraceable(
+            component, "as it is written (it gives something else each time, although chance falls as from one seed)"
+        )
+    spare = clone(net)  # what it keeps of a run is not to stay
+    for other in _others(example):
+        try:
+            again = Recorder(spare).record(other)
+        except Exception:  # these numbers are no input for it
+            continue
+        if (at := difference(run, again)) is not None:
+            raise _untraceable(component, f"at {at.line} (other numbers as its input make it do something else)")
+    return run
+
+
+def _others(example: Example) -> list[Example]:
+    """The same call with other numbers: with those of the other examples of the batch, of the other sign; and drawn."""
+    generator = torch.Generator().manual_seed(0)
+
+    def other(tensor: Tensor) -> Tensor:
+        return (
+            -tensor.roll(1, 0) if tensor.dim() and _is_real(tensor) else tensor.roll(1, 0) if tensor.dim() else tensor
+        )
+
+    def drawn(tensor: Tensor) -> Tensor:
+        return torch.randn(tensor.shape, generator=generator).to(tensor.dtype) if _is_real(tensor) else tensor
+
+    return [example.map(other), example.map(drawn)]
+
+
+def _is_real(tensor: Tensor) -> bool:
+    return tensor.is_floating_point()
+
+
+def _in_training(net: nn.Module, example: Example) -> Run | None:
+    """What a component does in training, with its layers as in evaluation; None where that cannot be followed."""
+    try:
+        run = Recorder(clone(net), training=True).record(example)
+    except Exception:  # its code may ask for what the example, which is for evaluation, does not hold
+        return None
+    for operation in run.operations:
+        if operation.layer is not None:
+            operation.call = net.get_submodule(operation.layer)
+    return run
 
 
 def _untraceable(component: str, where: str) -> Untraceable:
@@ -180,434 +140,365 @@ def _untraceable(component: str, where: str) -> Untraceable:
     )
 
 
-def _same(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> bool:
-    compared = compare(expected, found)
-    return compared.equal or (not compared.numbers and expected.keys() == found.keys())
-
-
-def _fix_shared_weights(model: nn.Module, graph: ChannelGraph, nodes: Sequence[fx.Node]) -> None:
+def _fix_shared_weights(model: nn.Module, graph: ChannelGraph) -> None:
     """A weight that two layers or two components share, or that code reads by itself, has channels that one trace
     does not see: they stay."""
-    parts = model.named_children() if graph.component else [("", model)]
+    components = model.named_children() if graph.component else [("", model)]
     owners: dict[int, set[tuple[int, str]]] = {}
-    for component, net in parts:
+    for component, net in components:
         for layer in net.modules():
             for parameter in layer._parameters.values():
                 owners.setdefault(id(parameter), set()).add((id(layer), component))
     layers = layers_of(model, graph)
-    read = {id(_attribute(graph.net, str(node.target))) for node in nodes if node.op == "get_attr"}
+    parameters = dict(graph.net.named_parameters())
+    nodes = [node for operation in graph.operations for node in operation.made]
+    read = {id(parameters[part.parameter]) for op in graph.operations for part in op.sources if part.parameter}
     for node in nodes:
         here = graph.layer_of(node)
-        if here is not None and _weighs_channels(here) and node in graph.labels:
+        if here is not None and weighs_channels(here):
             shared = any(len(owners[id(parameter)]) > 1 for parameter in layers[graph.name_of(node)].parameters())
             if shared or any(id(tensor) in read for tensor in here.parameters()):
-                for at in (node, *node.all_input_nodes):
-                    if at in graph.labels:
-                        graph.fix(graph.labels[at], f"{node.target} (its weight is shared)")
-
-
-def layers_of(model: Model, graph: ChannelGraph) -> dict[str, nn.Module]:
-    """The layers of a traced component in a model that it was traced in, or a copy of it: by `name_of`."""
-    net = component_at(model, graph.component)
-    return {joined(graph.component, name): layer for name, layer in named_layers(net)}
-
-
-def _attribute(module: nn.Module, target: str) -> Any:
-    owner, _, name = target.rpartition(".")
-    return getattr(module.get_submodule(owner), name, None)  # None: a constant that tracing put there
+                for at in (node, *node.operation.sources):  # type: ignore[union-attr]
+                    graph.fix(graph.labels[at], f"{node.operation.layer} (its weight is shared)")  # type: ignore[union-attr]
 
 
 # -- labelling ----------------------------------------------------------------------------------------------
 
 
 class _Labeller:
-    """Labels the channels of what each node of a run made."""
+    """Labels the numbers of what each operation of a run made."""
 
     def __init__(self, graph: ChannelGraph):
-        self.graph_of = graph
-        self._trial = _Trial(graph)
+        self.graph = graph
+        self._probe = Probe()
         self._called: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._raw: dict[str, np.ndarray] = {}
 
     def label(self, run: Run) -> None:
-        """Labels every node of a run, in the order in which they ran."""
-        graph = self.graph_of
-        graph.values.update(run.values)
-        for node in run.module.graph.nodes:
-            if node.op == "output":
-                self._fix_inputs(node, "the output")
-            elif node.op != "get_attr":  # a parameter used as it is: no labels, and who mixes it with channels sees
-                labels = self._label(node)
-                if labels is not None:
-                    graph.labels[node] = labels
-        for node, writer in run.overwritten.items():
-            if node in graph.labels:
-                graph.fix(graph.labels[node], f"{self._operation(writer)} (it writes over what is read later)")
+        """Labels every node of a run, in the order in which they came to be."""
+        graph = self.graph
+        for node in run.inputs:
+            self._whole(node, "the input")
+        for node in run.parameters:
+            self._label_parameter(node)
+        for operation in run.operations:
+            graph.operations.append(operation)
+            self._label(operation)
+        for given in run.given:
+            if isinstance(given, Node):
+                graph.fix(graph.labels[given], "the output")
 
     def label_training(self, run: Run) -> None:
         """The same for what is done in training: its layers are those of evaluation; others stay whole."""
         known = set(self._called)
-        self._trial = _Trial(self.graph_of, chance=False)
         self.label(run)
-        for node in run.module.graph.nodes:
-            if node.op == "call_module" and str(node.target) in self._called.keys() - known:
-                for labels in self._called[str(node.target)]:
-                    self.graph_of.fix(labels, f"{self._operation(node)} (called in training alone)")
+        for operation in run.operations:
+            if operation.layer in self._called.keys() - known:
+                for labels in self._called[operation.layer]:
+                    self.graph.fix(labels, f"{operation.name} (called in training alone)")
 
-    def _label(self, node: fx.Node) -> np.ndarray | None:
-        graph, result = self.graph_of, self.graph_of.values[node]
-        if node.op == "placeholder":
-            return self._fixed_labels(result, "the input")
-        sources = [source for source in node.all_input_nodes if source in graph.labels]
-        if not isinstance(result, Tensor):
-            # A size that is read off a tensor is read anew from a smaller one; anything else may hold its channels.
-            if any(True for _ in named_tensors(result)):
-                self._fix_inputs(node, self._operation(node))
-            return None
-        self._trial.fix_counts(node, sources)
-        if result.dim() < 2 or not sources or result.numel() == 0:
-            return self._not_understood(node)
-        layer = graph.layer_of(node)
-        if _weighs_channels(layer):
-            labels = self._weighed(node, layer, sources)
-            return labels if labels is not None else self._not_understood(node)
-        shapes = [graph.values[source].shape for source in sources]
-        wide = [source for source, shape in zip(sources, shapes, strict=True) if shape[1] > 1]
-        if all(graph.values[source].shape[1] == result.shape[1] for source in wide or sources):
-            labels = self._elementwise(node, wide or sources, sources)
-        elif len(sources) == 1 and graph.values[sources[0]].numel() == result.numel():
-            return self._reshaped(node, sources[0])
+    def _label_parameter(self, node: Node) -> None:
+        """A parameter that code reads by itself: a vector may have a number for each channel, all else stays."""
+        owner = self.graph.net.get_submodule(node.parameter.rpartition(".")[0])
+        if (before := self._raw.get(node.parameter)) is not None:
+            self.graph.labels[node] = before
+            return
+        vector = node.value.numel() == max(node.value.shape, default=1)
+        if vector and node.value.numel() > 1 and not weighs_channels(owner):
+            self.graph.labels[node] = self.graph.new(node.value.numel()).reshape(node.value.shape)
+            self.graph.raw.append(node)
         else:
-            labels = self._concatenated(node)
-        return labels if labels is not None else self._not_understood(node)
+            self._whole(node, f"{node.parameter} (read by itself)")
+        self._raw[node.parameter] = self.graph.labels[node]
+
+    def _label(self, operation: Operation) -> None:
+        graph, sources = self.graph, operation.sources
+        unknown = operation.call is None or operation.overwrites or operation.tells
+        if unknown or any(not node.value.numel() for node in (*sources, *operation.made)):
+            self._not_understood(operation)
+            return
+        layer = graph.layer_of(operation.made[0])
+        if weighs_channels(layer) and not self._lies_across(operation, layer):
+            if not self._weighed(operation, layer):  # type: ignore[arg-type]
+                self._not_understood(operation)
+            return
+        if all(graph.labels[source].size == 1 and graph.is_fixed(graph.labels[source]) for source in sources):
+            for node in operation.made:  # all of it stays, and there is nothing to tell apart
+                graph.labels[node] = graph.labels[sources[0]].reshape([1] * node.value.dim())
+                graph.links[node] = [(source, np.zeros(1, np.int64), np.zeros(1, np.int64)) for source in sources]
+            return
+        if not (self._moved(operation, sources) or self._aligned(operation, sources) or self._joined(operation)):
+            self._not_understood(operation)
+        elif is_unflatten(layer):
+            source, made = sources[0], operation.made[0]
+            self._same_each_call(operation, graph.along(source, 1), graph.along(made, 1))
 
     # -- layers that weigh channels -----------------------------------------------------------------------
 
-    def _weighed(self, node: fx.Node, layer: nn.Module | None, sources: Sequence[fx.Node]) -> np.ndarray | None:
-        """A layer that has numbers of its own for each channel."""
-        if len(sources) != 1 or len(node.args) + len(node.kwargs) != 1:
-            return None
-        graph, source = self.graph_of, sources[0]
-        value, result = graph.values[source], graph.values[node]
-        if mixes_channels(layer):
-            places = 0 if isinstance(layer, nn.Linear) else len(layer.kernel_size)  # type: ignore[union-attr, arg-type]
-            if result.dim() != value.dim() or result.dim() != 2 + places:  # (batch, tokens, features), or no batch
-                return None if places else self._elementwise(node, sources, sources)
-            labels = graph.new(result.shape[1])
-            graph.mixing.add(node)
-        else:
-            every = np.arange(value.shape[1])
-            if getattr(layer, "num_features", len(every)) != len(every) or result.shape[1] != len(every):
-                return None
-            if not self._trial.keeps_apart(node, {source: every}, every):
-                return None
-            labels = graph.labels[source]
-            graph.links[node] = [(source, every, every)]
-        self._same_each_call(node, graph.labels[source], labels)
-        return labels
+    def _lies_across(self, operation: Operation, layer: nn.Module | None) -> bool:
+        """Whether a linear layer mixes what lies along another axis than the channels, each of them by itself."""
+        labels = self.graph.labels[operation.sources[0]]
+        return is_linear(layer) and labels.size > 1 and labels.shape[-1] == 1
 
-    def _same_each_call(self, node: fx.Node, inputs: np.ndarray, labels: np.ndarray) -> None:
+    def _weighed(self, operation: Operation, layer: nn.Module) -> bool:
+        """A layer that has numbers of its own for each channel."""
+        graph, sources, made = self.graph, operation.sources, operation.made[0]
+        if len(sources) != 1 or len(list(operation.args)) + len(operation.kwargs) != 1:
+            return False
+        source = sources[0]
+        mixes, grouped = mixes_channels(layer), is_grouped(layer)
+        axis = made.value.dim() - 1 if is_linear(layer) else 1
+        places = len(layer.kernel_size) if hasattr(layer, "kernel_size") else None  # type: ignore[arg-type]
+        if made.value.dim() < 2 or (places is not None and made.value.dim() != 2 + places):
+            return False  # no batch
+        inputs = graph.along(source, axis)
+        if graph.labels[source].size > 1 and len(set(graph.groups(inputs).tolist())) == 1:
+            graph.fix(inputs, source.operation.name if source.operation is not None else source.parameter)
+        if not (mixes or grouped):
+            size = getattr(layer, "num_features", getattr(layer, "num_channels", getattr(layer, "num_parameters", 0)))
+            if size != len(inputs) or source.value.shape != made.value.shape:
+                return False
+        shape = [1] * made.value.dim()
+        shape[axis] = made.value.shape[axis]
+        labels = graph.new(shape[axis]) if mixes or grouped else np.array(inputs)
+        graph.labels[made], graph.makes[made], graph.reads[made] = labels.reshape(shape), labels, inputs
+        if not mixes:
+            self._keep_blocks(operation, layer, inputs, labels)
+        self._same_each_call(operation, inputs, labels)
+        return True
+
+    def _keep_blocks(self, operation: Operation, layer: nn.Module, inputs: np.ndarray, labels: np.ndarray) -> None:
+        """The channels of one group of a layer stay or go together; single ones, where it has no groups."""
+        graph, source, made = self.graph, operation.sources[0], operation.made[0]
+        of_input, of_output = blocks(layer, len(inputs)), blocks(layer, len(labels))
+        first = np.unique(of_input, return_index=True)[1]
+        graph.join(inputs, inputs[first][of_input])
+        graph.join(labels, inputs[first][of_output])
+        cells = graph.cells_along(source, 1)
+        mine, its = np.nonzero(of_output[:, None] == of_input[None, :])
+        graph.links[made] = [(source, np.repeat(mine, cells.shape[1]), cells[its].reshape(-1))]
+
+    def _same_each_call(self, operation: Operation, inputs: np.ndarray, labels: np.ndarray) -> None:
         """A layer that is called twice has one weight: its channels are the same ones both times."""
-        before = self._called.setdefault(str(node.target), (inputs, labels))
+        assert operation.layer is not None
+        before = self._called.setdefault(operation.layer, (inputs, labels))
         for now, then in ((inputs, before[0]), (labels, before[1])):
             if len(now) == len(then):
-                self.graph_of.join(now, then)
+                self.graph.join(now, then)
             else:  # a reshape by one module into different places
-                self.graph_of.fix(np.concatenate([now, then]), f"{self._operation(node)} (called with other sizes)")
+                self.graph.fix(np.concatenate([now, then]), f"{operation.name} (called with other sizes)")
 
     # -- everything else: it is what it is found to do --------------------------------------------------------
 
-    def _elementwise(self, node: fx.Node, wide: Sequence[fx.Node], sources: Sequence[fx.Node]) -> np.ndarray | None:
-        """Channel i of the result comes of channel i of each source, and of the only one of those that have one."""
-        graph = self.graph_of
-        first = graph.labels[wide[0]]
-        every = np.arange(len(first))
-        for source in sources:
-            if source not in wide:
-                graph.fix(graph.labels[source], f"{self._operation(node)} (every channel reads it)")
+    def _moved(self, operation: Operation, sources: Sequence[Node]) -> bool:
+        """Numbers are moved, and stay what they are: each keeps its label."""
+        graph = self.graph
+        movable = [source for source in sources if source.value.is_floating_point() or source.value.is_complex()]
+        others = [source for source in sources if source not in movable]
+        if not movable or not all(graph.is_fixed(graph.labels[source]) for source in others):
+            return False
+        origins = self._probe.moved(operation, movable)
+        if origins is None:
+            return False
+        # Cells, counted through all sources, of every one of their numbers.
+        starts = np.cumsum([0, *(graph.labels[source].size for source in movable)])
+        cells = np.concatenate(
+            [
+                np.broadcast_to(start + cells_of(graph.labels[source]), source.value.shape).reshape(-1)
+                for source, start in zip(movable, starts, strict=False)
+            ]
+        )
+        of_cell = np.concatenate([graph.labels[source].reshape(-1) for source in movable])
+        for node, origin in zip(operation.made, origins, strict=True):
+            mine = _squeezed(np.where(origin < 0, -1, cells[origin]))
+            flat = mine.reshape(-1)
+            labels = np.where(flat < 0, -1, of_cell[flat])
+            if (flat < 0).any():
+                labels[flat < 0] = self._constant()
+            graph.labels[node] = labels.reshape(mine.shape)
+            graph.links[node] = [
+                (source, own, flat[own] - start)
+                for source, start, stop in zip(movable, starts, starts[1:], strict=False)
+                if len(own := np.flatnonzero((flat >= start) & (flat < stop)))
+            ] + [(source, *_all_pairs(flat.size, graph.labels[source].size)) for source in others]
+        return True
+
+    def _constant(self) -> int:
+        label = self.graph.new(1)
+        self.graph.fix(label, "a constant")
+        return int(label[0])
+
+    def _aligned(self, operation: Operation, sources: Sequence[Node]) -> bool:
+        """Number by number, or place by place: each channel of the result comes of the same one of each source."""
+        return any(self._aligned_as(operation, sources, shapes) for shapes in self._alignments(operation, sources))
+
+    def _alignments(self, operation: Operation, sources: Sequence[Node]) -> list[list[tuple[int, ...]]]:
+        """How the axes of sources may lie in the results: by the last one; or, where a source lost some, in order."""
+        ranks = {node.value.dim() for node in operation.made}
+        if len(ranks) != 1:
+            return []
+        rank = ranks.pop()
+        labels = [self.graph.labels[source] for source in sources]
+        found = []
+        if all(own.ndim <= rank for own in labels):
+            found.append([(1,) * (rank - own.ndim) + own.shape for own in labels])
+        if len(sources) == 1 and labels[0].ndim != rank:
+            sizes = [size for size in labels[0].shape if size > 1]
+            for places in itertools.combinations(range(rank), len(sizes)):
+                shape = [1] * rank
+                for place, size in zip(places, sizes, strict=True):
+                    shape[place] = size
+                if [tuple(shape)] not in found:
+                    found.append([tuple(shape)])
+        return [shapes for shapes in found if all(_fits(shapes, node) for node in operation.made)]
+
+    def _aligned_as(self, operation: Operation, sources: Sequence[Node], shapes: list[tuple[int, ...]]) -> bool:
+        graph = self.graph
+        whole = np.broadcast_shapes(*shapes)
+        cells = {
+            source: np.broadcast_to(cells_of(graph.labels[source]).reshape(shape), whole)
+            for source, shape in zip(sources, shapes, strict=True)
+        }
+        one_each = all(own.size == graph.labels[source].size for source, own in cells.items())
+        units = {source: cells_of(graph.labels[source]).reshape(graph.labels[source].shape) for source in sources}
+        made = np.arange(int(np.prod(whole))).reshape(whole)
+        read_by_all = [s for s, own in cells.items() if graph.labels[s].size == 1 and own.size > 1]
+        wide = [source for source in sources if source not in read_by_all]
+        if not one_each:
+            trial = _Partition(made.size)
+            for source in wide:
+                trial.join(cells[source].reshape(-1))
+            made = trial.parts().reshape(whole)
+            units = {}
+            for source in wide:
+                own = np.zeros(graph.labels[source].size, dtype=np.int64)
+                own[cells[source].reshape(-1)] = made.reshape(-1)
+                units[source] = own.reshape(graph.labels[source].shape)
+        if not wide or not self._probe.keeps_apart(operation, units, [made] * len(operation.made)):
+            return False
+        first = graph.labels[wide[0]].reshape(-1)[cells[wide[0]]]
         for source in wide[1:]:
-            graph.join(graph.labels[source], first)
-        links = [(source, every, every if source in wide else np.zeros_like(every)) for source in sources]
-        if not self._trial.keeps_apart(node, dict.fromkeys(wide, every), every):
-            return None
-        if not self._trial.survives_cuts(node, sources, first):
-            graph.fix(first, f"{node.name} (its code says how many channels)")
-        for source in self._trial.not_finite_at_zero(node, wide):
-            graph.fix(graph.labels[source], f"{node.name} (not finite where a channel is 0)")
-        graph.links[node] = links
-        return first
+            graph.join(graph.labels[source].reshape(-1)[cells[source]], first)
+        if not one_each:
+            parts, index = np.unique(made, return_index=True)
+            graph.join(first, first.reshape(-1)[index][np.searchsorted(parts, made)])
+        for source in read_by_all:
+            size = (1,) * (len(whole) - source.value.dim()) + tuple(source.value.shape)
+            if all(side == 1 for side, wider in zip(size, whole, strict=True) if wider > 1):
+                graph.fix(graph.labels[source], f"{operation.name} (every channel reads it)")
+            else:  # it is as long as the others, and all one
+                graph.join(first, np.broadcast_to(graph.labels[source].reshape(-1), first.size))
+        for node in operation.made:
+            graph.labels[node] = first.reshape(whole)
+            graph.links[node] = [(source, np.arange(first.size), own.reshape(-1)) for source, own in cells.items()]
+        return True
 
-    def _concatenated(self, node: fx.Node) -> np.ndarray | None:
-        """The channels of one source after those of another."""
-        graph = self.graph_of
-        parts = [source for source in _inputs_in_order(node) if source in graph.labels]
-        counts = [len(graph.labels[part]) for part in parts]
-        if len(parts) < 2 or sum(counts) != graph.values[node].shape[1]:
-            return None
-        starts = np.cumsum([0, *counts])
-        own = {part: start + np.arange(n) for part, start, n in zip(parts, starts, counts, strict=False)}
-        made = np.concatenate([graph.labels[part] for part in parts])
-        if not self._trial.keeps_apart(node, own, np.concatenate([own[part] for part in parts])):
-            return None
-        if not self._trial.survives_cuts(node, list(own), made):
-            graph.fix(made, f"{node.name} (its code says how many channels)")
-        graph.links[node] = [
-            (part, start + np.arange(n), np.arange(n)) for part, start, n in zip(parts, starts, counts, strict=False)
-        ]
-        return made
+    def _joined(self, operation: Operation) -> bool:
+        """Channels that come together in some number of the result stay or go together.
 
-    def _reshaped(self, node: fx.Node, source: fx.Node) -> np.ndarray | None:
-        """(batch, n, *S) → (batch, m, *T) in the same order: features are split among places, or gathered."""
-        graph, labels = self.graph_of, self.graph_of.labels[source]
-        value, result = graph.values[source], graph.values[node]
-        before, after = math.prod(value.shape[2:]), math.prod(result.shape[2:])
-        if result.shape[0] != value.shape[0] or not self._trial.keeps_order(node, source):
-            return self._not_understood(node)
-        if before % after == 0:
-            its = np.repeat(np.arange(len(labels)), before // after)
-            mine, made = np.arange(len(its)), labels[its]
-        elif after % before == 0:
-            its = np.arange(len(labels))
-            mine = its // (after // before)
-            made = labels[:: after // before]
-            graph.join(labels, made[mine])
-        else:
-            return self._not_understood(node)
-        if is_unflatten(graph.layer_of(node)):  # its size is renewed
-            self._same_each_call(node, labels, made)
-        elif not self._trial.survives_cuts(node, [source], made):
-            graph.fix(labels, f"{node.name} (its code says how many channels)")
-        graph.links[node] = [(source, mine, its)]
-        return made
+        What each channel by itself leaves its mark on is tried one by one. Where all are read together, nothing is
+        left to tell apart.
+        """
+        graph, sources = self.graph, operation.sources
+        groups = {source: graph.groups(graph.labels[source]) for source in sources}
+        every = np.unique(np.concatenate([own.reshape(-1) for own in groups.values()]))
+        fixed = set(graph.fixed)
+        free = [group for group in every.tolist() if group not in fixed]
+        units = [[group] for group in free] + [[group for group in every.tolist() if group in fixed]]
+        units = [unit for unit in units if unit]
+        marks = [np.full(tuple(node.value.shape), -1, dtype=np.int64) for node in operation.made]
+        parts = _Partition(len(units))
+        for number, unit in enumerate(units):
+            touched = self._probe.touched(operation, {source: np.isin(own, unit) for source, own in groups.items()})
+            if touched is None:
+                return False
+            for mark, reached in zip(marks, touched, strict=True):
+                here = reached.numpy()
+                for met in np.unique(mark[here]).tolist():
+                    if met >= 0:
+                        parts.join_two(met, number)
+                mark[here & (mark < 0)] = number
+            if number == 0 and len(units) > 1 and all(bool(reached.all()) for reached in touched):
+                return False  # it is in everything, and so whatever else is read is with it
+        numbers = parts.parts()
+        if len(set(numbers.tolist())) == 1 and len(units) > 1:
+            return False
+        for number, unit in enumerate(units):
+            graph.join(np.array(unit), np.full(len(unit), units[numbers[number]][0]))
+        for node, mark in zip(operation.made, marks, strict=True):
+            mine = _squeezed(np.where(mark < 0, -1, numbers[mark]))
+            flat = mine.reshape(-1)
+            labels = np.array([units[number][0] if number >= 0 else -1 for number in flat.tolist()], dtype=np.int64)
+            if (flat < 0).any():
+                labels[flat < 0] = self._constant()
+            graph.labels[node] = labels.reshape(mine.shape)
+            number_of = {group: numbers[number] for number, unit in enumerate(units) for group in unit}
+            graph.links[node] = []
+            for source, own in groups.items():
+                of_source = np.array([number_of[group] for group in own.reshape(-1).tolist()])
+                own_cells, its_cells = np.nonzero(flat[:, None] == of_source[None, :])
+                graph.links[node].append((source, own_cells, its_cells))
+        return True
 
     # -- what is not understood ---------------------------------------------------------------------------
 
-    def _not_understood(self, node: fx.Node) -> np.ndarray | None:
-        """Everything that this node reads stays whole, and so does what it makes."""
-        self._fix_inputs(node, self._operation(node))
-        return self._fixed_labels(self.graph_of.values[node], self._operation(node))
+    def _not_understood(self, operation: Operation) -> None:
+        """Everything that this operation reads stays whole, and so does what it makes."""
+        for source in operation.sources:
+            self.graph.fix(self.graph.labels[source], operation.name)
+        for node in operation.made:
+            self._whole(node, operation.name)
 
-    def _operation(self, node: fx.Node) -> str:
-        return operation(self.graph_of.net, node)
-
-    def _fix_inputs(self, node: fx.Node, why: str) -> None:
-        for source in node.all_input_nodes:
-            if source in self.graph_of.labels:
-                self.graph_of.fix(self.graph_of.labels[source], why)
-
-    def _fixed_labels(self, result: Any, why: str) -> np.ndarray | None:
-        if not isinstance(result, Tensor) or result.dim() < 2:
-            return None
-        labels = self.graph_of.new(result.shape[1])
-        self.graph_of.fix(labels, why)
-        return labels
+    def _whole(self, node: Node, why: str) -> None:
+        self.graph.labels[node] = label = self.graph.new(1).reshape([1] * node.value.dim())
+        self.graph.fix(label, why)
 
 
-def _weighs_channels(layer: nn.Module | None) -> bool:
-    return mixes_channels(layer) or is_depthwise(layer) or is_channelwise_norm(layer)
+class _Partition:
+    """Numbers that are joined."""
+
+    def __init__(self, count: int):
+        self._parents = list(range(count))
+
+    def _root(self, number: int) -> int:
+        while self._parents[number] != number:
+            self._parents[number] = self._parents[self._parents[number]]
+            number = self._parents[number]
+        return number
+
+    def join_two(self, one: int, other: int) -> None:
+        self._parents[self._root(other)] = self._root(one)
+
+    def join(self, colours: np.ndarray) -> None:
+        """Joins numbers of the same colour."""
+        first: dict[int, int] = {}
+        for number, colour in enumerate(colours.tolist()):
+            self.join_two(first.setdefault(colour, number), number)
+
+    def parts(self) -> np.ndarray:
+        """The part that each number is in, called after one of its numbers."""
+        return np.array([self._root(number) for number in range(len(self._parents))], dtype=np.int64)
 
 
-def _inputs_in_order(node: fx.Node) -> Iterator[fx.Node]:
-    """The nodes that a node reads, in the order of its arguments, as often as it reads them."""
-    found: list[fx.Node] = []
-    fx.node.map_arg((node.args, node.kwargs), found.append)
-    return iter(found)
+def _squeezed(cells: np.ndarray) -> np.ndarray:
+    """The same, 1 long along every axis along which they do not differ; -1 differs from nothing."""
+    for axis in range(cells.ndim):
+        most = cells.max(axis, keepdims=True)
+        if bool(((cells == most) | (cells == -1)).all()):
+            cells = most
+    return cells
 
 
-class _Trial:
-    """Runs single operations again on random numbers, to see what they do with channels."""
-
-    def __init__(self, graph: ChannelGraph, chance: bool = True):
-        self.graph, self._chance = graph, chance
-        self._numbers = torch.Generator().manual_seed(0)
-        self._choices = np.random.default_rng(0)
-
-    def keeps_apart(self, node: fx.Node, own: Mapping[fx.Node, np.ndarray], made: np.ndarray) -> bool:
-        """Whether changing some channels of the sources changes those channels of the result and no others.
-
-        `own`: source → an id for each of its channels; `made`: whose id each channel of the result is to have.
-        """
-        total = 1 + max(int(ids.max()) for ids in own.values())
-        codes = self._choices.permutation(total)
-        values = {source: self._random(source) for source in own}
-        before = self._again(node, values)
-        for bit in range(min(_CODES, max(1, (total - 1).bit_length()))):
-            for half in (0, 1):
-                changed = (codes >> bit) & 1 == half
-                others = {source: self._with_new(value, changed[own[source]]) for source, value in values.items()}
-                after = self._again(node, others)
-                untouched = torch.from_numpy(np.flatnonzero(~changed[made]))
-                if before is None or after is None or before.shape != after.shape:
-                    return False
-                if not _equal(before.index_select(1, untouched), after.index_select(1, untouched), exact=True):
-                    return False
-        return True
-
-    def survives_cuts(self, node: fx.Node, sources: Sequence[fx.Node], made: np.ndarray) -> bool:
-        """Whether the operation does to fewer channels what it does to all; `made`: the labels of its result."""
-        groups = {source: self.graph.groups(self.graph.labels[source]) for source in sources}
-        values = {source: self._random(source) for source in sources}
-        whole = self._again(node, values)
-        of_made = self.graph.groups(made)
-        for dropped in self._cuts(groups):
-            cut = self._again(
-                node, {source: _without(value, groups[source], dropped) for source, value in values.items()}, dropped
-            )
-            if whole is None or cut is None or not _equal(_without(whole, of_made, dropped), cut):
-                return False
-        return True
-
-    def keeps_order(self, node: fx.Node, source: fx.Node) -> bool:
-        """Whether the operation moves numbers alone, and keeps them in their order."""
-        value = self.graph.values[source]
-        numbers = torch.arange(value.numel(), dtype=torch.float64)
-        found = self._again(node, {source: numbers.reshape(value.shape)})
-        return found is not None and torch.equal(found.reshape(-1), numbers)
-
-    def not_finite_at_zero(self, node: fx.Node, sources: Sequence[fx.Node]) -> list[fx.Node]:
-        """Those of the sources whose channels cannot be 0, as a pruned one is: it would be divided by."""
-        found = []
-        for source in sources:
-            values = {other: self._random(other).abs() + 0.5 for other in sources if self._is_real(other)}
-            if source in values:
-                values[source] = torch.zeros_like(values[source])
-                result = self._again(node, values)
-                if result is not None and not bool(torch.isfinite(result).all()):
-                    found.append(source)
-        return found
-
-    def fix_counts(self, node: fx.Node, sources: Sequence[fx.Node]) -> None:
-        """Fixes tensors whose number of channels an operation on others is told: of theirs it would not know."""
-        seen = {group for source in sources for group in self.graph.groups(self.graph.labels[source]).tolist()}
-        for root in self._sizes_of(node):
-            groups = self.graph.groups(self.graph.labels[root])
-            if seen.issuperset(groups.tolist()):
-                continue  # they are cut together
-            for dropped in self._cuts({root: groups}):
-                kept = _without(self.graph.values[root], groups, dropped)
-                if self._told(node, {root: kept}) != self._told(node, {}):
-                    self.graph.fix(self.graph.labels[root], f"{node.name} (it is told how many channels there are)")
-
-    # -- how ------------------------------------------------------------------------------------------------
-
-    def _cuts(self, groups: Mapping[fx.Node, np.ndarray]) -> Iterator[set[int]]:
-        """Sets of groups that may go, each leaving every source some channel."""
-        fixed = self.graph.fixed
-        free = [group for group in np.unique(np.concatenate(list(groups.values()))).tolist() if group not in fixed]
-        for _ in range(_CUTS):
-            dropped: set[int] = set()
-            for group in self._choices.permutation(free)[: max(1, len(free) // 2)].tolist():
-                if all(any(g != group and g not in dropped for g in own) for own in groups.values()):
-                    dropped.add(group)
-            if dropped:
-                yield dropped
-
-    def _again(
-        self, node: fx.Node, values: Mapping[fx.Node, Tensor], dropped: set[int] | frozenset[int] = frozenset()
-    ) -> Tensor | None:
-        """What an operation makes of other values of its sources; sizes that it is told are read anew from them.
-
-        None where it fails, or makes no tensor. Chance falls alike each time.
-        """
-        given = dict(values)
-        if dropped:  # a size may be read off another tensor with the same channels
-            for root in self._sizes_of(node):
-                if root not in given:
-                    given[root] = _without(self.graph.values[root], self.graph.groups(self.graph.labels[root]), dropped)
-        torch.random.default_generator.manual_seed(0)
-        try:
-            args, kwargs = self._arguments(node, given)
-            result = self._run(node, args, kwargs)
-        except Exception:  # of whatever kind: it cannot be done so
-            return None
-        return result if isinstance(result, Tensor) and result.dim() >= 2 else None
-
-    def _run(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        if node.op == "call_module":
-            return self.graph.layer_of(node)(*args, **kwargs)  # type: ignore[misc]
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        if not self._chance and node.target in _DROPOUTS:
-            return args[0] if args else kwargs["input"]
-        return node.target(*args, **kwargs)  # type: ignore[operator]
-
-    def _arguments(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[Any, Any]:
-        """A node's arguments with other values of some nodes, and all sizes that follow from these."""
-        known = dict(values)
-
-        def fresh(at: fx.Node) -> Any:
-            value = self._value(at, known)
-            return value.detach().clone() if isinstance(value, Tensor) else value
-
-        return fx.node.map_arg((node.args, node.kwargs), fresh)
-
-    def _told(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> list[Any]:
-        """The sizes among a node's arguments, with other values of some nodes."""
-        known = dict(values)
-        return [self._value(at, known) for at in node.all_input_nodes if self._is_size(at)]
-
-    def _value(self, at: fx.Node, known: dict[fx.Node, Any]) -> Any:
-        """One of the `known` values, a size that follows from them, or what a node made of the example."""
-        if at not in known:
-            known[at] = self.graph.values[at]
-            if self._is_size(at):
-                now = [self._value(source, known) for source in at.all_input_nodes]
-                if any(
-                    value is not self.graph.values[source]
-                    for value, source in zip(now, at.all_input_nodes, strict=True)
-                ):
-                    args, kwargs = fx.node.map_arg((at.args, at.kwargs), known.__getitem__)
-                    known[at] = self._run(at, args, kwargs)
-        return known[at]
-
-    def _is_size(self, node: fx.Node) -> bool:
-        """Whether a node made numbers, and not tensors."""
-        return node.op in ("call_function", "call_method") and not any(
-            True for _ in named_tensors(self.graph.values[node])
-        )
-
-    def _sizes_of(self, node: fx.Node) -> list[fx.Node]:
-        """The labelled nodes whose sizes a node is told."""
-        found: dict[fx.Node, None] = {}
-        open_ = [source for source in node.all_input_nodes if self._is_size(source)]
-        seen = set(open_)
-        while open_:
-            for source in open_.pop().all_input_nodes:
-                if source in self.graph.labels:
-                    found[source] = None
-                elif source not in seen and self._is_size(source):
-                    seen.add(source)
-                    open_.append(source)
-        return list(found)
-
-    def _is_real(self, node: fx.Node) -> bool:
-        return bool(self.graph.values[node].is_floating_point())
-
-    def _random(self, node: fx.Node) -> Tensor:
-        return self._like(self.graph.values[node])
-
-    def _like(self, value: Tensor) -> Tensor:
-        """Random numbers of a tensor's shape and dtype; whole ones from among its own range."""
-        if value.dtype == torch.bool:
-            return torch.rand(value.shape, generator=self._numbers) < 0.5
-        if not (value.is_floating_point() or value.is_complex()):
-            low, high = int(value.min()), int(value.max())
-            return torch.randint(low, high + 1, value.shape, generator=self._numbers, dtype=value.dtype)
-        return torch.randn(value.shape, generator=self._numbers, dtype=value.dtype)
-
-    def _with_new(self, value: Tensor, changed: np.ndarray) -> Tensor:
-        """`value` with other random numbers in the channels that are `changed`."""
-        where = torch.from_numpy(changed).reshape([1, -1] + [1] * (value.dim() - 2))
-        return torch.where(where, self._like(value), value)
-
-
-def _without(value: Tensor, groups: np.ndarray, dropped: set[int] | frozenset[int]) -> Tensor:
-    """A tensor without its channels of some groups."""
-    return value.index_select(1, torch.from_numpy(np.flatnonzero([group not in dropped for group in groups.tolist()])))
-
-
-def _equal(one: Tensor, other: Tensor, exact: bool = False) -> bool:
-    if one.shape != other.shape or one.dtype != other.dtype:
+def _fits(shapes: list[tuple[int, ...]], node: Node) -> bool:
+    """Whether labels of these shapes lie in a node together."""
+    try:
+        whole = np.broadcast_shapes(*shapes)
+    except ValueError:
         return False
-    bound = 0.0 if exact or not (one.is_floating_point() or one.is_complex()) else tolerance(one.dtype)
-    scale = max(1.0, float(one.nan_to_num(0, 0, 0).abs().max())) if bound and one.numel() else 1.0
-    return torch.allclose(one, other, rtol=0, atol=bound * scale, equal_nan=True)
+    return len(whole) == node.value.dim() and all(
+        size in (1, there) for size, there in zip(whole, node.value.shape, strict=True)
+    )
+
+
+def _all_pairs(mine: int, its: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.repeat(np.arange(mine), its), np.tile(np.arange(its), mine)

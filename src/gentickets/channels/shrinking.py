@@ -9,20 +9,19 @@ The result is compared with the masked network before it is handed out.
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
-from torch.nn.utils.parametrizations import _SpectralNorm
-from torch.nn.utils.spectral_norm import SpectralNorm
+from torch import Tensor, nn
 
-from gentickets.channels.groups import channel_axes
-from gentickets.channels.labels import ChannelGraph, layers_of, trace
-from gentickets.channels.trace import is_channelwise_norm, is_depthwise, is_unflatten
+from gentickets.channels.cutting import cut
+from gentickets.channels.graph import ChannelGraph, layers_of
+from gentickets.channels.labels import trace
+from gentickets.channels.layers import Slices, is_grouped, is_linear, mixes_channels, sliced, stores_inputs_first
+from gentickets.channels.trace import Node
 from gentickets.errors import GenticketsError
 from gentickets.masks.examples import Comparison, Example, compare, examples_of, nothing_to_compare, outputs
 from gentickets.masks.layers import weight_norm_lengths
@@ -39,16 +38,14 @@ from gentickets.masks.names import (
 )
 from gentickets.masks.value import Masks
 
-Slices = dict[int, np.ndarray]
-"""Axis → the indices that are kept along it."""
-
 
 class Shrinking:
     """What `shrink` does, with all that one may need of it.
 
     `model` is the smaller network, on the device that the larger one is on, `masks` are the masks that are left to
     hold it to, `removed` counts the channels that went, by component, `slices` says which part of each old tensor
-    the new one is, where it is not all of it, and `compared` how many numbers were compared, by component.
+    the new one is, where it is not all of it, `compared` how many numbers were compared, by component, and `mended`
+    what code reads off its modules and had to follow: "blocks.0.attention.num_heads" → (before, now).
     """
 
     def __init__(self, model: Model, masks: Masks, example_inputs: Any):
@@ -62,14 +59,16 @@ class Shrinking:
         self.masks = masks
         self.slices: dict[str, Slices] = {}
         self.removed: dict[str, int] = {}
+        self.mended: dict[str, tuple[int, int]] = {}
         for component, example in examples.items():
             graph = trace(masked, component, example)
             plan = _Plan(graph, masks)
             self.removed[component] = len(plan.gone)
             slices, folded = _cut(self.model, graph, plan)
             self.slices |= slices
+            self.mended |= _mended(masked, self.model, graph)
             self._revive(folded)
-        self.masks = Masks({name: _sliced(mask, self.slices.get(name, {})) for name, mask in self.masks.items()})
+        self.masks = Masks({name: sliced(mask, self.slices.get(name, {})) for name, mask in self.masks.items()})
         self.compared = {name: _check_equal(masked, self.model, name, example) for name, example in examples.items()}
         _moved(self.model, device)
 
@@ -102,6 +101,17 @@ class Shrinking:
                 new.state[targets[name]] = {key: _carried(value, weight, slices) for key, value in entry.items()}
 
 
+def _mended(before: nn.Module, now: nn.Module, graph: ChannelGraph) -> dict[str, tuple[int, int]]:
+    """What code was found to read off the modules of a component, where it is another now."""
+    found = {}
+    for mend in graph.mends:
+        modules = (component_at(net, graph.component).get_submodule(mend.module) for net in (before, now))
+        was, is_now = (getattr(module, mend.attribute) for module in modules)
+        if was != is_now:
+            found[joined(joined(graph.component, mend.module), mend.attribute)] = (was, is_now)
+    return found
+
+
 def _follows(value: Any, weight: Tensor) -> bool:
     """Whether a state is cut as its weight is, or is a single number."""
     if isinstance(value, Tensor):
@@ -112,7 +122,7 @@ def _follows(value: Any, weight: Tensor) -> bool:
 def _carried(value: Any, weight: Tensor, slices: Slices) -> Any:
     if not isinstance(value, Tensor):
         return value
-    return (_sliced(value, slices) if value.shape == weight.shape else value).clone()
+    return (sliced(value, slices) if value.shape == weight.shape else value).clone()
 
 
 def shrink(model: Model, masks: Masks, example_inputs: Any) -> nn.Module:
@@ -144,13 +154,18 @@ def _moved(model: nn.Module, device: str | torch.device) -> nn.Module:
 
 
 class _Plan:
-    """Which groups of channels of one component go, and what is folded where."""
+    """Which groups of channels of one component go, and what is folded where.
+
+    Of each node, its cells are counted as in its labels (see `ChannelGraph`).
+    """
 
     def __init__(self, graph: ChannelGraph, masks: Masks):
         self.graph, self.masks = graph, masks
-        self.nodes = [n for n in graph.module.graph.nodes if n in graph.labels]
-        self.groups = {n: graph.groups(graph.labels[n]) for n in self.nodes}
-        self.alive = {n: self._alive(n) for n in self.nodes if n in graph.mixing}
+        self.nodes = list(graph.run.nodes)
+        self.groups = {node: graph.groups(graph.labels[node]).reshape(-1) for node in self.nodes}
+        self.mixing = {node for node in self.nodes if mixes_channels(graph.layer_of(node)) and node in graph.makes}
+        self.reads = {node: self._cells_read(node) for node in self.nodes if node in graph.makes}
+        self.alive = {node: self._alive(node) for node in self.mixing}
         self.varying = self._varying()
         self.trainable = self._trainable()
         self.needed = self._needed()
@@ -158,12 +173,17 @@ class _Plan:
 
     # -- what the masks say -------------------------------------------------------------------------------
 
-    def _mask(self, node: fx.Node, name: str, like: Tensor) -> Tensor:
+    def _cells_read(self, node: Node) -> np.ndarray:
+        """(channels, cells): the cells of what a layer reads that are each of its input channels."""
+        source = _source(node)
+        return self.graph.cells_along(source, _input_axis(self.graph.layer_of(node), source))
+
+    def _mask(self, node: Node, name: str, like: Tensor) -> Tensor:
         """The mask of a tensor of a node's layer: all alive where none covers it."""
         full = joined(self.graph.name_of(node), name)
         return self.masks[full] if full in self.masks else torch.ones(like.shape, dtype=torch.bool)
 
-    def _weight_mask(self, node: fx.Node) -> Tensor:
+    def _weight_mask(self, node: Node) -> Tensor:
         """Which of the weights that a layer multiplies with are not pruned, under a norm too."""
         layer = self.graph.layer_of(node)
         own = dict(layer.named_parameters())  # type: ignore[union-attr]
@@ -175,163 +195,207 @@ class _Plan:
             mask &= self._mask(node, length, own[length])
         return mask
 
-    def _alive(self, node: fx.Node) -> np.ndarray:
+    def _alive(self, node: Node) -> np.ndarray:
         """bool (outputs, inputs) of a mixing layer: whether a weight that is not pruned leads from one to the other."""
         return _out_in(self.graph.layer_of(node), self._weight_mask(node)).any(2).numpy()
 
-    def _bias_alive(self, node: fx.Node) -> np.ndarray:
+    def _bias_alive(self, node: Node) -> np.ndarray:
         bias = getattr(self.graph.layer_of(node), "bias", None)
         if not isinstance(bias, Tensor):
             return np.zeros(len(self.groups[node]), dtype=bool)
         return self._mask(node, "bias", bias).numpy()
 
-    def _gate(self, node: fx.Node) -> np.ndarray:
-        """Which channels a node lets through: not those whose gain, or whose depthwise filter, is pruned."""
+    def _gate(self, node: Node) -> np.ndarray:
+        """Which cells a node lets through: not those whose gain, or whose filter in a group, is pruned."""
         layer = self.graph.layer_of(node)
-        if _has_own_numbers(layer) and isinstance(layer.weight, Tensor):  # type: ignore[union-attr]
-            return self._weight_mask(node).reshape(len(self.groups[node]), -1).any(1).numpy()
+        if node in self.reads and isinstance(layer.weight, Tensor):  # type: ignore[union-attr]
+            mask = self._weight_mask(node)
+            if is_grouped(layer) and isinstance(layer, TRANSPOSED):
+                mask = mask.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
+            if len(mask) == len(self.groups[node]) and not isinstance(layer, nn.PReLU):
+                return mask.reshape(len(mask), -1).any(1).numpy()
         return np.ones(len(self.groups[node]), dtype=bool)
 
     # -- what follows from it -----------------------------------------------------------------------------
 
-    def _varying(self) -> dict[fx.Node, np.ndarray]:
-        """Node → which channels depend on the input."""
-        varying: dict[fx.Node, np.ndarray] = {}
+    def _read(self, node: Node, of: np.ndarray) -> np.ndarray:
+        """Of each input channel of a layer: whether any of its cells is one of those."""
+        return np.asarray(of[self.reads[node]].any(1))
+
+    def _varying(self) -> dict[Node, np.ndarray]:
+        """Node → which cells depend on the input."""
+        varying: dict[Node, np.ndarray] = {}
         for node in self.nodes:
             if node in self.alive:
-                varying[node] = np.asarray(self.alive[node][:, varying[_source(node)]].any(1))
+                reads = self._read(node, varying[_source(node)])
+                varying[node] = np.asarray(self.alive[node][:, reads].any(1))
             elif node in self.graph.links:
                 varying[node] = self._gathered(node, varying) & self._gate(node)
             else:
                 varying[node] = np.ones(len(self.groups[node]), dtype=bool)
+                if node.parameter and (mask := self._raw_mask(node)) is not None:
+                    varying[node] = mask
         return varying
 
-    def _trainable(self) -> dict[fx.Node, np.ndarray]:
-        """Node → which channels, being constant, hold a constant that training can change."""
-        trainable: dict[fx.Node, np.ndarray] = {}
+    def _trainable(self) -> dict[Node, np.ndarray]:
+        """Node → which cells, being constant, hold a constant that training can change."""
+        trainable: dict[Node, np.ndarray] = {}
         for node in self.nodes:
             layer = self.graph.layer_of(node)
             if node in self.alive:
-                reads = self.varying[_source(node)] | trainable[_source(node)] | self._not_zero(_source(node))
+                source = _source(node)
+                reads = self._read(node, self.varying[source] | trainable[source] | self._not_zero(source))
                 trainable[node] = self._bias_alive(node) | self.alive[node][:, reads].any(1)
             elif node in self.graph.links:
                 found = self._gathered(node, trainable)
-                if is_depthwise(layer):
-                    found = self._bias_alive(node) | (self._gate(node) & (found | self._not_zero(_source(node))))
-                elif is_channelwise_norm(layer):
+                if is_grouped(layer):
+                    lost = self._gathered(node, {_source(node): self._not_zero(_source(node))})
+                    found = self._bias_alive(node) | (self._gate(node) & (found | lost))
+                elif node in self.reads and not isinstance(layer, nn.PReLU):
                     moves = layer.weight is None  # type: ignore[union-attr]  # its statistics do
                     found = self._bias_alive(node) | self._gate(node) if not moves else np.ones_like(found)
                 trainable[node] = found
+            elif node.parameter:
+                trainable[node] = self.varying[node]
             else:
                 trainable[node] = np.ones(len(self.groups[node]), dtype=bool)
         return trainable
 
-    def _gathered(self, node: fx.Node, of: Mapping[fx.Node, np.ndarray]) -> np.ndarray:
-        """Of each channel of a node: whether any channel that it comes from is one of those."""
+    def _raw_mask(self, node: Node) -> np.ndarray | None:
+        """Which numbers of a parameter that code reads by itself are not pruned; None where nothing is said of it."""
+        owner, _, key = node.parameter.rpartition(".")
+        where = self.graph.names[id(self.graph.net.get_submodule(owner))]
+        full = joined(self.graph.component, joined(where, key))
+        whole = full not in self.masks or self.graph.labels[node].size != node.value.numel()
+        return None if whole else self.masks[full].reshape(-1).numpy()
+
+    def _gathered(self, node: Node, of: Mapping[Node, np.ndarray]) -> np.ndarray:
+        """Of each cell of a node: whether any cell that it comes from is one of those."""
         found = np.zeros(len(self.groups[node]), dtype=bool)
         for source, mine, its in self.graph.links[node]:
             np.logical_or.at(found, mine, of[source][its])
         return found
 
-    def _not_zero(self, node: fx.Node) -> np.ndarray:
-        value = self.graph.values[node]
-        return value.ne(0).movedim(1, 0).reshape(value.shape[1], -1).any(1).numpy()
+    def _not_zero(self, node: Node) -> np.ndarray:
+        return _over_cells(node.value.ne(0), self.graph.labels[node].shape, Tensor.any)
 
-    def _needed(self, pruned: bool = True) -> dict[fx.Node, np.ndarray]:
-        """Node → which channels the component's output depends on; as if nothing were pruned, where said so."""
+    def _needed(self, pruned: bool = True) -> dict[Node, np.ndarray]:
+        """Node → which cells the component's output depends on; as if nothing were pruned, where said so."""
         needed = {node: np.zeros(len(groups), dtype=bool) for node, groups in self.groups.items()}
-        for node in reversed(list(self.graph.module.graph.nodes)):
-            if node in self.alive:
-                alive = self.alive[node] if pruned else np.ones_like(self.alive[node])
-                needed[_source(node)] |= alive[needed[node]].any(0)
-            elif node in self.graph.links:
-                passed = needed[node] & self._gate(node) if pruned else needed[node]
-                for source, mine, its in self.graph.links[node]:
-                    np.logical_or.at(needed[source], its, passed[mine])
-            else:
-                for source in node.all_input_nodes:
-                    if source in needed:
-                        needed[source][:] = True
+        for node in self.graph.run.given:
+            if isinstance(node, Node):
+                needed[node][:] = True
+        for operation in reversed(self.graph.run.operations):
+            for node in reversed(operation.made):
+                if node in self.alive:
+                    alive = self.alive[node] if pruned else np.ones_like(self.alive[node])
+                    read = np.asarray(alive[needed[node]].any(0))[:, None]
+                    np.logical_or.at(needed[_source(node)], self.reads[node], read)
+                elif node in self.graph.links:
+                    passed = needed[node] & self._gate(node) if pruned else needed[node]
+                    for source, mine, its in self.graph.links[node]:
+                        np.logical_or.at(needed[source], its, passed[mine])
+            if operation.tells or any(
+                node not in self.alive and node not in self.graph.links for node in operation.made
+            ):
+                for source in operation.sources:
+                    needed[source][:] = True
         return needed
 
     def _removable(self) -> set[int]:
         """The groups that go."""
-        candidates = {int(g) for groups in self.groups.values() for g in groups} - set(self.graph.fixed)
+        candidates = {int(g) for node in self.graph.axes if node in self.groups for g in self.groups[node]}
+        candidates -= set(self.graph.fixed)
         read_when_dense = self._needed(pruned=False)
         for node in self.alive:
             layer, source = self.graph.layer_of(node), _source(node)
             # What no pruned weight silences stays, even where the code makes no use of it.
             unpruned = self.varying[node] & (self.needed[node] | ~read_when_dense[node])
             candidates -= {int(g) for g in self.groups[node][unpruned]}
-            alive, read = self.alive[node], self.groups[source]
+            alive, read = self.alive[node], self.groups[source][self.reads[node]]
             matters = alive[self.needed[node]].any(0)
-            stays = matters & (self.varying[source] | ~self._foldable(layer, source))
+            stays = matters & (self._read(node, self.varying[source]) | ~self._foldable(node))
             if _is_normed(layer):  # a norm sees the whole weight: only what is zero can be cut out of it unseen
                 stays |= alive.any(0)
                 candidates -= {int(g) for g in self.groups[node][alive.any(1)]}
-            candidates -= {int(g) for g in read[stays]}
+            candidates -= {int(g) for g in read[stays].reshape(-1)}
         for node in self.nodes:
-            if is_depthwise(layer := self.graph.layer_of(node)) and _is_normed(layer):
+            if is_grouped(layer := self.graph.layer_of(node)) and node in self.reads and _is_normed(layer):
                 candidates -= {int(g) for g in self.groups[node][self._gate(node)]}
+            if node.parameter and (mask := self._raw_mask(node)) is not None:
+                candidates -= {int(g) for g in self.groups[node][mask]}
         return self._never_all(candidates)
 
-    def _foldable(self, layer: nn.Module | None, source: fx.Node) -> np.ndarray:
-        """Which input channels, being constant, are worth a constant in each output: zero, or the same everywhere."""
-        value = self.graph.values[source]
-        if value.dim() == 2:
-            return np.ones(value.shape[1], dtype=bool)
-        value = value[0].flatten(1)
-        zero = value.eq(0).all(1).numpy() & ~self.trainable[source]
-        if isinstance(layer, (*TRANSPOSED, nn.Linear)):
+    def _foldable(self, node: Node) -> np.ndarray:
+        """Which input channels of a layer, being constant, are worth a constant in each of its outputs: zero, or the
+        same everywhere."""
+        layer, source = self.graph.layer_of(node), _source(node)
+        value = _by_channel(source.value, _input_axis(layer, source))
+        if source.value.dim() == 2:
+            return np.ones(len(value), dtype=bool)
+        zero = value.eq(0).all(1).numpy() & ~self._read(node, self.trainable[source])
+        if isinstance(layer, TRANSPOSED):
             return zero
+        same = zero | value.eq(value[:, :1]).all(1).numpy()
+        if is_linear(layer):
+            return same
         assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
         padded = layer.padding_mode == "zeros" and (isinstance(layer.padding, str) or any(layer.padding))
-        return zero if padded else zero | value.eq(value[:, :1]).all(1).numpy()
+        return zero if padded else same
 
     def _never_all(self, candidates: set[int]) -> set[int]:
         for node in self.nodes:
             groups = self.groups[node]
             if len(groups) and all(int(g) in candidates for g in groups):
                 candidates.discard(int(groups[0]))
+                name = node.operation.name if node.operation is not None else node.parameter
                 warnings.warn(
-                    f"component {self.graph.component!r}: every channel of {node.name!r} is dead; one is kept",
+                    f"component {self.graph.component!r}: every channel of {name!r} is dead; one is kept",
                     stacklevel=5,
                 )
         return candidates
 
-    def kept(self, node: fx.Node) -> np.ndarray:
-        """The indices of the channels that stay at a node."""
-        return np.flatnonzero([int(g) not in self.gone for g in self.groups[node]])
-
-    def folded(self, node: fx.Node) -> Tensor | None:
+    def folded(self, node: Node) -> Tensor | None:
         """What the constants that a layer no longer reads add to its bias, (outputs,), or None."""
-        source = _source(node)
-        lost = np.array([int(g) in self.gone for g in self.groups[source]]) & ~self.varying[source]
+        source, layer = _source(node), self.graph.layer_of(node)
+        gone = np.array([int(g) in self.gone for g in self.groups[source]])
+        lost = self._read(node, gone) & ~self._read(node, self.varying[source])
         if not lost.any():
             return None
-        value = self.graph.values[source][0]
-        constant = value.flatten(1)[:, 0] if value.dim() > 1 else value
-        layer = self.graph.layer_of(node)
+        constant = _by_channel(source.value, _input_axis(layer, source))[:, 0]
         weight = _out_in(layer, layer.weight.detach()).sum(2)[:, lost]  # type: ignore[operator, union-attr]
         wide = torch.complex128 if weight.is_complex() else torch.float64
         return weight.to(wide) @ constant[lost].to(wide)
 
 
-def _source(node: fx.Node) -> fx.Node:
+def _source(node: Node) -> Node:
     """The node that a layer reads."""
-    return node.all_input_nodes[0]
+    return node.operation.sources[0]  # type: ignore[union-attr]
+
+
+def _input_axis(layer: nn.Module | None, source: Node) -> int:
+    """The axis of what a layer reads along which its input channels go."""
+    return source.value.dim() - 1 if is_linear(layer) else 1
+
+
+def _by_channel(value: Tensor, axis: int) -> Tensor:
+    """(channels, numbers) of the first example of a batch."""
+    return value[:1].movedim(axis, 0).flatten(1) if axis else value.reshape(len(value), -1)
+
+
+def _over_cells(value: Tensor, shape: tuple[int, ...], reduce: Any) -> np.ndarray:
+    """A tensor's numbers taken together to cells, which are of that shape."""
+    for axis, size in enumerate(shape):
+        if size == 1:
+            value = reduce(value, dim=axis, keepdim=True)
+    return value.reshape(-1).numpy()
 
 
 def _out_in(layer: nn.Module | None, weight: Tensor) -> Tensor:
     """A tensor of a layer's weight as (outputs, inputs, places)."""
-    if isinstance(layer, TRANSPOSED):
+    if isinstance(layer, TRANSPOSED) or stores_inputs_first(layer):
         weight = weight.transpose(0, 1)
     return weight.reshape(weight.shape[0], weight.shape[1], -1)
-
-
-def _has_own_numbers(layer: nn.Module | None) -> bool:
-    """Whether a layer that keeps channels apart has a weight for each."""
-    return is_channelwise_norm(layer) or is_depthwise(layer)
 
 
 def _is_normed(layer: nn.Module | None) -> bool:
@@ -346,110 +410,22 @@ def _is_normed(layer: nn.Module | None) -> bool:
 def _cut(model: nn.Module, graph: ChannelGraph, plan: _Plan) -> tuple[dict[str, Slices], dict[str, Tensor]]:
     """Cuts one component of `model` in place. Returns the slices of the tensors that lost something, by name, and what
     was folded into biases, by theirs."""
-    slices: dict[str, Slices] = {}
     constants: dict[str, Tensor] = {}
-    layers, done = layers_of(model, graph), set()
-    for node in plan.nodes:
-        here = graph.layer_of(node)
-        if not (node in graph.mixing or _has_own_numbers(here) or is_unflatten(here)) or str(node.target) in done:
-            continue
-        done.add(str(node.target))
-        name, kept = graph.name_of(node), plan.kept(node)
-        layer = layers[name]
-        if node in graph.mixing:
-            inputs = plan.kept(_source(node))
-            found = _cut_layer(layer, kept, inputs)
-            if (folded := plan.folded(node)) is not None:
-                constants[joined(name, "bias")] = folded
-                _add_to_bias(layer, folded, kept)
-            _set_sizes(layer, len(inputs), len(kept))
-        elif is_unflatten(layer):
-            layer.unflattened_size = (len(kept), *list(layer.unflattened_size)[1:])  # type: ignore[assignment, arg-type]
-            continue
-        else:
-            found = _cut_layer(layer, kept)
-            _set_sizes(layer, len(kept), len(kept))
-        slices |= {joined(name, key): value for key, value in found.items()}
-    return slices, constants
+    layers = layers_of(model, graph)
+    for node in plan.alive:
+        name = graph.name_of(node)
+        if (folded := plan.folded(node)) is not None and joined(name, "bias") not in constants:
+            constants[joined(name, "bias")] = folded
+            _add_to_bias(layers[name], folded)
+    slices = cut(component_at(model, graph.component), graph, plan.gone)
+    return {joined(graph.component, name): kept for name, kept in slices.items()}, constants
 
 
-def _set_sizes(layer: nn.Module, inputs: int, outputs: int) -> None:
-    """What a layer says of itself."""
-    for key, size in (
-        ("in_features", inputs),
-        ("out_features", outputs),
-        ("num_features", outputs),
-        ("in_channels", inputs),
-        ("out_channels", outputs),
-    ):
-        if hasattr(layer, key):
-            setattr(layer, key, size)
-    if getattr(layer, "groups", 1) > 1:
-        layer.groups = outputs  # type: ignore[assignment]
-
-
-def _cut_layer(layer: nn.Module, outputs: np.ndarray, inputs: np.ndarray | None = None) -> dict[str, Slices]:
-    """Cuts the tensors of a layer, its norm's vectors included; `inputs` are None where it has no say in them."""
-    kept = {"output": outputs} if inputs is None else {"output": outputs, "input": inputs}
-    axes = channel_axes(layer)
-    by_name = {name: {axis: kept[side] for axis, side in sides.items() if side in kept} for name, sides in axes.items()}
-    for left, right, original, dim in _singular_vectors(layer):
-        by_name |= _cut_vectors(left, right, original.shape, dim, by_name["weight"])
-    return _slice_tensors(layer, by_name)
-
-
-def _singular_vectors(layer: nn.Module) -> Iterator[tuple[str, str, Tensor, int]]:
-    """Of a layer under spectral norm, old style or new: its left and right singular vectors, its underlying weight,
-    and the axis of that weight which the left one goes along."""
-    for hook in layer._forward_pre_hooks.values():
-        if isinstance(hook, SpectralNorm) and hook.name == "weight":
-            yield "weight_u", "weight_v", layer.weight_orig, hook.dim  # type: ignore[misc]
-    for name, steps in layer.named_modules():
-        if isinstance(steps, _SpectralNorm):  # parametrizations.weight.0
-            yield f"{name}._u", f"{name}._v", layer.parametrizations.weight.original, steps.dim  # type: ignore[union-attr, misc]
-
-
-def _cut_vectors(left: str, right: str, shape: torch.Size, dim: int, slices: Slices) -> dict[str, Slices]:
-    """The slices of singular vectors of a weight of that `shape`: over axis `dim`, and over all others in order."""
-    dim %= len(shape)
-    others = [axis for axis in range(len(shape)) if axis != dim]
-    places = np.arange(math.prod(shape[axis] for axis in others)).reshape([shape[axis] for axis in others])
-    for place, axis in enumerate(others):
-        if axis in slices:
-            places = places.take(slices[axis], axis=place)
-    return {left: {0: slices[dim]} if dim in slices else {}, right: {0: places.reshape(-1)}}
-
-
-def _slice_tensors(layer: nn.Module, by_name: Mapping[str, Slices]) -> dict[str, Slices]:
-    """Cuts tensors of a layer in place; returns the slices of those that lost something. The others stay the same
-    objects, which other layers may share."""
-    found: dict[str, Slices] = {}
-    for owner_name, owner in layer.named_modules():
-        for store in (owner._parameters, owner._buffers):
-            for key, tensor in list(store.items()):
-                slices = by_name.get(joined(owner_name, key), {})
-                if tensor is None or all(len(kept) == tensor.shape[axis] for axis, kept in slices.items()):
-                    continue
-                cut = _sliced(tensor.detach(), slices).clone()
-                store[key] = nn.Parameter(cut, tensor.requires_grad) if store is owner._parameters else cut
-                found[joined(owner_name, key)] = slices
-    # Old-style norms leave the derived weight as a plain attribute until the next forward pass.
-    if isinstance(vars(layer).get("weight"), Tensor):
-        vars(layer)["weight"] = _sliced(vars(layer)["weight"].detach(), by_name["weight"]).clone()
-    return found
-
-
-def _sliced(tensor: Tensor, slices: Slices) -> Tensor:
-    for axis, indices in slices.items():
-        tensor = tensor.index_select(axis, torch.from_numpy(indices).to(tensor.device))
-    return tensor
-
-
-def _add_to_bias(layer: nn.Module, folded: Tensor, kept: np.ndarray) -> None:
+def _add_to_bias(layer: nn.Module, folded: Tensor) -> None:
     if not bool(folded.ne(0).any()):
         return
     like = next(layer.parameters())
-    addition = folded[torch.from_numpy(kept)].to(like.device, like.dtype)
+    addition = folded.to(like.device, like.dtype)
     if isinstance(layer.bias, Tensor):
         layer.bias += addition
     else:

@@ -24,7 +24,10 @@ from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
 
 # What a layer says of its own size, and shrinking changes.
-_SIZES = ("in_features", "out_features", "in_channels", "out_channels", "groups", "num_features", "unflattened_size")
+_SIZES = (
+    "in_features", "out_features", "in_channels", "out_channels", "groups", "num_features", "num_groups",
+    "num_channels", "num_parameters", "nx", "nf", "unflattened_size",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ def _changed_sizes(full: nn.Module, small: nn.Module) -> dict[str, dict[str, int
         raise TicketError(f"the model is of another architecture: it differs in {odd!r}")
     changed = {}
     for name, layer in after.items():
-        now, was = _sizes(layer), _sizes(before[name])
+        now, was = _sizes(layer) | _counts(layer), _sizes(before[name]) | _counts(before[name])
         if differing := {key: value for key, value in now.items() if value != was.get(key)}:
             changed[name] = differing
     return changed
@@ -182,13 +185,22 @@ def _sizes(layer: nn.Module) -> dict[str, int | list[int]]:
     return {key: value if isinstance(value, int) else [int(side) for side in value] for key, value in found.items()}
 
 
+def _counts(layer: nn.Module) -> dict[str, int | list[int]]:
+    """Whole numbers that a module of one's own keeps for its code (`channels`, `num_heads` …)."""
+    if type(layer).__module__.startswith("torch."):
+        return {}
+    return {key: value for key, value in vars(layer).items() if type(value) is int and not key.startswith("_")}
+
+
 def _set_sizes(model: nn.Module, sizes: Mapping[str, Mapping[str, int | list[int]]]) -> None:
     layers = dict(named_layers(model))
     for name, changed in sizes.items():
-        known = _sizes(layers[name])
+        known = _sizes(layers[name]) | _counts(layers[name])
         for key, value in changed.items():
-            whole = [value] if isinstance(value, int) else list(value)
-            if key not in known or not all(type(side) is int and 1 <= side <= 2**31 for side in whole):
+            whole, most = ([each] if isinstance(each, int) else list(each) for each in (value, known.get(key, [])))
+            if len(whole) != len(most) or not all(
+                type(s) is int and 1 <= s <= m for s, m in zip(whole, most, strict=True)
+            ):
                 raise ValueError(f"{name} cannot have {key}={value!r}")
             setattr(layers[name], key, value if isinstance(value, int) else tuple(value))
 

@@ -1,194 +1,388 @@
-"""What a component does with its example, as a graph of operations (torch.fx), and what each of them made.
+"""What a component does with its example: a real run, recorded as operations on tensors.
 
-Steps into everything but torch's own layers. A subclass of such a layer is one of them as long as it computes what its
-parent does; where it has a forward of its own, its operations are recorded instead.
+The component's own code is run on real tensors, and every function of torch that it calls with a tensor that comes
+from its inputs or its parameters is written down, with what it made. Torch's own layers are one operation each;
+everything else is stepped into. So code may ask for shapes, count, assert and reshape as it likes. What it decides by
+*values* is noticed: other numbers must make it do the same operations.
 """
 
 from __future__ import annotations
 
+import linecache
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
+from torch.overrides import TorchFunctionMode
 
+from gentickets.channels.layers import is_leaf
 from gentickets.errors import GenticketsError
 from gentickets.masks.examples import Example, named_tensors
-from gentickets.masks.names import CHANNELWISE_NORMS, CONVOLUTIONS, PRUNABLE, TRANSPOSED
 
-# What of a layer's class decides what it computes. A subclass with one of its own is not its parent.
-_COMPUTING = ("forward", "__call__", "_call_impl", "__getattr__", "_conv_forward", "_output_padding", "weight", "bias")
+_DROPOUTS = (
+    F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout,
+)  # fmt: skip
+"""Where chance takes single numbers or whole channels, each by itself: no channel depends on another."""
+
+_TELLING = (
+    "item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__complex__", "__array__",
+    "__contains__", "equal", "allclose", "is_nonzero",
+)  # fmt: skip
+"""Functions by which code learns a tensor's numbers, and not only its shape."""
 
 
 class Untraceable(GenticketsError):
     """A component whose graph cannot be followed: its masks can be held, but its channels have no known groups."""
 
 
-# -- which layers are known ---------------------------------------------------------------------------------
+class OtherWay(Exception):
+    """A run did something else than the one that it is compared with, at some operation."""
 
 
-def is_plain(layer: nn.Module | None) -> bool:
-    """Whether a layer computes what its class in torch does, under spectral or weight norm at most.
+@dataclass(eq=False, repr=False)
+class Node:
+    """A tensor of a run, with its numbers when it was made: an input, a parameter that code reads by itself (with its
+    name), or what an operation made."""
 
-    Not so with a forward of its own, with hooks that may change what it gives, or under any other parametrisation.
-    """
-    if layer is None or "forward" in vars(layer):
-        return False
-    kind = type_before_parametrizations(layer)
-    known = next((base for base in kind.__mro__ if base.__module__.startswith("torch.nn.modules.")), nn.Module)
-    if any(getattr(kind, name, None) is not getattr(known, name, None) for name in _COMPUTING):
-        return False
-    derived = layer._modules.get("parametrizations")
-    for name, steps in derived._modules.items() if derived is not None else ():
-        if name != "weight" or not isinstance(steps, nn.ModuleList) or len(steps) != 1:
-            return False
-        if not isinstance(steps[0], _SpectralNorm | _WeightNorm):
-            return False
-    return all(
-        isinstance(hook, SpectralNorm | WeightNorm) or _is_ours(hook)
-        for hook in (*layer._forward_pre_hooks.values(), *layer._forward_hooks.values())
-    )
+    value: Tensor
+    operation: Operation | None = None
+    parameter: str = ""
 
 
-def _is_ours(hook: Any) -> bool:
-    """Whether a hook is one by which this package holds a model to its masks."""
-    return (getattr(hook, "__module__", None) or type(hook).__module__).startswith("gentickets.")
+@dataclass(eq=False, repr=False)
+class Operation:
+    """One call of a function or of a layer, its tensors as nodes.
 
-
-def mixes_channels(layer: nn.Module | None) -> bool:
-    """Whether each output channel of a layer is a weighted sum over its input channels."""
-    if not is_plain(layer):
-        return False
-    if isinstance(layer, CONVOLUTIONS + TRANSPOSED):
-        return layer.groups == 1
-    return isinstance(layer, nn.Linear)
-
-
-def is_depthwise(layer: nn.Module | None) -> bool:
-    """Whether a layer filters each channel by itself."""
-    return (
-        isinstance(layer, CONVOLUTIONS)
-        and is_plain(layer)
-        and layer.groups == layer.in_channels == layer.out_channels > 1
-    )
-
-
-def is_channelwise_norm(layer: nn.Module | None) -> bool:
-    """Whether a layer normalises each channel by itself."""
-    return isinstance(layer, CHANNELWISE_NORMS) and is_plain(layer)
-
-
-def is_unflatten(layer: nn.Module | None) -> bool:
-    """Whether a layer splits axis 1 into several: its own size says into how many channels."""
-    return isinstance(layer, nn.Unflatten) and is_plain(layer) and layer.dim == 1
-
-
-# -- recording ----------------------------------------------------------------------------------------------
-
-
-class _Tracer(fx.Tracer):
-    """Records what a component does with its example: each tensor in it is an input, everything else is a constant.
-
-    Steps into everything but torch's own layers, and those of their subclasses that compute what their parents do.
+    `call` is None for what wrote into a tensor by way of another one. `within` are the modules whose code was at
+    work, the innermost last; `line` is where in it. `overwrites`: it wrote into what it does not give back; `tells`:
+    it gives numbers to the code.
     """
 
-    def __init__(self, example: Example):
-        super().__init__()
-        self.example = example
+    call: Callable[..., Any] | None
+    layer: str | None
+    args: Any
+    kwargs: Any
+    within: tuple[str, ...] = ()
+    line: str = ""
+    result: Any = None
+    made: list[Node] = field(default_factory=list)
+    overwrites: bool = False
+    tells: bool = False
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = isinstance(m, (*PRUNABLE, *CHANNELWISE_NORMS)) and is_plain(m)
-        return known or super().is_leaf_module(m, module_qualified_name)
+    @property
+    def sources(self) -> list[Node]:
+        """The nodes that it reads, in the order of its arguments, each once."""
+        return list(dict.fromkeys(part for part in parts((self.args, self.kwargs)) if isinstance(part, Node)))
 
-    def create_args_for_root(
-        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
-    ) -> tuple[Callable[..., Any], list[Any]]:
-        inputs: list[Any] = []
-
-        def as_input(_: Tensor) -> Any:
-            inputs.append(self.create_proxy("placeholder", f"input_{len(inputs)}", (), {}))
-            return inputs[-1]
-
-        called = self.example.map(as_input)
-        root, call = self.root, nn.Module.__call__  # as it is before tracing replaces it: the root's hooks count too
-
-        def run(*_: Any) -> Any:
-            return call(root, *called.args, **called.kwargs)
-
-        return run, inputs
+    @property
+    def name(self) -> str:
+        """What it is called, in words for a user: "3.conv (Conv2d)" for a layer, "view" for a function."""
+        if self.layer is not None:
+            return f"{self.layer} ({type_before_parametrizations(self.call).__name__})"  # type: ignore[arg-type]
+        if self.call is None:
+            return "a write (it writes over what is read later)"
+        name = getattr(self.call, "__name__", type(self.call).__name__)
+        if name == "__get__":  # of a property, as in x.T
+            name = getattr(getattr(self.call, "__self__", None), "__name__", name)
+        return name.strip("_")
 
 
+@dataclass(eq=False, repr=False)
 class Run:
-    """One run of a component as a graph of operations, and what each of them made."""
+    """One run of a component: its operations in order, its inputs, and every tensor that it gives."""
 
-    def __init__(self, net: nn.Module, component: str):
-        self.net, self.component = net, component
+    operations: list[Operation] = field(default_factory=list)
+    inputs: list[Node] = field(default_factory=list)
+    parameters: list[Node] = field(default_factory=list)
+    given: list[Node | Tensor] = field(default_factory=list)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def nodes(self) -> Iterator[Node]:
+        """Every node, in the order in which they came to be."""
+        yield from self.inputs
+        yield from self.parameters
+        for operation in self.operations:
+            yield from operation.made
+
+
+def is_telling(operation: Operation) -> bool:
+    """Whether code learns a tensor's numbers by it, and not only its shape."""
+    return getattr(operation.call, "__name__", "") in _TELLING
+
+
+def parts(value: Any) -> Iterator[Any]:
+    """Everything in nested arguments that is no container."""
+    if isinstance(value, tuple | list):
+        for part in value:
+            yield from parts(part)
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from parts(part)
+    elif isinstance(value, slice):
+        yield from (value.start, value.stop, value.step)
+    else:
+        yield value
+
+
+def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Nested arguments with everything changed that is no container."""
+    if isinstance(value, tuple | list):
+        changed = [mapped(part, change) for part in value]
+        if type(value) in (tuple, list, torch.Size):
+            return tuple(changed) if isinstance(value, tuple) else changed
+        return type(value)(*changed) if hasattr(value, "_fields") else type(value)(changed)
+    if isinstance(value, Mapping):
+        return {key: mapped(part, change) for key, part in value.items()}
+    if isinstance(value, slice):
+        return slice(*(mapped(part, change) for part in (value.start, value.stop, value.step)))
+    return change(value)
+
+
+class Recorder(TorchFunctionMode):
+    """Runs a component and writes down what it does.
+
+    In training mode the component's code does what it does in training, and its layers what they do in evaluation;
+    nothing is dropped by chance then.
+    """
+
+    def __init__(self, net: nn.Module, training: bool = False):
+        super().__init__()
+        self.net, self.training = net, training
+        self.run = Run()
+        self.under_way: list[str] = []
+        """The modules whose code is at work, the innermost last."""
+        self.failed_in: tuple[str, ...] | None = None
         self.at = ""
-        """The operation at work; nothing while the code is followed."""
-        self.values: dict[fx.Node, Any] = {}
-        self.overwritten: dict[fx.Node, fx.Node] = {}
-        """A node that something reads after another one has written into what it made, and that other one."""
-        self.outputs: dict[str, Tensor] = {}
+        """The operation at work; nothing while the code is."""
+        self._names = {id(module): name for name, module in net.named_modules()}
+        self._parameters = {id(tensor): name for name, tensor in net.named_parameters()}
+        self._leaves = {id(module) for module in net.modules() if is_leaf(module)}
+        self._inside = False
+        self._nodes: dict[int, Node] = {}
+        self._kept: list[Any] = []  # as long as they live, their ids are theirs alone
+        self._versions: dict[int, int | None] = {}
+        self._writers: dict[int, Operation] = {}
 
-    def record(self, example: Example, training: bool = False) -> None:
-        """Follows the code, in evaluation or in training mode, and runs what it does in evaluation mode."""
-        tracer = _Tracer(example)
-        graph = tracer.trace(self.net.train(training))
-        self.net.eval()
-        self.module = fx.GraphModule(tracer.root, graph)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(0)
-            result = _Recorder(self).run(*example.map(torch.clone).tensors)
-        self.outputs = {path: tensor.detach() for path, tensor in named_tensors(result)}
+    def record(self, example: Example) -> Run:
+        """The run. Raises whatever the component's code does."""
+        given = example.map(torch.clone)
+        self.net.train(self.training)
+        for module in self.net.modules():
+            if id(module) in self._leaves:
+                module.eval()
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), self._calls():
+                torch.random.default_generator.manual_seed(0)
+                for tensor in given.tensors:
+                    self.run.inputs.append(self._make(None, tensor))
+                with self:
+                    result = self.net(*given.args, **given.kwargs)
+            for path, tensor in named_tensors(result):
+                self.run.outputs[path] = tensor.detach()
+                self.run.given.append(self._node_of(tensor) or tensor)
+        finally:
+            self.net.eval()
+        return self.run
 
+    @contextmanager
+    def _calls(self) -> Iterator[None]:
+        """Every call of a module passes by here, as in torch.fx."""
+        original = nn.Module.__call__
 
-class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps account in its `Run`."""
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            name = self._names.get(id(module))
+            if self._inside or name is None:
+                return original(module, *args, **kwargs)
+            if name and id(module) in self._leaves:
+                return self._observe(module, name, args, kwargs, original)
+            self.under_way.append(name)
+            try:
+                return original(module, *args, **kwargs)
+            except BaseException:
+                if self.failed_in is None:
+                    self.failed_in = tuple(self.under_way)
+                raise
+            finally:
+                self.under_way.pop()
 
-    def __init__(self, run: Run):
-        super().__init__(run.module)
-        self.kept = run
-        self._order = {node: place for place, node in enumerate(run.module.graph.nodes)}
-        self._versions: dict[fx.Node, int] = {}
+        nn.Module.__call__ = call  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            nn.Module.__call__ = original  # type: ignore[method-assign]
 
-    def run_node(self, n: fx.Node) -> Any:
-        self.kept.at = operation(self.kept.net, n)
-        result = super().run_node(n)
-        for node, version in self._versions.items():
-            if self.env.get(node) is not None and self.env[node]._version != version:
-                self._versions[node] = self.env[node]._version
-                if any(self._order[user] > self._order[n] for user in node.users):
-                    self.kept.overwritten.setdefault(node, n)
-        if isinstance(result, Tensor):
-            self._versions[n] = result._version
-        own = isinstance(result, Tensor) and n.op != "get_attr"
-        self.kept.values[n] = result.detach().clone() if own else result
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._inside:
+            return func(*args, **(kwargs or {}))
+        if self.training and func in _DROPOUTS:
+            return args[0] if args else kwargs["input"]
+        if self.training and kwargs and kwargs.get("dropout_p"):  # of attention
+            kwargs = {**kwargs, "dropout_p": 0.0}
+        return self._observe(func, None, args, kwargs or {})
+
+    # -- one operation ------------------------------------------------------------------------------------
+
+    def _observe(self, call: Any, layer: str | None, args: Any, kwargs: Any, way: Any = None) -> Any:
+        """Does one operation, and writes it down if it reads a node."""
+        self._inside = True
+        try:
+            tensors = [part for part in parts((args, kwargs)) if isinstance(part, Tensor)]
+            known = {id(tensor): node for tensor in tensors if (node := self._node_of(tensor)) is not None}
+
+            def do() -> Any:
+                return call(*args, **kwargs) if way is None else way(call, *args, **kwargs)
+
+            if not known:
+                return do()
+            writes = _may_write(call)
+
+            def as_node(part: Any) -> Any:
+                if isinstance(part, Tensor) and id(part) not in known and writes:
+                    return part.detach().clone()  # as it was before
+                return known.get(id(part), part) if isinstance(part, Tensor) else part
+
+            operation = Operation(
+                call, layer, mapped(args, as_node), mapped(kwargs, as_node), tuple(self.under_way), _line()
+            )
+            return self._perform(operation, tensors, do)
+        finally:
+            self._inside = False
+
+    def _perform(self, operation: Operation, tensors: Sequence[Tensor], do: Callable[[], Any]) -> Any:
+        before = [_version(tensor) for tensor in tensors]
+        self.at = operation.name
+        result = do()
+        self.at = ""
+        written = [tensor for tensor, version in zip(tensors, before, strict=True) if _version(tensor) != version]
+        self._write_down(operation, result, written)
         return result
 
+    def _write_down(self, operation: Operation, result: Any, written: Sequence[Tensor]) -> None:
+        """An operation that was done, and the nodes that it made."""
 
-def operation(module: nn.Module, node: fx.Node) -> str:
-    """What a node does, in words for a user."""
-    if node.op != "call_module":
-        return node.name
-    return f"{node.target} ({type_before_parametrizations(module.get_submodule(str(node.target))).__name__})"
+        def made(part: Any) -> Any:
+            return self._make(operation, part) if isinstance(part, Tensor) else part
+
+        operation.result = mapped(result, made)
+        for tensor in written:
+            if all(tensor is not part for part in parts(result)):
+                operation.overwrites = True
+                self._make(operation, tensor)
+            self._writers[_storage(tensor)] = operation
+        operation.tells = not operation.made and is_telling(operation)
+        if operation.made or operation.tells:
+            self.run.operations.append(operation)
+
+    def _make(self, operation: Operation | None, tensor: Tensor, parameter: str = "") -> Node:
+        node = Node(tensor.detach().clone(), operation, parameter)
+        self._nodes[id(tensor)] = node
+        self._versions[id(tensor)] = _version(tensor)
+        self._kept.append(tensor)
+        if operation is not None:
+            operation.made.append(node)
+        return node
+
+    def _node_of(self, tensor: Tensor) -> Node | None:
+        """The node of a tensor; None for a constant. One that was written by way of another is a node of its own."""
+        node = self._nodes.get(id(tensor))
+        if node is not None and self._versions[id(tensor)] == _version(tensor):
+            return node
+        if node is None and (name := self._parameters.get(id(tensor))) is not None:
+            node = self._make(None, tensor, name)
+            self.run.parameters.append(node)
+            return node
+        writer = self._writers.get(_storage(tensor)) if self._writers else None
+        if writer is None:
+            return node
+        read = tuple(dict.fromkeys([*([node] if node is not None else []), *writer.sources, *writer.made]))
+        written = Operation(None, None, read, {}, tuple(self.under_way), writer.line)
+        self.run.operations.append(written)
+        return self._make(written, tensor)
+
+
+def _may_write(call: Any) -> bool:
+    """Whether a function writes into what it is given, by its name."""
+    name = getattr(call, "__name__", "")
+    return name.endswith("_") and (not name.endswith("__") or name.startswith(("__set", "__i")))
+
+
+def _version(tensor: Tensor) -> int | None:
+    """How often a tensor was written into; None where that is not counted."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+_NOT_THEIRS = tuple(map(str, (Path(torch.__file__).parent, Path(__file__).parent, Path(__file__).parents[1] / "masks")))
+
+
+def _line() -> str:
+    """The line of the user's code that is at work."""
+    frame = sys._getframe(1)
+    while frame is not None and (frame.f_code.co_filename.startswith(_NOT_THEIRS) or "<" in frame.f_code.co_filename):
+        frame = frame.f_back  # type: ignore[assignment]
+    if frame is None:
+        return "in code of torch"
+    path, number = frame.f_code.co_filename, frame.f_lineno
+    return f"`{linecache.getline(path, number).strip()}` in {Path(path).name}, line {number}"
+
+
+# -- the same again? ----------------------------------------------------------------------------------------
+
+
+def difference(one: Run, other: Run) -> Operation | None:
+    """The first operation at which a run on other numbers does something else, or reads a number that is another;
+    None where there is none. Where code was told values, it may read other numbers."""
+    told = any(operation.tells for operation in (*one.operations, *other.operations))
+    places = [{node: place for place, node in enumerate(run.nodes)} for run in (one, other)]
+
+    def same(left: Any, right: Any) -> bool:
+        if isinstance(left, Node) or isinstance(right, Node):
+            return places[0].get(left) == places[1].get(right)
+        if type(left) is not type(right):
+            return False
+        if isinstance(left, Tensor):
+            if left.shape != right.shape or left.dtype != right.dtype:
+                return False
+            return told or left is right or torch.equal(left, right) or _all_the_same(left, right)
+        if isinstance(left, int | float | str) and not (told and isinstance(left, int | float)):
+            return left == right or left != left
+        return True
+
+    for left, right in zip(one.operations, other.operations, strict=False):
+        mine, its = list(parts((left.args, left.kwargs))), list(parts((right.args, right.kwargs)))
+        if left.layer != right.layer or (left.layer is None and left.call != right.call) or len(mine) != len(its):
+            return left
+        if not all(same(a, b) for a, b in zip(mine, its, strict=True)):
+            return left
+    if len(one.operations) != len(other.operations):
+        longer = max(one, other, key=lambda run: len(run.operations))
+        return longer.operations[min(len(one.operations), len(other.operations))]
+    return None
+
+
+def _all_the_same(left: Tensor, right: Tensor) -> bool:
+    return bool(((left == right) | ((left != left) & (right != right))).all())
 
 
 def line_of(error: BaseException) -> str:
     """The line of the user's code at which an error arose, as far as the traceback tells."""
-    here = Path(__file__).parent
-    not_theirs = (Path(torch.__file__).parent, here, here.with_name("masks"))
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = Path(frame.filename)
-        if path.exists() and not any(path.is_relative_to(place) for place in not_theirs):
-            return f"at `{frame.line}` in {path.name}, line {frame.lineno}"
+        if Path(frame.filename).exists() and not frame.filename.startswith(_NOT_THEIRS):
+            return f"at `{frame.line}` in {Path(frame.filename).name}, line {frame.lineno}"
     return "as it is written"
 
 
 def in_one_line(error: BaseException) -> str:
-    return " ".join(str(error).partition("While executing")[0].split())[:300]
+    return " ".join(str(error).split())[:300]
