@@ -424,6 +424,17 @@ def check_same_run(folder: Path, known: str | None) -> None:
         raise RecipeError(f"{folder} was begun anew, or judged anew, by another command: start this one again")
 
 
+def ground_of(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """What two runs of equal recipes must share for equal bits, beside threads and processor: key of origin → value."""
+    data, versions = origin.get("data") or {}, origin.get("versions") or {}
+    return {
+        "data.fingerprint": data.get("fingerprint"),
+        "data.test_fingerprint": data.get("test_fingerprint"),
+        "versions.torch": versions.get("torch"),
+        "code": origin.get("code") or {},
+    }
+
+
 def seeds_in(folder: Path) -> list[int]:
     """The seeds that a run's folder has a folder for, by number."""
     named = (re.fullmatch(r"seed-(\d{1,18})", entry.name) for entry in folder.iterdir())

@@ -75,15 +75,16 @@ def _check_alike(first: _Source, other: _Source) -> None:
     dumps = [{key: value for key, value in one.recipe.dump().items() if key not in own} for one in (first, other)]
     if differing := differing_keys(*dumps):
         raise RecipeError(f"{first.folder} and {other.folder} differ in {'; '.join(differing)} (first {first.folder})")
-    for part, key in (("data", "fingerprint"), ("data", "test_fingerprint"), ("versions", "torch")):
-        values = [(one.origin.get(part) or {}).get(key) for one in (first, other)]
-        if values[0] != values[1]:
-            raise RecipeError(
-                f"{first.folder} and {other.folder} are not of the same {part}: {key} {str(values[0])[:16]} and "
-                f"{str(values[1])[:16]}"
-            )
-    if (first.origin.get("code") or {}) != (other.origin.get("code") or {}):
+    grounds = [disk.ground_of(one.origin) for one in (first, other)]
+    if grounds[0]["code"] != grounds[1]["code"]:
         raise RecipeError(f"{first.folder} and {other.folder} were made by different code of the same name")
+    for name, value in grounds[0].items():
+        if value != grounds[1][name]:
+            part, _, key = name.partition(".")
+            raise RecipeError(
+                f"{first.folder} and {other.folder} are not of the same {part}: {key} {str(value)[:16]} and "
+                f"{str(grounds[1][name])[:16]}"
+            )
 
 
 def _check_seeds(sources: Sequence[_Source]) -> None:

@@ -172,12 +172,7 @@ def _on_same_ground(ready: Prepared, donor: Path) -> bool:
         disk.read_run_recipe(donor)
     except GenticketsError:
         return False
-    same = ("data", "fingerprint"), ("data", "test_fingerprint"), ("versions", "torch")
-    return (
-        mine["threads"] == theirs["threads"]
-        and (mine.get("code") or {}) == (theirs.get("code") or {})
-        and all(mine.get(part, {}).get(key) == theirs.get(part, {}).get(key) for part, key in same)
-    )
+    return bool(mine["threads"] == theirs["threads"]) and disk.ground_of(mine) == disk.ground_of(theirs)
 
 
 def _chain_keys(recipe: Recipe) -> dict[str, Any]:
