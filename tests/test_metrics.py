@@ -213,3 +213,18 @@ def test_the_class_score_goes_from_one_to_the_number_of_classes() -> None:
     assert class_score(certain, splits=10)[0] == pytest.approx(7)
     assert class_score(torch.zeros(140, 7))[0] == pytest.approx(1)
     assert class_score(certain[:1].expand(140, 7))[0] == pytest.approx(1)
+
+
+def test_where_lapacks_fast_way_gives_up_the_slow_one_answers(monkeypatch):
+    rng = torch.Generator().manual_seed(3)
+    few, many = torch.randn(6, 9, generator=rng), torch.randn(40, 9, generator=rng)
+    many[:, 4:] = 0  # a covariance without a Cholesky root
+    expected = frechet_distance(few, many), frechet_distance(few, few + 1)
+
+    def gives_up(*_, **__):
+        raise torch.linalg.LinAlgError("failed to converge")
+
+    for name in ("eigh", "eigvalsh", "svdvals"):
+        monkeypatch.setattr(torch.linalg, name, gives_up)
+    found = frechet_distance(few, many), frechet_distance(few, few + 1)
+    assert found == pytest.approx(expected, rel=1e-9)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -120,9 +121,36 @@ def _root(covariance: Tensor) -> Tensor:
     rounding = len(covariance) * _EPSILON
     if not failed and diagonal.min() ** 2 > rounding * diagonal.max() ** 2:
         return root
-    values, vectors = torch.linalg.eigh(covariance)
+    values, vectors = _eigenvectors(covariance)
     real = values > rounding * values[-1]
     return vectors[:, real] * values[real].sqrt()
+
+
+# Divide and conquer is the fast way of LAPACK, and gives up on samples that are nearly one and the same, as of a network
+# that has hardly been trained. Its slow steps do not.
+
+
+def _eigenvectors(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, rising, and their vectors."""
+    try:
+        values, vectors = torch.linalg.eigh(symmetric)
+    except torch.linalg.LinAlgError:
+        values, vectors = map(torch.from_numpy, scipy.linalg.eigh(symmetric.numpy(), driver="ev"))
+    return values, vectors
+
+
+def _eigenvalues(symmetric: Tensor) -> Tensor:
+    try:
+        return torch.linalg.eigvalsh(symmetric)
+    except torch.linalg.LinAlgError:
+        return torch.from_numpy(scipy.linalg.eigh(symmetric.numpy(), eigvals_only=True, driver="ev"))
+
+
+def _singular_values(matrix: Tensor) -> Tensor:
+    try:
+        return torch.linalg.svdvals(matrix)
+    except torch.linalg.LinAlgError:
+        return torch.from_numpy(scipy.linalg.svd(matrix.numpy(), compute_uv=False, lapack_driver="gesvd"))
 
 
 def _sum_of_singular_values(matrix: Tensor) -> Tensor:
@@ -130,8 +158,8 @@ def _sum_of_singular_values(matrix: Tensor) -> Tensor:
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     if not wide.numel():
         return wide.new_zeros(())
-    squares = torch.linalg.eigvalsh(wide @ wide.T).clamp(min=0)
+    squares = _eigenvalues(wide @ wide.T).clamp(min=0)
     values = squares.sqrt()
     error = _EPSILON * squares[-1] * (0.5 / values).sum()
     # `not` takes in what is infinite or NaN: a singular value of zero.
-    return torch.linalg.svdvals(wide).sum() if not error < 1e-9 * values.sum() else values.sum()
+    return _singular_values(wide).sum() if not error < 1e-9 * values.sum() else values.sum()
