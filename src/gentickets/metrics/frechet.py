@@ -126,8 +126,8 @@ def _root(covariance: Tensor) -> Tensor:
     return vectors[:, real] * values[real].sqrt()
 
 
-# Divide and conquer is the fast way of LAPACK, and gives up on samples that are nearly one and the same, as of a network
-# that has hardly been trained. Its slow steps do not.
+# Divide and conquer, LAPACK's fast way, gives up on samples that are nearly one and the same, as of a network that has
+# hardly been trained. Its slow steps do not.
 
 
 def _eigenvectors(symmetric: Tensor) -> tuple[Tensor, Tensor]:
