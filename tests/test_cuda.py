@@ -1,6 +1,7 @@
 """What a GPU computes, beside the CPU: trainings, criteria, smaller networks, whole runs.
 
-Skipped where there is no CUDA device; GENTICKETS_TEST_DEVICE=cpu rehearses them without one.
+Without one, what needs no Fabric is done on a pretended device (`elsewhere`), where tensors of two devices do not mix
+either, and the rest is skipped; GENTICKETS_TEST_DEVICE=cpu rehearses it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import csv
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ import torch
 import yaml
 from torch import nn
 
+import elsewhere
 import gentickets as gt
 import two_ranks
 from gentickets import models
@@ -25,8 +29,8 @@ from gentickets.masks.names import clone, named_state
 from gentickets.training import Checkpoint, Settings, train
 from gentickets.training.devices import one_device
 
-DEVICE = os.environ.get("GENTICKETS_TEST_DEVICE", "cuda")
-pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="there is no CUDA device")
+DEVICE = os.environ.get("GENTICKETS_TEST_DEVICE") or ("cuda" if torch.cuda.is_available() else elsewhere.PLACE.type)
+trains = pytest.mark.skipif(DEVICE == elsewhere.PLACE.type, reason="there is no CUDA device")
 
 STEPS = Settings(steps=12, batch_size=8, ema=0.9, clip_norm=1.0, weight_decay=0.01, lr=3e-3, execution="dense")
 SINGLE = ["ae", "vae", "gan"]
@@ -36,6 +40,12 @@ SINGLE = ["ae", "vae", "gan"]
 def float32_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Convolutions take TF32 by default on a GPU: three digits, and no comparison."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture(autouse=True)
+def place() -> Iterator[None]:
+    with elsewhere.pretended() if DEVICE == elsewhere.PLACE.type else nullcontext():
+        yield
 
 
 def family(name: str) -> tuple[nn.Module, gt.Objective]:
@@ -61,6 +71,7 @@ def trained(model: nn.Module, objective: gt.Objective, settings: Settings = STEP
     return found
 
 
+@trains
 @pytest.mark.parametrize("name", SINGLE)
 def test_a_training_is_that_of_the_cpu(name: str) -> None:
     model, objective = family(name)
@@ -72,6 +83,7 @@ def test_a_training_is_that_of_the_cpu(name: str) -> None:
         torch.testing.assert_close(named_state(model)[key], tensor, atol=2e-4, rtol=2e-3, msg=key)
 
 
+@trains
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("name", SINGLE)
 def test_what_is_pruned_stays_zero_in_weights_and_averages(name: str, precision: str) -> None:
@@ -85,6 +97,7 @@ def test_what_is_pruned_stays_zero_in_weights_and_averages(name: str, precision:
             assert torch.isfinite(weights[key]).all()
 
 
+@trains
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
 @pytest.mark.parametrize("name", SINGLE)
 def test_a_stopped_training_goes_on(name: str, precision: str, tmp_path: Path) -> None:
@@ -163,6 +176,7 @@ def _moved(example: Any) -> Any:
     return tuple(map(_moved, example)) if isinstance(example, tuple) else example.to(DEVICE)
 
 
+@trains
 def test_a_held_network_steps_with_torchs_own_optimisers_and_scaler() -> None:
     model, _ = family("ae")
     masks = half(model)
@@ -251,6 +265,7 @@ CHANNELS = {
 BFLOAT16 = {"training": {**RECIPE["training"], "precision": "bf16-mixed"}}  # type: ignore[dict-item]
 
 
+@trains
 @pytest.mark.parametrize("change", [{}, CHANNELS, BFLOAT16], ids=["imp", "channels", "bf16"])
 def test_a_run_goes_from_its_recipe_to_its_page(program: Any, tmp_path: Path, change: dict[str, Any]) -> None:
     done = program({**RECIPE, **change})
@@ -260,6 +275,7 @@ def test_a_run_goes_from_its_recipe_to_its_page(program: Any, tmp_path: Path, ch
     assert (tmp_path / "runs" / "gpu" / "report.html").exists()
 
 
+@trains
 def test_a_process_of_torchrun_has_a_gpu_of_its_own(program: Any, tmp_path: Path) -> None:
     change = {"training": {**RECIPE["training"], "devices": 1}}  # type: ignore[dict-item]
     done = program(
@@ -269,6 +285,7 @@ def test_a_process_of_torchrun_has_a_gpu_of_its_own(program: Any, tmp_path: Path
     assert results(tmp_path / "runs" / "gpu")
 
 
+@trains
 def test_more_gpus_than_there_are_is_one_line(program: Any) -> None:
     if DEVICE == "cpu":
         pytest.skip("processors share one machine")

@@ -67,7 +67,8 @@ def silence(net: nn.Module, graph: ChannelGraph, gone: set[int]) -> None:
         if (left := graph.kept(node, gone)) is not None:
             lost = np.setdiff1d(np.arange(node.value.shape[left[0]]), left[1])
             owner, _, key = node.parameter.rpartition(".")
-            getattr(net.get_submodule(owner), key).index_fill_(left[0], torch.from_numpy(lost), 0)
+            tensor = getattr(net.get_submodule(owner), key)
+            tensor.index_fill_(left[0], torch.from_numpy(lost).to(tensor.device), 0)
 
 
 def _left(graph: ChannelGraph, labels: np.ndarray, gone: set[int]) -> np.ndarray:

@@ -165,7 +165,7 @@ def silence_layer(layer: nn.Module, outputs: np.ndarray) -> None:
     for name, sides in channel_axes(layer).items():
         for axis, side in sides.items():
             if side == "output" and name in parameters and lengths.get(name, ("", None))[1] != axis:
-                parameters[name].index_fill_(axis, torch.from_numpy(outputs), 0)
+                parameters[name].index_fill_(axis, torch.from_numpy(outputs).to(parameters[name].device), 0)
 
 
 def _set_sizes(layer: nn.Module, inputs: int, outputs: int) -> None:

@@ -148,7 +148,11 @@ class _Follower(Recorder):
     def expected(self, node: Node) -> Tensor:
         """What of the whole network's tensor is left."""
         kept = self.graph.kept(node, self.gone)
-        return node.value if kept is None else node.value.index_select(kept[0], torch.from_numpy(kept[1]))
+        return (
+            node.value
+            if kept is None
+            else node.value.index_select(kept[0], torch.from_numpy(kept[1]).to(node.value.device))
+        )
 
     def _there(self) -> Operation:
         """The operation of the whole run that is next."""
