@@ -37,16 +37,24 @@ def main(arguments: list[str] | None = None) -> int:
         "settings": {"rounds": rounds, "seconds": asked.seconds, "quick": asked.quick},
         "benchmarks": [],
     }
+    failed: list[str] = []
     for each in selected:
         print(each.name, file=sys.stderr, flush=True)
-        contest = each.make()
-        with contest.closing:
-            timings = measure(contest, rounds, shortest, asked.seconds)
+        try:
+            contest = each.make()
+            with contest.closing:
+                timings = measure(contest, rounds, shortest, asked.seconds)
+        except Exception as error:  # the others have not failed
+            failed.append(each.name)
+            print(f"benchmarks: {each.name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            continue
         document["benchmarks"].append(report.result(each, contest, timings, judged=not asked.quick))
         if asked.out is not None:  # after each, so that one that fails does not take the others with it
             replace_file(asked.out, (json.dumps(document, indent=1) + "\n").encode())
     report.print_table(document)
-    return 0
+    if failed:
+        print(f"benchmarks: {len(failed)} of {len(selected)} failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -26,8 +26,8 @@ def channels(net: str, kept: float, width: int = WIDTH) -> Contest:
     return _contest(
         {
             "dense": build(net, width=width),
-            "shrunk ticket": _shrunk(net, kept, width),
-            "shrunk ticket, multiples of 8": _shrunk(net, kept, width, multiple=8),
+            "shrunk ticket": shrunk(net, kept, width),
+            "shrunk ticket, multiples of 8": shrunk(net, kept, width, multiple=8),
             "born narrow": build(net, width=math.ceil(width * kept)),
         },
         {"shrunk ticket": target, "shrunk ticket, multiples of 8": target},
@@ -40,7 +40,7 @@ def generator_channels(kept: float, width: int = WIDTH) -> Contest:
     return _contest(
         {
             "dense": build("dcgan", width=width),
-            "shrunk generator": _shrunk("dcgan", kept, width, components=("generator",)),
+            "shrunk generator": shrunk("dcgan", kept, width, components=("generator",)),
         }
     )
 
@@ -59,7 +59,7 @@ def _weights(net: Net) -> int:
     return sum(weight.numel() for weight in net.model.parameters())
 
 
-def _shrunk(name: str, kept: float, width: int, components: Iterable[str] = (), multiple: int = 1) -> Net:
+def shrunk(name: str, kept: float, width: int, components: Iterable[str] = (), multiple: int = 1) -> Net:
     """The network after a channel ticket that keeps that share of each layer's channels."""
     net = build(name, width=width)
     chosen = tuple(components) or net.objective.components

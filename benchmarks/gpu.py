@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gentickets as gt
+from benchmarks.channels import shrunk
 from benchmarks.contest import Contender, Contest, benchmark
 from benchmarks.layouts import with_compiled_parts
 from benchmarks.processes import Worker, stacked_step, work
@@ -40,6 +42,27 @@ def gpu_step(net: str) -> Contest:
             "CUDA graph, held at 90 %": graphed(held),
         }
     return Contest("eager", {name: Contender(way) for name, way in ways.items()}, closing)
+
+
+@benchmark({}, {"width": (8,)}, on_request=True)
+def gpu_table2(width: int = 128) -> Contest:
+    """A step of Table 2's rows: dense, held to IMP's mask, and of an early bird that 57 % of the channels have left."""
+    whole, kept = partial(build, "table2-dcgan", width=width), 0.43
+    held, early = Step(whole()), partial(shrunk, "table2-dcgan", kept, width)
+    closing = ExitStack()
+    closing.enter_context(magnitude_masks(held.net, 0.79).hold(held.net.model, *held.optimizers.values()))
+    ways: dict[str, Callable[[], object]] = {
+        "dense": Step(whole()),
+        "dense, bf16 autocast": _in_bfloat16(Step(whole())),
+        "held at 79 %": held,
+        "early bird": Step(early()),
+        "early bird, bf16 autocast": _in_bfloat16(Step(early())),
+    }
+    if device().type == "cuda":
+        ways["dense, CUDA graph"] = graphed(Step(whole(), capturable))
+        ways["early bird, CUDA graph"] = graphed(Step(early(), capturable))
+        ways["early bird, CUDA graph, bf16 autocast"] = graphed(Step(early(), capturable), _in_bfloat16)
+    return Contest("dense", {name: Contender(way) for name, way in ways.items()}, closing)
 
 
 def graphed(step: Step, within: Callable[[Step], Callable[[], object]] = lambda step: step) -> Callable[[], object]:

@@ -76,8 +76,21 @@ def dcgan(width: int = 64) -> Net:
     return Net(model, gt.Adversarial(100), _images(3, 32), lr=2e-4, betas=(0.5, 0.999))
 
 
+def table2_dcgan(width: int = 128) -> Net:
+    """Of Table 2 of Kalibhat et al. (2021): 5.65 million weights at its width, batches of 100."""
+    model = models.paper_dcgan(32, 3, width=width, latent=47)
+    return Net(model, gt.Adversarial(47), torch.rand(100, 3, 32, 32) * 2 - 1, lr=2e-4, betas=(0.5, 0.999))
+
+
 NETS: Mapping[str, Callable[..., Net]] = MappingProxyType(
-    {"tiny-ae": tiny_ae, "linear-ae": linear_ae, "deep-ae": deep_ae, "vae": vae, "dcgan": dcgan}
+    {
+        "tiny-ae": tiny_ae,
+        "linear-ae": linear_ae,
+        "deep-ae": deep_ae,
+        "vae": vae,
+        "dcgan": dcgan,
+        "table2-dcgan": table2_dcgan,
+    }
 )
 
 

@@ -1,13 +1,14 @@
 """A device that is pretended: its tensors say that they lie on "elsewhere", and are computed with on the CPU.
 
 But never beside the CPU's own: code that makes a tensor and forgets to say where fails here as it does on a GPU, and so
-does what reads one as an array. Loading it registers the device.
+does what reads one as an array.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from unittest.mock import patch
 
@@ -17,8 +18,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-_setup_privateuseone_for_python_backend("elsewhere")
-PLACE = torch.device("elsewhere:0")
+NAME = "elsewhere"
+
+
+@cache
+def _place() -> torch.device:
+    """Registered when it is first needed: beside a GPU's, torch would not know which is the machine's accelerator."""
+    _setup_privateuseone_for_python_backend(NAME)
+    return torch.device(NAME, 0)
+
 
 _CROSSING = {"_to_copy", "copy_", "set_"}
 _INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
@@ -34,7 +42,9 @@ class There(Tensor):
     @staticmethod
     def __new__(cls, inner: Tensor) -> There:
         told = {"strides": inner.stride(), "storage_offset": inner.storage_offset(), "dtype": inner.dtype}
-        return Tensor._make_wrapper_subclass(cls, inner.size(), device=PLACE, requires_grad=inner.requires_grad, **told)
+        return Tensor._make_wrapper_subclass(
+            cls, inner.size(), device=_place(), requires_grad=inner.requires_grad, **told
+        )
 
     def __init__(self, inner: Tensor):
         self.inner = inner
@@ -55,11 +65,11 @@ class _Draws(torch.Generator):
 
     @property
     def device(self) -> torch.device:
-        return PLACE
+        return _place()
 
 
 def _generator(device: Any = "cpu") -> torch.Generator:
-    return _Draws() if torch.device(device).type == PLACE.type else _Real(device=device)
+    return _Draws() if torch.device(device).type == NAME else _Real(device=device)
 
 
 _Real = torch.Generator
@@ -73,6 +83,7 @@ class _Pretending(TorchDispatchMode):
 @contextmanager
 def pretended() -> Iterator[None]:
     """Within, `.to("elsewhere")` and `device="elsewhere"` work."""
+    _place()
     with _Pretending(), patch.object(torch, "Generator", _generator):
         yield
 
@@ -82,8 +93,8 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     there = [tensor for tensor in tensors if isinstance(tensor, There)]
     name, wanted = func.overloadpacket.__name__, kwargs.get("device")
     if there and name not in _CROSSING | _INDEXED and any(t.dim() and not isinstance(t, There) for t in tensors):
-        raise RuntimeError(f"expected all tensors to be on the same device: {func} of {PLACE} and the CPU")
-    goes_there = bool(there) if wanted is None else torch.device(wanted).type == PLACE.type
+        raise RuntimeError(f"expected all tensors to be on the same device: {func} of {NAME} and the CPU")
+    goes_there = bool(there) if wanted is None else torch.device(wanted).type == NAME
     if name == "copy_":
         goes_there = isinstance(args[0], There)
     if wanted is not None:

@@ -244,3 +244,18 @@ def test_what_is_asked_of_a_gpu_is_rehearsed_without_one(tmp_path: Path) -> None
     assert document["machine"]["gpu"] is None
     assert {"eager", "eager, bf16 autocast"} <= set(names(document, "gpu-step/tiny-ae"))
     assert {"torch.func.vmap", "processes"} <= set(names(document, "gpu-together/tiny-ae/2"))
+
+
+def test_one_that_fails_leaves_the_others_their_numbers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def failing() -> Contest:
+        raise ValueError("no such layout")
+
+    ones = [Benchmark("first", failing, False), Benchmark("second", lambda: Contest("a", {"a": Contender(int)}), False)]
+    monkeypatch.setattr("benchmarks.__main__.chosen", lambda *_: ones)
+    assert main(["--quick", "--out", str(tmp_path / "out.json")]) == 1
+    told = capsys.readouterr()
+    assert "first: ValueError: no such layout" in told.err
+    assert "1 of 2 failed: first" in told.err
+    assert [each["name"] for each in json.loads((tmp_path / "out.json").read_text())["benchmarks"]] == ["second"]
