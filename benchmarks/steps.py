@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import gentickets as gt
 from gentickets import models
 from gentickets.adam import FusedAdamW
+from gentickets.models.paper import paper_dcgan
 
 BATCH = 64
 
@@ -78,7 +79,7 @@ def dcgan(width: int = 64) -> Net:
 
 def table2_dcgan(width: int = 128) -> Net:
     """Of Table 2 of Kalibhat et al. (2021): 5.65 million weights at its width, batches of 100."""
-    model = models.paper_dcgan(32, 3, width=width, latent=47)
+    model = paper_dcgan(32, 3, width=width, latent=47)
     return Net(model, gt.Adversarial(47), torch.rand(100, 3, 32, 32) * 2 - 1, lr=2e-4, betas=(0.5, 0.999))
 
 
