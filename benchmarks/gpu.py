@@ -77,7 +77,12 @@ def graphed(step: Step, within: Callable[[Step], Callable[[], object]] = lambda 
     graph.register_generator_state(step.rng)
     with torch.cuda.graph(graph):
         run()
-    return graph.replay
+
+    def replay() -> None:
+        assert step.optimizers  # a graph does not own the weights and images that it reads: they live as long as this
+        graph.replay()
+
+    return replay
 
 
 def _in_bfloat16(step: Step) -> Callable[[], object]:
