@@ -25,6 +25,7 @@ import elsewhere
 import gentickets as gt
 import two_ranks
 from gentickets import models
+from gentickets.channels.shrinking import Shrinking
 from gentickets.masks.names import clone, named_state
 from gentickets.training import Checkpoint, Settings, train
 from gentickets.training.devices import one_device
@@ -57,6 +58,13 @@ def family(name: str) -> tuple[nn.Module, gt.Objective]:
     return models.dcgan(8, 1, width=4, latent=3), gt.Adversarial(3)
 
 
+class OnDevice(two_ranks.Source):
+    """Batches that lie where they are trained on, as a run's do."""
+
+    def at(self, step: int) -> Any:
+        return super().at(step).to(DEVICE)
+
+
 def half(model: nn.Module) -> gt.Masks:
     return gt.prune(gt.magnitude(model), fraction=0.5)
 
@@ -72,9 +80,9 @@ def trained(model: nn.Module, objective: gt.Objective, settings: Settings = STEP
 
 
 @trains
-@pytest.mark.parametrize("name", SINGLE)
-def test_a_training_is_that_of_the_cpu(name: str) -> None:
-    model, objective = family(name)
+def test_a_training_is_that_of_the_cpu() -> None:
+    """Of what draws no noise: each device has draws of its own."""
+    model, objective = family("ae")
     masks, other = half(model), clone(model)
     few = Settings(**{**STEPS.__dict__, "steps": 3})
     trained(model, objective, few, masks=masks)
@@ -120,15 +128,22 @@ def test_a_stopped_training_goes_on(name: str, precision: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("criterion", [gt.snip, gt.grasp])
-@pytest.mark.parametrize("name", SINGLE)
-def test_gradients_score_alike(name: str, criterion: Any) -> None:
-    model, objective = family(name)
+def test_gradients_score_alike(criterion: Any) -> None:
+    model, objective = family("ae")
     batches = [two_ranks.IMAGES[:16]]
     expected = criterion(model, objective, batches)
     found = criterion(copy.deepcopy(model).to(DEVICE), objective, [batch.to(DEVICE) for batch in batches])
     for key, scores in expected.items():
         close = 1e-3 * float(scores.abs().max()) + 1e-9
         torch.testing.assert_close(found[key].cpu(), scores, atol=close, rtol=1e-3, msg=key)
+
+
+@pytest.mark.parametrize("name", ["vae", "gan"])
+def test_what_draws_noise_is_scored_too(name: str) -> None:
+    model, objective = family(name)
+    found = gt.snip(model.to(DEVICE), objective, [two_ranks.IMAGES[:16].to(DEVICE)])
+    assert found.keys() == gt.Masks.dense(model).keys()
+    assert all(scores.device.type == DEVICE and torch.isfinite(scores.cpu()).all() for scores in found.values())
 
 
 def test_synflow_prunes_the_same() -> None:
@@ -170,6 +185,25 @@ def test_a_network_shrinks_where_it_is(name: str) -> None:
     for one, other in zip(on_cpu.parameters(), small.parameters(), strict=True):
         assert other.device.type == DEVICE
         assert torch.equal(one, other.cpu())
+
+
+def test_the_state_of_an_optimiser_goes_to_where_the_smaller_network_is() -> None:
+    torch.manual_seed(0)
+    model, inputs = NETWORKS["dcgan"](), EXAMPLES["dcgan"]
+    old = torch.optim.AdamW(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    old.step()
+    groups = gt.channel_groups(model, inputs)
+    masks = gt.prune(gt.magnitude(model), fraction=0.5, granularity="channel", groups=groups)
+    shrinking = Shrinking(model, masks, inputs)
+    small = shrinking.model.to(DEVICE)
+    new = torch.optim.AdamW(small.parameters(), fused=DEVICE == "cuda")
+    shrinking.carry_state(old, new, model)
+    for parameter in small.parameters():
+        assert new.state[parameter]["exp_avg"].device == parameter.device
+        parameter.grad = torch.ones_like(parameter)
+    new.step()
 
 
 def _moved(example: Any) -> Any:

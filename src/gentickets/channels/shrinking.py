@@ -87,7 +87,7 @@ class Shrinking:
         """
         names = {id(weight): name for name, weight in named_weights(old_model).items()}
         targets = named_weights(self.model)
-        held = {id(p) for group in new.param_groups for p in group["params"]}
+        held = {id(p): p for group in new.param_groups for p in group["params"]}
         for weight, entry in old.state.items():
             name = names.get(id(weight))
             if name in targets and id(targets[name]) in held:
@@ -99,6 +99,8 @@ class Shrinking:
                             f"which was cut: leave carry_state out and let the smaller network's optimiser start anew"
                         )
                 new.state[targets[name]] = {key: _carried(value, weight, slices) for key, value in entry.items()}
+        if any(weight.device != target.device for weight in old.state for target in held.values()):
+            new.load_state_dict(new.state_dict())  # torch moves each part of it to where this optimiser wants it
 
 
 def _mended(before: nn.Module, now: nn.Module, graph: ChannelGraph) -> dict[str, tuple[int, int]]:

@@ -391,7 +391,8 @@ class _Loop:
 
     def _call(self, hook: Hook, state: State, meter: Meter) -> bool:
         if not hook.moves_masks:
-            with meter.looking(), torch.random.fork_rng(devices=[]):
+            gpus = [self.fabric.device] if self.fabric.device.type == "cuda" else []
+            with meter.looking(), torch.random.fork_rng(devices=gpus):
                 return bool(hook.after_step(state))
         self._check_weights(state.step)
         state._move = self._move_to
@@ -514,6 +515,7 @@ class _Loop:
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "scaler": self.scaler.state_dict(),
             "rng": torch.get_rng_state(),
+            "device_rng": self._device_rng(),
             "ended": self.ended,
             "hooks": [hook.state_dict() for hook in self.hooks],
             "masks": self._moved(),
@@ -524,6 +526,10 @@ class _Loop:
         if self.masks is None or not any(hook.moves_masks for hook in self.hooks):
             return {}
         return {name: torch.from_numpy(packed.copy()) for name, packed in self.masks.packed.items()}
+
+    def _device_rng(self) -> Tensor | None:
+        """What a GPU's dropout draws from."""
+        return torch.cuda.get_rng_state(self.fabric.device) if self.fabric.device.type == "cuda" else None
 
     def resume(
         self,
@@ -567,6 +573,8 @@ class _Loop:
             self.optimizers[name].load_state_dict(saved)
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"])
+        if state.get("device_rng") is not None:  # a checkpoint of an older version has none
+            torch.cuda.set_rng_state(state["device_rng"], self.fabric.device)
         self.ended = state["ended"]
         for hook, kept in zip(self.hooks, state["hooks"], strict=True):
             hook.load_state_dict(kept)
