@@ -14,7 +14,7 @@ RUNS = {
         benchmark["name"]: {contender["name"]: contender["ratio"] for contender in benchmark["contenders"]}
         for benchmark in json.loads((ROOT / "docs" / "results" / f"bench-{run}.json").read_text())["benchmarks"]
     }
-    for run in ("1-thread", "small-nets-1-thread")
+    for run in ("1-thread", "small-nets-1-thread", "h200")
 }
 CALM, WHOLE = "small-nets-1-thread", "1-thread"
 TABLES = [table for table in ALL if table.page == "docs/performance.md"]
@@ -122,3 +122,44 @@ def test_the_readme_says_the_same():
     for (name, *cells), net in zip(table.rows, nets, strict=False):
         places = [f"sparse-training/{net}/{share}" for share in (0.9, 0.95, 0.99)]
         check(table, name, [(c, WHOLE, p, "gentickets accelerate") for c, p in zip(cells, places, strict=True)])
+
+
+ON_A_GPU = {
+    "a dense training step": ("gpu-step/{}", {
+        "TF32 products": "eager, TF32", "bfloat16 autocast": "eager, bf16 autocast", "`torch.compile`": "torch.compile",
+        "CUDA graph": "CUDA graph", "CUDA graph, bfloat16": "CUDA graph, bf16 autocast",
+        "CUDA graph, held at 90 %": "CUDA graph, held at 90 %",
+    }),
+    "a masked step, of the dense one": ("masked-step/{}/0.9", HELD),
+    "Table 2's DCGAN, batches of 100": ("gpu-table2", {
+        "dense, bfloat16 autocast": "dense, bf16 autocast", "held to a mask of 79 %": "held at 79 %",
+        "early bird, 57 % of the channels gone": "early bird", "dense, CUDA graph": "dense, CUDA graph",
+        "early bird, bfloat16 autocast": "early bird, bf16 autocast",
+        "early bird, CUDA graph": "early bird, CUDA graph",
+        "early bird, CUDA graph, bfloat16": "early bird, CUDA graph, bf16 autocast",
+    }),
+    "a linear layer forwards, of float32's time": ("gpu-linear/{}", {
+        "bfloat16": "bfloat16", "bfloat16, 2:4": "bfloat16, 2:4", "`torch.sparse` at 95 %": "torch.sparse at 95%",
+        "`torch.sparse` at 99 %": "torch.sparse at 99%",
+    }),
+}  # fmt: skip
+COLUMNS = NETS | {
+    "1024 of 4096, 128 images": "1024/4096/128",
+    "4096 of 4096, 128": "4096/4096/128",
+    "4096 of 4096, 4096": "4096/4096/4096",
+}
+
+
+@pytest.mark.parametrize("first", ON_A_GPU)
+def test_what_a_gpu_takes(first):
+    place, contenders = ON_A_GPU[first]
+    table = next(t for t in TABLES if t.head[0] == first)
+    checked = 0
+    for name, *cells in table.rows:
+        if name in contenders:
+            places = [place.format(COLUMNS.get(head, "")) for head in table.head[1:]]
+            ratios = cells[:1] if place == "gpu-table2" else cells
+            given = zip(ratios, places, strict=False)
+            check(table, name, [(cell, "h200", where, contenders[name]) for cell, where in given])
+            checked += 1
+    assert checked == len(table.rows) - any(row[0] in ("eager", "dense") for row in table.rows)
