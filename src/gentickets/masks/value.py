@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from gentickets.errors import MaskError
 from gentickets.masks.holding import Hold
 from gentickets.masks.layers import check_zeros, divided_by_zero, prunable_weights, warn_of_left_out, with_shape
 from gentickets.masks.names import Model, as_names, check_components, component_of, named_weights
+from gentickets.masks.taken import taken_from, zeros_of
 from gentickets.memory import as_bits, nonzero, pack
 from gentickets.notebook import shown
 
@@ -82,6 +83,56 @@ class Masks(Mapping[str, Tensor]):
         if include is None:
             warn_of_left_out(model, components, exclude)
         return cls.full(shapes)
+
+    @classmethod
+    def of_zeros(
+        cls,
+        model: Model | Mapping[str, Tensor],
+        components: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+        exclude: Iterable[str] = (),
+    ) -> Masks:
+        """The masks that a network's zeros imply: dead where a weight is exactly 0.0 (or -0.0), alive elsewhere.
+
+        Of the weights that `dense` takes. Of a state dict, which does not know its layers, `include` must name them.
+        What may be meant otherwise is told: warns of tensors with so few zeros that they may be chance, and of zeros
+        in matrices that are not taken by default.
+
+        Raises `MaskError` where there is no zero at all; for a tensor that is 0.0 everywhere, and so may be a branch
+        that starts from zero, unless `include` has it by its own name; for quantised, sparse and sharded tensors; and
+        where another tool keeps a mask beside the weights (see `taken_from`).
+        """
+        found = zeros_of(model, components, include, exclude)
+        if include is None:  # not of a state dict, which must have it
+            warn_of_left_out(cast(Model, model), components, exclude)
+        return cls.from_packed({n: nonzero(w) for n, w in found.items()}, {n: w.shape for n, w in found.items()})
+
+    @classmethod
+    def taken_from(cls, model: Model | Mapping[str, Any]) -> Masks:
+        """The masks by which `torch.nn.utils.prune` or `torch.ao.pruning` prunes a model.
+
+        Of the model itself; of its state dict, which has the masks of the former; or of `sparsifier.state_dict()`,
+        which has those of the latter. They cover the tensors that those prune, and have the names that these have once
+        that is final (`decoder.0.weight` for `decoder.0.weight_orig`). What is given is left as it is.
+
+        Raises `MaskError` where there is no such mask, where one is not of zeros and ones in the shape of its weight,
+        where a weight is made by a norm or another parametrisation too, and where layers share it.
+        """
+        return cls({one.name: one.alive() for one in taken_from(model)})
+
+    @classmethod
+    def take_over_(cls, model: Model) -> Masks:
+        """As `taken_from`, and then makes the pruning final: plain weights, exactly 0.0 where they are pruned.
+
+        The parameters stay the same objects, so that an optimiser of theirs still steps them. Whatever pruned the
+        model before (a sparsifier of `torch.ao`, a callback) must not go on with it.
+        """
+        found = taken_from(model)
+        masks = cls({one.name: one.alive() for one in found})
+        for one in found:
+            one.end()
+        masks.apply_(model)
+        return masks
 
     @classmethod
     def full(cls, shapes: Mapping[str, Iterable[int]]) -> Masks:
