@@ -74,13 +74,20 @@ def as_model(model: Any) -> nn.Module:
 
 
 def unwrap(module: Model) -> nn.Module:
-    """The module inside DDP, Fabric, `torch.compile` and weight-averaging wrappers; a mapping of modules as a model."""
+    """The module inside DDP, Fabric, `torch.compile`, averages and peft's models; a mapping of modules as a model."""
     module = as_model(module)
-    while (child := _WRAPPED_IN.get(type(module).__name__)) and isinstance(
-        inner := getattr(module, child, None), nn.Module
-    ):
+    while isinstance(inner := _inside(module), nn.Module):
         module = inner
     return module
+
+
+def _inside(module: nn.Module) -> object:
+    if child := _WRAPPED_IN.get(type(module).__name__):
+        return getattr(module, child, None)
+    if any(kind.__name__ == "PeftModel" for kind in type(module).__mro__):  # of which there is one for each task
+        base = module.base_model
+        return getattr(base, "model", base)
+    return None
 
 
 def named_layers(model: Model, prefix: str = "", _seen: set[int] | None = None) -> Iterator[tuple[str, nn.Module]]:

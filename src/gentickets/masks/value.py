@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from gentickets.cores import memory
 from gentickets.durations import size
 from gentickets.errors import MaskError
+from gentickets.masks.adapters import mask_adapters
 from gentickets.masks.holding import Hold
 from gentickets.masks.layers import check_zeros, divided_by_zero, prunable_weights, warn_of_left_out, with_shape
 from gentickets.masks.names import Model, as_names, check_components, component_of, named_weights
@@ -362,7 +363,9 @@ class Masks(Mapping[str, Tensor]):
         weights = named_weights(model)
         for name, shape in self._shapes.items():
             if name not in weights:
-                raise MaskError(f"the model has no weight {name!r}, which the masks cover")
+                adapted = ".base_layer.".join(name.rpartition(".")[::2]) in weights
+                hint = ": it has adapters, see masks.mask_adapters_(model)" if adapted else ""
+                raise MaskError(f"the model has no weight {name!r}, which the masks cover{hint}")
             if tuple(with_shape(name, weights[name]).shape) != shape:
                 found = tuple(weights[name].shape)
                 raise MaskError(f"{name!r} is {found} in the model and {shape} in the masks")
@@ -395,6 +398,23 @@ class Masks(Mapping[str, Tensor]):
             keep = mask.to(bits.device)
             bits.mul_(keep if bits.dim() == keep.dim() else keep[..., None])
         parametrize._cache.clear()  # inside `parametrize.cached()` derived weights would be those of before
+        return model
+
+    def mask_adapters_(self, model: M) -> M:
+        """Lets adapters move live weights alone: from here on, in training and when they are merged; returns the model.
+
+        It knows LoRA layers of peft (in a `PeftModel`, or added to a model of diffusers or transformers), and weights
+        with a parametrisation of one's own. A pass adds mask * (B A) where it added B A, so that the merged network
+        (`merge_and_unload`, `fuse_lora`, `parametrize.remove_parametrizations`) is the one that was trained, and its
+        pruned weights are exactly 0.0. The masks have the names of the model without adapters (`decoder.0.weight`), of
+        which the pruned weights are set to 0.0. Adapters that are added or loaded later want another call.
+
+        Each pass makes the product B A as a whole: that takes the memory of one more weight in each layer.
+
+        Raises `MaskError`, before it changes anything, where no covered weight has an adapter, where masks do not fit,
+        for another kind of adapter (DoRA, quantised layers), and for one that is merged already.
+        """
+        mask_adapters(model, self)
         return model
 
     @torch.no_grad()
