@@ -60,10 +60,11 @@ def zeros_of(
     named = set() if include is None else set(as_names(include))
     empty = [n for n, weight in found.items() if 0 < zeros[n] == weight.numel() and n not in named]
     if empty:
+        are = "is" if len(empty) == 1 else "are"
         raise MaskError(
-            f"{_some(empty)} {'is' if len(empty) == 1 else 'are'} 0.0 everywhere: pruned whole, or a branch that "
-            f"starts from zero (a zero convolution, adaLN-zero)? exclude={_names(empty)} leaves it dense; pruned it is "
-            f"where it is named: masks.merge(gt.Masks.of_zeros(model, include={_names(empty)}))"
+            f"{_some(empty)} {are} 0.0 everywhere: pruned whole, or a branch that starts from zero (a zero "
+            f"convolution, adaLN-zero)? exclude={_names(empty)} leaves it dense; where it is pruned, name it: "
+            f"masks.merge(gt.Masks.of_zeros(model, include=...))"
         )
     few = [n for n, weight in found.items() if 0 < zeros[n] < _FEW * weight.numel()]
     if few:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
@@ -19,7 +19,7 @@ from gentickets.errors import MaskError
 from gentickets.masks.adapters import mask_adapters
 from gentickets.masks.holding import Hold
 from gentickets.masks.layers import check_zeros, divided_by_zero, prunable_weights, warn_of_left_out, with_shape
-from gentickets.masks.names import Model, as_names, check_components, component_of, named_weights
+from gentickets.masks.names import Model, Shadows, as_names, check_components, component_of, named_weights
 from gentickets.masks.taken import taken_from, zeros_of
 from gentickets.memory import as_bits, nonzero, pack
 from gentickets.notebook import shown
@@ -185,6 +185,10 @@ class Masks(Mapping[str, Tensor]):
         wanted = as_names(components)
         check_components(wanted, self.components)
         return self._keep(name for name in self if component_of(name) in wanted)
+
+    def only(self, names: Container[str]) -> Masks:
+        """The masks of those weights that `names` has."""
+        return self._keep(name for name in self if name in names)
 
     def merge(self, other: Mapping[str, Tensor]) -> Masks:
         """These masks and those of `other`, of other weights. Raises `MaskError` for a name that both have."""
@@ -428,12 +432,13 @@ class Masks(Mapping[str, Tensor]):
                 count = int(np.bitwise_count(stray).sum(dtype=np.int64))
                 raise MaskError(f"{what} is no longer sparse: {name!r} has {count:,} pruned weights that are not 0.0")
 
-    def hold(self, model: Model, *optimizers: torch.optim.Optimizer, copies: Iterable[Model] | Model = ()) -> Hold:
+    def hold(self, model: Model, *optimizers: torch.optim.Optimizer, copies: Any = ()) -> Hold:
         """A context in which every pass of `model` finds its pruned weights exactly 0.0, whoever writes them.
 
-        On entry: applies the masks to `model` and to `copies` (EMA or other averages of it; a dict of components where
-        not all have one, `{"generator": ema}`) and drops what momentum the optimisers hold for pruned weights. After
-        each step of an optimiser: sets the pruned weights *that this optimiser stepped* back to 0.0, before any other
+        On entry: applies the masks to `model` and to `copies` (EMA or other averages of it, each a model, diffusers'
+        `EMAModel` or what else keeps `shadow_params` in the order of the parameters; a dict of components where not
+        all have one, `{"generator": ema}`) and drops what momentum the optimisers hold for pruned weights. After each
+        step of an optimiser: sets the pruned weights *that this optimiser stepped* back to 0.0, before any other
         hook of its; the others are not touched, so a graph that still needs them stays valid. Where an optimiser may
         couple weights, or keep some of its own (any but torch's that move each by itself), its gradients and its state
         are masked too, and what it asks of a closure sees masked weights. After `load_state_dict` of the model or a
@@ -453,7 +458,7 @@ class Masks(Mapping[str, Tensor]):
         parameter of the model; on leaving, where a pass may have seen a pruned weight alive; and inside, at its first
         step and before it changes anything, for an optimiser of a pruned weight that the hold was not given.
         """
-        several = (copies,) if isinstance(copies, nn.Module | Mapping) else tuple(copies)
+        several = (copies,) if isinstance(copies, nn.Module | Mapping | Shadows) else tuple(copies)
         return Hold(self, model, optimizers, several)
 
 
