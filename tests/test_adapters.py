@@ -197,6 +197,50 @@ def test_adapters_that_were_put_into_a_model_are_masked_and_unmerged_again():
 
 
 @pytest.mark.models
+def test_diffusers_fuses_scales_and_unloads_a_masked_adapter():
+    diffusers, peft = pytest.importorskip("diffusers"), pytest.importorskip("peft")
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=4,
+    ).double()  # fmt: skip
+    masks = gt.prune(gt.magnitude(unet), fraction=0.7, scope="layer")
+    masks.apply_(unet)
+    before = gt.Masks.of_zeros(unet)
+    unet.requires_grad_(False)
+    unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0", "conv1", "ff.net.2"]))
+    masks.mask_adapters_(unet)
+    given = (torch.randn(2, 4, 8, 8).double(), torch.tensor([3, 7]), torch.randn(2, 5, 8).double())
+    adam = torch.optim.Adam([p for p in unet.parameters() if p.requires_grad], 0.03)
+    for _ in range(4):
+        adam.zero_grad()
+        unet(*given).sample.sub(1).square().mean().backward()
+        adam.step()
+
+    def out():
+        with torch.no_grad():
+            return unet(*given).sample
+
+    ours = out()
+    unet.disable_adapters()
+    assert (out() - ours).abs().max() > 1e-3
+    unet.enable_adapters()
+    unet.fuse_lora()
+    assert (out() - ours).abs().max() < 1e-10
+    unet.unfuse_lora()
+    assert (out() - ours).abs().max() < 1e-10
+    unet.set_adapters(["default"], [0.5])  # half of it
+    half = out()
+    assert (half - ours).abs().max() > 1e-3
+    unet.fuse_lora()
+    unet.unload_lora()
+    assert (out() - half).abs().max() < 1e-10
+    masks.audit(unet)
+    assert gt.Masks.of_zeros(unet) == before == masks
+
+
+@pytest.mark.models
 def test_conv1d_of_transformers_and_a_bias_of_the_adapter():
     layers = pytest.importorskip("transformers.pytorch_utils")
     torch.manual_seed(0)

@@ -91,7 +91,7 @@ def test_masks_of_some_weights_only():
 
 @pytest.fixture
 def accelerate():
-    """Without the precision that an `Accelerator` of another test has set for the whole process, as its own tests do."""
+    """Without the precision that another test's `Accelerator` has set for the process; its own tests do the same."""
     package = pytest.importorskip("accelerate")
     package.state.AcceleratorState._reset_state(reset_partial_state=True)
     yield package
