@@ -7,7 +7,7 @@ RUNS ?= runs
 BENCH ?=
 QUICKSTART := autoencoder vae gan
 
-.PHONY: setup demo test soak lint bench keys campaign clean
+.PHONY: setup demo test test-models soak lint bench keys campaign clean
 
 setup: $(VENV)/.ready
 
@@ -30,6 +30,14 @@ demo: setup
 
 test: setup lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# What only the networks, adapters and training loops of other packages can show; all offline, with random weights.
+test-models: $(VENV)/.models
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m models
+
+$(VENV)/.models: $(VENV)/.ready requirements-models.txt
+	$(BIN)/python -m pip install --quiet --requirement requirements-models.txt
+	@touch $@
 
 # 200 runs that are killed, signalled or damaged at random, and 200 on which several commands work, each compared with an
 # undisturbed one; signals at any moment of a start; preemptions by a real SLURM and lost nodes of Ray, as far as they are

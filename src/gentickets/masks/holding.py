@@ -15,7 +15,15 @@ from gentickets.adam import FusedAdamW
 from gentickets.errors import MaskError
 from gentickets.masks.held import HeldWeight, mask_gradients, zero_dead
 from gentickets.masks.layers import divided_by_zero
-from gentickets.masks.names import Model, as_model, check_components, components_of, named_layers, named_weights
+from gentickets.masks.names import (
+    Model,
+    as_copy,
+    as_model,
+    check_components,
+    components_of,
+    named_layers,
+    named_weights,
+)
 from gentickets.notebook import short, shown
 
 if TYPE_CHECKING:
@@ -52,18 +60,16 @@ class Hold:
         masks: Masks,
         model: Model,
         optimizers: tuple[torch.optim.Optimizer, ...],
-        copies: tuple[Model, ...],
+        copies: tuple[Any, ...],
     ):
         self._was_entered = True  # until it is made: one that is refused has told so
         self.masks, self.model = masks, as_model(model)
-        self.copies = tuple(as_model(net) for net in copies)
-        # A copy that is a dict has the components that it names, and no others; None: all.
-        self._copied = tuple(tuple(net) if isinstance(net, Mapping) else None for net in copies)
+        self.copies = copies
         self._given = optimizers
         self.optimizers, self._may_write_unseen = _underlying(optimizers)
         masks.check_fits(self.model)
-        for names in self._copied:
-            check_components(names or (), components_of(self.model))
+        for net in copies:
+            check_components(net if isinstance(net, Mapping) else (), components_of(self.model))
         for net, covering in self._over_copies(masks):
             covering.check_fits(net)
         for optimizer in self.optimizers:
@@ -138,9 +144,10 @@ class Hold:
             covering.audit(net, "an averaged copy of the model")
 
     def _over_copies(self, masks: Masks) -> Iterator[tuple[nn.Module, Masks]]:
-        """Each copy, and those of `masks` that are of its components."""
-        for net, names in zip(self.copies, self._copied, strict=True):
-            yield net, masks if names is None else masks.select([name for name in masks.components if name in names])
+        """Each copy as it is now, and those of `masks` that it has the weights of."""
+        for given in self.copies:
+            net, partly = as_copy(given, self.model)
+            yield net, masks.only(named_weights(net)) if partly else masks
 
     @torch.no_grad()
     def mask(self) -> None:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,8 @@ from gentickets.masks.names import (
     unwrap,
 )
 from gentickets.masks.parametrised import Derived, Norm, derived, norm_of, not_zero_in_effect
+
+W = TypeVar("W", bound=Tensor)
 
 
 def prunable_weights(
@@ -94,7 +97,7 @@ def _default_prunable(model: Model) -> list[str]:
     ]
 
 
-def with_shape(name: str, weight: nn.Parameter) -> nn.Parameter:
+def with_shape(name: str, weight: W) -> W:
     """The weight itself. Raises `MaskError` where it has no shape yet, or not each of its numbers is here by itself."""
     if is_lazy(weight):
         raise MaskError(f"{name!r} has no shape yet (a lazy layer): pass a batch through the model first")
@@ -188,7 +191,7 @@ def check_not_pruned(model: Model) -> None:
 def _pruned_already(layer_name: str, one: Derived) -> str:
     return (
         f"{joined(layer_name, one.tensor)!r} is pruned already, by {one.by}, whose mask is not seen here: "
-        f"make that final first with {one.mend}"
+        f"make that final first with {one.mend}, or take it over with Masks.take_over_(model)"
     )
 
 

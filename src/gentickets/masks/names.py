@@ -8,10 +8,10 @@ Names are those of `model.named_parameters()` without the prefixes that wrappers
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -73,14 +73,64 @@ def as_model(model: Any) -> nn.Module:
     raise MaskError(f"{A_MODEL_IS}; not a {type(model).__name__}")
 
 
+@runtime_checkable
+class Shadows(Protocol):
+    """An average of a model that is no model: tensors in the order of the parameters, as in diffusers' `EMAModel`."""
+
+    shadow_params: Sequence[Tensor]
+
+
+def as_copy(copied: Any, model: nn.Module) -> tuple[nn.Module, bool]:
+    """A copy of `model` as a model with the same names, and whether it may have some of the weights only.
+
+    `copied`: a model, `Shadows`, or some components, each as one or the other. The tensors are shared.
+    Raises `MaskError` for an average of other parameters.
+    """
+    if isinstance(copied, Mapping):
+        return as_model({name: as_copy(one, component_at(model, name))[0] for name, one in copied.items()}), True
+    if not isinstance(copied, nn.Module) and isinstance(copied, Shadows):
+        return _of_shadows(copied, model), True
+    return as_model(copied), False
+
+
+def _of_shadows(average: Shadows, model: nn.Module) -> nn.Module:
+    shadows, weights = list(average.shadow_params), named_weights(model)
+    trained = {name: weight for name, weight in weights.items() if weight.requires_grad}
+    for names in (weights, trained):
+        if [weight.shape for weight in names.values()] == [shadow.shape for shadow in shadows]:
+            break
+    else:
+        raise MaskError(
+            f"{type(average).__name__} keeps {len(shadows)} tensors, and not in the shapes of the {len(weights)} "
+            f"parameters of the model: make it of model.parameters(), after the model has its form"
+        )
+    whole = nn.Module()
+    for name, shadow in zip(names, shadows, strict=True):
+        *path, own = name.split(".")
+        place = whole
+        for part in path:
+            if part not in place._modules:
+                place.add_module(part, nn.Module())
+            place = place.get_submodule(part)
+        place.register_parameter(own, nn.Parameter(shadow.detach(), requires_grad=False))
+    return whole
+
+
 def unwrap(module: Model) -> nn.Module:
-    """The module inside DDP, Fabric, `torch.compile` and weight-averaging wrappers; a mapping of modules as a model."""
+    """The module inside DDP, Fabric, `torch.compile`, averages and peft's models; a mapping of modules as a model."""
     module = as_model(module)
-    while (child := _WRAPPED_IN.get(type(module).__name__)) and isinstance(
-        inner := getattr(module, child, None), nn.Module
-    ):
+    while isinstance(inner := _inside(module), nn.Module):
         module = inner
     return module
+
+
+def _inside(module: nn.Module) -> object:
+    if child := _WRAPPED_IN.get(type(module).__name__):
+        return getattr(module, child, None)
+    if any(kind.__name__ == "PeftModel" for kind in type(module).__mro__):  # of which there is one for each task
+        base = module.base_model
+        return getattr(base, "model", base)
+    return None
 
 
 def named_layers(model: Model, prefix: str = "", _seen: set[int] | None = None) -> Iterator[tuple[str, nn.Module]]:

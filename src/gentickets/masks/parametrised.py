@@ -22,6 +22,9 @@ from torch.nn.utils.spectral_norm import SpectralNorm as OldSpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm as OldWeightNorm
 from torch.overrides import TorchFunctionMode
 
+TORCH_PRUNE, TORCH_AO = "torch.nn.utils.prune", "torch.ao.pruning"
+"""The two tools of torch's that keep a mask beside a weight."""
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -90,9 +93,8 @@ def _by_parametrisations(layer: nn.Module) -> Iterator[Derived]:
         origins = tuple(f"parametrizations.{tensor}.{name}" for name in names)
         steps = list(chain)
         by = " and ".join(f"parametrisation {type(step).__name__}" for step in steps)
-        masks = [step for step in steps if type(step).__module__.startswith("torch.ao.pruning")]
-        if masks:
-            yield Derived(tensor, origins, "torch.ao.pruning", mend="sparsifier.squash_mask()")
+        if any(type(step).__module__.startswith(TORCH_AO) for step in steps):
+            yield Derived(tensor, origins, TORCH_AO, mend="sparsifier.squash_mask()")
             continue
         kinds = [type(step) for step in steps]
         if kinds == [_SpectralNorm]:  # of a vector it is the length, and that never below eps
@@ -114,7 +116,7 @@ def _by_hooks(layer: nn.Module) -> Iterator[Derived]:
         if isinstance(hook, BasePruningMethod):
             tensor: str = hook._tensor_name
             mend = f"torch.nn.utils.prune.remove(layer, {tensor!r})"
-            yield Derived(tensor, (f"{tensor}_orig",), "torch.nn.utils.prune", mend=mend)
+            yield Derived(tensor, (f"{tensor}_orig",), TORCH_PRUNE, mend=mend)
         elif isinstance(hook, OldSpectralNorm):
             tensor, origin = hook.name, f"{hook.name}_orig"
             yield Derived(tensor, (origin,), "spectral norm", Norm("spectral norm"))

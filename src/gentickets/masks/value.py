@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -16,9 +16,11 @@ from torch.nn.utils import parametrize
 from gentickets.cores import memory
 from gentickets.durations import size
 from gentickets.errors import MaskError
+from gentickets.masks.adapters import mask_adapters
 from gentickets.masks.holding import Hold
 from gentickets.masks.layers import check_zeros, divided_by_zero, prunable_weights, warn_of_left_out, with_shape
-from gentickets.masks.names import Model, as_names, check_components, component_of, named_weights
+from gentickets.masks.names import Model, Shadows, as_names, check_components, component_of, named_weights
+from gentickets.masks.taken import taken_from, zeros_of
 from gentickets.memory import as_bits, nonzero, pack
 from gentickets.notebook import shown
 
@@ -84,6 +86,56 @@ class Masks(Mapping[str, Tensor]):
         return cls.full(shapes)
 
     @classmethod
+    def of_zeros(
+        cls,
+        model: Model | Mapping[str, Tensor],
+        components: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+        exclude: Iterable[str] = (),
+    ) -> Masks:
+        """The masks that a network's zeros imply: dead where a weight is exactly 0.0 (or -0.0), alive elsewhere.
+
+        Of the weights that `dense` takes. Of a state dict, which does not know its layers, `include` must name them.
+        What may be meant otherwise is told: warns of tensors with so few zeros that they may be chance, and of zeros
+        in matrices that are not taken by default.
+
+        Raises `MaskError` where there is no zero at all; for a tensor that is 0.0 everywhere, and so may be a branch
+        that starts from zero, unless `include` has it by its own name; for quantised, sparse and sharded tensors; and
+        where another tool keeps a mask beside the weights (see `taken_from`).
+        """
+        found = zeros_of(model, components, include, exclude)
+        if include is None:  # not of a state dict, which must have it
+            warn_of_left_out(cast(Model, model), components, exclude)
+        return cls.from_packed({n: nonzero(w) for n, w in found.items()}, {n: w.shape for n, w in found.items()})
+
+    @classmethod
+    def taken_from(cls, model: Model | Mapping[str, Any]) -> Masks:
+        """The masks by which `torch.nn.utils.prune` or `torch.ao.pruning` prunes a model.
+
+        Of the model itself; of its state dict, which has the masks of the former; or of `sparsifier.state_dict()`,
+        which has those of the latter. They cover the tensors that those prune, and have the names that these have once
+        that is final (`decoder.0.weight` for `decoder.0.weight_orig`). What is given is left as it is.
+
+        Raises `MaskError` where there is no such mask, where one is not of zeros and ones in the shape of its weight,
+        where a weight is made by a norm or another parametrisation too, and where layers share it.
+        """
+        return cls({one.name: one.alive() for one in taken_from(model)})
+
+    @classmethod
+    def take_over_(cls, model: Model) -> Masks:
+        """As `taken_from`, and then makes the pruning final: plain weights, exactly 0.0 where they are pruned.
+
+        The parameters stay the same objects, so that an optimiser of theirs still steps them. Whatever pruned the
+        model before (a sparsifier of `torch.ao`, a callback) must not go on with it.
+        """
+        found = taken_from(model)
+        masks = cls({one.name: one.alive() for one in found})
+        for one in found:
+            one.end()
+        masks.apply_(model)
+        return masks
+
+    @classmethod
     def full(cls, shapes: Mapping[str, Iterable[int]]) -> Masks:
         """Masks with everything alive, over weights of these names and shapes.
 
@@ -133,6 +185,10 @@ class Masks(Mapping[str, Tensor]):
         wanted = as_names(components)
         check_components(wanted, self.components)
         return self._keep(name for name in self if component_of(name) in wanted)
+
+    def only(self, names: Container[str]) -> Masks:
+        """The masks of those weights that `names` has."""
+        return self._keep(name for name in self if name in names)
 
     def merge(self, other: Mapping[str, Tensor]) -> Masks:
         """These masks and those of `other`, of other weights. Raises `MaskError` for a name that both have."""
@@ -311,7 +367,9 @@ class Masks(Mapping[str, Tensor]):
         weights = named_weights(model)
         for name, shape in self._shapes.items():
             if name not in weights:
-                raise MaskError(f"the model has no weight {name!r}, which the masks cover")
+                adapted = ".base_layer.".join(name.rpartition(".")[::2]) in weights
+                hint = ": it has adapters, see masks.mask_adapters_(model)" if adapted else ""
+                raise MaskError(f"the model has no weight {name!r}, which the masks cover{hint}")
             if tuple(with_shape(name, weights[name]).shape) != shape:
                 found = tuple(weights[name].shape)
                 raise MaskError(f"{name!r} is {found} in the model and {shape} in the masks")
@@ -346,6 +404,23 @@ class Masks(Mapping[str, Tensor]):
         parametrize._cache.clear()  # inside `parametrize.cached()` derived weights would be those of before
         return model
 
+    def mask_adapters_(self, model: M) -> M:
+        """Lets adapters move live weights alone: from here on, in training and when they are merged; returns the model.
+
+        It knows LoRA layers of peft (in a `PeftModel`, or added to a model of diffusers or transformers), and weights
+        with a parametrisation of one's own. A pass adds mask * (B A) where it added B A, so that the merged network
+        (`merge_and_unload`, `fuse_lora`, `parametrize.remove_parametrizations`) is the one that was trained, and its
+        pruned weights are exactly 0.0. The masks have the names of the model without adapters (`decoder.0.weight`), of
+        which the pruned weights are set to 0.0. Adapters that are added or loaded later want another call.
+
+        Each pass makes the product B A as a whole: that takes the memory of one more weight in each layer.
+
+        Raises `MaskError`, before it changes anything, where no covered weight has an adapter, where masks do not fit,
+        for another kind of adapter (DoRA, quantised layers), and for one that is merged already.
+        """
+        mask_adapters(model, self)
+        return model
+
     @torch.no_grad()
     def audit(self, model: Model, what: str = "the model") -> None:
         """Raises `MaskError` that names the first tensor of `model` with a pruned weight that is not 0.0."""
@@ -357,12 +432,13 @@ class Masks(Mapping[str, Tensor]):
                 count = int(np.bitwise_count(stray).sum(dtype=np.int64))
                 raise MaskError(f"{what} is no longer sparse: {name!r} has {count:,} pruned weights that are not 0.0")
 
-    def hold(self, model: Model, *optimizers: torch.optim.Optimizer, copies: Iterable[Model] | Model = ()) -> Hold:
+    def hold(self, model: Model, *optimizers: torch.optim.Optimizer, copies: Any = ()) -> Hold:
         """A context in which every pass of `model` finds its pruned weights exactly 0.0, whoever writes them.
 
-        On entry: applies the masks to `model` and to `copies` (EMA or other averages of it; a dict of components where
-        not all have one, `{"generator": ema}`) and drops what momentum the optimisers hold for pruned weights. After
-        each step of an optimiser: sets the pruned weights *that this optimiser stepped* back to 0.0, before any other
+        On entry: applies the masks to `model` and to `copies` (EMA or other averages of it, each a model, diffusers'
+        `EMAModel` or what else keeps `shadow_params` in the order of the parameters; a dict of components where not
+        all have one, `{"generator": ema}`) and drops what momentum the optimisers hold for pruned weights. After each
+        step of an optimiser: sets the pruned weights *that this optimiser stepped* back to 0.0, before any other
         hook of its; the others are not touched, so a graph that still needs them stays valid. Where an optimiser may
         couple weights, or keep some of its own (any but torch's that move each by itself), its gradients and its state
         are masked too, and what it asks of a closure sees masked weights. After `load_state_dict` of the model or a
@@ -382,7 +458,7 @@ class Masks(Mapping[str, Tensor]):
         parameter of the model; on leaving, where a pass may have seen a pruned weight alive; and inside, at its first
         step and before it changes anything, for an optimiser of a pruned weight that the hold was not given.
         """
-        several = (copies,) if isinstance(copies, nn.Module | Mapping) else tuple(copies)
+        several = (copies,) if isinstance(copies, nn.Module | Mapping | Shadows) else tuple(copies)
         return Hold(self, model, optimizers, several)
 
 
