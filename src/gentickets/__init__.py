@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gentickets.channels import ChannelGroups, channel_groups, load_small, shrink
+    from gentickets.channels import ChannelGroups, channel_groups, load_small, save_small, shrink
     from gentickets.data import ImageSet
     from gentickets.errors import (
         DataError,
@@ -125,6 +125,7 @@ __all__ = [
     "random_scores",
     "redrawn_weights_control",
     "restore",
+    "save_small",
     "search_controls",
     "shrink",
     "snip",
@@ -135,7 +136,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "channels": "ChannelGroups channel_groups load_small shrink",
+    "channels": "ChannelGroups channel_groups load_small save_small shrink",
     "data": "ImageSet",
     "errors": "DataError Disconnected Diverged GenticketsError MaskError PruneError RecipeError ScoreError TicketError",
     "lab.report.judgement": "Judgement judge",
