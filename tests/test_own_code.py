@@ -443,6 +443,8 @@ def test_what_can_be_pruned_is_told_before_anything_is(tmp_path):
     code, said, err = run_program(tmp_path, "inspect", "--model", "odd.py:odd", "width=10")
     assert (code, err) == (0, "")
     assert said.startswith("odd.py:odd (width=10) for images of 16x16, 1 channel\n")
+    assert "example inputs, guessed: head " in said
+    assert "; none was found for net; --example my.py:name" in said
     assert cells(said) == [
         ["net", "140", "40", "28.6%", "1"],
         ["head", "22", "20", "90.9%", "1"],

@@ -364,7 +364,10 @@ def test_programs_take_what_their_component_takes_and_give_what_it_gives(example
 
 
 def test_the_format_is_what_the_file_is_called(tmp_path, monkeypatch):
-    made = export(nn.Linear(3, 2), torch.ones(2, 3), tmp_path / "net.bin")
+    for name in ("net.bin", "net", "net.pt", "net.safetensors"):
+        with pytest.raises(GenticketsError, match=r"ends in none of \.pt2 .*, \.onnx .* and \.safetensors"):
+            export(nn.Linear(3, 2), torch.ones(2, 3), tmp_path / name)
+    made = gt.export(nn.Linear(3, 2), torch.ones(2, 3), tmp_path / "net.bin", "torch")
     assert made.path.read_bytes()[:2] == b"PK"
     with pytest.raises(GenticketsError, match=r"net\.onnx is to hold a program of format torch, but ends as .* onnx"):
         export(nn.Linear(3, 2), torch.ones(2, 3), tmp_path / "net.onnx", "torch")
@@ -446,6 +449,30 @@ def test_a_component_of_a_level_as_a_program(called, gentickets, run, shrink):
     net = of_level(run / "seed-0" / "level-01").model.encoder
     assert_same(net, program, torch.randn(5, 1, 8, 8))
     assert len(outputs(program, torch.randn(1, 1, 8, 8))) == 2
+
+
+def test_the_suffix_says_what_is_written(called, gentickets, run, tmp_path):
+    level = "runs/tiny/seed-0/level-01"
+    net = of_level(run / "seed-0" / "level-01").model.decoder
+    for command in ("shrink", "export"):
+        done = called(command, level, "--component", "decoder", "--out", tmp_path / "d.safetensors")
+        assert "make_model=…) reads it" in done.out
+        loaded = gt.load_small(
+            tmp_path / "d.safetensors", make_model=lambda: models.CATALOGUE["conv-vae"](8, 1, width=8, latent=4).decoder
+        )
+        assert_same(net, loaded, torch.randn(3, 4))
+        assert (
+            "d.bin ends in none of .pt2" in called(command, level, "--component=decoder", "--out=d.bin", expect=2).err
+        )
+    called("shrink", level, "--component", "decoder", "--out", tmp_path / "d.pt2")
+    assert_same(net, torch.export.load(tmp_path / "d.pt2").module(), torch.randn(3, 4))
+    told = called("shrink", level, "--out", tmp_path / "d.pt2", expect=2).err
+    assert "a program is one component: add --component, one of encoder, decoder" in told
+    if HAS_ONNX:
+        import onnx
+
+        called("shrink", level, "--component", "decoder", "--out", tmp_path / "d.onnx")
+        onnx.load(tmp_path / "d.onnx")
 
 
 def test_mistakes_are_one_line_that_says_what_to_do(called, gentickets, run):

@@ -9,7 +9,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gentickets.channels import ChannelGroups, channel_groups, load_small, shrink
+    from gentickets.channels import ChannelGroups, channel_groups, load_small, save_small, shrink
+    from gentickets.channels.export import Exported, export
     from gentickets.data import ImageSet
     from gentickets.errors import (
         DataError,
@@ -80,6 +81,7 @@ __all__ = [
     "Distilled",
     "Diverged",
     "EarlyBird",
+    "Exported",
     "GenticketsError",
     "Hook",
     "ImageSet",
@@ -105,6 +107,7 @@ __all__ = [
     "cost",
     "difference",
     "efficientnet_features",
+    "export",
     "frechet_distance",
     "grasp",
     "imp",
@@ -125,6 +128,7 @@ __all__ = [
     "random_scores",
     "redrawn_weights_control",
     "restore",
+    "save_small",
     "search_controls",
     "shrink",
     "snip",
@@ -135,7 +139,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "channels": "ChannelGroups channel_groups load_small shrink",
+    "channels": "ChannelGroups channel_groups load_small save_small shrink",
+    "channels.export": "Exported export",
     "data": "ImageSet",
     "errors": "DataError Disconnected Diverged GenticketsError MaskError PruneError RecipeError ScoreError TicketError",
     "lab.report.judgement": "Judgement judge",

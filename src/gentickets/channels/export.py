@@ -62,11 +62,11 @@ def export(
 ) -> Exported:
     """Writes one component as a program: `torch` for a `.pt2` file of `torch.export`, `onnx` for an ONNX file.
 
-    Without `format`, the end of the file's name says it: `.onnx`, or anything else for torch. `example` is a batch of 2
-    or more inputs: a tensor, a tuple of arguments or a dict of keywords. The program takes batches of any size, by the
-    same arguments; those that are no tensors are as they were. Several outputs (a VAE's mean and log variance) stay
-    several, in their order. The component is left as it was. The program is run on the example and
-    on a batch of one, and compared with the component; a file appears only where they agree to 1e-4.
+    Without `format`, the end of the file's name says it: `.pt2` or `.onnx`. `example` is a batch of 2 or more inputs: a
+    tensor, a tuple of arguments or a dict of keywords. The program takes batches of any size, by the same arguments;
+    those that are no tensors are as they were. Several outputs (a VAE's mean and log variance) stay several, in their
+    order. The component is left as it was. The program is run on the example and on a batch of one, and compared with
+    the component; a file appears only where they agree to 1e-4.
 
     Raises `GenticketsError` for another format, or one that the name of the file contradicts, where the packages that
     ONNX needs are missing, where the code of the component cannot be exported, where the program computes something
@@ -108,10 +108,18 @@ def as_format(name: str) -> Format:
 
 
 def format_of(path: Path, format: str | None) -> Format:
-    """The format asked for, or else the one that a file's name says. Raises `GenticketsError` where the two differ."""
+    """The format asked for, or else the one that a file's name says.
+
+    Raises `GenticketsError` where the two differ, and where neither says one.
+    """
     said = next((known for known, suffix in SUFFIXES.items() if path.suffix.lower() == suffix), None)
+    if format is None and said is None:
+        raise GenticketsError(
+            f"{path} ends in none of .pt2 (a program of torch.export), .onnx (ONNX) and .safetensors (the weights of a "
+            f"smaller network, which save_small and `gentickets shrink` write)"
+        )
     if format is None:
-        return said or "torch"
+        return said  # type: ignore[return-value]
     if said not in (None, chosen := as_format(format)):
         raise GenticketsError(
             f"{path} is to hold a program of format {chosen}, but ends as one of {said}: leave the format out, or name "

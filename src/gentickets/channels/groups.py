@@ -160,6 +160,14 @@ class ChannelGroups(Sequence[tuple[Slice, ...]]):
                 masks[tie.name] = masks.get(tie.name, torch.ones(shape, dtype=torch.bool)) & along
         return Masks(masks)
 
+    def shapes_left(self, kept: np.ndarray) -> dict[str, tuple[int, ...]]:
+        """The shape of every parameter that has a slice of a group, without the groups that are not `kept`."""
+        alive = np.append(kept, True)  # the last one is what -1 finds
+        shapes = {tie.name: list(self.shapes[tie.name]) for tie in self._ties}
+        for tie in self._ties:
+            shapes[tie.name][tie.axis] = int(alive[tie.groups].sum())
+        return {name: tuple(shape) for name, shape in shapes.items()}
+
     def kept(self, masks: Masks) -> np.ndarray:
         """bool: which groups are alive under `masks`. Dead is a group whose makers' slices are all dead.
 

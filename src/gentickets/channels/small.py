@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gentickets.catalogue import CATALOGUE, digests, is_code, load, taken
+from gentickets.channels.kept import is_kept, read_kept
 from gentickets.errors import TicketError
 from gentickets.masks.names import PRUNABLE, as_model, named_layers, named_state
 from gentickets.masks.ticket import Ticket
@@ -82,13 +83,16 @@ def small_ticket(
 
 
 def load_small(path: str | os.PathLike[str], make_model: Callable[..., Any] | None = None) -> nn.Module:
-    """The network in a file that `gentickets shrink` or `small_ticket` made, in evaluation mode, on the CPU.
+    """The network in a file of `save_small`, `gentickets shrink` or `small_ticket`, in evaluation mode, on the CPU.
 
     Nothing in the file is run. Where its model is code of one's own, `make_model` makes it: a function that gives the
-    whole network, as a module or a dict of components, and is called with what it has arguments for of `size`,
-    `channels` and the model's options. Raises `TicketError`, in one line, for a file that is missing, cut off, changed
-    by as little as one bit, none of a small network, or one of another network than `make_model` makes.
+    whole network, as a module or a dict of components. For a file of `save_small` it is called without arguments, for
+    one of a recipe's model with what it has arguments for of `size`, `channels` and the model's options. Raises
+    `TicketError`, in one line, for a file that is missing, cut off, changed by as little as one bit, none of a small
+    network, or one of another network than `make_model` makes.
     """
+    if is_kept(path):
+        return read_kept(path, make_model)
     ticket = Ticket.load(path)
     network = ticket.origin.get("network")
     if make_model is None and isinstance(network, dict) and is_code(network.get("model")):

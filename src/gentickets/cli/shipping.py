@@ -16,20 +16,34 @@ def shrink(
     what: Annotated[Path, typer.Argument(help="A level's folder; or a ticket, with --recipe.", show_default=False)],
     overrides: Overrides = None,
     recipe: Annotated[Path | None, typer.Option("--recipe", help="The recipe whose model a ticket is for.")] = None,
-    output: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("small.safetensors"),
+    output: Annotated[
+        Path, typer.Option("--out", help="The file to write: *.safetensors; of one component *.pt2 or *.onnx too.")
+    ] = Path("small.safetensors"),
+    component: Annotated[
+        str | None, typer.Option(help="Write this one alone: generator, decoder …", show_default=False)
+    ] = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Make a ticket's network physically smaller: channels that no live weight needs go, outputs stay the same."""
+    """Make a ticket's network physically smaller: channels that no live weight needs go, outputs stay the same.
+
+    --out small.safetensors holds the whole network for gentickets.load_small; with --component, *.onnx or *.pt2 hold a
+    program that runs without gentickets.
+    """
     from gentickets.lab import shipping
 
     if what.is_file() and recipe is None:
         raise GenticketsError(f"{what} does not say which model it is for: add --recipe recipes/….yaml")
     if not what.is_file() and (recipe is not None or overrides):
         raise GenticketsError(f"{what}: --recipe and key=value go with a ticket file; a level knows its recipe")
+    format = shipping.format_asked(output)
     if recipe is None:
         shipment = shipping.of_level(what, allow_code)
     else:
         shipment = shipping.of_ticket(what, recipe, overrides or (), allow_code)
+    if component is not None or format is not None:
+        for words in shipping.export_component(shipment, shipping.one_component(shipment, component), output, format):
+            out.print(words)
+        return
     shrunk = shipping.shrink_to(shipment, output)
     out.print(shipping.shrunk_table(shrunk))
     for words in (*shrunk.words, *([shipping.reading_words()] if shrunk.time else [])):
@@ -47,19 +61,19 @@ def export(
     ] = None,
     shrink: Annotated[bool, typer.Option("--shrink/--no-shrink", help="Take out the channels nothing needs.")] = True,
     output: Annotated[
-        Path | None, typer.Option("--out", help="The file to write; default: COMPONENT.pt2 or COMPONENT.onnx.")
+        Path | None,
+        typer.Option("--out", help="The file: *.pt2, *.onnx, or *.safetensors for weights; default: COMPONENT.pt2."),
     ] = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Write one component of a trained level as a program that runs without gentickets, for batches of any size."""
-    from gentickets.channels.export import SUFFIXES, as_format, format_of
-    from gentickets.lab.shipping import export_component, of_level
+    """Write one component of a trained level as a program that runs without gentickets, for batches of any size.
+
+    The name of the file says the format: .pt2 (torch.export), .onnx, or .safetensors for the weights alone.
+    """
+    from gentickets.channels.export import SUFFIXES, as_format
+    from gentickets.lab import shipping
 
     file = output or Path(f"{component}{SUFFIXES[as_format(format_ or 'torch')]}")
-    chosen = format_of(file, format_)
-    made = export_component(of_level(level, allow_code), component, file, chosen, smaller=shrink)
-    out.print(
-        f"run on examples and compared: {made.compared:,} numbers, whose largest difference is {made.difference:.1e} "
-        "of the largest output"
-    )
-    out.print(f"results: {made.path} ({made.bytes:,} bytes)")
+    chosen = shipping.format_asked(file, format_)
+    for words in shipping.export_component(shipping.of_level(level, allow_code), component, file, chosen, shrink):
+        out.print(words)

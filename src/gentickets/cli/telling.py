@@ -89,17 +89,22 @@ def inspect(
     ] = None,
     size: Annotated[int, typer.Option(min=1, help="With --model: the side of its images, in pixels.")] = 16,
     channels: Annotated[int, typer.Option(min=1, help="With --model: 1 grey, 3 in colour.")] = 1,
+    example: Annotated[
+        str | None,
+        typer.Option("--example", help="With --model: my.py:name, which gives what it is run on; default: guessed."),
+    ] = None,
 ) -> None:
     """Show what is in a ticket or a level, or where a run stands; checks a ticket's digest on the way.
 
-    With --model: which components a model has, what of them can be pruned, and what cannot and why.
+    With --model: which components a model has, what of them can be pruned, and what cannot and why; which channels
+    could go, and what pins the others.
     """
     from gentickets.lab.listings import model_words, what_is_in
 
     given = what or []
     if model is None and len(given) != 1:
         raise GenticketsError("inspect takes one file or folder, or --model my.py:name with its key=value")
-    shown = what_is_in(Path(given[0])) if model is None else model_words(model, given, size, channels)
+    shown = what_is_in(Path(given[0])) if model is None else model_words(model, given, size, channels, example)
     for part in shown:
         out.print(part)
 

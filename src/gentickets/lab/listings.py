@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from gentickets.catalogue import CATALOGUE, is_code
+from gentickets.catalogue import CATALOGUE
 from gentickets.errors import GenticketsError, MaskError
 from gentickets.lab.recipe import Recipe, parsed, read_keys, shipped
 from gentickets.lab.recipe.file import with_overrides
@@ -78,27 +77,30 @@ def ticket_words(path: Path) -> Iterator[str | Table]:
     yield signature_words(ticket)
 
 
-def model_words(name: str, said: Iterable[str], size: int, channels: int) -> Iterator[str | Table]:
+def model_words(
+    name: str, said: Iterable[str], size: int, channels: int, example: str | None = None
+) -> Iterator[str | Table]:
     """What of a model can be pruned, and what cannot and why, before anything is: words and tables.
 
-    `said`: its options as key=value. Code that it names is run. Raises `GenticketsError`.
+    `said`: its options as key=value; `example`: see `width_words`. Code that is named is run. Raises `GenticketsError`.
     """
     import torch
 
     from gentickets.lab.results.words import count
     from gentickets.lab.task import made_model
+    from gentickets.lab.widths import width_words
 
     keyed = (one if "." in one.partition("=")[0] else f"model.{one}" for one in said)
     options = with_overrides({"model": {"name": name}}, keyed)
     if strange := [key for key in options if key != "model"]:
         raise GenticketsError(f"{strange[0]}: with --model, key=value are the model's own")
     named = named_of("model", options["model"])
-    own = is_code(name)  # it may read its weights while it is made
-    with torch.random.fork_rng(devices=[]), nullcontext() if own else torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):
         model = made_model(named, size, channels)
     told = ", ".join(f"{key}={json.dumps(value, default=str)}" for key, value in named.options.items())
     yield f"{name}{f' ({told})' if told else ''} for images of {size}x{size}, {count(channels, 'channel')}"
     yield from _what_is_prunable(model)
+    yield from width_words(model, size, channels, example)
 
 
 def _what_is_prunable(model: nn.Module) -> Iterator[str | Table]:

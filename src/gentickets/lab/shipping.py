@@ -15,7 +15,8 @@ from rich.table import Column, Table
 from torch import Tensor, nn
 
 from gentickets.catalogue import digests, is_code, running
-from gentickets.channels.export import Exported, Format, export
+from gentickets.channels.export import Format, export, format_of
+from gentickets.channels.kept import save_small
 from gentickets.channels.shrinking import Shrinking
 from gentickets.channels.small import Architecture, small_ticket
 from gentickets.errors import GenticketsError, RecipeError, TicketError
@@ -279,16 +280,51 @@ def reading_words() -> str:
     )
 
 
-# -- as a program ---------------------------------------------------------------------------------------------
+# -- one component --------------------------------------------------------------------------------------------
+
+_WEIGHTS = ".safetensors"
 
 
-def export_component(shipment: Shipment, component: str, file: Path, format: Format, smaller: bool = True) -> Exported:
-    """Writes one component as a program (see `export`), with `smaller` after shrinking.
+def format_asked(file: Path, format: str | None = None) -> Format | None:
+    """The format of the program that a file is to hold; None where its name is that of a smaller network's weights.
 
-    Raises `MaskError` that lists the components there are, and what `shrink` and `export` raise.
+    Raises `GenticketsError` for a name that says neither.
     """
+    return None if format is None and file.suffix.lower() == _WEIGHTS else format_of(file, format)
+
+
+def one_component(shipment: Shipment, component: str | None) -> str:
+    """The component asked for; without, the only one. Raises `GenticketsError` that lists those there are."""
+    if component is None and len(shipment.examples) == 1:
+        return next(iter(shipment.examples))
+    if component is None:
+        raise GenticketsError(f"a program is one component: add --component, one of {', '.join(shipment.examples)}")
     check_components([component], shipment.examples)
-    example, model = shipment.examples[component], shipment.model
+    return component
+
+
+def export_component(
+    shipment: Shipment, component: str, file: Path, format: Format | None, smaller: bool = True
+) -> Iterable[str]:
+    """Writes one component, with `smaller` after shrinking: as a program (see `export`), or without a format its
+    weights (see `save_small`). What to tell of it, in lines.
+
+    Raises `MaskError` that lists the components there are, and what `shrink`, `export` and `save_small` raise.
+    """
+    example, model = shipment.examples[one_component(shipment, component)], shipment.model
     if smaller:
         model = Shrinking(model, shipment.masks, {component: example}).model
-    return export(getattr(model, component), example, file, format)
+    net = getattr(model, component)
+    if format is None:
+        save_small(net, file, lambda: getattr(_built(shipment.architecture), component), example)
+        yield (
+            f"results: {file} ({file.stat().st_size:,} bytes), the {component} of "
+            f"{shipment.architecture.model}: gentickets.load_small({str(file)!r}, make_model=…) reads it"
+        )
+        return
+    made = export(net, example, file, format)
+    yield (
+        f"run on examples and compared: {made.compared:,} numbers, whose largest difference is {made.difference:.1e} "
+        "of the largest output"
+    )
+    yield f"results: {made.path} ({made.bytes:,} bytes)"
