@@ -80,7 +80,7 @@ def gather(
     library()[values.dtype].gather(
         rows.count, rows.structures, values.data_ptr(), None if bias is None else bias.data_ptr(), source.data_ptr(),
         out.data_ptr(), slope, None if gate is None else gate.data_ptr(), out.stride(0) // _place(out), batch,
-        _place(source), _place(out), torch.get_num_threads(),
+        _place(source), _place(source), _place(out), torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -98,8 +98,31 @@ def sample(rows: Rows, small: Tensor, big: Tensor, grad: Tensor, sums: Tensor | 
         return
     library()[grad.dtype].sample(
         rows.structures, small.data_ptr(), big.data_ptr(), grad.data_ptr(), None if sums is None else sums.data_ptr(),
-        small.stride(0) // _place(small), batch, _place(small), _place(big), torch.get_num_threads(),
+        small.stride(0) // _place(small), batch, min(_place(small), _place(big)), _place(small), _place(big),
+        torch.get_num_threads(),
     )  # fmt: skip
+
+
+def gather_wide(
+    rows: Rows, values: Tensor, bias: Tensor | None, source: Tensor, out: Tensor, plane: int, lanes: int
+) -> Tensor:
+    """The same over sides as they lie, of which offsets and positions count the numbers: `lanes` neighbours at each
+    position, and `plane` numbers from one channel of the output to the next."""
+    values, bias = values.contiguous(), None if bias is None else bias.contiguous()
+    library()[values.dtype].gather(
+        rows.count, rows.structures, values.data_ptr(), None if bias is None else bias.data_ptr(), source.data_ptr(),
+        out.data_ptr(), 1.0, None, plane, lanes, lanes, 1, 1, torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def sample_wide(rows: Rows, small: Tensor, big: Tensor, grad: Tensor, plane: int, lanes: int) -> Tensor:
+    """The same over sides as they lie; `plane`: numbers from one channel of the small one to the next."""
+    library()[grad.dtype].sample(
+        rows.structures, small.data_ptr(), big.data_ptr(), grad.data_ptr(), None, plane, lanes, lanes, 1, 1,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return grad
 
 
 def room(batch: int, dtype: torch.dtype) -> int:
@@ -225,8 +248,8 @@ def _functions(lib: Any, suffix: str) -> Functions:
         return function
 
     return Functions(
-        gather=bound(f"gt_gather_{suffix}", number, *(pointer,) * 5, ctypes.c_double, pointer, *(number,) * 5),
-        sample=bound(f"gt_sample_{suffix}", *(pointer,) * 5, *(number,) * 5),
+        gather=bound(f"gt_gather_{suffix}", number, *(pointer,) * 5, ctypes.c_double, pointer, *(number,) * 6),
+        sample=bound(f"gt_sample_{suffix}", *(pointer,) * 5, *(number,) * 6),
         mask=bound(f"gt_mask_{suffix}", pointer, pointer, number, number),
         turn=bound(f"gt_turn_{suffix}", pointer, pointer, *(number,) * 5),
         pad=bound("gt_pad", pointer, pointer, *(number,) * 10),
