@@ -39,7 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
     }
     for each in selected:
         print(each.name, file=sys.stderr, flush=True)
-        contest = each.make()
+        try:
+            contest = each.make()
+        except ModuleNotFoundError as missing:
+            print(f"{each.name}: left out, {missing.name} is not installed", file=sys.stderr, flush=True)
+            continue
         with contest.closing:
             timings = measure(contest, rounds, shortest, asked.seconds)
         document["benchmarks"].append(report.result(each, contest, timings, judged=not asked.quick))

@@ -138,7 +138,7 @@ class Odd(nn.Module):
         self.part = nn.Sequential(
             nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"),
             nn.Conv2d(3, 3, 3, padding="same"),
-            weight_norm(nn.Conv2d(3, 3, 3, padding=1)),
+            weight_norm(nn.Conv2d(3, 3, 3, padding=1), dim=1),
             nn.Conv2d(3, 3, 3, padding=1),
             nn.Conv2d(3, 3, 3, padding=1),
             nn.Conv2d(3, 3, 3, padding=1),

@@ -129,7 +129,7 @@ def test_only_a_spectral_norm_along_the_first_axis_has_a_lanes_form():
     assert lanes_form(plain) is not None
     assert lanes_form(new_spectral_norm(copy.deepcopy(plain), dim=1)) is None
     assert lanes_form(new_spectral_norm(nn.ConvTranspose2d(3, 4, 3))) is None
-    assert lanes_form(weight_norm(copy.deepcopy(plain))) is None
+    assert lanes_form(weight_norm(copy.deepcopy(plain), dim=1)) is None
     assert lanes_form(new_spectral_norm(new_spectral_norm(copy.deepcopy(plain)))) is None
     assert is_hooked(old_spectral_norm(nn.ConvTranspose2d(3, 4, 3)))
     assert not is_hooked(old_spectral_norm(copy.deepcopy(plain)))

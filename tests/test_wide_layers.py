@@ -7,10 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import weight_norm as old_weight_norm
+from torch.nn.utils.parametrizations import weight_norm as new_weight_norm
 
 import gentickets as gt
 from gentickets.compiled import missing
-from gentickets.sparse.layers import SparseLinear, lanes_form, wide_form
+from gentickets.masks.names import clone
+from gentickets.sparse.layers import SparseLinear, is_hooked, lanes_form, wide_form
+from gentickets.sparse.spectral import underlying
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason="no kernels were compiled")
 
@@ -170,3 +174,44 @@ def test_which_layers_have_which_form():
     assert wide_form(nn.Conv1d(2, 2, 3)) is wide_form(nn.Conv2d(2, 2, 3))
     assert lanes_form(nn.Linear(2, 2)) is wide_form(nn.Linear(2, 2)) is SparseLinear
     assert wide_form(nn.Conv3d(2, 2, 3)) is None
+
+
+NORMED = {
+    "linear": (lambda: nn.Linear(6, 4), (5, 6)),
+    "sound": (lambda: nn.Conv1d(4, 6, 3, padding=1, groups=2), (5, 4, 9)),
+    "sound, transposed": (lambda: nn.ConvTranspose1d(4, 3, 4, stride=2, padding=1), (2, 4, 9)),
+}
+
+
+@pytest.mark.parametrize("kind", NORMED)
+@pytest.mark.parametrize("norm", [new_weight_norm, old_weight_norm])
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_weight_norm_is_that_of_the_masked_layer_step_after_step(kind, norm):
+    torch.manual_seed(0)
+    make, shape = NORMED[kind]
+    layer = norm(make().double())
+    weight = underlying(layer)
+    mask = torch.rand(weight.shape) < 0.5
+    mask.view(len(mask), -1)[:, 0] = True  # no filter without a live weight, whose length would divide by zero
+    weight.data *= mask
+    sparse = wide_form(layer)(clone(layer), mask)
+    sparse.release()
+    assert not is_hooked(layer)
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.1) for each in (layer, sparse)]
+    for _ in range(3):
+        images = torch.randn(shape, dtype=torch.float64)
+        one, other = images.clone().requires_grad_(), images.clone().requires_grad_()
+        expected, found = layer(one), sparse(other)
+        torch.testing.assert_close(found, expected)
+        for given_images, out, optimizer in ((one, expected, optimizers[0]), (other, found, optimizers[1])):
+            optimizer.zero_grad()
+            (slope,) = torch.autograd.grad(out.sin().sum(), given_images, create_graph=True)
+            (out.square().sum() + slope.square().sum()).backward()
+        torch.testing.assert_close(other.grad, one.grad)
+        torch.testing.assert_close(sparse.values.grad, weight.grad[mask])
+        weight.grad *= mask
+        for optimizer in optimizers:
+            optimizer.step()
+    back = sparse.dense()
+    torch.testing.assert_close(dict(back.named_parameters()), dict(layer.named_parameters()))
+    torch.testing.assert_close(back(images), layer(images))

@@ -84,14 +84,14 @@ INLINE int64_t chunks_for(int64_t tiles, int64_t rows, int64_t threads) {
 }
 
 typedef struct {
-    int64_t rows;           /* of this class */
-    const int64_t *ptr;     /* rows + 1: where each row's weights begin */
-    const int32_t *offset;  /* per weight: where its input lies */
-    const int32_t *order;   /* per weight: its place in values; NULL: its own */
-    const int32_t *channel; /* per row: its channel in the output */
+    int64_t rows, weights;     /* of this class */
+    const int64_t *begin, *end; /* per row: its weights */
+    const int32_t *offset;     /* per weight: where its input lies */
+    const int32_t *order;      /* per weight: its place in values; NULL: its own */
+    const int32_t *channel;    /* per row: its channel in the output; ~channel: what is there already is added to */
     int64_t positions;
-    const int32_t *from;    /* per position: in the input */
-    const int32_t *to;      /* per position: in the output */
+    const int32_t *from;       /* per position: in the input */
+    const int32_t *to;         /* per position: in the output */
 } rows_of_class;
 
 /* Images with zeros around them; the bytes of a batch, and those of its place in the output, where zeros follow it; and how

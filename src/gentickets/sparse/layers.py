@@ -14,6 +14,7 @@ from gentickets.errors import MaskError
 from gentickets.sparse.layout import ONE_POSITION, Geometry, Pair, Pattern
 from gentickets.sparse.operations import down, through, up
 from gentickets.sparse.spectral import LiveSpectralNorm, find, underlying
+from gentickets.sparse.weight_norm import LiveWeightNorm, find_lengths
 from gentickets.sparse.wide import WideLayout
 
 
@@ -21,7 +22,7 @@ class SparseLayer(nn.Module):
     """A layer with `values`, its live weights, (weights,), in the order of the dense weight, and `bias`.
 
     Takes the place of a dense layer, whose bias it shares and whose weight `release` empties, so that the memory is
-    free; `dense()` gives that layer back. `norm`: the layer's spectral norm, if it has one.
+    free; `dense()` gives that layer back. `norm`: the layer's spectral or weight norm, if it has one.
     """
 
     bias: Tensor | None
@@ -35,8 +36,7 @@ class SparseLayer(nn.Module):
         self._shape = tuple(mask.shape)
         self.values = nn.Parameter(weight.detach().reshape(-1)[places], weight.requires_grad)
         self.register_parameter("bias", layer.bias)
-        found = find(layer)
-        self.norm = None if found is None else LiveSpectralNorm(found, self.pattern)
+        self.norm = _live_norm(layer, self.pattern)
         self._layer = (layer,)  # in a tuple: it is no child of this one
         self.train(layer.training)
 
@@ -187,12 +187,23 @@ class WideConvTranspose(SparseLayer):
         return out.squeeze(2) if images.dim() == 3 else out
 
 
+def _has_norm(layer: nn.Module) -> bool:
+    """Whether a layer's weight is derived by a norm that sparse layers know, and by nothing else."""
+    return find(layer) is not None or find_lengths(layer) is not None
+
+
+def _live_norm(layer: nn.Module, pattern: Pattern) -> LiveSpectralNorm | LiveWeightNorm | None:
+    if (spectral := find(layer)) is not None:
+        return LiveSpectralNorm(spectral, pattern)
+    return None if (lengths := find_lengths(layer)) is None else LiveWeightNorm(lengths, pattern)
+
+
 def is_hooked(module: nn.Module) -> bool:
-    """Whether a call of the module does more than its forward and backward pass, a spectral norm of it included."""
+    """Whether a call of the module does more than its forward and backward pass, a norm of its weight included."""
     if module._forward_hooks or module._backward_hooks or module._backward_pre_hooks:
         return True
     before = module._forward_pre_hooks
-    return bool(before) and (len(before) > 1 or is_parametrized(module) or find(module) is None)
+    return bool(before) and (len(before) > 1 or is_parametrized(module) or not _has_norm(module))
 
 
 def _lanes(images: Tensor, like: Tensor) -> Tensor:
@@ -274,4 +285,4 @@ def wide_form(layer: nn.Module) -> Form | None:
 def _plain_type(layer: nn.Module) -> type[nn.Module]:
     """A layer's type without the norm of its weight that sparse layers know; `nn.Module` where there is another."""
     plain = type_before_parametrizations(layer)
-    return plain if plain is type(layer) or find(layer) is not None else nn.Module
+    return plain if plain is type(layer) or _has_norm(layer) else nn.Module

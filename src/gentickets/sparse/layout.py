@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor
 
-from gentickets.kernels import Rows, gather, is_roomy, new_side, padded, sample, turned
+from gentickets.kernels import Rows, gather, is_roomy, new_side, padded, row_ends, sample, turned
 
 Pair = tuple[int, int]
 L = TypeVar("L")
@@ -209,7 +209,7 @@ def _down_rows(pattern: Pattern, live: np.ndarray, small: Pair, wide: list[int])
     s, c, i, j = live
     g = pattern.geometry
     return {
-        "ptr": np.concatenate([[0], np.bincount(s, minlength=pattern.small).cumsum()]).astype(np.int64),
+        **row_ends(np.bincount(s, minlength=pattern.small)),
         "offset": ((c * wide[0] + i * g.dilation[0]) * wide[1] + j * g.dilation[1]).astype(np.int32),
         "order": None,
         "channel": np.arange(pattern.small, dtype=np.int32),
@@ -234,7 +234,7 @@ def _up_rows(
             order = chosen[np.argsort(c[chosen], kind="stable")]
             row = s[order] * wide[0] + steps[0][down][order] + pads[0][0]
             classes.append({
-                "ptr": np.concatenate([[0], np.bincount(c[order], minlength=pattern.big).cumsum()]).astype(np.int64),
+                **row_ends(np.bincount(c[order], minlength=pattern.big)),
                 "offset": (row * wide[1] + steps[1][across][order] + pads[1][0]).astype(np.int32),
                 "order": order.astype(np.int32),
                 "channel": np.arange(pattern.big, dtype=np.int32),

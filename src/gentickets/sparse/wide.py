@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from gentickets.kernels import Rows, gather_wide, padded, sample_wide, turned
+from gentickets.kernels import Rows, gather_wide, nbytes, padded, row_ends, sample_wide, turned
 from gentickets.sparse.layout import NONE, Pair, Pattern, meeting, paddings
 
 
@@ -118,7 +118,9 @@ class WideLayout:
         g, (rows, columns) = self._pattern.geometry, self._big_wide
         line = (c * rows + i * g.dilation[0]) * self._phases + j * g.dilation[1] % self._phases
         offset = line * columns + j * g.dilation[1] // self._phases
-        return _weights(s, self._pattern.small, offset, None)
+        reach = [pad[1] + pad[0] + size for pad, size in zip(self._pad_big, self._big, strict=True)]
+        tile = _tile(self._small, g.stride[0], reach[0] - (self._small[0] - 1) * g.stride[0], columns)
+        return _weights(s, self._pattern.small, c, self._pattern.big, offset, None, tile)
 
     def _above(self, live: np.ndarray) -> Any:
         """For each phase of the stride in both directions: which weights write there, and what they read."""
@@ -131,21 +133,49 @@ class WideLayout:
                 order = chosen[np.argsort(c[chosen], kind="stable")]
                 row = s[order] * rows + vertical[order] + self._pad_small[0][0]
                 offset = row * columns + horizontal[order] + self._pad_small[1][0]
-                yield (down, right), _weights(c[order], self._pattern.big, offset, order)
+                steps = vertical[order]
+                reach = 1 + int(steps.max(initial=0)) - int(steps.min(initial=0))
+                tile = _tile((-(-self._big[0] // g.stride[0]), self._lanes), 1, reach, columns)
+                big, small = self._pattern.big, self._pattern.small
+                yield (down, right), _weights(c[order], big, s[order], small, offset, order, tile)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the index arrays; sampling shares those of going down, and other batches all but the positions."""
         kept = [self._falling, *(weights for _, weights in self._rising)]
-        return sum(array.nbytes for weights in kept for array in weights.values() if array is not None)
+        return sum(nbytes(weights.values()) for weights in kept)
 
 
-def _weights(row: np.ndarray, rows: int, offset: np.ndarray, order: np.ndarray | None) -> dict[str, Any]:
+_CACHE = 24 * 1024  # bytes of images that stay at hand while the rows of weights pass over them
+_RUN = 16  # weights of a row that are worth fetching its sums again
+
+
+def _tile(positions: Pair, stride: int, reach: int, columns: int) -> int:
+    """Bytes of one channel that four rows of a result are made of: of one image, or of several lower ones."""
+    lines = reach + 3 * stride if positions[0] >= 4 else 4 * reach
+    return 4 * max(1, lines) * min(columns, 80)
+
+
+def _weights(
+    row: np.ndarray, rows: int, channel: np.ndarray, channels: int, offset: np.ndarray, order: np.ndarray | None,
+    tile: int,
+) -> dict[str, Any]:  # fmt: skip
+    """The rows of weights, sorted by their row and by the channel that they read within it: as many channels after each
+    other as fit the cache, in each of them all rows. From the second on they add to what is there."""
+    block = max(_CACHE // tile, -(-_RUN * rows * channels // max(1, len(row))))
+    blocks = max(1, -(-channels // block))
+    counts = np.bincount(row * blocks + channel // block, minlength=rows * blocks)
+    ends = row_ends(counts)
+    number = np.arange(rows, dtype=np.int32)
+    named = np.concatenate([number, *[~number] * (blocks - 1)])
+    begin, end = (ends[side].reshape(rows, blocks).T.reshape(-1) for side in ("begin", "end"))
+    kept = (named >= 0) | (begin < end)
     return {
-        "ptr": np.concatenate([[0], np.bincount(row, minlength=rows).cumsum()]).astype(np.int64),
+        "begin": begin[kept],
+        "end": end[kept],
         "offset": offset.astype(np.int32),
         "order": None if order is None else order.astype(np.int32),
-        "channel": np.arange(rows, dtype=np.int32),
+        "channel": named[kept],
     }
 
 
