@@ -39,13 +39,12 @@ class Rates:
     move: float  # an activation copied into a place with zeros around it
 
 
-TRAINING = Rates(45_000.0, 17_000.0, 14_000.0, 3, 40.0, 80.0, 40.0, 0.0012, 0.0035, 8_000.0, 0.001)
-INFERENCE = Rates(50_000.0, 17_000.0, 14_000.0, 1, 10.0, 50.0, 25.0, 0.00005, 0.0015, 9_000.0, 0.001)
+TRAINING = Rates(45_000.0, 17_000.0, 14_000.0, 3, 40.0, 80.0, 40.0, 0.0012, 0.0035, 10_000.0, 0.001)
+INFERENCE = Rates(50_000.0, 17_000.0, 14_000.0, 1, 10.0, 50.0, 25.0, 0.00005, 0.0015, 11_000.0, 0.001)
 
 _SHARED = 1e6  # multiply-adds from which on a kernel shares its work among threads, as _kernels.c says
 _MARGIN = 1.1  # by which sparse has to be the faster: rates differ between machines, shapes and batches
 _LEAST = 12  # numbers that take as long as any fewer: so much of a vector is spent on what is done for each weight
-_TORN = 8  # turns of an activation that lies batch innermost where torch's own operations want it as they lay it out
 
 Way = Literal["lanes", "wide"]
 """How a sparse layer works: batch innermost, or on what passes through it as torch lays it out."""
@@ -55,7 +54,8 @@ Way = Literal["lanes", "wide"]
 class Work:
     """What a layer was seen to do forward: multiply-adds; as many as they take in vectors, which a small batch does not
     fill; numbers given to it; whether all it gave was (batch, outputs); and the largest batch. On what torch lays out:
-    vectors again, along a row of an image or over tokens, and numbers that are copied for them, or turned.
+    vectors again, along a row of an image or over tokens, and numbers that are copied for them, or turned; and whether
+    operations of torch's own, near the layer, want images so.
     """
 
     multiply_adds: float = 0.0
@@ -66,11 +66,7 @@ class Work:
     in_wide_vectors: float = 0.0
     moved: int = 0
     turned: int = 0
-
-    @classmethod
-    def of_torch(cls, given: int) -> Work:
-        """Of an operation of torch's own that is slow, or lays its result out anew, where batches are innermost."""
-        return cls(inputs=_TORN * given)
+    as_torch_lays_out: bool = False
 
     def add(self, multiply_adds: float, batch: int, dtype: torch.dtype) -> None:
         """Another call, on `batch` numbers side by side."""

@@ -140,8 +140,7 @@ def accelerate(
     gradients = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.set_grad_enabled(gradients):  # what is made here outlasts the mode
         masks.apply_(model)  # before anything passes through it
-        with _counted(model) as work:
-            expected = _outputs(model, examples, gradients)
+        expected, work = _watched(model, examples, gradients)
         choices = _choose(model, masks, work, fixed, gradients, choose or faster)
         try:
             _swap_in(model, masks, choices)
@@ -213,10 +212,11 @@ def _masked_layers(model: nn.Module, masks: Masks) -> Iterator[tuple[str, nn.Mod
 
 
 def _ways(layer: nn.Module, work: Work) -> tuple[Way, ...]:
-    """In which ways a layer can be run on its live weights: a linear one batch innermost only on (batch, inputs)."""
+    """In which ways a layer can be run on its live weights: batch innermost a linear one on (batch, inputs) alone, and
+    a convolution in components where nothing between them wants images otherwise."""
     if isinstance(layer, nn.Linear):
         return ("lanes",) if work.flat else ("wide",)
-    return ("wide",) if lanes_form(layer) is None else ("lanes", "wide")
+    return ("wide",) if work.as_torch_lays_out or lanes_form(layer) is None else ("lanes", "wide")
 
 
 def _cannot(layer: nn.Module, weight: Any, shared: set[int]) -> str | None:
@@ -250,6 +250,21 @@ def _shared(model: nn.Module) -> set[int]:
     return twice
 
 
+def _watched(
+    model: nn.Module, examples: Mapping[str, Example], gradients: bool
+) -> tuple[dict[str, dict[str, Tensor]], dict[int, Work]]:
+    """What the components give for their examples, and the work of their layers, by id."""
+    expected: dict[str, dict[str, Tensor]] = {}
+    with _counted(model) as work:
+        for name, example in examples.items():
+            with _TorchsOwn() as watch:
+                expected |= _outputs(model, {name: example}, gradients)
+            for layer in component_at(model, name).modules() if watch.seen else ():
+                if id(layer) in work:
+                    work[id(layer)].as_torch_lays_out = True
+    return expected, work
+
+
 @contextmanager
 def _counted(model: nn.Module) -> Iterator[dict[int, Work]]:
     """The work of each layer, by id, as batches pass through them meanwhile."""
@@ -263,7 +278,6 @@ def _counted(model: nn.Module) -> Iterator[dict[int, Work]]:
         for layer in model.modules():
             if wide_form(layer) is not None:
                 stack.callback(layer.register_forward_hook(count, with_kwargs=True).remove)
-        stack.enter_context(_Between(found))
         yield found
 
 
@@ -291,23 +305,19 @@ def _count_images(work: Work, layer: Any, given: Tensor, output: Tensor) -> None
         )  # sorted by their phase, and back
 
 
-class _Between(TorchFunctionMode):
-    """Notes, among the layers' work, operations of torch's own that want images as torch lays them out."""
+class _TorchsOwn(TorchFunctionMode):
+    """Notes operations of torch's own that are slow, or lay their result out anew, where batches are innermost."""
 
-    def __init__(self, work: dict[int, Work]):
-        super().__init__()
-        self._work = work
+    seen = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func in _TORCHS_OWN and isinstance(out, Tensor):
-            self._work[-1 - len(self._work)] = Work.of_torch(out.numel())
-        return out
+        self.seen = self.seen or func in _AS_TORCH_LAYS_OUT
+        return func(*args, **(kwargs or {}))
 
 
-_TORCHS_OWN = frozenset({
-    F.group_norm, F.layer_norm, F.instance_norm, F.rms_norm, F.scaled_dot_product_attention, torch.cat, torch.bmm,
-    torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.einsum,
+_AS_TORCH_LAYS_OUT = frozenset({
+    F.group_norm, F.layer_norm, F.instance_norm, F.rms_norm, F.scaled_dot_product_attention,
+    F.multi_head_attention_forward, torch.bmm, torch.matmul, torch.Tensor.matmul, torch.einsum,
 })  # fmt: skip
 
 
@@ -316,11 +326,12 @@ _TORCHS_OWN = frozenset({
 
 def _outputs(model: nn.Module, examples: Mapping[str, Example], gradients: bool) -> dict[str, dict[str, Tensor]]:
     """All tensors that each component gives for its example, in evaluation mode, with chance as it always falls."""
+    found = {}
     with evaluating(model), torch.set_grad_enabled(gradients):
-        torch.random.default_generator.manual_seed(0)
-        return {
-            name: dict(named_tensors(example(component_at(model, name)), name)) for name, example in examples.items()
-        }
+        for name, example in examples.items():
+            torch.random.default_generator.manual_seed(0)
+            found[name] = dict(named_tensors(example(component_at(model, name)), name))
+    return found
 
 
 def _differs(
