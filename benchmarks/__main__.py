@@ -44,6 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
             contest = each.make()
             with contest.closing:
                 timings = measure(contest, rounds, shortest, asked.seconds)
+        except ModuleNotFoundError as missing:
+            print(f"{each.name}: left out, {missing.name} is not installed", file=sys.stderr, flush=True)
+            continue
         except Exception as error:  # the others have not failed
             failed.append(each.name)
             print(f"benchmarks: {each.name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

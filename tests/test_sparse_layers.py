@@ -17,7 +17,7 @@ from gentickets.kernels import mask_, tanh, turned
 from gentickets.masks.names import clone
 from gentickets.sparse.beside import FastTanh, LanesNorm, LanesPool, LanesUpsample
 from gentickets.sparse.chain import SparseSequential
-from gentickets.sparse.layers import SparseLinear, is_hooked, sparse_form
+from gentickets.sparse.layers import SparseLinear, is_hooked, lanes_form
 from gentickets.sparse.spectral import underlying
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason="no kernels were compiled")
@@ -28,7 +28,7 @@ def masked(layer, density, seed=0):
     mask = torch.rand(layer.weight.shape, generator=torch.Generator().manual_seed(seed)) < density
     with torch.no_grad():
         layer.weight.mul_(mask)
-    return layer, mask, sparse_form(layer)(copy.deepcopy(layer), mask)
+    return layer, mask, lanes_form(layer)(copy.deepcopy(layer), mask)
 
 
 def lanes(images):
@@ -102,7 +102,7 @@ def test_spectral_norm_is_that_of_the_masked_layer_pass_after_pass(kind, norm, i
     weight = underlying(layer)
     mask = torch.rand(weight.shape) < 0.4
     weight.data *= mask
-    sparse = sparse_form(layer)(clone(layer), mask)
+    sparse = lanes_form(layer)(clone(layer), mask)
     sparse.release()
     for training in (True, True, False, True):
         layer.train(training)
@@ -124,13 +124,13 @@ def test_spectral_norm_is_that_of_the_masked_layer_pass_after_pass(kind, norm, i
     torch.testing.assert_close(back(images), layer(images))
 
 
-def test_only_a_spectral_norm_along_the_first_axis_has_a_sparse_form():
+def test_only_a_spectral_norm_along_the_first_axis_has_a_lanes_form():
     plain = nn.Conv2d(3, 4, 3)
-    assert sparse_form(plain) is not None
-    assert sparse_form(new_spectral_norm(copy.deepcopy(plain), dim=1)) is None
-    assert sparse_form(new_spectral_norm(nn.ConvTranspose2d(3, 4, 3))) is None
-    assert sparse_form(weight_norm(copy.deepcopy(plain))) is None
-    assert sparse_form(new_spectral_norm(new_spectral_norm(copy.deepcopy(plain)))) is None
+    assert lanes_form(plain) is not None
+    assert lanes_form(new_spectral_norm(copy.deepcopy(plain), dim=1)) is None
+    assert lanes_form(new_spectral_norm(nn.ConvTranspose2d(3, 4, 3))) is None
+    assert lanes_form(weight_norm(copy.deepcopy(plain), dim=1)) is None
+    assert lanes_form(new_spectral_norm(new_spectral_norm(copy.deepcopy(plain)))) is None
     assert is_hooked(old_spectral_norm(nn.ConvTranspose2d(3, 4, 3)))
     assert not is_hooked(old_spectral_norm(copy.deepcopy(plain)))
 
@@ -206,7 +206,7 @@ def test_the_dense_layer_comes_back_with_what_was_learned():
     torch.manual_seed(0)
     dense = nn.Conv2d(3, 4, 3)
     weight, mask = dense.weight, torch.rand(dense.weight.shape) < 0.3
-    sparse = sparse_form(dense)(dense, mask)
+    sparse = lanes_form(dense)(dense, mask)
     sparse.release()
     assert weight.numel() == 0  # its memory is free
     with torch.no_grad():

@@ -12,7 +12,9 @@
  * Beside them: mask holds a dense layer to its mask (it reads one bit a weight, where a product reads four bytes), pad
  * puts zeros around images, turn transposes what comes in and goes out batch first, and tanh ends most generators.
  *
- * Offsets and positions count places: element = (offset + position) * place, where a place has room for the batch.
+ * Offsets and positions count places: element = (offset + position) * place, where a place has room for the batch. With
+ * places of one number the same loops walk images as torch lays them out, a row of pixels in the part of the batch:
+ * sparse/wide.py says how.
  */
 #ifdef __has_include
 #if __has_include(<Python.h>)
@@ -48,7 +50,7 @@ typedef struct { item_fn fn; const void *args; int64_t next, total; } job;
 static parallel_fn parallel = NULL; /* GOMP_parallel of the OpenMP that torch runs on; none: one thread */
 
 /* Of what is below, as kernels.py calls it: one that was compiled for another version is left alone. */
-const int64_t gt_version = 2;
+const int64_t gt_version = 3;
 
 void gt_set_parallel(void *address) { parallel = (parallel_fn)address; }
 
@@ -82,14 +84,14 @@ INLINE int64_t chunks_for(int64_t tiles, int64_t rows, int64_t threads) {
 }
 
 typedef struct {
-    int64_t rows;           /* of this class */
-    const int64_t *ptr;     /* rows + 1: where each row's weights begin */
-    const int32_t *offset;  /* per weight: where its input lies */
-    const int32_t *order;   /* per weight: its place in values; NULL: its own */
-    const int32_t *channel; /* per row: its channel in the output */
+    int64_t rows, weights;     /* of this class */
+    const int64_t *begin, *end; /* per row: its weights */
+    const int32_t *offset;     /* per weight: where its input lies */
+    const int32_t *order;      /* per weight: its place in values; NULL: its own */
+    const int32_t *channel;    /* per row: its channel in the output; ~channel: what is there already is added to */
     int64_t positions;
-    const int32_t *from;    /* per position: in the input */
-    const int32_t *to;      /* per position: in the output */
+    const int32_t *from;       /* per position: in the input */
+    const int32_t *to;         /* per position: in the output */
 } rows_of_class;
 
 /* Images with zeros around them; the bytes of a batch, and those of its place in the output, where zeros follow it; and how

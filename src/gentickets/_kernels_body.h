@@ -1,6 +1,6 @@
 /* The kernels of _kernels.c for one type of number: REAL, of which LANES fill 64 bytes; WHOLE has as many bits.
  *
- * A batch is walked in vectors of one width: LANES, or where what it reads has no room for that many the largest power of
+ * A batch is walked in vectors of one width: LANES, or where what it reads has no `room` for that many the largest power of
  * two that has. Where the last vector would reach beyond the batch, it begins earlier and overlaps the one before: a gather
  * writes the same numbers twice, a sample has the first lanes of its small side zeroed. A batch that does not fill a single
  * vector has zeros behind it, of which a gather writes none. So nothing is ever done number by number.
@@ -49,7 +49,7 @@ typedef struct {
     const REAL *values, *bias, *in, *gate;
     REAL *out;
     REAL slope;
-    int64_t out_plane, batch, in_place, out_place, chunks;
+    int64_t out_plane, batch, room, in_place, out_place, chunks;
 } NAME(gather_args);
 
 /* y stays where the gate is positive, or no number; elsewhere it becomes slope * y, 0 for a slope of 0 whatever y is.
@@ -97,16 +97,20 @@ INLINE void NAME(finish)(const REAL *acc, REAL *y, const REAL *gate, REAL slope,
         }                                                                                                              \
         for (int64_t r = from; r < to; r++) {                                                                          \
             VEC(W) acc[U][T][NV];                                                                                      \
-            const REAL bias = g->bias ? g->bias[c->channel[r]] : 0;                                                    \
+            const int goes_on = c->channel[r] < 0;                                                                     \
+            const int64_t channel = goes_on ? ~c->channel[r] : c->channel[r];                                          \
+            const int64_t plane = channel * g->out_plane * g->out_place;                                               \
+            const REAL bias = g->bias ? g->bias[channel] : 0;                                                          \
             for (int u = 0; u < U; u++)                                                                                \
                 for (int t = 0; t < T; t++)                                                                            \
-                    for (int v = 0; v < NV; v++) acc[u][t][v] = (VEC(W)){0} + (u ? 0 : bias);                          \
-            int64_t k = c->ptr[r];                                                                                     \
-            const int64_t end = c->ptr[r + 1];                                                                         \
+                    for (int v = 0; v < NV; v++) acc[u][t][v] = (VEC(W)){0} + (u || goes_on ? 0 : bias);               \
+            for (int t = 0; goes_on && t < T; t++)                                                                     \
+                for (int v = 0; v < NV; v++) acc[0][t][v] = *(VEC(W) *)(out[t] + plane + BEGINS(v, NV, W));            \
+            int64_t k = c->begin[r];                                                                                   \
+            const int64_t end = c->end[r];                                                                             \
             for (; k + U <= end; k += U)                                                                               \
                 for (int u = 0; u < U; u++) GATHER_ONE(u, k + u, W, NV, T)                                             \
             for (; U > 1 && k < end; k++) GATHER_ONE(0, k, W, NV, T)                                                   \
-            const int64_t plane = (int64_t)c->channel[r] * g->out_plane * g->out_place;                                \
             for (int t = 0; t < T; t++)                                                                                \
                 for (int v = 0; v < NV; v++) {                                                                         \
                     REAL *y = out[t] + plane + BEGINS(v, NV, W);                                                       \
@@ -133,7 +137,7 @@ INLINE void NAME(finish)(const REAL *acc, REAL *y, const REAL *gate, REAL slope,
 INLINE void NAME(gather_tile)(const NAME(gather_args) *g, int64_t tile, int64_t from, int64_t to, const int ordered) {
     const rows_of_class *c = g->c;
     const int64_t first = tile * 4, end = first + 4 < c->positions ? first + 4 : c->positions;
-    const int64_t width = NAME(width_for)(g->in_place);
+    const int64_t width = NAME(width_for)(g->room);
     for (int64_t b = 0, left = (g->batch + width - 1) / width, next; left; b += next * width, left -= next) {
         next = NAME(vectors_next)(width, left);
         const int64_t last = NAME(last_of)(next, width, g->batch - b, g->batch);
@@ -166,12 +170,15 @@ CLONES static void NAME(gather_item)(const void *args, int64_t item) {
 }
 
 void NAME(gt_gather)(int64_t classes, const rows_of_class *c, const REAL *values, const REAL *bias, const REAL *in,
-                     REAL *out, double slope, const REAL *gate, int64_t out_plane, int64_t batch, int64_t in_place,
-                     int64_t out_place, int64_t threads) {
+                     REAL *out, double slope, const REAL *gate, int64_t out_plane, int64_t batch, int64_t room,
+                     int64_t in_place, int64_t out_place, int64_t threads) {
     for (int64_t i = 0; i < classes; i++) {
-        const int64_t used = threads_worth(threads, c[i].ptr[c[i].rows] * c[i].positions * batch);
-        const int64_t tiles = (c[i].positions + 3) / 4, chunks = chunks_for(tiles, c[i].rows, used);
-        const NAME(gather_args) g = {c + i, values, bias, in, gate, out, (REAL)slope, out_plane, batch, in_place, out_place, chunks};
+        const int64_t used = threads_worth(threads, c[i].weights * c[i].positions * batch);
+        const int64_t tiles = (c[i].positions + 3) / 4;
+        const int goes_on = c[i].rows && c[i].channel[c[i].rows - 1] < 0; /* rows that wait for others */
+        const int64_t chunks = goes_on ? 1 : chunks_for(tiles, c[i].rows, used);
+        const NAME(gather_args) g = {c + i, values, bias, in, gate, out, (REAL)slope, out_plane,
+                                     batch, room, in_place, out_place, chunks};
         run(NAME(gather_item), &g, tiles * chunks, used);
     }
 }
@@ -180,7 +187,7 @@ typedef struct {
     const rows_of_class *c;
     const REAL *small, *big;
     REAL *grad, *sums;
-    int64_t small_plane, batch, small_place, big_place, chunks;
+    int64_t small_plane, batch, room, small_place, big_place, chunks;
 } NAME(sample_args);
 
 /* The sums over the lanes of four vectors, together: a, b, c and d are folded into each other half by half. */
@@ -250,10 +257,11 @@ INLINE NAME(vec4) NAME(sums1)(REAL a, REAL b, REAL c, REAL d) { return (NAME(vec
             small[t] = s->small + (int64_t)c->to[at + t] * s->small_place + b;                                         \
         }                                                                                                              \
         for (int64_t r = from; r < to; r++) {                                                                          \
-            if (c->ptr[r] == c->ptr[r + 1] && !s->sums) continue;                                                      \
+            if (c->begin[r] == c->end[r] && !s->sums) continue;                                                        \
             const VEC(W) none = {0};                                                                                   \
             VEC(W) y[T][NV];                                                                                           \
-            const int64_t plane = (int64_t)c->channel[r] * s->small_plane * s->small_place;                            \
+            const int64_t channel = c->channel[r] < 0 ? ~c->channel[r] : c->channel[r];                                \
+            const int64_t plane = channel * s->small_plane * s->small_place;                                           \
             for (int t = 0; t < T; t++) {                                                                              \
                 for (int v = 0; v < NV; v++) y[t][v] = *(const VEC(W) *)(small[t] + plane + BEGINS(v, NV, W));         \
                 y[t][NV - 1] = OF_WIDTH(without, W)(y[t][NV - 1], (NV - 1) * W - last);                                \
@@ -262,10 +270,10 @@ INLINE NAME(vec4) NAME(sums1)(REAL a, REAL b, REAL c, REAL d) { return (NAME(vec
                 VEC(W) all = {0};                                                                                      \
                 for (int t = 0; t < T; t++)                                                                            \
                     for (int v = 0; v < NV; v++) all += y[t][v];                                                       \
-                s->sums[c->channel[r]] += SUMS_OF(W, all, none, none, none)[0];                                        \
+                s->sums[channel] += SUMS_OF(W, all, none, none, none)[0];                                        \
             }                                                                                                          \
-            int64_t k = c->ptr[r];                                                                                     \
-            const int64_t end = c->ptr[r + 1];                                                                         \
+            int64_t k = c->begin[r];                                                                                   \
+            const int64_t end = c->end[r];                                                                             \
             for (; k + 4 <= end; k += 4) {                                                                             \
                 VEC(W) acc[4][2] = {{none, none}, {none, none}, {none, none}, {none, none}};                           \
                 for (int u = 0; u < 4; u++) SAMPLE_ONE(u, k + u, W, NV, T)                                             \
@@ -290,9 +298,10 @@ CLONES static void NAME(sample_item)(const void *args, int64_t item) {
     const NAME(sample_args) *s = args;
     const rows_of_class *c = s->c;
     const int64_t from = c->rows * item / s->chunks, to = c->rows * (item + 1) / s->chunks;
-    for (int64_t k = c->ptr[from]; k < c->ptr[to]; k++) s->grad[k] = 0;
+    for (int64_t r = from; r < to; r++)
+        for (int64_t k = c->begin[r]; k < c->end[r]; k++) s->grad[k] = 0;
     for (int64_t r = from; s->sums && r < to; r++) s->sums[c->channel[r]] = 0;
-    const int64_t width = NAME(width_for)(s->small_place < s->big_place ? s->small_place : s->big_place);
+    const int64_t width = NAME(width_for)(s->room);
     for (int64_t b = 0, left = (s->batch + width - 1) / width, next; left; b += next * width, left -= next) {
         next = NAME(vectors_next)(width, left);
         const int64_t last = NAME(last_of)(next, width, s->batch - b, s->batch);
@@ -315,10 +324,11 @@ CLONES static void NAME(sample_item)(const void *args, int64_t item) {
 }
 
 void NAME(gt_sample)(const rows_of_class *c, const REAL *small, const REAL *big, REAL *grad, REAL *sums,
-                     int64_t small_plane, int64_t batch, int64_t small_place, int64_t big_place, int64_t threads) {
-    const int64_t used = threads_worth(threads, c->ptr[c->rows] * c->positions * batch);
+                     int64_t small_plane, int64_t batch, int64_t room, int64_t small_place, int64_t big_place,
+                     int64_t threads) {
+    const int64_t used = threads_worth(threads, c->weights * c->positions * batch);
     const int64_t chunks = chunks_for(1, c->rows, used);
-    const NAME(sample_args) s = {c, small, big, grad, sums, small_plane, batch, small_place, big_place, chunks};
+    const NAME(sample_args) s = {c, small, big, grad, sums, small_plane, batch, room, small_place, big_place, chunks};
     run(NAME(sample_item), &s, chunks, used);
 }
 

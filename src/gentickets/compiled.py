@@ -7,7 +7,7 @@ import sysconfig
 from functools import cache
 from pathlib import Path
 
-_VERSION = 2  # of the functions in `_kernels.c` and their arguments
+_VERSION = 3  # of the functions in `_kernels.c` and their arguments
 
 
 @cache

@@ -7,7 +7,7 @@ They are built when the package is installed with a C compiler at hand. Without 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,9 @@ class RowsOfClass(ctypes.Structure):
 
     _fields_ = (
         ("rows", ctypes.c_int64),
-        ("ptr", ctypes.c_void_p),
+        ("weights", ctypes.c_int64),
+        ("begin", ctypes.c_void_p),
+        ("end", ctypes.c_void_p),
         ("offset", ctypes.c_void_p),
         ("order", ctypes.c_void_p),
         ("channel", ctypes.c_void_p),
@@ -39,8 +41,8 @@ class RowsOfClass(ctypes.Structure):
 class Rows:
     """Classes of rows, as arrays for Python and as structures for C.
 
-    Each class: `ptr` int64 (rows + 1), `offset` int32 (weights), `order` int32 (weights) or None, `channel` int32
-    (rows), `source` and `target` int32 (positions).
+    Each class: `begin` and `end` int64 (rows), `offset` int32 (weights), `order` int32 (weights) or None, `channel`
+    int32 (rows; ~channel: of a row that adds to what one before it gave), `source` and `target` int32 (positions).
     """
 
     def __init__(self, classes: Sequence[Mapping[str, Any]]):
@@ -48,14 +50,26 @@ class Rows:
         self.count = len(classes)
         self.structures = (RowsOfClass * self.count)()
         for structure, c in zip(self.structures, classes, strict=True):
-            structure.rows, structure.positions = len(c["channel"]), len(c["source"])
+            structure.rows, structure.weights, structure.positions = map(len, (c["channel"], c["offset"], c["source"]))
             for name, array in c.items():
                 setattr(structure, name, None if array is None else array.ctypes.data)
 
     @property
     def nbytes(self) -> int:
         """Bytes that the index arrays take."""
-        return sum(array.nbytes for array in self._arrays if array is not None)
+        return nbytes(self._arrays)
+
+
+def nbytes(arrays: Iterable[np.ndarray | None]) -> int:
+    """Bytes of arrays, views of the same numbers once."""
+    kept = {id(array if array.base is None else array.base): array for array in arrays if array is not None}
+    return sum((array if array.base is None else array.base).nbytes for array in kept.values())
+
+
+def row_ends(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """`begin` and `end` of rows that have so many weights, one after the other."""
+    ends = np.concatenate([[0], counts.cumsum()]).astype(np.int64)
+    return {"begin": ends[:-1], "end": ends[1:]}
 
 
 def gather(
@@ -80,7 +94,7 @@ def gather(
     library()[values.dtype].gather(
         rows.count, rows.structures, values.data_ptr(), None if bias is None else bias.data_ptr(), source.data_ptr(),
         out.data_ptr(), slope, None if gate is None else gate.data_ptr(), out.stride(0) // _place(out), batch,
-        _place(source), _place(out), torch.get_num_threads(),
+        _place(source), _place(source), _place(out), torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -98,8 +112,31 @@ def sample(rows: Rows, small: Tensor, big: Tensor, grad: Tensor, sums: Tensor | 
         return
     library()[grad.dtype].sample(
         rows.structures, small.data_ptr(), big.data_ptr(), grad.data_ptr(), None if sums is None else sums.data_ptr(),
-        small.stride(0) // _place(small), batch, _place(small), _place(big), torch.get_num_threads(),
+        small.stride(0) // _place(small), batch, min(_place(small), _place(big)), _place(small), _place(big),
+        torch.get_num_threads(),
     )  # fmt: skip
+
+
+def gather_wide(
+    rows: Rows, values: Tensor, bias: Tensor | None, source: Tensor, out: Tensor, plane: int, lanes: int
+) -> Tensor:
+    """The same over sides as they lie, of which offsets and positions count the numbers: `lanes` neighbours at each
+    position, and `plane` numbers from one channel of the output to the next."""
+    values, bias = values.contiguous(), None if bias is None else bias.contiguous()
+    library()[values.dtype].gather(
+        rows.count, rows.structures, values.data_ptr(), None if bias is None else bias.data_ptr(), source.data_ptr(),
+        out.data_ptr(), 1.0, None, plane, lanes, lanes, 1, 1, torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def sample_wide(rows: Rows, small: Tensor, big: Tensor, grad: Tensor, plane: int, lanes: int) -> Tensor:
+    """The same over sides as they lie; `plane`: numbers from one channel of the small one to the next."""
+    library()[grad.dtype].sample(
+        rows.structures, small.data_ptr(), big.data_ptr(), grad.data_ptr(), None, plane, lanes, lanes, 1, 1,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return grad
 
 
 def room(batch: int, dtype: torch.dtype) -> int:
@@ -225,8 +262,8 @@ def _functions(lib: Any, suffix: str) -> Functions:
         return function
 
     return Functions(
-        gather=bound(f"gt_gather_{suffix}", number, *(pointer,) * 5, ctypes.c_double, pointer, *(number,) * 5),
-        sample=bound(f"gt_sample_{suffix}", *(pointer,) * 5, *(number,) * 5),
+        gather=bound(f"gt_gather_{suffix}", number, *(pointer,) * 5, ctypes.c_double, pointer, *(number,) * 6),
+        sample=bound(f"gt_sample_{suffix}", *(pointer,) * 5, *(number,) * 6),
         mask=bound(f"gt_mask_{suffix}", pointer, pointer, number, number),
         turn=bound(f"gt_turn_{suffix}", pointer, pointer, *(number,) * 5),
         pad=bound("gt_pad", pointer, pointer, *(number,) * 10),

@@ -10,7 +10,9 @@ from types import TracebackType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from gentickets.compiled import missing
 from gentickets.data.batches import Batch
@@ -18,6 +20,7 @@ from gentickets.errors import MaskError
 from gentickets.evaluating import evaluating
 from gentickets.masks.examples import Example, ExampleInputs, compare, examples_of, named_tensors
 from gentickets.masks.names import (
+    TRANSPOSED,
     WEIGHT_PLACES,
     Model,
     as_model,
@@ -28,25 +31,28 @@ from gentickets.masks.names import (
 from gentickets.masks.value import Masks
 from gentickets.sparse.beside import STAND_INS, StandIn
 from gentickets.sparse.chain import SparseSequential
-from gentickets.sparse.costs import Cost, Work, faster
+from gentickets.sparse.costs import Cost, Way, Work, faster
 from gentickets.sparse.layers import (
     SparseConv2d,
     SparseConvTranspose2d,
     SparseLayer,
     SparseLinear,
     is_hooked,
-    sparse_form,
+    lanes_form,
+    wide_form,
 )
 
-Choose = Callable[[nn.Module, Mapping[int, Work], Mapping[int, Cost]], set[int]]
-"""(model, work of all layers by id, costs of those that can be sparse by id) → the ids of those that become so."""
+Choose = Callable[[nn.Module, Mapping[int, Work], Mapping[int, Cost]], Mapping[int, Way]]
+"""(model, work of all layers by id, costs of those that can be sparse by id) → those that become so, by id, and in
+which of their ways."""
 
 
 @dataclass(frozen=True)
 class Choice:
     """How one masked layer is run: `sparse` or not, and `why`.
 
-    `weight`: the name of its mask; `density`: the share of its weights that is alive.
+    `weight`: the name of its mask; `density`: the share of its weights that is alive; `way`: "lanes" where what passes
+    through it lies batch innermost, "wide" where it lies as torch lays it out.
     """
 
     layer: str
@@ -54,6 +60,7 @@ class Choice:
     density: float
     sparse: bool
     why: str
+    way: Way | None = None
 
 
 class Accelerated:
@@ -133,8 +140,7 @@ def accelerate(
     gradients = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.set_grad_enabled(gradients):  # what is made here outlasts the mode
         masks.apply_(model)  # before anything passes through it
-        with _counted(model) as work:
-            expected = _outputs(model, examples, gradients)
+        expected, work = _watched(model, examples, gradients)
         choices = _choose(model, masks, work, fixed, gradients, choose or faster)
         try:
             _swap_in(model, masks, choices)
@@ -184,13 +190,14 @@ def _choose(
         if why is None and id(layer) not in work:
             why = "not called as a layer on the example inputs"
         if why is None:
-            costs[id(layer)] = Cost(work[id(layer)], parameter.numel(), density, gradients)
-            batch, purpose = work[id(layer)].batch, "in training" if gradients else "without gradients"
+            done = work[id(layer)]
+            costs[id(layer)] = Cost(done, parameter.numel(), density, gradients, _ways(layer, done))
+            batch, purpose = done.batch, "in training" if gradients else "without gradients"
             why = f"dense is faster at density {density:.2f} and a batch of {batch}, {purpose}"
         found.append((id(layer), Choice(name, weight, density, False, why)))
     chosen = choose(model, work, costs)
     return tuple(
-        replace(choice, sparse=True, why="fewer multiplications") if layer in chosen else choice
+        replace(choice, sparse=True, why="fewer multiplications", way=chosen[layer]) if layer in chosen else choice
         for layer, choice in found
     )
 
@@ -204,9 +211,17 @@ def _masked_layers(model: nn.Module, masks: Masks) -> Iterator[tuple[str, nn.Mod
                 yield name, layer, weight, weights[weight]
 
 
+def _ways(layer: nn.Module, work: Work) -> tuple[Way, ...]:
+    """In which ways a layer can be run on its live weights: batch innermost a linear one on (batch, inputs) alone, and
+    a convolution in components where nothing between them wants images otherwise."""
+    if isinstance(layer, nn.Linear):
+        return ("lanes",) if work.flat else ("wide",)
+    return ("wide",) if work.as_torch_lays_out or lanes_form(layer) is None else ("lanes", "wide")
+
+
 def _cannot(layer: nn.Module, weight: Any, shared: set[int]) -> str | None:
     """Why a layer has no sparse form, None where it has one."""
-    if sparse_form(layer) is None:
+    if wide_form(layer) is None:
         return f"{type(layer).__name__} has no sparse form"
     if (reason := missing()) is not None:
         return reason
@@ -235,29 +250,75 @@ def _shared(model: nn.Module) -> set[int]:
     return twice
 
 
+def _watched(
+    model: nn.Module, examples: Mapping[str, Example], gradients: bool
+) -> tuple[dict[str, dict[str, Tensor]], dict[int, Work]]:
+    """What the components give for their examples, and the work of their layers, by id."""
+    expected: dict[str, dict[str, Tensor]] = {}
+    with _counted(model) as work:
+        for name, example in examples.items():
+            with _TorchsOwn() as watch:
+                expected |= _outputs(model, {name: example}, gradients)
+            for layer in component_at(model, name).modules() if watch.seen else ():
+                if id(layer) in work:
+                    work[id(layer)].as_torch_lays_out = True
+    return expected, work
+
+
 @contextmanager
 def _counted(model: nn.Module) -> Iterator[dict[int, Work]]:
     """The work of each layer, by id, as batches pass through them meanwhile."""
     found: dict[int, Work] = defaultdict(Work)
 
-    def count(layer: Any, given: tuple[Any, ...], output: Tensor) -> None:
-        side = given[0] if isinstance(layer, nn.ConvTranspose2d) and given else output
-        flat = isinstance(layer, nn.Linear)
-        batch = output.numel() // max(1, layer.out_features) if flat else len(side)
-        multiply_adds = (batch if flat else batch * _area(side)) * layer.weight.numel()
-        found[id(layer)].add(multiply_adds, batch, output.dtype)
-        found[id(layer)].inputs += given[0].numel() if given else 0
-        found[id(layer)].flat &= flat and output.dim() == 2
+    def count(layer: Any, given: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
+        noted = _count_tokens if isinstance(layer, nn.Linear) else _count_images
+        noted(found[id(layer)], layer, given[0] if given else named["input"], output)
 
     with ExitStack() as stack:
         for layer in model.modules():
-            if sparse_form(layer) is not None:
-                stack.callback(layer.register_forward_hook(count).remove)
+            if wide_form(layer) is not None:
+                stack.callback(layer.register_forward_hook(count, with_kwargs=True).remove)
         yield found
 
 
-def _area(images: Tensor) -> int:
-    return images.shape[2:].numel()
+def _count_tokens(work: Work, layer: nn.Linear, given: Tensor, output: Tensor) -> None:
+    batch = output.numel() // max(1, layer.out_features)
+    work.add(batch * layer.weight.numel(), batch, output.dtype)
+    work.inputs += given.numel()
+    if output.dim() != 2:
+        work.flat = False
+        work.add_wide(batch * layer.weight.numel(), batch, output.dtype)
+        work.turned += given.numel() + output.numel()
+
+
+def _count_images(work: Work, layer: Any, given: Tensor, output: Tensor) -> None:
+    small, big = (given, output) if isinstance(layer, TRANSPOSED) else (output, given)
+    multiply_adds = len(small) * small.shape[2:].numel() * layer.weight.numel()
+    work.flat = False
+    work.add(multiply_adds, len(small), output.dtype)
+    work.inputs += given.numel()
+    alone = layer.weight.shape[2:].numel() == max(layer.stride) == 1 and not any(layer.padding)
+    work.add_wide(multiply_adds, small.shape[2:].numel() if alone else small.shape[-1], output.dtype)
+    if not alone:
+        work.moved += small.numel() + big.numel() * (
+            1 if layer.stride[-1] == 1 else 3
+        )  # sorted by their phase, and back
+
+
+class _TorchsOwn(TorchFunctionMode):
+    """Notes operations of torch's own that are slow, or lay their result out anew, where batches are innermost."""
+
+    seen = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen = self.seen or func in _AS_TORCH_LAYS_OUT
+        return func(*args, **(kwargs or {}))
+
+
+_AS_TORCH_LAYS_OUT = frozenset({
+    F.group_norm, F.layer_norm, F.instance_norm, F.rms_norm, F.scaled_dot_product_attention,
+    F.multi_head_attention_forward, torch.bmm, torch.matmul, torch.Tensor.matmul, torch.einsum,
+})  # fmt: skip
 
 
 # -- trying ------------------------------------------------------------------------------------------------------------
@@ -265,11 +326,12 @@ def _area(images: Tensor) -> int:
 
 def _outputs(model: nn.Module, examples: Mapping[str, Example], gradients: bool) -> dict[str, dict[str, Tensor]]:
     """All tensors that each component gives for its example, in evaluation mode, with chance as it always falls."""
+    found = {}
     with evaluating(model), torch.set_grad_enabled(gradients):
-        torch.random.default_generator.manual_seed(0)
-        return {
-            name: dict(named_tensors(example(component_at(model, name)), name)) for name, example in examples.items()
-        }
+        for name, example in examples.items():
+            torch.random.default_generator.manual_seed(0)
+            found[name] = dict(named_tensors(example(component_at(model, name)), name))
+    return found
 
 
 def _differs(
@@ -316,13 +378,14 @@ def _scaled(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tupl
 
 def _swap_in(model: nn.Module, masks: Masks, choices: tuple[Choice, ...]) -> None:
     """Puts sparse layers in the place of the chosen ones, and beside them what works better there."""
-    chosen = {choice.weight for choice in choices if choice.sparse}
+    chosen = {choice.weight: choice.way for choice in choices if choice.sparse}
     if not chosen:
         return
+    forms = {"lanes": lanes_form, "wide": wide_form}
     with torch.no_grad():
         _swap(model, {
             id(layer): form(layer, masks[weight]) for _, layer, weight, _ in _masked_layers(model, masks)
-            if weight in chosen and (form := sparse_form(layer)) is not None
+            if (way := chosen.get(weight)) is not None and (form := forms[way](layer)) is not None
         })  # fmt: skip
     for one in model.modules():
         if isinstance(one, SparseLayer):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,27 +11,32 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from gentickets.errors import MaskError
-from gentickets.sparse.layout import ONE_POSITION, Geometry, Pattern
-from gentickets.sparse.operations import down, up
+from gentickets.sparse.layout import ONE_POSITION, Geometry, Pair, Pattern
+from gentickets.sparse.operations import down, through, up
 from gentickets.sparse.spectral import LiveSpectralNorm, find, underlying
+from gentickets.sparse.weight_norm import LiveWeightNorm, find_lengths
+from gentickets.sparse.wide import WideLayout
 
 
 class SparseLayer(nn.Module):
     """A layer with `values`, its live weights, (weights,), in the order of the dense weight, and `bias`.
 
     Takes the place of a dense layer, whose bias it shares and whose weight `release` empties, so that the memory is
-    free; `dense()` gives that layer back. `norm`: the layer's spectral norm, if it has one.
+    free; `dense()` gives that layer back. `norm`: the layer's spectral or weight norm, if it has one.
     """
+
+    bias: Tensor | None
 
     def __init__(self, layer: Any, mask: Tensor, geometry: Geometry = ONE_POSITION):
         super().__init__()
         weight = underlying(layer)
         places = mask.reshape(-1).nonzero().reshape(-1)
-        self.pattern = Pattern(tuple(mask.shape), places.int().numpy(), geometry, getattr(layer, "groups", 1))
+        shape = tuple(mask.shape) if mask.dim() != 3 else (*mask.shape[:2], 1, mask.shape[2])  # a sound has one row
+        self.pattern = Pattern(shape, places.int().numpy(), geometry, getattr(layer, "groups", 1))
+        self._shape = tuple(mask.shape)
         self.values = nn.Parameter(weight.detach().reshape(-1)[places], weight.requires_grad)
         self.register_parameter("bias", layer.bias)
-        found = find(layer)
-        self.norm = None if found is None else LiveSpectralNorm(found, self.pattern)
+        self.norm = _live_norm(layer, self.pattern)
         self._layer = (layer,)  # in a tuple: it is no child of this one
         self.train(layer.training)
 
@@ -50,7 +56,7 @@ class SparseLayer(nn.Module):
         """The dense layer in whose place this one is, with its weights as they are now, and 0.0 where pruned."""
         (layer,) = self._layer
         weight = underlying(layer)
-        data = self.values.new_zeros(self.pattern.shape)
+        data = self.values.new_zeros(self._shape)
         data.view(-1)[torch.from_numpy(self.pattern.places)] = self.values
         weight.data, weight.is_emptied = data, False  # type: ignore[attr-defined]
         weight.requires_grad_(self.values.requires_grad)
@@ -99,7 +105,7 @@ class SparseLayer(nn.Module):
         return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
-        return f"{'x'.join(map(str, self.pattern.shape))}, {len(self.values):,} live weights"
+        return f"{'x'.join(map(str, self._shape))}, {len(self.values):,} live weights"
 
 
 class SparseLinear(SparseLayer):
@@ -107,10 +113,13 @@ class SparseLinear(SparseLayer):
 
     def forward(self, inputs: Tensor) -> Tensor:
         self.check(inputs, 1, -1, self.pattern.big)
-        flat = inputs if inputs.dim() == 2 else inputs.reshape(-1, inputs.shape[-1])
-        layout = self.pattern.layout()
-        out = down(self.weights(), self.bias, flat.to(self.values.dtype).t(), layout).t()
-        return out if inputs.dim() == 2 else out.reshape(*inputs.shape[:-1], self.pattern.shape[0])
+        layout, given = self.pattern.layout(), inputs.to(self.values.dtype)
+        if given.dim() == 2:
+            return down(self.weights(), self.bias, given.t(), layout).t()
+        # Of tokens, as torch lays them out: attention and norms are slow, or take other ways, on anything else.
+        flat = given.reshape(-1, given.shape[-1])
+        out = through(flat, [(layout, 1.0)], (self.weights(), self.bias), batch_first=True)
+        return out.view(*given.shape[:-1], self.pattern.small)
 
 
 class SparseConv2d(SparseLayer):
@@ -121,16 +130,8 @@ class SparseConv2d(SparseLayer):
 
     def forward(self, images: Tensor) -> Tensor:
         self.check(images, 4, 1, self.pattern.big)
-        g, big = self.pattern.geometry, tuple(images.shape[2:])
-        small = tuple(
-            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-            for size, padding, dilation, kernel, stride in zip(
-                big, g.padding, g.dilation, self.pattern.shape[2:], g.stride, strict=True
-            )
-        )
-        if min(small) < 1:
-            raise ValueError(f"images of {big[0]}x{big[1]} are smaller than the kernel of {self}")
-        layout = self.pattern.layout(small, big)  # type: ignore[arg-type]
+        big = _size(images)
+        layout = self.pattern.layout(_below(self, big), big)
         return down(self.weights(), self.bias, _lanes(images, self.values), layout).permute(3, 0, 1, 2)
 
 
@@ -139,27 +140,70 @@ class SparseConvTranspose2d(SparseLayer):
 
     def __init__(self, layer: nn.ConvTranspose2d, mask: Tensor):
         super().__init__(layer, mask, _geometry(layer))
-        self.output_padding = layer.output_padding
+        self.output_padding = _pair(layer.output_padding, 0)
 
     def forward(self, images: Tensor) -> Tensor:
         self.check(images, 4, 1, self.pattern.small)
-        g, small = self.pattern.geometry, tuple(images.shape[2:])
-        big = tuple(
-            (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + extra + 1
-            for size, stride, padding, dilation, kernel, extra in zip(
-                small, g.stride, g.padding, g.dilation, self.pattern.shape[2:], self.output_padding, strict=True
-            )
-        )
-        layout = self.pattern.layout(small, big)  # type: ignore[arg-type]
+        small = _size(images)
+        layout = self.pattern.layout(small, _above(self, small))
         return up(self.weights(), self.bias, _lanes(images, self.values), layout).permute(3, 0, 1, 2)
 
 
+class WideConv(SparseLayer):
+    """`nn.Conv1d` and `nn.Conv2d` with live weights alone, on sounds and images as torch lays them out."""
+
+    def __init__(self, layer: nn.Conv1d | nn.Conv2d, mask: Tensor):
+        super().__init__(layer, mask, _geometry(layer))
+        g = self.pattern.geometry
+        self._pointwise = self.pattern.shape[2:] == (1, 1) and (g.stride, g.padding) == ((1, 1), (0, 0))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.check(images, len(self._shape), 1, self.pattern.big)
+        wide = images.to(self.values.dtype)
+        if wide.dim() == 3 or self._pointwise:  # one row of all there is
+            wide = wide.flatten(2).unsqueeze(2)
+        big = _size(wide)
+        layout = self.pattern.laid_out(WideLayout, _below(self, big), big)
+        out = down(self.weights(), self.bias, wide, layout)
+        if images.dim() == 3:
+            return out.squeeze(2)
+        return out.view(*out.shape[:2], *images.shape[2:]) if self._pointwise else out
+
+
+class WideConvTranspose(SparseLayer):
+    """`nn.ConvTranspose1d` and `nn.ConvTranspose2d` with live weights alone, as torch lays out what goes through."""
+
+    def __init__(self, layer: nn.ConvTranspose1d | nn.ConvTranspose2d, mask: Tensor):
+        super().__init__(layer, mask, _geometry(layer))
+        self.output_padding = _pair(layer.output_padding, 0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.check(images, len(self._shape), 1, self.pattern.small)
+        wide = images.to(self.values.dtype)
+        wide = wide.unsqueeze(2) if wide.dim() == 3 else wide
+        small = _size(wide)
+        layout = self.pattern.laid_out(WideLayout, small, _above(self, small))
+        out = up(self.weights(), self.bias, wide, layout)
+        return out.squeeze(2) if images.dim() == 3 else out
+
+
+def _has_norm(layer: nn.Module) -> bool:
+    """Whether a layer's weight is derived by a norm that sparse layers know, and by nothing else."""
+    return find(layer) is not None or find_lengths(layer) is not None
+
+
+def _live_norm(layer: nn.Module, pattern: Pattern) -> LiveSpectralNorm | LiveWeightNorm | None:
+    if (spectral := find(layer)) is not None:
+        return LiveSpectralNorm(spectral, pattern)
+    return None if (lengths := find_lengths(layer)) is None else LiveWeightNorm(lengths, pattern)
+
+
 def is_hooked(module: nn.Module) -> bool:
-    """Whether a call of the module does more than its forward and backward pass, a spectral norm of it included."""
+    """Whether a call of the module does more than its forward and backward pass, a norm of its weight included."""
     if module._forward_hooks or module._backward_hooks or module._backward_pre_hooks:
         return True
     before = module._forward_pre_hooks
-    return bool(before) and (len(before) > 1 or is_parametrized(module) or find(module) is None)
+    return bool(before) and (len(before) > 1 or is_parametrized(module) or not _has_norm(module))
 
 
 def _lanes(images: Tensor, like: Tensor) -> Tensor:
@@ -174,19 +218,71 @@ def _is_transformed(given: Tensor) -> bool:
 
 
 def _geometry(layer: Any) -> Geometry:
-    return Geometry(tuple(layer.stride), tuple(layer.padding), tuple(layer.dilation))
+    return Geometry(_pair(layer.stride, 1), _pair(layer.padding, 0), _pair(layer.dilation, 1))
 
 
-_SPARSE: dict[type[nn.Module], Callable[[Any, Tensor], SparseLayer]] = {
+def _pair(along: tuple[int, ...], height: int) -> Pair:
+    """Of both axes; along a sound's only one, and `height` for the row that it is."""
+    return (along[0], along[1]) if len(along) == 2 else (height, along[0])
+
+
+def _size(images: Tensor) -> Pair:
+    height, width = images.shape[2:]
+    return height, width
+
+
+def _below(layer: SparseLayer, big: Pair) -> Pair:
+    """The size of what a convolution makes of images of the size `big`."""
+    g = layer.pattern.geometry
+    height, width = (
+        (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        for size, padding, dilation, kernel, stride in zip(
+            big, g.padding, g.dilation, layer.pattern.shape[2:], g.stride, strict=True
+        )
+    )
+    if min(height, width) < 1:
+        raise ValueError(f"images of {big[0]}x{big[1]} are smaller than the kernel of {layer}")
+    return height, width
+
+
+def _above(layer: SparseConvTranspose2d | WideConvTranspose, small: Pair) -> Pair:
+    """The size of what a transposed convolution makes of images of the size `small`."""
+    g = layer.pattern.geometry
+    height, width = (
+        (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + extra + 1
+        for size, stride, padding, dilation, kernel, extra in zip(
+            small, g.stride, g.padding, g.dilation, layer.pattern.shape[2:], layer.output_padding, strict=True
+        )
+    )
+    return height, width
+
+
+Form = Callable[[Any, Tensor], SparseLayer]
+"""(layer, mask) → the layer on its live weights."""
+
+_LANES: Mapping[type[nn.Module], Form] = MappingProxyType(
+    {nn.Linear: SparseLinear, nn.Conv2d: SparseConv2d, nn.ConvTranspose2d: SparseConvTranspose2d}
+)
+_WIDE: Mapping[type[nn.Module], Form] = MappingProxyType({
     nn.Linear: SparseLinear,
-    nn.Conv2d: SparseConv2d,
-    nn.ConvTranspose2d: SparseConvTranspose2d,
-}
+    nn.Conv1d: WideConv,
+    nn.Conv2d: WideConv,
+    nn.ConvTranspose1d: WideConvTranspose,
+    nn.ConvTranspose2d: WideConvTranspose,
+})  # fmt: skip
 
 
-def sparse_form(layer: nn.Module) -> Callable[[Any, Tensor], SparseLayer] | None:
-    """(layer, mask) → the layer on its live weights; None for a layer that has no such form."""
+def lanes_form(layer: nn.Module) -> Form | None:
+    """The form of a layer that works batch innermost; None where it has none."""
+    return _LANES.get(_plain_type(layer))
+
+
+def wide_form(layer: nn.Module) -> Form | None:
+    """The form of a layer that leaves what passes through it as torch lays it out; None where it has none."""
+    return _WIDE.get(_plain_type(layer))
+
+
+def _plain_type(layer: nn.Module) -> type[nn.Module]:
+    """A layer's type without the norm of its weight that sparse layers know; `nn.Module` where there is another."""
     plain = type_before_parametrizations(layer)
-    if plain is not type(layer) and find(layer) is None:
-        return None
-    return _SPARSE.get(plain)
+    return plain if plain is type(layer) or _has_norm(layer) else nn.Module

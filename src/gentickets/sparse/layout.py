@@ -12,15 +12,17 @@ layers never transposes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
 
-from gentickets.kernels import Rows, gather, is_roomy, new_side, padded, sample, turned
+from gentickets.kernels import Rows, gather, is_roomy, new_side, padded, row_ends, sample, turned
 
 Pair = tuple[int, int]
+L = TypeVar("L")
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Pattern:
         self.shape, self.places, self.geometry, self.groups = shape, places, geometry, groups
         self.small, self.big = shape[0], shape[1] * groups
         self.flat = len(shape) == 2  # no positions: sides are (channels, batch)
-        self._layouts: dict[tuple[Pair, Pair], Layout] = {}
+        self._layouts: dict[tuple[Any, Pair, Pair], Any] = {}
 
     def live(self) -> np.ndarray:
         """(4, weights): small channel, big channel, row and column in the kernel."""
@@ -52,13 +54,17 @@ class Pattern:
         return np.stack([small, small // (self.small // self.groups) * self.shape[1] + inner, i, j])
 
     def layout(self, small: Pair = (1, 1), big: Pair = (1, 1)) -> Layout:
-        """The index arrays for images of these sizes, or for sides of one position; the last few are kept."""
-        sizes = (small, big)
-        if sizes not in self._layouts:
+        """The index arrays for images of these sizes, or for sides of one position."""
+        return self.laid_out(Layout, small, big)
+
+    def laid_out(self, kind: Callable[[Pattern, Pair, Pair], L], small: Pair, big: Pair) -> L:
+        """The layout of that kind for images of these sizes; the last few are kept."""
+        key = (kind, small, big)
+        if key not in self._layouts:
             while len(self._layouts) >= 4:
                 del self._layouts[next(iter(self._layouts))]
-            self._layouts[sizes] = Layout(self, small, big)
-        return self._layouts[sizes]
+            self._layouts[key] = kind(self, small, big)
+        return self._layouts[key]
 
     @property
     def nbytes(self) -> int:
@@ -80,12 +86,8 @@ class Layout:
         self.big: tuple[int, ...] = (pattern.big, *(() if pattern.flat else big))
         self.axes = tuple(range(1, len(self.small) + 1))  # those that a bias is added along
         g, live = pattern.geometry, pattern.live()
-        reach = [int(live[2 + axis].max(initial=0)) * g.dilation[axis] + 1 for axis in (0, 1)]
-        self.pad_big = [
-            (g.padding[axis], max(0, (small[axis] - 1) * g.stride[axis] + reach[axis] - g.padding[axis] - big[axis]))
-            for axis in (0, 1)
-        ]
-        self.pad_small, steps = zip(*(self._meeting(g, axis, live, small, big) for axis in (0, 1)), strict=True)
+        self.pad_big = paddings(g, live, small, big)
+        self.pad_small, steps = zip(*(meeting(g, axis, live, small, big) for axis in (0, 1)), strict=True)
         wide_big = [sum(pad) + size for pad, size in zip(self.pad_big, big, strict=True)]
         wide_small = [sum(pad) + size for pad, size in zip(self.pad_small, small, strict=True)]
         down = _down_rows(pattern, live, small, wide_big)
@@ -100,19 +102,6 @@ class Layout:
     @property
     def nbytes(self) -> int:
         return self._down.nbytes + self._up.nbytes  # sampling shares the arrays of going down
-
-    @staticmethod
-    def _meeting(g: Geometry, axis: int, live: np.ndarray, small: Pair, big: Pair) -> tuple[Pair, np.ndarray]:
-        """Along one axis: by how much the small side is padded to go up, and, for (phase, weight), the step from
-        a big position's place within its phase to the small position that the weight reads; far off where none."""
-        stride = g.stride[axis]
-        ahead = np.arange(stride)[:, None] + g.padding[axis] - live[2 + axis][None, :] * g.dilation[axis]
-        steps = np.where(ahead % stride == 0, ahead // stride, _NONE)
-        found = steps[steps != _NONE]
-        last = np.ceil((big[axis] - np.arange(stride)) / stride).max(initial=1) - 1
-        before = max(0, -int(found.min(initial=0)))
-        after = max(0, int(found.max(initial=0) + last) - (small[axis] - 1))
-        return (before, after), steps
 
     def down(
         self, values: Tensor, bias: Tensor | None, big: Tensor, slope: float = 1.0, *, roomy: bool = False
@@ -158,7 +147,32 @@ class Layout:
         return _padded(small, self.pad_small)
 
 
-_NONE = -(2**31)
+NONE = -(2**31)
+"""A step far off: of a weight that writes nothing at that phase of a stride."""
+
+
+def paddings(g: Geometry, live: np.ndarray, small: Pair, big: Pair) -> tuple[Pair, Pair]:
+    """Zeros before and after the rows, and the columns, of the big side, so far as live weights reach."""
+
+    def along(axis: int) -> Pair:
+        reach = int(live[2 + axis].max(initial=0)) * g.dilation[axis] + 1
+        last = (small[axis] - 1) * g.stride[axis] + reach
+        return g.padding[axis], max(0, last - g.padding[axis] - big[axis])
+
+    return along(0), along(1)
+
+
+def meeting(g: Geometry, axis: int, live: np.ndarray, small: Pair, big: Pair) -> tuple[Pair, np.ndarray]:
+    """Along one axis: by how much the small side is padded to go up, and, for (phase, weight), the step from
+    a big position's place within its phase to the small position that the weight reads; far off where none."""
+    stride = g.stride[axis]
+    ahead = np.arange(stride)[:, None] + g.padding[axis] - live[2 + axis][None, :] * g.dilation[axis]
+    steps = np.where(ahead % stride == 0, ahead // stride, NONE)
+    found = steps[steps != NONE]
+    last = np.ceil((big[axis] - np.arange(stride)) / stride).max(initial=1) - 1
+    before = max(0, -int(found.min(initial=0)))
+    after = max(0, int(found.max(initial=0) + last) - (small[axis] - 1))
+    return (before, after), steps
 
 
 def _padded(side: Tensor, pads: Any) -> Tensor:
@@ -195,7 +209,7 @@ def _down_rows(pattern: Pattern, live: np.ndarray, small: Pair, wide: list[int])
     s, c, i, j = live
     g = pattern.geometry
     return {
-        "ptr": np.concatenate([[0], np.bincount(s, minlength=pattern.small).cumsum()]).astype(np.int64),
+        **row_ends(np.bincount(s, minlength=pattern.small)),
         "offset": ((c * wide[0] + i * g.dilation[0]) * wide[1] + j * g.dilation[1]).astype(np.int32),
         "order": None,
         "channel": np.arange(pattern.small, dtype=np.int32),
@@ -216,11 +230,11 @@ def _up_rows(
             count = (-(-(big[0] - down) // step[0]), -(-(big[1] - across) // step[1]))
             if min(count) < 1:
                 continue
-            chosen = np.flatnonzero((steps[0][down] != _NONE) & (steps[1][across] != _NONE))
+            chosen = np.flatnonzero((steps[0][down] != NONE) & (steps[1][across] != NONE))
             order = chosen[np.argsort(c[chosen], kind="stable")]
             row = s[order] * wide[0] + steps[0][down][order] + pads[0][0]
             classes.append({
-                "ptr": np.concatenate([[0], np.bincount(c[order], minlength=pattern.big).cumsum()]).astype(np.int64),
+                **row_ends(np.bincount(c[order], minlength=pattern.big)),
                 "offset": (row * wide[1] + steps[1][across][order] + pads[1][0]).astype(np.int32),
                 "order": order.astype(np.int32),
                 "channel": np.arange(pattern.big, dtype=np.int32),

@@ -99,8 +99,9 @@ class LiveSpectralNorm(nn.Module):
 
 
 def underlying(layer: Any) -> nn.Parameter:
-    """The tensor that the optimiser steps in a layer that is plain or spectrally normed: its weight before the norm."""
-    for place in ("weight", "weight_orig"):
+    """The tensor that the optimiser steps in a layer that is plain or normed: its weight before the norm."""
+    for place in ("weight", "weight_orig", "weight_v"):
         if isinstance(weight := layer._parameters.get(place), nn.Parameter):
             return weight
-    return layer.parametrizations.weight.original
+    before = layer.parametrizations.weight
+    return before.original1 if hasattr(before, "original1") else before.original

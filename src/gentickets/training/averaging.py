@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from gentickets.evaluating import evaluating
 from gentickets.sparse.layers import SparseLayer
+from gentickets.sparse.spectral import LiveSpectralNorm
 
 
 def decay_at(decay: float, updates: int) -> float:
@@ -139,7 +140,7 @@ def _vectors(model: nn.Module) -> list[Tensor]:
 def _spectral(layer: nn.Module) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Every spectral norm of a layer: its matrix, and the left and the right vector."""
     if isinstance(layer, SparseLayer):
-        if layer.norm is not None:
+        if isinstance(layer.norm, LiveSpectralNorm):
             dense = layer.values.new_zeros(layer.pattern.shape)
             dense.view(-1)[torch.from_numpy(layer.pattern.places)] = layer.values.detach()
             yield dense.flatten(1), layer.norm.left, layer.norm.right
