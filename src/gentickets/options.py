@@ -39,6 +39,11 @@ class Names:
     kind: str
 
 
+AtLeast = Annotated[int, Ge(1), Le(10**7)] | Share
+"""Of each layer so many channels, or a share of them."""
+Sizes = Count | list[Count]
+"""The most that a network may have: of one, or of several."""
+
 Width = Annotated[
     int, Ge(1), Le(10**7), Means("Units or channels of the first layers, which later ones are multiples of.")
 ]
