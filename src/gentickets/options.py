@@ -60,6 +60,7 @@ Groups = Annotated[int, Ge(1), Le(10**6), Means("In how many groups channels are
 ZeroOutput = Annotated[
     bool, Means("Whether the last layer begins at 0, which criteria that ask gradients before training cannot bear.")
 ]
+CodeChannels = Annotated[int, Ge(1), Le(10**4), Means("Channels of the map that is the code of an image.")]
 Classes = Annotated[int, Ge(2), Le(10**6), Means("How many classes it is told by; null: it is told none.")]
 CriticNorm = Annotated[bool, Means("Whether the discriminator has norms; a gradient penalty wants none.")]
 
