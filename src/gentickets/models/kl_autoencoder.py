@@ -1,7 +1,7 @@
 """A small autoencoder in the style of latent diffusion's (Rombach et al. 2022): a map of few channels as the code.
 
 Group norm, SiLU and residual blocks, halved by strided convolutions and doubled by repeating pixels before one; without
-the attention in the middle.
+the attention in the middle, and with a tanh at the end.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class MapEncoder(nn.Module):
 
 
 class MapDecoder(nn.Module):
-    """(batch, code, side, side) → images."""
+    """(batch, code, side, side) → images in [-1, 1]."""
 
     def __init__(self, channels: int, widths: list[int], code: int, blocks: int, groups: int):
         super().__init__()
@@ -63,7 +63,7 @@ class MapDecoder(nn.Module):
                 layers += [nn.Upsample(scale_factor=2), nn.Conv2d(before, width, 3, padding=1)]
             layers += [Block(width, width, groups) for _ in range(blocks)]
         layers += [group_norm(narrowing[-1], groups), nn.SiLU()]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(narrowing[-1], channels, 3, padding=1))
+        self.layers = nn.Sequential(*layers, nn.Conv2d(narrowing[-1], channels, 3, padding=1), nn.Tanh())
 
     def forward(self, latents: Tensor) -> Tensor:
         return self.layers(latents)

@@ -26,8 +26,8 @@ class ByChannel(Ladder):
             raise ValueError("parameters and flops are both said: take one of them")
         for key in ("parameters", "flops"):
             said = getattr(self, key)
-            if said is not None and len(_each(said)) != self.rounds:
-                raise ValueError(f"{key}={said} is for {len(_each(said))} rounds: say as many as rounds={self.rounds}")
+            if said is not None and len(_each(said)) < self.rounds:
+                raise ValueError(f"{key}={said} is for {len(_each(said))} of rounds={self.rounds}: say one for each")
 
     @property
     def by_size(self) -> bool:

@@ -73,24 +73,28 @@ class Smaller(ByChannel):
             yield shared.dense(self.covered(shared.initial))
         for index in range(max(last, 0) + 1, self.rounds + 1):
             dense = work.load(0).model
-            groups = channel_groups(dense, work.example_inputs(dense))
+            groups = channel_groups(dense, self._pruned(work.example_inputs(dense)))
             masks = self._chosen(dense, groups, index)
             yield self._trained(work, index, self._ticket(work, index, masks, dense), self.span(work.steps))
 
     def network(self, ticket: Ticket, model: nn.Module, example_inputs: Mapping[str, Any]) -> Network:
-        shrinking = Shrinking(ticket.install(model), ticket.masks, example_inputs)
+        shrinking = Shrinking(ticket.install(model), ticket.masks, self._pruned(example_inputs))
         return Network(shrinking.model, shrinking.masks, shrinking.removed)
 
     def control(self, arm: str, level: Level, work: Work, seed: int) -> Level:
         """Random channels, or the ticket's own with weights drawn anew, which are trained for the whole schedule."""
         dense = work.load(0).model
         if arm == "random_mask":
-            groups = channel_groups(dense, work.example_inputs(dense))
+            groups = channel_groups(dense, self._pruned(work.example_inputs(dense)))
             return self._trained(
                 work, level.index, random_channels_control(level.ticket, groups, seed), self.span(work.steps)
             )
         ticket = drawn_anew(level.ticket, work.make_model(), dense, self.frozen)
         return self._trained(work, level.index, ticket, (0, work.steps))
+
+    def _pruned(self, example_inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs of the components of which channels go."""
+        return {name: one for name, one in example_inputs.items() if self.components is None or name in self.components}
 
     def _chosen(self, model: nn.Module, groups: ChannelGroups, index: int) -> Masks:
         scores = channel_scores(model, self.components, groups)
