@@ -380,7 +380,7 @@ def test_every_model_of_the_catalogue_shrinks_by_every_group(name):
     else:
         with torch.no_grad():
             codes = model.eval().encoder(images)
-        inputs = {"encoder": images, "decoder": codes if isinstance(codes, Tensor) else latents}
+        inputs = {"encoder": images, "decoder": codes if isinstance(codes, Tensor) else codes[0]}
     groups = gt.channel_groups(model, inputs)
     scores = channel_scores(model, groups=groups)
     masks = gt.prune(scores, fraction=0.5, scope="layer", granularity="channel", groups=groups)

@@ -47,7 +47,7 @@ def example_inputs(model, size, channels, latent):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", list(models.CATALOGUE))
 def test_every_model_gives_images_of_its_size_in_range(name, size, channels):
-    sizes = {"width": 4} if name == "unet" else {"width": 4, "latent": 5}
+    sizes = {"width": 4, "latent": 5} if "latent" in models.options_of(name) else {"width": 4}
     model = models.CATALOGUE[name](size, channels, **sizes)
     images = torch.rand(2, channels, size, size) * 2 - 1
     if hasattr(model, "denoiser"):  # whose noise has no range

@@ -30,6 +30,7 @@ _MODELS = {
     "conv-vae": "gentickets.models.vae:conv_vae",
     "dcgan": "gentickets.models.dcgan:dcgan",
     "unet": "gentickets.models.unet:unet",
+    "kl-autoencoder": "gentickets.models.kl_autoencoder:kl_autoencoder",
     "paper-linear-ae": "gentickets.models.paper:paper_linear_ae",
     "paper-conv-ae": "gentickets.models.paper:paper_conv_ae",
     "paper-vae": "gentickets.models.paper:paper_vae",
@@ -42,6 +43,7 @@ _MODELS = {
 _OBJECTIVES = {
     "autoencoding": "gentickets.objectives.autoencoding:Autoencoding",
     "elbo": "gentickets.objectives.elbo:ELBO",
+    "kl-autoencoding": "gentickets.objectives.kl_autoencoding:KLAutoencoding",
     "adversarial": "gentickets.objectives.adversarial:Adversarial",
     "denoising": "gentickets.objectives.denoising:Denoising",
 }
@@ -50,6 +52,8 @@ _METHODS = {
     "one-shot": "gentickets.search.one_shot:OneShot",
     "at-init": "gentickets.search.at_init:AtInit",
     "early-bird": "gentickets.search.early_level:EarlyBirds",
+    "smaller": "gentickets.search.smaller:Smaller",
+    "born-small": "gentickets.search.smaller:BornSmall",
     "few-images": "gentickets.search.few_images:FewImages",
     "rigl": "gentickets.search.rigl:RigL",
     "set": "gentickets.search.rigl:SET",

@@ -39,6 +39,11 @@ class Names:
     kind: str
 
 
+AtLeast = Annotated[int, Ge(1), Le(10**7)] | Share
+"""Of each layer so many channels, or a share of them."""
+Sizes = Count | list[Count]
+"""The most that a network may have: of one, or of several."""
+
 Width = Annotated[
     int, Ge(1), Le(10**7), Means("Units or channels of the first layers, which later ones are multiples of.")
 ]
@@ -55,6 +60,7 @@ Groups = Annotated[int, Ge(1), Le(10**6), Means("In how many groups channels are
 ZeroOutput = Annotated[
     bool, Means("Whether the last layer begins at 0, which criteria that ask gradients before training cannot bear.")
 ]
+CodeChannels = Annotated[int, Ge(1), Le(10**4), Means("Channels of the map that is the code of an image.")]
 Classes = Annotated[int, Ge(2), Le(10**6), Means("How many classes it is told by; null: it is told none.")]
 CriticNorm = Annotated[bool, Means("Whether the discriminator has norms; a gradient penalty wants none.")]
 

@@ -20,8 +20,10 @@ from torch import Tensor
 from gentickets.channels.graph import ChannelGraph, layers_of
 from gentickets.channels.labels import trace_all
 from gentickets.channels.layers import Side, channel_axes, mixes_channels
+from gentickets.channels.sizes import Sized, sized
 from gentickets.channels.trace import Node
 from gentickets.errors import MaskError, PruneError
+from gentickets.masks.examples import examples_of
 from gentickets.masks.layers import weight_norm_lengths
 from gentickets.masks.names import Model, joined
 from gentickets.masks.value import Masks
@@ -59,22 +61,31 @@ class ChannelGroups(Sequence[tuple[Slice, ...]]):
 
     `layers`: layer → the numbers of the groups that it makes; residual additions make several layers share them.
     `places`: the same with each group once, under the first layer that makes it. `always`: layer → how many of its
-    channels stay in any case; `whole`: the operation that asks for them. `shapes`: parameter → its shape. Made by
-    `channel_groups`.
+    channels stay in any case; `wide`: layer → how many of its channels each of its groups has, as in `layers`;
+    `whole`: the operation that asks for them. `shapes`: parameter → its shape. `sizes`: component → what its size is
+    made of. Made by `channel_groups`.
     """
 
-    def __init__(self, ties: Sequence[_Tie], shapes: Mapping[str, tuple[int, ...]], whole: Mapping[str, str]):
-        self.shapes, self.whole = dict(shapes), dict(whole)
+    def __init__(
+        self,
+        ties: Sequence[_Tie],
+        shapes: Mapping[str, tuple[int, ...]],
+        whole: Mapping[str, str],
+        sizes: Mapping[str, Sized],
+    ):
+        self.shapes, self.whole, self.sizes = dict(shapes), dict(whole), dict(sizes)
         self._ties = tuple(tie for tie in ties if (tie.groups >= 0).any())
         self._count = 1 + max((int(tie.groups.max()) for tie in self._ties), default=-1)
         self.layers: dict[str, np.ndarray] = {}
         self.places: dict[str, np.ndarray] = {}
         self.always: dict[str, int] = {}
+        self.wide: dict[str, np.ndarray] = {}
         seen = np.zeros(self._count, dtype=bool)
         for tie in self._ties:
             layer = tie.name.partition(".parametrizations.")[0] if ".param" in tie.name else tie.name.rpartition(".")[0]
             if tie.side == "output" and layer not in self.layers:
-                self.layers[layer] = numbers = np.unique(tie.groups[tie.groups >= 0])
+                numbers, wide = np.unique(tie.groups[tie.groups >= 0], return_counts=True)
+                self.layers[layer], self.wide[layer] = numbers, wide
                 self.always[layer] = int((tie.groups < 0).sum())
                 if len(new := numbers[~seen[numbers]]):
                     self.places[layer] = new
@@ -115,6 +126,21 @@ class ChannelGroups(Sequence[tuple[Slice, ...]]):
         """What keeps layers whole, the most frequent first: "12 for GroupNorm, 1 for the output"."""
         kinds = Counter(reason.rpartition("(")[2].rstrip(")") or reason for reason in self.whole.values())
         return ", ".join(f"{count} for {kind}" for kind, count in kinds.most_common())
+
+    # -- how large it is ----------------------------------------------------------------------------------
+
+    def parameters(self, kept: np.ndarray | None = None) -> int:
+        """How many parameters the components have with the groups `kept` alone (default: all), as `shrink` leaves
+        them."""
+        return sum(size.parameters(self._all(kept)) for size in self.sizes.values())
+
+    def flops(self, kept: np.ndarray | None = None) -> int:
+        """FLOPs of one example forward likewise, as `gentickets.cost` counts them; of a product of activations with
+        channels on several sides at most so many."""
+        return sum(size.flops(self._all(kept)) for size in self.sizes.values())
+
+    def _all(self, kept: np.ndarray | None) -> np.ndarray:
+        return np.ones(len(self), dtype=bool) if kept is None else kept
 
     # -- scores, masks and back ---------------------------------------------------------------------------
 
@@ -209,12 +235,15 @@ def channel_groups(model: Model, example_inputs: Any) -> ChannelGroups:
     shapes: dict[str, tuple[int, ...]] = {}
     whole: dict[str, str] = {}
     numbers: dict[tuple[str, int], int] = {}
+    sizes: dict[str, Sized] = {}
+    examples = examples_of(model, example_inputs)
     for component, graph in trace_all(model, example_inputs).items():
         fixed, layers = graph.fixed, layers_of(model, graph)
 
         def number(group: int, component: str = component, fixed: Mapping[int, str] = fixed) -> int:
             return -1 if group in fixed else numbers.setdefault((component, group), len(numbers))
 
+        before = len(ties)
         for node, name in _layers(graph):
             layer = layers[name]
             sides: dict[Side, np.ndarray] = {"output": graph.groups(graph.makes[node])}
@@ -237,7 +266,12 @@ def channel_groups(model: Model, example_inputs: Any) -> ChannelGroups:
                 shapes[full] = tuple(node.value.shape)
                 along = np.array([number(int(group)) for group in graph.groups(graph.along(node, axis))])
                 ties.append(_Tie(full, axis, "output", along, masked=True))
-    return ChannelGroups(ties, shapes, whole)
+        along_axes: dict[str, dict[int, np.ndarray]] = {}
+        for tie in ties[before:]:
+            along_axes.setdefault(tie.name, {})[tie.axis] = tie.groups
+        known = {group: place for (name, group), place in numbers.items() if name == component}
+        sizes[component] = sized(graph, along_axes, known, examples[component].batch)
+    return ChannelGroups(ties, shapes, whole, sizes)
 
 
 def _layers(graph: ChannelGraph) -> Iterator[tuple[Node, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from gentickets.metrics import (
 from gentickets.objectives import Measure, Objective
 
 SAMPLING_SEED = 20_210_202  # the same latents for every model, so that levels differ by their weights alone
+RECONSTRUCTED = "frechet_reconstructed"
+"""The Fréchet distance of reconstructions to the held-out images that they are of; measured where it is asked for."""
 _BATCH = 256
 _ROWS, _COLUMNS = 6, 6
 _GLANCED = 1_000  # training images, or samples against them, that a glance looks at
@@ -118,11 +121,12 @@ class Judge:
         if self.objective.can_reconstruct:
             keys.append("reconstruction_mse")
             keys += ["downstream_accuracy"] if labelled else []
+            keys += [RECONSTRUCTED] if features != "none" else []
         return [*keys, *(key for key, measure in self._measures.items() if not measure.decides)]
 
     def _asked(self, possible: Sequence[str]) -> list[str]:
         if self.part.metrics == "all":
-            return list(possible)
+            return [key for key in possible if key != RECONSTRUCTED]
         for key in self.part.asked:
             if key in self._others and key not in possible:
                 raise RecipeError(
@@ -151,7 +155,7 @@ class Judge:
 
     @property
     def _sampled(self) -> list[str]:
-        return [key for key in self.keys if key in SAMPLE_METRICS]
+        return [key for key in self.keys if key in (*SAMPLE_METRICS, RECONSTRUCTED)]
 
     @property
     def _looks_at_train(self) -> bool:
@@ -184,7 +188,7 @@ class Judge:
         """Raises `RecipeError` for a Fréchet distance of fewer images than features."""
         least, distances = extractor.num_features, [key for key in self._sampled if key.startswith("frechet")]
         counts = {f"evaluation.samples={self.part.samples}": self.part.samples} if distances else {}
-        if "frechet" in distances:
+        if "frechet" in distances or RECONSTRUCTED in distances:
             counts[f"data: {len(self.held_out)} held-out images"] = len(self.held_out)
         if self._looks_at_train:
             counts[f"data: {len(self._seen)} training images"] = len(self._seen)
@@ -306,6 +310,14 @@ class Judge:
         if "downstream_accuracy" in wanted:
             readers = [one for one in self.classifiers if isinstance(one, Classifier)]
             yield downstream_accuracy(readers, reconstruct, self.held_out, labelled=labelled)
+        if RECONSTRUCTED in wanted:
+            rows = range(0, len(self.held_out), _BATCH)
+            given = (reconstruct(self._batch(self.held_out, slice(start, start + _BATCH))) for start in rows)
+            fakes = FeatureStatistics.by_each(self.extractors, given)
+            distances = zip(self.extractors, fakes, self.real, strict=True)
+            each = [sample_metrics(one, fake, real, None, ["frechet"])[0] for one, fake, real in distances]
+            found = mean_over_networks(each)
+            yield replace(found, key=RECONSTRUCTED, label=f"reconstructions: {found.label}")
 
     def _batch(self, images: ImageSet, rows: slice | np.ndarray) -> Batch:
         """Some images, with their labels where the objective wants those."""

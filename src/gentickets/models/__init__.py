@@ -12,6 +12,7 @@ from gentickets.catalogue import CATALOGUE as NAMES
 from gentickets.catalogue import load
 from gentickets.models.autoencoder import conv_autoencoder, linear_autoencoder
 from gentickets.models.dcgan import dcgan
+from gentickets.models.kl_autoencoder import kl_autoencoder
 from gentickets.models.resnet import resnet_dcgan, resnet_vae
 from gentickets.models.sngan import sngan
 from gentickets.models.unet import unet
@@ -34,6 +35,7 @@ __all__ = [
     "conv_autoencoder",
     "conv_vae",
     "dcgan",
+    "kl_autoencoder",
     "linear_autoencoder",
     "options_of",
     "resnet_dcgan",

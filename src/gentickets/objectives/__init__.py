@@ -7,7 +7,9 @@ from gentickets.objectives.base import Loss, Measure, Objective
 from gentickets.objectives.denoising import Denoising
 from gentickets.objectives.distilled import Distilled
 from gentickets.objectives.elbo import ELBO
+from gentickets.objectives.frozen import Frozen
 from gentickets.objectives.gain_penalty import GainPenalty
+from gentickets.objectives.kl_autoencoding import KLAutoencoding
 
 __all__ = [
     "ELBO",
@@ -16,7 +18,9 @@ __all__ = [
     "Autoencoding",
     "Denoising",
     "Distilled",
+    "Frozen",
     "GainPenalty",
+    "KLAutoencoding",
     "Loss",
     "Measure",
     "Objective",

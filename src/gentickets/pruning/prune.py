@@ -33,6 +33,7 @@ from gentickets.masks.parametrised import Norm
 from gentickets.masks.value import Masks
 from gentickets.options import Granularity, Scope
 from gentickets.pruning.selection import Scored, Ties, keep_best
+from gentickets.pruning.widths import Asked, Candidates, keep_one_a_layer, round_up
 
 _MANY_TIES = 0.01
 """The share of a group's weights that may be tied where it is cut without a word."""
@@ -67,6 +68,9 @@ def prune(
     granularity: Granularity = "weight",
     groups: ChannelGroups | None = None,
     multiple: int = 1,
+    at_least: float | None = None,
+    parameters: int | None = None,
+    flops: int | None = None,
 ) -> Masks:
     """Prunes the weights, or the channels, of lowest score.
 
@@ -96,9 +100,17 @@ def prune(
     many more of its best as make its number of channels divisible by 8, if it has them. `scope="layer"` compares the
     groups of `ChannelGroups.places`.
 
+    Two more things can be asked of groups. `at_least=8` keeps 8 channels in each layer, `at_least=0.25` a quarter of
+    them: its best ones, in the place of worse ones elsewhere, so that the amount is met all the same. And instead of a
+    share, a size: `parameters=1_000_000`, or `flops=` of one example forward as `cost` counts them, of the components
+    that have scores. What comes out is the largest network of at most so many: from the best group down, each that
+    still fits stays, and so none that goes would have fitted. `groups.parameters(groups.kept(masks))` is what it has.
+    With a scope other than "global" each layer, or component, gives of its own in turn, and it ends at the first that
+    would not fit: widths fall alike.
+
     Warns (`TiesBroken`) where more than 1 % of a group's weights score what the last to go scores, and others of them
-    stay. Raises `PruneError` for an amount out of range, a sparsity below the present one, or a score that is NaN or
-    no real number.
+    stay. Raises `PruneError` for an amount out of range, a sparsity below the present one, a bound or a size that
+    cannot be met (with what can), or a score that is NaN or no real number.
     """
     _check_scores(scores)
     fraction, to_sparsity = _share(fraction, "fraction"), _share(to_sparsity, "to_sparsity")
@@ -106,11 +118,12 @@ def prune(
         raise PruneError(f"granularity={granularity!r} is none of {', '.join(get_args(Granularity))}")
     if groups is not None and granularity != "channel":
         raise PruneError(f"groups are of channels: say granularity='channel', not {granularity!r}")
-    if multiple < 1 or (multiple > 1 and groups is None):
-        raise PruneError(f"multiple={multiple}: 1 or more, and with groups= (gt.channel_groups) only")
+    asked = Asked.of(groups, multiple, at_least, {"parameters": parameters, "flops": flops})
+    if asked.size is not None and (fraction is not None or to_sparsity is not None):
+        raise PruneError(f"give one amount: {asked.size[1]}=, fraction= or to_sparsity=")
     if granularity == "channel":
         if groups is not None:
-            return _prune_groups(scores, groups, fraction, to_sparsity, within, scope, multiple)
+            return _prune_groups(scores, groups, fraction, to_sparsity, within, scope, asked)
         return _prune_channels(scores, fraction, to_sparsity, within, scope)
     if scope not in get_args(Scope):
         raise PruneError(f"scope={scope!r} is none of {', '.join(get_args(Scope))}")
@@ -185,57 +198,47 @@ def _prune_groups(
     to_sparsity: float | None,
     within: Masks | None,
     scope: Scope,
-    multiple: int,
+    asked: Asked,
 ) -> Masks:
     """`prune` with one score a group of channels, spread over all its slices."""
     if scope == "erk":
         raise PruneError("scope=erk is of single weights: for channels take global, component or layer")
     score, scored = groups.scores(scores)
     alive = np.ones(len(groups), dtype=bool) if within is None else groups.kept(within)
-    places = {place: own for place, numbers in groups.places.items() if len(own := numbers[scored[numbers]])}
-    if not places:
+    among = Candidates(groups, score, scored, alive, scope)
+    if not among.places:
         why = (
             f" ({len(groups.whole)} layers stay whole: {groups.reasons()})" if not len(groups) and groups.whole else ""
         )
         raise PruneError(f"no score belongs to a channel of the groups: nothing to prune{why}")
-    chosen = prune(
-        {place: torch.from_numpy(score[numbers]) for place, numbers in places.items()},
-        fraction,
-        to_sparsity,
-        Masks({place: torch.from_numpy(alive[numbers]) for place, numbers in places.items()}),
-        scope,
-    )
-    kept = alive.copy()
-    for place, numbers in places.items():
-        kept[numbers] = chosen[place].numpy()
-    _keep_one_a_layer(kept, groups, alive, score)
-    _round_up(kept, groups, alive, score, multiple)
+    if asked.size is not None:
+        kept = among.largest(*asked.size, asked.at_least)
+    else:
+        kept = _best_groups(among, fraction, to_sparsity)
+        if asked.at_least is not None:
+            amount = f"fraction={fraction}" if to_sparsity is None else f"to_sparsity={to_sparsity}"
+            kept = among.exchanged(kept, asked.at_least, amount)
+        keep_one_a_layer(kept, groups, alive, score)
+        round_up(kept, groups, alive, score, asked.multiple)
     masks = groups.masks(kept)
     if within is None:
         return masks
     return within.replace({name: mask & within[name] if name in within else mask for name, mask in masks.items()})
 
 
-def _keep_one_a_layer(kept: np.ndarray, groups: ChannelGroups, alive: np.ndarray, score: np.ndarray) -> None:
-    """Puts back, in `kept`, the best group of each layer that would have none."""
-    for layer, numbers in groups.layers.items():
-        living = numbers[alive[numbers]]
-        if not groups.always[layer] and len(living) and not kept[numbers].any():
-            warnings.warn(f"every channel of {layer!r} would go: its best one is kept", stacklevel=4)
-            kept[living[score[living].argmax()]] = True
-
-
-def _round_up(kept: np.ndarray, groups: ChannelGroups, alive: np.ndarray, score: np.ndarray, multiple: int) -> None:
-    """Puts back, in `kept`, the best groups of each layer up to the next multiple of channels, as far as it has them.
-
-    Layers that share groups shift each other's counts: again until nothing moves, which only ever adds.
-    """
-    before = -1
-    while before != (before := int(kept.sum())):
-        for layer, numbers in groups.layers.items():
-            dropped = numbers[alive[numbers] & ~kept[numbers]]
-            missing = -(groups.always[layer] + int(kept[numbers].sum())) % multiple
-            kept[dropped[np.argsort(-score[dropped], kind="stable")[:missing]]] = True
+def _best_groups(among: Candidates, fraction: float | None, to_sparsity: float | None) -> np.ndarray:
+    """bool: the groups that an amount leaves, by their scores alone."""
+    chosen = prune(
+        {place: torch.from_numpy(among.score[numbers]) for place, numbers in among.places.items()},
+        fraction,
+        to_sparsity,
+        Masks({place: torch.from_numpy(among.alive[numbers]) for place, numbers in among.places.items()}),
+        among.scope,
+    )
+    kept = among.alive.copy()
+    for place, numbers in among.places.items():
+        kept[numbers] = chosen[place].numpy()
+    return kept
 
 
 def _prune_channels(

@@ -25,18 +25,25 @@ from gentickets.notebook import shown
 from gentickets.options import TOLERANCES, Granularity, Rule, Scope, check_tolerance
 from gentickets.pruning.prune import prune
 from gentickets.pruning.scores import Scores, batchnorm_scale, magnitude
+from gentickets.pruning.widths import Asked
 from gentickets.search.levels import check_count, check_share
 
 _BY_LUCK = 0.01
 """Told is a component of which a whole window of independent masks would agree with a higher probability."""
 
+_WIDTHS = ("at_least", "parameters", "flops")
+
 
 class Watching(TypedDict, total=False):
-    """`origin`: goes into the ticket. `groups`: the channels that go together. `rule`: what near is ("chance")."""
+    """`origin`: goes into the ticket. `groups`: the channels that go together. `rule`: what near is ("chance").
+    `at_least`, `parameters`, `flops`: how wide layers stay, and a size in place of a fraction (see `prune`)."""
 
     origin: Mapping[str, Any] | None
     groups: ChannelGroups | None
     rule: Rule
+    at_least: float | None
+    parameters: int | None
+    flops: int | None
 
 
 class EarlyBird:
@@ -67,7 +74,7 @@ class EarlyBird:
 
     def __init__(
         self,
-        fraction: float,
+        fraction: float | None = None,
         granularity: Granularity = "weight",
         window: int = 5,
         tolerance: float | None = None,
@@ -78,7 +85,12 @@ class EarlyBird:
     ):
         check_arguments(EarlyBird, more, Watching)
         origin, groups, rule = more.get("origin"), more.get("groups"), more.get("rule", "chance")
-        check_share("fraction", fraction)
+        self.more = {key: more[key] for key in _WIDTHS if more.get(key) is not None}  # type: ignore[literal-required]
+        if (fraction is not None) + len(self.more.keys() - {"at_least"}) != 1:
+            raise PruneError("give one amount: fraction=, parameters= or flops=")
+        if fraction is not None:
+            check_share("fraction", fraction)
+        Asked.of(groups, 1, more.get("at_least"), {"parameters": more.get("parameters"), "flops": more.get("flops")})
         check_count("window", window, 2)  # or there is nothing to compare
         if granularity not in get_args(Granularity):
             raise PruneError(f"granularity={granularity!r} is none of {', '.join(get_args(Granularity))}")
@@ -89,7 +101,7 @@ class EarlyBird:
         if groups is not None and granularity != "channel":
             raise PruneError(f"groups are of channels: say granularity='channel', not {granularity!r}")
         self.tolerance = TOLERANCES[rule] if tolerance is None else tolerance
-        check_tolerance(self.tolerance, rule, fraction)
+        check_tolerance(self.tolerance, rule, 0.5 if fraction is None else fraction)  # of a size, at the first mask
         self.groups, self.rule = groups, rule
         self.fraction, self.granularity, self.window = fraction, granularity, window
         self.scope, self.origin = scope, dict(origin or {})
@@ -107,7 +119,11 @@ class EarlyBird:
 
     def __repr__(self) -> str:
         state = "settled" if self.settled else "not settled"
-        return f"EarlyBird(fraction={self.fraction}, {self.granularity}, {len(self.history)} observations, {state})"
+        return f"EarlyBird({self._asked()}, {self.granularity}, {len(self.history)} observations, {state})"
+
+    def _asked(self) -> str:
+        said = ({} if self.fraction is None else {"fraction": self.fraction}) | self.more
+        return ", ".join(f"{key}={value}" for key, value in said.items())
 
     def _repr_html_(self) -> str:
         newest, chances = (of[-1] if of else {} for of in (self.distances, self.chances))
@@ -133,7 +149,8 @@ class EarlyBird:
             return False
         self._tell_of_whole(scores, model)
         scope: Scope = "global" if self._parts == (WHOLE,) and self.scope == "component" else self.scope
-        masks = prune(scores, fraction=self.fraction, scope=scope, granularity=self.granularity, groups=self.groups)
+        how: Any = {"scope": scope, "granularity": self.granularity, "groups": self.groups, **self.more}
+        masks = prune(scores, self.fraction, **how)
         decisions = masks if self.groups is None else self.groups.decisions(masks)
         found = self._compared(decisions)
         self._check_comparable(found)
@@ -182,9 +199,10 @@ class EarlyBird:
         observation. Raises `PruneError` for a state that was kept under other settings."""
         kept = {"rule": "hamming", **state.get("facts", {})}  # of before there was another
         mine = self.facts()
-        for key in ("rule", "tolerance", "window", "fraction", "granularity"):
-            if kept.get(key, mine[key]) != mine[key]:
-                raise PruneError(f"the state was kept with {key}={kept[key]!r}, this EarlyBird has {key}={mine[key]!r}")
+        for key in ("rule", "tolerance", "window", "fraction", "granularity", *_WIDTHS):
+            if kept.get(key, mine.get(key) if key in ("rule", *mine) else None) != mine.get(key):
+                its, own = kept.get(key), mine.get(key)
+                raise PruneError(f"the state was kept with {key}={its!r}, this EarlyBird has {key}={own!r}")
         self.settled = state["settled"]
         self.history, self.distances, self.chances = [], [], []
         self._recent.clear()
@@ -203,6 +221,7 @@ class EarlyBird:
             "observation": len(self.history),
             "settled": self.settled,
             "fraction": self.fraction,
+            **self.more,
             "granularity": self.granularity,
             "window": self.window,
             "rule": self.rule,
@@ -238,8 +257,8 @@ class EarlyBird:
         newest = {name: overlaps[-1] for name, overlaps in found.items() if overlaps}
         if newest and not any(one.chance_distance for one in newest.values()):
             raise PruneError(
-                f"fraction={self.fraction} leaves no two masks that could differ: every layer is whole or empty "
-                f"({_densities(newest)}); take another fraction or scope"
+                f"{self._asked()} leaves no two masks that could differ: every layer is whole or empty "
+                f"({_densities(newest)}); take another amount or scope"
             )
         for name, one in newest.items():
             named = f"component {name!r}" if name else "the network"

@@ -24,6 +24,7 @@ from gentickets.objectives import GainPenalty
 from gentickets.options import TOLERANCES, Count, Granularity, NotNegative, Rule, check_tolerance
 from gentickets.pruning.prune import random_like
 from gentickets.sealed import Damaged, sealed_json, sealed_state, unsealed_json, unsealed_state
+from gentickets.search.by_channel import ByChannel
 from gentickets.search.early_bird import EarlyBird, random_channels_control
 from gentickets.search.levels import Level
 from gentickets.search.method import Network, Separate, Work, connected
@@ -46,7 +47,7 @@ class Settled:
 
 
 @dataclass(frozen=True)
-class EarlyBirds(Separate):
+class EarlyBirds(ByChannel, Separate):
     """Early-bird tickets: dense until the mask has settled, then the smaller network."""
 
     granularity: Granularity = "weight"
@@ -71,7 +72,11 @@ class EarlyBirds(Separate):
         return {"rounds": 1, "fraction": deepest}  # it finds one ticket: of the deepest sparsity
 
     def __post_init__(self) -> None:
-        for level in range(1, self.rounds + 1):
+        super().__post_init__()
+        if self.granularity == "weight" and (self.by_size or self.at_least is not None):
+            said = next(key for key in ("parameters", "flops", "at_least") if getattr(self, key) is not None)
+            raise ValueError(f"{said} is of channels: take granularity=channel too")
+        for level in range(1, self.rounds + 1) if not self.by_size else ():  # what a size leaves, a mask will tell
             try:
                 check_tolerance(self.near, self.rule, self.sparsity_at(level))
             except GenticketsError as error:
@@ -164,7 +169,6 @@ class EarlyBirds(Separate):
     def _bird(self, work: Work, model: nn.Module, level: int) -> EarlyBird:
         by_channel = self.granularity == "channel"
         return EarlyBird(
-            self.sparsity_at(level),
             granularity=self.granularity,
             window=self.window,
             tolerance=self.near,
@@ -172,6 +176,7 @@ class EarlyBirds(Separate):
             components=self.components,
             groups=channel_groups(model, work.example_inputs(model)) if by_channel else None,
             rule=self.rule,
+            **self.amount(level),
         )
 
     def _check_seen(self, watch: BirdWatch, level: int, step: int, deadline: int) -> None:

@@ -332,12 +332,12 @@ def source_run(folder: Path, source: str) -> Path:
 def steps_by_piece(recipe: Recipe) -> Callable[[Piece], int]:
     """How many training steps each piece takes, with those that find its masks."""
     steps, method = recipe.training.steps, recipe.build_method()
-    again, searched = steps - method.rewind_step, method.search_steps(steps)
+    (start, end), searched = method.span(steps), method.search_steps(steps)
 
     def steps_of(piece: Piece) -> int:
         if piece.level == 0 or piece.arm == "redrawn_weights":
             return steps
-        return again + (searched if piece.arm == "ticket" else 0)
+        return end - start + (searched if piece.arm == "ticket" else 0)
 
     return steps_of
 
