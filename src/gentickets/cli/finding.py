@@ -208,7 +208,7 @@ def run_a_study(study: Study, runs: Path, resume: bool, plan_only: bool, loading
         out.print(f"{study.name}: {len(study.arms)} arms, about {duration(seconds)} in all; less what they share")
         return
     show_study(folder)
-    check_trained(folder / arm.label for arm in study.arms if arm.label not in left_out)
+    check_trained(folder / arm.label for arm in study.runs if arm.label not in left_out)
 
 
 def _stage_words(stage: Stage) -> str:
