@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 import gentickets as gt
 from gentickets.errors import GenticketsError, PruneError
 from gentickets.lab.recipe import make_recipe
+from gentickets.lab.report.rates import rates_of_blocks
+from gentickets.lab.results.reading import read_run
 from gentickets.lab.run.seed import SeedRun
 from gentickets.lab.run.stage import load_data, make_judge
 from gentickets.search.block_rates import block_of, block_rates, pruned_by_block
@@ -114,6 +116,7 @@ def made(folder, **search):
     recipe = make_recipe({**RECIPE, "name": folder.name, "search": {**RECIPE["search"], **search}})
     train, held_out = load_data(recipe.data)
     folder.mkdir()
+    (folder / "recipe.yaml").write_text(json.dumps(recipe.dump()))
     SeedRun(recipe, folder, 0, train, make_judge(recipe, train, held_out)).run()
     return folder / "seed-0"
 
@@ -140,6 +143,10 @@ def test_a_run_tells_its_rates_and_what_the_second_network_took(tmp_path):
     assert (run / "level-01" / "second.safetensors").exists()
     assert not (run / "level-02" / "second.safetensors").exists()
     assert (run / "level-01-random_mask" / "metrics.json").exists()
+    (first, second) = rates_of_blocks(read_run(run.parent))
+    assert [row[0] for row in first.rows] == list(facts["blocks"])
+    assert f"{facts['ratio']:.2f} times as much" in first.words
+    assert second.sparsity == "75.0%"
 
 
 def test_without_a_signal_it_says_so_and_takes_the_densities(tmp_path):
@@ -147,6 +154,7 @@ def test_without_a_signal_it_says_so_and_takes_the_densities(tmp_path):
         run = made(tmp_path / "none", rounds=1, least=9.0)
     facts = read(run / "level-01", "block-rates.json")
     assert facts["signal"] is False
+    assert "no signal on 1 of 1 seeds" in rates_of_blocks(read_run(run.parent))[0].words
     scales = [rate["kept"] / rate["density"] for rate in facts["blocks"].values()]
     assert scales == pytest.approx([scales[0]] * len(scales))
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +13,12 @@ from torch import nn
 import gentickets as gt
 from gentickets.errors import RecipeError
 from gentickets.lab.recipe import make_recipe
+from gentickets.lab.run.pieces import Piece
+from gentickets.lab.run.prepare import prepared
 from gentickets.lab.run.seed import SeedRun, steps_of_seed
+from gentickets.lab.run.sharing import Donors
 from gentickets.lab.run.stage import load_data, make_judge
+from gentickets.lab.shipping import of_level
 from gentickets.lab.study.study import read_study
 from gentickets.models.by_time import ByTime
 from gentickets.objectives import Denoising
@@ -147,6 +152,7 @@ def seed_run(recipe, runs):
     folder = runs / recipe.name
     folder.mkdir(exist_ok=True)
     (folder / "recipe.yaml").write_text(json.dumps(recipe.dump()))
+    (folder / "origin.json").write_text(json.dumps({"data": {"shape": [1, 8, 8]}, "code": recipe.code()}))
     return SeedRun(recipe, folder, 0, train, make_judge(recipe, train, held_out))
 
 
@@ -243,6 +249,22 @@ def test_what_does_not_go_together_is_refused_in_one_line(source, more, said, ru
 def test_a_control_that_a_region_does_not_have_is_missed_by_name(runs):
     with pytest.raises(RecipeError, match=r"level-01-random_mask .* controls.random_mask=false"):
         seed_run(whole("missing", ["apart", "late"]), runs).run()
+
+
+def test_whoever_works_on_the_whole_waits_for_all_regions_and_for_their_controls(tmp_path):
+    recipes = [part("early", [40, 100]), part("late", [0, 40]), whole("whole", ["early", "late"])]
+    *regions, ready = [prepared(recipe, tmp_path / recipe.name) for recipe in recipes]
+    donors = Donors(replace(ready, donors=tuple(region.folder for region in regions)))
+    assert donors.before(Piece(0, 0)) == []
+    for piece in (Piece(0, 1), Piece(0, 1, "random_mask"), Piece(0, 1, "redrawn_weights")):
+        assert [(run.name, one) for run, one in donors.before(piece)] == [("early", piece), ("late", piece)]
+    (tmp_path / "late" / "seed-0" / "level-01").mkdir(parents=True)
+    assert [run.name for run, _ in donors.before(Piece(0, 1))] == ["early"]
+
+
+def test_what_was_put_together_is_handed_out_part_by_part(together):
+    with pytest.raises(gt.GenticketsError, match="the same level of each of early, late"):
+        of_level(together.folder / "level-01", allow_code=True)
 
 
 def test_the_same_source_twice_is_refused():

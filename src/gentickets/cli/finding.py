@@ -232,9 +232,9 @@ def show_study(folder: Path) -> None:
     from gentickets.lab.study.comparison import read_comparison
 
     comparison = read_comparison(folder)
-    for run in comparison.runs.values():
-        with locked(run.folder, wait=True):  # one command at a time, as `renewed_page`
-            write_report([run])
+    for place in (*comparison.parts, *(run.folder for run in comparison.runs.values())):
+        with locked(place, wait=True):  # one command at a time, as `renewed_page`
+            write_report([place])
     with locked(folder, wait=True):
         page = write_study(comparison)
     out.print(study_table(comparison))

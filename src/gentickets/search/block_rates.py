@@ -4,7 +4,6 @@ ours)."""
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -52,7 +51,7 @@ class BlockRate:
     @property
     def ratio(self) -> float:
         """How much more than chance the two agree; 1 where nothing is alive, or everything is, and they must."""
-        return self.jaccard / self.chance if self.chance and not math.isnan(self.chance) else 1.0
+        return self.jaccard / self.chance if self.chance else 1.0
 
     def asked(self, strength: float) -> float:
         """What it is to keep, up to a factor for all: at least a weight; of no overlap too there is a power."""
@@ -92,7 +91,8 @@ def block_rates(one: Masks, other: Masks, sparsity: float, strength: float = 1.0
 def _agreement(one: Masks, other: Masks, names: list[str]) -> BlockRate:
     mine, theirs = (Masks({name: masks[name] for name in names}) for masks in (one, other))
     both = overlap(mine, theirs)
-    return BlockRate(mine.total, (mine.density + theirs.density) / 2, both.jaccard, both.chance_jaccard, 0.0)
+    agree = (both.jaccard, both.chance_jaccard) if mine.alive + theirs.alive else (0.0, 0.0)
+    return BlockRate(mine.total, (mine.density + theirs.density) / 2, *agree, kept=0.0)
 
 
 def _within_budget(asked: Mapping[str, float], weights: Mapping[str, int], density: float) -> dict[str, float]:

@@ -23,6 +23,7 @@ from gentickets.durations import duration
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.files import replace_file
 from gentickets.lab.report.figures import stopping_steps, write_figures
+from gentickets.lab.report.rates import rates_of_blocks
 from gentickets.lab.report.rendering import environment, inlined
 from gentickets.lab.report.settling import settling_sentences
 from gentickets.lab.report.side_by_side import SideBySide, opened, side_by_side
@@ -147,6 +148,7 @@ def _section(run: Run, index: int) -> dict[str, Any]:
         "stopping": named.get("early-stopping"),
         "birds": [figure for figure in figures if figure.drawing.name.startswith("early-bird-")],
         "settled": settling_sentences(run),
+        "rates": rates_of_blocks(run),
         "layers": named.get("layers"),
         "curves": named.get("curves"),
         "pictures": _pictures(run, verdict),

@@ -133,6 +133,9 @@ def sentences(comparison: Comparison) -> list[str]:
     shared = sorted({row.arm for row in comparison.rows if row.kind == "dense" and row.cost.shared_from})
     if shared:
         said.append(f"The dense training was done once and shared with {join(titles[arm] for arm in shared)}.")
+    if comparison.record.parts:
+        parts = join(comparison.record.parts.values())
+        said.append(f"Made of runs that are not compared, each with a page of its own: {parts}.")
     if any(row.kind == "small_dense" for row in comparison.rows):
         said.append(
             "A small dense net is as narrow as it takes to have the ticket's live parameters, trained from scratch."
