@@ -157,7 +157,7 @@ def test_a_plain_recipe_is_compared_by_the_methods_of_the_field(file):
     assert [method_of(arm.recipe) for arm in study.arms] == [arm.label for arm in study.arms]
     for arm in read_study(path, methods=METHODS).arms:
         method = arm.recipe.build_method()
-        assert method.rewind_step == (4 if arm.label in ("imp", "one-shot", "few-images") else 0)
+        assert method.rewind_step == (4 if arm.label in ("imp", "one-shot", "few-images", "block-rates") else 0)
         assert method.sparsity_at(method.rounds) == pytest.approx(0.75)
         # Pruning at random is the random mask: it is not its own control.
         assert arm.recipe.controls.random_mask is (arm.label != "random-at-init")

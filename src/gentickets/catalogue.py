@@ -58,7 +58,9 @@ _METHODS = {
     "rigl": "gentickets.search.rigl:RigL",
     "set": "gentickets.search.rigl:SET",
     "gradual": "gentickets.search.gradual:GradualPruning",
+    "block-rates": "gentickets.search.block_rates:BlockRates",
     "transferred": "gentickets.search.transferred:Transferred",
+    "by-time": "gentickets.search.by_time:TicketsByTime",
 }
 _CRITERIA = {
     "magnitude": "gentickets.pruning.criteria:by_magnitude",

@@ -208,7 +208,7 @@ def run_a_study(study: Study, runs: Path, resume: bool, plan_only: bool, loading
         out.print(f"{study.name}: {len(study.arms)} arms, about {duration(seconds)} in all; less what they share")
         return
     show_study(folder)
-    check_trained(folder / arm.label for arm in study.arms if arm.label not in left_out)
+    check_trained(folder / arm.label for arm in study.runs if arm.label not in left_out)
 
 
 def _stage_words(stage: Stage) -> str:
@@ -232,9 +232,9 @@ def show_study(folder: Path) -> None:
     from gentickets.lab.study.comparison import read_comparison
 
     comparison = read_comparison(folder)
-    for run in comparison.runs.values():
-        with locked(run.folder, wait=True):  # one command at a time, as `renewed_page`
-            write_report([run])
+    for place in (*comparison.parts, *(run.folder for run in comparison.runs.values())):
+        with locked(place, wait=True):  # one command at a time, as `renewed_page`
+            write_report([place])
     with locked(folder, wait=True):
         page = write_study(comparison)
     out.print(study_table(comparison))

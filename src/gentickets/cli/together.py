@@ -118,7 +118,7 @@ def plan(
     from gentickets.lab.study.study import read_study
 
     if is_study(recipe):
-        recipes = [arm.recipe for arm in read_study(recipe, overrides or (), None, budget, allow_code).arms]
+        recipes = [arm.recipe for arm in read_study(recipe, overrides or (), None, budget, allow_code).runs]
     else:
         recipes = [read_recipe(recipe, overrides or (), budget, allow_code)]
     with TemporaryDirectory() as nowhere:

@@ -369,3 +369,20 @@ def grid(images: Tensor) -> Image.Image:
     picture = Image.fromarray(sheet.squeeze(2) if channels == 1 else sheet)
     factor = max(1, 48 // height)
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def first_in_a_row(sheet: Image.Image, height: int, width: int, count: int) -> Image.Image | None:
+    """The first images of a `grid` of so large ones, at most `count`, in one row; None where it is no such grid."""
+    factor = max(1, 48 // height)
+    rows, left = divmod(sheet.height + factor, (height + 1) * factor)
+    if left or not rows or sheet.width != (_COLUMNS * (width + 1) - 1) * factor:
+        return None
+    count = min(count, rows * _COLUMNS)
+    row = Image.new(sheet.mode, ((count * (width + 1) - 1) * factor, height * factor), 128 if sheet.mode == "L" else 0)
+    if sheet.mode == "RGB":
+        row.paste((128, 128, 128), (0, 0, *row.size))
+    for index in range(count):
+        top, at = index // _COLUMNS * (height + 1) * factor, index % _COLUMNS * (width + 1) * factor
+        tile = sheet.crop((at, top, at + width * factor, top + height * factor))
+        row.paste(tile, (index * (width + 1) * factor, 0))
+    return row

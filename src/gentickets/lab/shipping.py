@@ -70,6 +70,9 @@ def of_level(place: Path, allow_code: bool = False) -> Shipment:
     recipe, (channels, size, _) = _recipe_of(place.resolve().parents[1], allow_code)
     ticket = Ticket.load(place / "ticket.safetensors")
     as_trained = metrics["level"] > 0 and place.resolve().name != "trained"
+    if as_trained and not (method := recipe.build_method()).trains:
+        parts = ", ".join(method.sources(metrics["arm"]))
+        raise GenticketsError(f"{place} was put together, not trained: hand out the same level of each of {parts}")
     whole = _shipment(recipe, channels, size, ticket, as_trained)
     Ticket(whole.masks, trained_weights(place)).install(whole.model)
     whole.masks.audit(whole.model)

@@ -6,16 +6,17 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from annotated_types import Len
 from torch import Tensor, nn
 
 from gentickets.data.batches import Batch
 from gentickets.errors import GenticketsError
 from gentickets.masks.names import component_at, unwrap
 from gentickets.objectives.base import Loss, Measure, Objective, conditioned, conditions, example_labels, full
-from gentickets.options import Count
+from gentickets.options import Count, Steps
 
 DRAWS = 4_000
 """Over so many images, each at a time and with a noise of its own, the held-out loss is the mean, alike for all."""
@@ -29,9 +30,10 @@ class Denoising(Objective):
     denoiser takes (x_t, t), t being int64 (batch,), and tells ε, or with `prediction` "v" the velocity
     √ᾱ_t ε - √(1 - ᾱ_t) x_0 (Salimans & Ho 2022). `schedule` of ᾱ: see `signal`. Samples are made by DDIM without new
     noise (Song et al. 2021) in `sampling_steps` steps, x_0 clamped to [-1, 1] in each. With `conditional` the denoiser
-    takes the labels as its third argument.
+    takes the labels as its third argument. With `times` [a, b] only the times a … b - 1 are drawn: the denoiser is one
+    of several that share the way from noise to image, is judged by its own part of it, and makes no images by itself.
 
-    Raises `ValueError` for more sampling steps than time steps.
+    Raises `ValueError` for more sampling steps than time steps, and for `times` that are none of these.
     """
 
     prediction: Literal["epsilon", "v"] = "epsilon"
@@ -46,6 +48,8 @@ class Denoising(Objective):
     """Whether the denoiser is told the label of each image."""
     image_shape: list[Count] | None = None
     """Channels, height and width of the images that are made; null: as the denoiser itself says (`image_shape`)."""
+    times: Annotated[list[Steps], Len(2, 2)] | None = None
+    """The first time that it is trained and judged on, and the one after the last ([0, 250]); null: all."""
 
     components: ClassVar = ("denoiser",)
     averaged: ClassVar = ("denoiser",)
@@ -53,10 +57,19 @@ class Denoising(Objective):
     def __post_init__(self) -> None:
         if not 1 <= self.sampling_steps <= self.timesteps:
             raise ValueError(f"sampling_steps={self.sampling_steps}: 1 to timesteps={self.timesteps}")
+        if self.times is not None and not 0 <= self.times[0] < self.times[1] <= self.timesteps:
+            raise ValueError(
+                f"times={list(self.times)}: the first and the one after the last, of 0 to {self.timesteps}"
+            )
 
     @property
     def wants_labels(self) -> bool:
         return self.conditional
+
+    @property
+    def region(self) -> tuple[int, int]:
+        """The first of its times, and the one after the last."""
+        return (0, self.timesteps) if self.times is None else (self.times[0], self.times[1])
 
     def losses(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> Iterator[Loss]:
         yield "denoiser", self.denoising_loss(model, batch, rng).mean()
@@ -69,7 +82,7 @@ class Denoising(Objective):
     def _told(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """What the denoiser says, and what would be true."""
         images, labels = conditioned(batch, self.conditional)
-        times = torch.randint(self.timesteps, (len(images),), generator=rng, device=images.device)
+        times = torch.randint(*self.region, (len(images),), generator=rng, device=images.device)
         noise = torch.randn(images.shape, generator=rng, device=images.device)
         given = full(model.denoiser(self.noisy(images, times, noise), times, *labels))  # type: ignore[operator]
         return given, noise if self.prediction == "epsilon" else self.velocity(images, times, noise)
@@ -79,13 +92,17 @@ class Denoising(Objective):
 
     def measures(self) -> Mapping[str, Measure]:
         what = "denoising loss" if self.prediction == "epsilon" else "denoising loss (velocity)"
-        label = f"{what}, held-out images"
-        return {"denoising_loss": Measure(label, self.denoising_loss, draws=DRAWS)}
+        if self.times is None:
+            return {"denoising_loss": Measure(f"{what}, held-out images", self.denoising_loss, draws=DRAWS)}
+        # Of some times it is another number, and bears another name: it is compared with none over all times.
+        first, end = self.region
+        label = f"{what} at times {first} to {end - 1}, held-out images"
+        return {f"denoising_loss_{first}_{end}": Measure(label, self.denoising_loss, draws=DRAWS)}
 
     def example_inputs(self, model: nn.Module, images: Batch) -> dict[str, Any]:
         labels = (example_labels(images),) if self.conditional else ()
         images, _ = conditioned(images, False)
-        times = torch.full((len(images),), self.timesteps // 2, device=images.device)
+        times = torch.full((len(images),), sum(self.region) // 2, device=images.device)
         return {"denoiser": (images, times, *labels)}
 
     # -- noise and back -----------------------------------------------------------------------------------
@@ -119,8 +136,14 @@ class Denoising(Objective):
 
     # -- new images ---------------------------------------------------------------------------------------
 
+    @property
+    def can_sample(self) -> bool:
+        return self.times is None
+
     @torch.no_grad()
     def sample(self, model: nn.Module, count: int, rng: torch.Generator, labels: Tensor | None = None) -> Tensor:
+        if self.times is not None:
+            raise GenticketsError(f"times={list(self.times)}: a denoiser of some times alone makes no images")
         beside = conditions(labels, self.conditional)
         images = torch.randn(count, *self._shape(model), generator=rng, device=rng.device)
         steps = self.times_of_sampling()

@@ -62,6 +62,14 @@ class Training(Protocol):
     ) -> Trained | None: ...
 
 
+class Taken(NamedTuple):
+    """A complete level or control of another run: what is judged of it, with the masks that it is held to, and the
+    objective that it was trained for."""
+
+    level: Level
+    objective: Objective
+
+
 @dataclass(frozen=True)
 class Work:
     """One seed of a run, as its method sees it.
@@ -70,7 +78,8 @@ class Work:
     the seconds and FLOPs of every scoring. `few`: batches of a share of the images, always the same ones. `folder` is
     that of the level in the making: what a method writes there is kept, and found again when the level is resumed;
     `place` that of a complete level. `so_far` is what the trainings of this level took, as plain values, and `recall`
-    counts them again. `load` reads a complete level of the chain back; `source` finds a level of another run.
+    counts them again. `load` reads a complete level of the chain back; `source` finds a level of another run, and
+    `taken` gives a level or control of one as it was trained, whose price goes onto this level's account.
     """
 
     make_model: MakeModel
@@ -91,6 +100,7 @@ class Work:
     recall: Callable[[int, Mapping[str, Any]], None]
     load: Callable[[int], Level]
     source: Callable[[str, int], Path]
+    taken: Callable[[str, int, str], Taken]
 
     def criterion(self, said: str | Mapping[str, Any] | Named) -> Callable[[nn.Module, Masks], Scores]:
         """A criterion by its name, given what it needs; every call is accounted for."""
@@ -136,6 +146,9 @@ class Method(ABC):
     """What was trained for a level's masks before it is begun: nothing, the dense model, the level before and all that
     it rests on, what the level before was searched by, or the level of another run. It is what they cost to find."""
 
+    trains: ClassVar[bool] = True
+    """Whether its levels and controls are trained, and not put together of what other runs have trained."""
+
     rounds: Tickets
     rewind_step: int = 0
     retrain: Retrain = "rewind"
@@ -159,6 +172,10 @@ class Method(ABC):
     def covered(self, model: nn.Module) -> Masks:
         """The masks of the dense model: what may be pruned, all of it alive."""
         return Masks.dense(model)
+
+    def sources(self, arm: str) -> tuple[str, ...]:
+        """The other runs whose same level a level rests on, or whose same control a control does."""
+        return ()
 
     def span(self, steps: int) -> tuple[int, int]:
         """The (start, end) steps of a level's training."""

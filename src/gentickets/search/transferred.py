@@ -108,6 +108,9 @@ class Transferred(Method):
     def names(self) -> dict[str, Iterable[str]]:
         return {"carry": self.carry.values()}
 
+    def sources(self, arm: str) -> tuple[str, ...]:
+        return (self.source,) if arm == "ticket" else ()
+
     def covered(self, model: nn.Module) -> Masks:
         return Masks.dense(model, dict.fromkeys(self.carry.values()))
 

@@ -19,7 +19,7 @@ from gentickets.objectives.base import Objective
 from gentickets.pruning.prune import prune
 from gentickets.pruning.scores import random_scores
 from gentickets.search.levels import Level, MakeModel
-from gentickets.search.method import Method, Work
+from gentickets.search.method import Method, Taken, Work
 from gentickets.training.loop import Trained, derived_seed, train
 from gentickets.training.settings import Settings
 
@@ -97,6 +97,7 @@ class Bench:
             recall=lambda steps, account: None,
             load=self.load,
             source=self.source,
+            taken=self.taken,
         )
 
     def _batches(self, images: ImageSet) -> Batches:
@@ -139,3 +140,9 @@ class Bench:
             masks = prune(random_scores(model, level), to_sparsity=1 - 0.8**level)
             Ticket(masks, model, {"recipe": run}).save(place / "ticket.safetensors")
         return place
+
+    def taken(self, run: str, level: int, arm: str) -> Taken:
+        """A level or control of another run, whatever it is called: that of `source`, as if it had been trained."""
+        ticket = Ticket.load(self.source(run, level) / "ticket.safetensors")
+        model = ticket.install(drawn(self.make_model, 2, 1))
+        return Taken(Level(level, ticket.masks, model, ticket, held=ticket.masks), self.objective)

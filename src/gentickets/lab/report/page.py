@@ -23,8 +23,10 @@ from gentickets.durations import duration
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.files import replace_file
 from gentickets.lab.report.figures import stopping_steps, write_figures
+from gentickets.lab.report.rates import rates_of_blocks
 from gentickets.lab.report.rendering import environment, inlined
 from gentickets.lab.report.settling import settling_sentences
+from gentickets.lab.report.side_by_side import SideBySide, opened, side_by_side
 from gentickets.lab.results.estimation import Answer
 from gentickets.lab.results.reading import ARMS, LevelResult, Run, mean_known, read_run
 from gentickets.lab.results.verdict import ARM_NAMES, DENSE, Verdict, judge
@@ -146,9 +148,11 @@ def _section(run: Run, index: int) -> dict[str, Any]:
         "stopping": named.get("early-stopping"),
         "birds": [figure for figure in figures if figure.drawing.name.startswith("early-bird-")],
         "settled": settling_sentences(run),
+        "rates": rates_of_blocks(run),
         "layers": named.get("layers"),
         "curves": named.get("curves"),
         "pictures": _pictures(run, verdict),
+        "beside": _side_by_side(run, verdict),
         "costs": _costs(run),
         "timings": _timings(run),
         "numbers": _numbers(run, verdict),
@@ -245,6 +249,19 @@ def _pictures(run: Run, verdict: Verdict) -> dict[str, Any]:
     return {"what": what, "seed": seed, "strips": strips, "columns": run.depth + first}
 
 
+def _side_by_side(run: Run, verdict: Verdict) -> SideBySide | None:
+    """The dense model of the first seed, and one level's ticket and controls: the one that is judged, or else the
+    deepest with most of them."""
+    of_seed = {(result.arm, result.level): result for result in run.levels if result.seed == run.seeds[0]}
+    found = verdict.judged or verdict.deepest
+    arms = {level: [arm for arm in ARMS if (arm, level) in of_seed] for level in range(1, run.depth + 1)}
+    deepest = max(arms, key=lambda level: (len(arms[level]), level), default=0)
+    level = found.level if found is not None and found.level else deepest
+    shown = [("dense model", of_seed["ticket", 0])] if ("ticket", 0) in of_seed else []
+    shown += [(ARM_NAMES[arm], of_seed[arm, level]) for arm in arms.get(level, ())]
+    return side_by_side(run, verdict.key, shown)
+
+
 def _level_picture(result: LevelResult, column: int, verdict: Verdict) -> _Picture:
     metric = result.metrics.get(verdict.key)
     heading = "dense model" if result.level == 0 and result.arm == "ticket" else percent(result.sparsity)
@@ -255,21 +272,15 @@ def _level_picture(result: LevelResult, column: int, verdict: Verdict) -> _Pictu
     return _picture(column, result.samples, heading, caption, alt)
 
 
-_MOST_PIXELS, _MOST_BYTES = 2**24, 2**24
-"""Of a picture that is shown: many times what a run makes. A folder may be a stranger's."""
-
-
 def _picture(column: int, path: Path, heading: str, caption: str, alt: str) -> _Picture:
     try:
-        with Image.open(path) as image:
-            width = image.width
-            fits = image.width * image.height <= _MOST_PIXELS and path.stat().st_size <= _MOST_BYTES
+        image = opened(path)
     except (OSError, ValueError, Image.DecompressionBombError):
         return _Picture(column, heading, "cannot be read", alt)
-    if not fits:
+    if image is None:
         return _Picture(column, heading, "too large", alt)
     source = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-    return _Picture(column, heading, caption, alt, source, width < _DISPLAY_WIDTH)
+    return _Picture(column, heading, caption, alt, source, image.width < _DISPLAY_WIDTH)
 
 
 # -- tables -------------------------------------------------------------------------------------------------

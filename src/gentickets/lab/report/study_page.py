@@ -12,6 +12,7 @@ from rich.text import Text
 
 from gentickets.files import replace_file
 from gentickets.lab.report.rendering import environment, inlined, seconds, short
+from gentickets.lab.report.side_by_side import SideBySide, side_by_side
 from gentickets.lab.report.study_figure import write_study_figure
 from gentickets.lab.report.transfers import TRANSFER_WORDS, transfer_matrix
 from gentickets.lab.results.estimation import CONFIDENCE, Answer
@@ -51,6 +52,7 @@ def write_study(study: Path | Comparison) -> Path:
             sentences=sentences(comparison),
             figure=inlined(drawing, "s") if drawing else None,
             arms=[_arm_cells(comparison, arm) for arm in comparison.runs],
+            beside=_side_by_side(comparison),
             transfers=transfer_matrix(comparison),
             transfer_words=TRANSFER_WORDS,
             published=published_rows(comparison),
@@ -68,6 +70,25 @@ def write_study(study: Path | Comparison) -> Path:
     path = comparison.record.folder / "study.html"
     replace_file(path, page.encode())
     return path
+
+
+def _side_by_side(comparison: Comparison) -> SideBySide | None:
+    """The dense model of the first seed, each arm's deepest ticket with controls, and the small dense nets."""
+    rows = [(comparison.dense, "dense model")]
+    rows += [
+        (comparison.at_controls(arm)[-1], title)
+        for arm, title in comparison.record.arms.items()
+        if _has(arm, comparison)
+    ]
+    rows += [(row, row.title) for row in comparison.rows if row.kind == "small_dense"]
+    first = next(iter(comparison.runs.values()))
+    seed = first.seeds[0]
+    shown = [(title, one) for row, title in rows for one in row.results if one.seed == seed]
+    return side_by_side(first, comparison.key, shown)
+
+
+def _has(arm: str, comparison: Comparison) -> bool:
+    return arm in comparison.runs and bool(comparison.at_controls(arm))
 
 
 # -- in words -----------------------------------------------------------------------------------------------
@@ -112,6 +133,9 @@ def sentences(comparison: Comparison) -> list[str]:
     shared = sorted({row.arm for row in comparison.rows if row.kind == "dense" and row.cost.shared_from})
     if shared:
         said.append(f"The dense training was done once and shared with {join(titles[arm] for arm in shared)}.")
+    if comparison.record.parts:
+        parts = join(comparison.record.parts.values())
+        said.append(f"Made of runs that are not compared, each with a page of its own: {parts}.")
     if any(row.kind == "small_dense" for row in comparison.rows):
         said.append(
             "A small dense net is as narrow as it takes to have the ticket's live parameters, trained from scratch."

@@ -94,10 +94,10 @@ def standing(
 def source_of(source: Board, piece: Piece) -> Piece:
     """The level of another run from which a ticket is carried over: of the same seed; of the first one where the run
     has none of that seed, or its chain ended before."""
-    own = Piece(piece.seed, piece.level)
+    own = Piece(piece.seed, piece.level, piece.arm)
     if source.is_complete(own) or source.is_to_come(own):
         return own
-    return Piece(source.recipe.seeds[0], piece.level)
+    return Piece(source.recipe.seeds[0], piece.level, piece.arm)
 
 
 Site = TypeVar("Site")

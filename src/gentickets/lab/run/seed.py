@@ -14,6 +14,7 @@ from gentickets.data import ImageSet
 from gentickets.errors import Disconnected, GenticketsError, RecipeError, TicketError
 from gentickets.lab.judging import Judge
 from gentickets.lab.recipe import Recipe
+from gentickets.lab.recipe.recipe import code_in
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.keeping import NotKept, let_go, to_be_made_again, trained_weights
 from gentickets.lab.run.level import Made, check_level, read_price, with_stored_averages, write_level, write_untrained
@@ -27,7 +28,7 @@ from gentickets.masks.value import Masks
 from gentickets.options import Retrain
 from gentickets.sealed import Damaged
 from gentickets.search.levels import Level, retrain_span
-from gentickets.search.method import Work
+from gentickets.search.method import Taken, Work
 from gentickets.training.loop import Trained, derived_seed
 
 
@@ -153,7 +154,8 @@ class SeedRun:
         """What was trained for the sake of a level's masks before it was begun."""
         builds_on = self.method.builds_on if index else "nothing"
         if builds_on == "source":
-            return read_price(self._source(getattr(self.method, "source"), index), "find")  # noqa: B009
+            found = (read_price(self._source(one, index), "find") for one in self.method.sources("ticket"))
+            return sum(found, Price())
         if builds_on == "dense":
             return read_price(self._place(0), "train")
         if builds_on == "search":
@@ -189,21 +191,47 @@ class SeedRun:
             recall=trainer.recall,
             load=self.load_level,
             source=self._source,
+            taken=self._taken,
         )
 
-    def _source(self, source: str, index: int) -> Path:
-        """A level of the same seed of the run that tickets are carried over from; or of its first seed."""
+    def _source(self, source: str, index: int, arm: str = "ticket") -> Path:
+        """A level, or a control of it, of the same seed of the run that tickets are carried over from; or of its first
+        seed."""
         run = source_run(self.folder.parent, source)
         if not (run / "recipe.yaml").exists():
             beside = self.folder.parent.parent / source
             raise RecipeError(f"search.source={source!r} is no run: neither {beside} nor {run}")
-        piece = source_of(Board(run, disk.read_run_recipe(run)), Piece(self.seed, index))
+        piece = source_of(Board(run, disk.read_run_recipe(run)), Piece(self.seed, index, arm))
         if not (run / piece.name / "ticket.safetensors").exists() and not self._is_awaited(run, piece):
+            without = f"search.rounds={index - 1}" if arm == "ticket" else f"controls.{arm}=false"
             raise RecipeError(
-                f"search.source={source!r} has no complete {disk.level_name(index)} of seed {piece.seed}: "
-                f"run it first, or take search.rounds={index - 1}"
+                f"search.source={source!r} has no complete {disk.level_name(index, arm)} of seed {piece.seed}: "
+                f"run it first, or take {without}"
             )
         return run / piece.name
+
+    def _taken(self, source: str, index: int, arm: str) -> Taken:
+        """A level or control of another run as it is judged there. Its price is this level's: a control's search is
+        its level's. Raises `RecipeError` for a run of another model or other images, or that came to nothing there."""
+        place = self._source(source, index, arm)
+        recipe = disk.read_run_recipe(place.parent.parent)
+        mine, theirs = self.recipe.dump(), recipe.dump()
+        if set(code_in(theirs)) <= set(code_in(mine)):  # which may run: it does here
+            recipe = disk.read_run_recipe(place.parent.parent, allow_code=True)
+        for part in ("model", "data"):
+            if mine[part] != theirs[part]:
+                raise RecipeError(f"search.source={source!r} has another {part} than this run: they must be the same")
+        if (status := disk.read_metrics(place)["status"]) != "complete":
+            raise RecipeError(f"search.source={source!r}: {place.name} of {place.parent.name} is {status}")
+        seed = int(place.parent.name.removeprefix("seed-"))
+        there = SeedRun(recipe, place.parent.parent, seed, self.images, self.judge)
+        level = there.load_level(index, arm)
+        level.model = with_stored_averages(level.model, place)
+        outcome = self.trainer.outcome
+        outcome.train += read_price(place, "train")
+        if arm == "ticket":
+            outcome.find += read_price(place, "find")
+        return Taken(level, there.trainer.objective)
 
     def _account_scoring(self, seconds: float, flops: float) -> None:
         self.trainer.outcome.find += Price(seconds, flops, flops)
@@ -222,7 +250,7 @@ class SeedRun:
         ticket = Ticket.load(place / "ticket.safetensors")
         model, masks = self._network(ticket, index)
         Ticket(masks, trained_weights(place)).install(model)
-        return Level(index, ticket.masks, model, ticket)
+        return Level(index, ticket.masks, model, ticket, held=masks)
 
     def _to_control(self, index: int) -> Level:
         """A complete level as its controls need it: where its trained weights were not kept, as it starts."""
@@ -336,8 +364,8 @@ def steps_by_piece(recipe: Recipe) -> Callable[[Piece], int]:
 
     def steps_of(piece: Piece) -> int:
         if piece.level == 0 or piece.arm == "redrawn_weights":
-            return steps
-        return end - start + (searched if piece.arm == "ticket" else 0)
+            return steps if method.trains or piece.level == 0 else 0
+        return end - start + (searched if piece.arm == "ticket" else 0) if method.trains else 0
 
     return steps_of
 

@@ -53,15 +53,16 @@ class Donors:
         return [(run, one) for run, one in given if self.will_make(run, one)] + self.carried(piece)
 
     def carried(self, piece: Piece) -> list[tuple[Path, Piece]]:
-        """The level of another run whose ticket a level is to carry over, where that will be made yet."""
-        method = self.ready.recipe.build_method()
-        if method.builds_on != "source" or piece.arm != "ticket" or not piece.level:
-            return []
-        run = source_run(self.ready.folder, getattr(method, "source"))  # noqa: B009
+        """What of other runs a piece is made of, where that will be made yet: the ticket that it is to carry over."""
+        sources = self.ready.recipe.build_method().sources(piece.arm) if piece.level else ()
+        return [one for source in sources for one in self._carried(source, piece)]
+
+    def _carried(self, source: str, piece: Piece) -> list[tuple[Path, Piece]]:
+        run = source_run(self.ready.folder, source)
         if not (run / "recipe.yaml").exists():
             return []
-        source = source_of(Board(run, disk.read_run_recipe(run)), piece)
-        return [(donor, source) for donor in self.ready.donors if _is_same(donor, run) and self.will_make(run, source)]
+        theirs = source_of(Board(run, disk.read_run_recipe(run)), piece)
+        return [(donor, theirs) for donor in self.ready.donors if _is_same(donor, run) and self.will_make(run, theirs)]
 
     def will_make(self, run: Path, piece: Piece) -> bool:
         """Whether a piece is not there, and a run that is worked on before this one will make it."""

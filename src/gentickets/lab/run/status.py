@@ -135,7 +135,7 @@ def _pace(folder: Path, recipe: Recipe, done: list[Piece]) -> tuple[float, float
     steps, trained, evaluated, count = 0, 0.0, 0.0, 0
     for piece in done:
         timing: Mapping[str, float] = disk.read_json(folder / piece.name / "timing.json")
-        if "shared_from" in timing or not timing["train_seconds"]:
+        if "shared_from" in timing or not timing["train_seconds"] or not steps_of(piece):
             continue
         steps += steps_of(piece)
         trained, evaluated, count = trained + timing["train_seconds"], evaluated + timing["evaluate_seconds"], count + 1

@@ -83,6 +83,11 @@ class Comparison:
     unread: tuple[str, ...]
 
     @property
+    def parts(self) -> list[Path]:
+        """The folders of the runs that arms are made of, and of which something is complete."""
+        return [self.record.folder / label for label in self.record.parts if _is_begun(self.record.folder / label)]
+
+    @property
     def metric(self) -> Metric:
         """The primary metric's words."""
         return self.metrics.get(self.key) or Metric(self.key, math.nan, None, True)
@@ -126,7 +131,7 @@ def read_comparison(folder: Path | str) -> Comparison:
     record = read_record(folder)
     runs, unread = {}, []
     for label in record.arms:
-        if any((folder / label).glob("seed-*/level-*/metrics.json")):
+        if _is_begun(folder / label):
             runs[label] = read_run(folder / label)
         else:
             unread.append(label)
@@ -148,9 +153,13 @@ def read_comparison(folder: Path | str) -> Comparison:
     return Comparison(record, runs, verdicts, small, rows, first.primary, metrics, seeds, tuple(unread))
 
 
+def _is_begun(run: Path) -> bool:
+    return any(run.glob("seed-*/level-*/metrics.json"))
+
+
 def _small(folder: Path) -> dict[str, Run]:
     """The small dense nets that are there, the largest first."""
-    found = [place for place in folder.glob(f"{PREFIX}*") if any(place.glob("seed-*/level-*/metrics.json"))]
+    found = [place for place in folder.glob(f"{PREFIX}*") if _is_begun(place)]
     found.sort(key=lambda place: -int(place.name.removeprefix(PREFIX)))
     return {place.name: read_run(place) for place in found}
 

@@ -13,7 +13,7 @@ that each changes. Every part of a study is a run that is resumed where it stand
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,8 +36,11 @@ from gentickets.lab.run.trainer import Tell, make_fabric
 from gentickets.lab.run.work import run_all
 from gentickets.lab.study.small_dense import PREFIX, small_dense_recipes
 
-METHODS: tuple[str, ...] = (*(name for name in CATALOGUE["method"] if name not in ("at-init", "transferred")), *SHORT)
-"""What a plain recipe can be compared by. A transferred ticket needs a source, and so a study file that names it; what
+METHODS: tuple[str, ...] = (
+    *(name for name in CATALOGUE["method"] if name not in ("at-init", "transferred", "by-time")),
+    *SHORT,
+)
+"""What a plain recipe can be compared by. Tickets of other runs need a source, and so a study file that names it; what
 prunes before training is named by its criterion."""
 
 COMPARED = ("imp", "one-shot", "snip", "grasp", "synflow", "random-at-init")
@@ -75,9 +78,11 @@ class Published(_Part):
 
 
 class StudyPart(_Part):
-    """The key `study` of a study file. `arms`: label → the keys of the recipe that this arm changes."""
+    """The key `study` of a study file. `arms`: label → the keys of the recipe that this arm changes; `parts`: the same
+    of runs whose tickets arms are made of, and that are not compared themselves."""
 
     arms: Annotated[dict[Label, dict[str, Any]], Field(min_length=1)]
+    parts: dict[Label, dict[str, Any]] = {}
     small_dense: bool = True
     published: Published | None = None
 
@@ -100,6 +105,12 @@ class Study:
     arms: tuple[Arm, ...]
     small_dense: bool
     published: Published | None
+    parts: tuple[Arm, ...] = ()
+
+    @property
+    def runs(self) -> tuple[Arm, ...]:
+        """All that is made but small dense nets: what arms are made of, and then these."""
+        return (*self.parts, *self.arms)
 
 
 # -- reading ------------------------------------------------------------------------------------------------
@@ -159,14 +170,19 @@ def _study(raw: dict[str, Any], where: str) -> Study:
     except ValidationError as error:
         raise RecipeError(f"{where}: study.{complaints(error, StudyPart)}") from None
     name = parsed(recipe, where).name
-    arms = tuple(_arm(recipe, label, changes, f"{where}: arm {label}") for label, changes in part.arms.items())
-    for label in part.arms:
+    parts, arms = (
+        tuple(_arm(recipe, label, changes, f"{where}: {kind} {label}") for label, changes in said.items())
+        for kind, said in (("part", part.parts), ("arm", part.arms))
+    )
+    if both := sorted(part.parts.keys() & part.arms.keys()):
+        raise RecipeError(f"{where}: study: {both[0]!r} is both a part and an arm; take another label")
+    for label in (*part.parts, *part.arms):
         if label == DENSE or label.startswith(PREFIX):
             raise RecipeError(f"{where}: study.arms: {label!r} is what the controls are called; take another label")
     for row in part.published.rows if part.published else ():
         if row.arm not in (DENSE, *part.arms):
             raise RecipeError(f"{where}: study.published: no arm {row.arm!r}; there are dense, {', '.join(part.arms)}")
-    return Study(name, str(raw.get("title") or name), arms, part.small_dense, part.published)
+    return Study(name, str(raw.get("title") or name), arms, part.small_dense, part.published, parts)
 
 
 def _arm(recipe: dict[str, Any], label: str, changes: dict[str, Any], where: str) -> Arm:
@@ -238,25 +254,27 @@ def run_study(
     if not dry:
         with disk.one_line_errors(folder), disk.locked(folder, wait=True):
             write_record(folder, study, command)
-    arms, left_out = _with_hardware(study)
+    arms, left_out = _with_hardware(study.runs)
     runs, tellers, taking = list[Prepared](), dict[str, Tell](), dict[Path, dict[int, str]]()
     for index, arm in enumerate(arms):
         ready = prepared(arm.recipe, folder / arm.label, dry=dry, **how)
         ready = replace(ready, donors=tuple(run.folder for run in runs), beside=tuple(neighbours(folder)))
         taking[ready.folder] = {} if dry else Donors(ready).expected(taking)
-        tellers[arm.label] = begin(Stage(index, len(study.arms), arm.label, ready, taking[ready.folder]))
+        tellers[arm.label] = begin(Stage(index, len(study.runs), arm.label, ready, taking[ready.folder]))
         runs.append(ready)
     if not dry:
         execute(runs, lambda event: tellers[event.run](event))
         if study.small_dense:
-            _run_small_dense(study, runs, folder, begin, execute, how)
+            compared = {arm.label for arm in study.arms}
+            own = [run for run in runs if run.folder.name in compared]
+            _run_small_dense(study, own, folder, begin, execute, how)
     return left_out
 
 
-def _with_hardware(study: Study) -> tuple[list[Arm], dict[str, str]]:
+def _with_hardware(all_arms: Sequence[Arm]) -> tuple[list[Arm], dict[str, str]]:
     """The arms that this machine can run, and label → reason of the others. Raises `HardwareError` where it is none."""
     arms, left_out = list[Arm](), dict[str, str]()
-    for arm in study.arms:
+    for arm in all_arms:
         try:
             make_fabric(arm.recipe)
         except HardwareError as error:
@@ -272,8 +290,8 @@ def _run_small_dense(
     study: Study, arms: Sequence[Prepared], folder: Path, begin: Begin, execute: Execute, how: Mapping[str, Any]
 ) -> None:
     recipes = small_dense_recipes(study.arms[0].recipe, [read_run(arm.folder) for arm in arms])
-    total, runs, tellers = len(study.arms) + len(recipes), list[Prepared](), dict[str, Tell]()
-    for index, (label, recipe) in enumerate(recipes.items(), start=len(study.arms)):
+    total, runs, tellers = len(study.runs) + len(recipes), list[Prepared](), dict[str, Tell]()
+    for index, (label, recipe) in enumerate(recipes.items(), start=len(study.runs)):
         runs.append(prepared(recipe, folder / label, **how))
         tellers[label] = begin(Stage(index, total, label, runs[-1], {}))
     if runs:
@@ -285,13 +303,13 @@ def joined_runs(folder: Path, allow_code: bool = False) -> list[Prepared]:
     if not (folder / "study.yaml").is_file():
         return [joined(folder, allow_code)]
     beside = [entry.name for entry in sorted(folder.iterdir()) if entry.name.startswith(PREFIX)]
-    labels = [label for label in (*read_record(folder).arms, *beside) if (folder / label / "recipe.yaml").is_file()]
+    labels = [label for label in (*read_record(folder).runs, *beside) if (folder / label / "recipe.yaml").is_file()]
     return [joined_arm(folder, label, allow_code) for label in labels]
 
 
 def joined_arm(folder: Path, label: str, allow_code: bool = False) -> Prepared:
     """One run of a study that is there, which takes over what arms before it train the same. Raises `RecipeError`."""
-    arms = list(read_record(folder).arms)
+    arms = read_record(folder).runs
     if label not in arms and not label.startswith(PREFIX):
         raise RecipeError(f"{folder} has no arm {label[:80]!r}: {', '.join(arms)}")
     ready = joined(folder / label, allow_code)
@@ -307,7 +325,7 @@ def joined_arm(folder: Path, label: str, allow_code: bool = False) -> Prepared:
 
 @dataclass(frozen=True)
 class Record:
-    """What a study's folder says of it. `arms`: label → title."""
+    """What a study's folder says of it. `arms`, `parts`: label → title."""
 
     folder: Path
     name: str
@@ -315,6 +333,12 @@ class Record:
     arms: dict[str, str]
     published: Published | None
     command: str
+    parts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> list[str]:
+        """The labels of all runs but small dense nets, in the order in which they are made."""
+        return [*self.parts, *self.arms]
 
 
 def write_record(folder: Path, study: Study, command: str) -> None:
@@ -324,6 +348,7 @@ def write_record(folder: Path, study: Study, command: str) -> None:
         "title": study.title,
         "command": command,
         "arms": {arm.label: arm.title for arm in study.arms},
+        "parts": {arm.label: arm.title for arm in study.parts},
         "published": study.published.model_dump(mode="json") if study.published else None,
     }
     replace_file(folder / "study.yaml", write_yaml(kept))
@@ -336,6 +361,7 @@ def read_record(folder: Path) -> Record:
         raw = read_yaml(path.read_bytes(), str(path))
         published = Published.model_validate(raw["published"]) if raw["published"] else None
         arms = {str(label): str(title) for label, title in raw["arms"].items()}
-        return Record(folder, str(raw["name"]), str(raw["title"]), arms, published, str(raw["command"]))
+        parts = {str(label): str(title) for label, title in raw.get("parts", {}).items()}
+        return Record(folder, str(raw["name"]), str(raw["title"]), arms, published, str(raw["command"]), parts)
     except (OSError, RecipeError, ValidationError, KeyError, TypeError, AttributeError):
         raise RecipeError(f"{folder} is no study: it has no readable study.yaml") from None
