@@ -197,6 +197,29 @@ def test_adapters_that_were_put_into_a_model_are_masked_and_unmerged_again():
 
 
 @pytest.mark.models
+def test_adapters_that_come_later_are_masked_too_and_saved_ones_want_their_mask(tmp_path):
+    peft = pytest.importorskip("peft")
+    model, masks = pruned()
+    adapted = with_peft(model)
+    masks.mask_adapters_(adapted)
+    adapted.add_adapter("later", peft.LoraConfig(r=3, target_modules=TARGETS))
+    adapted.set_adapter("later")
+    with pytest.raises(gt.MaskError, match="adapter 'dora' has DoraLinearVariant"):
+        adapted.add_adapter("dora", peft.LoraConfig(r=3, target_modules=["wide"], use_dora=True))
+    x, ours = trained(adapted, lambda x: model["decoder"](x))
+    adapted.save_pretrained(tmp_path)
+    fresh, _ = pruned()
+    again = peft.PeftModel.from_pretrained(fresh, tmp_path / "later").double()
+    with torch.no_grad():
+        assert (fresh["decoder"](x) - ours).abs().max() > 1e-2
+        masks.mask_adapters_(again)
+        assert (fresh["decoder"](x) - ours).abs().max() < 1e-6
+    merged = adapted.merge_and_unload(adapter_names=["later"])
+    masks.audit(merged)
+    assert (merged["decoder"](x) - ours).abs().max() < 1e-12 * ours.abs().max()
+
+
+@pytest.mark.models
 def test_diffusers_fuses_scales_and_unloads_a_masked_adapter():
     diffusers, peft = pytest.importorskip("diffusers"), pytest.importorskip("peft")
     torch.manual_seed(0)

@@ -244,3 +244,39 @@ def test_the_trainer_of_transformers_goes_on_from_its_checkpoint(tmp_path):
     masks.audit(model)
     again = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "checkpoint-4")
     assert gt.Masks.of_zeros(again, include=list(masks)) == masks
+
+
+# -- diffusers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.models
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_an_average_of_diffusers_is_swapped_in_saved_and_loaded(tmp_path):
+    training, diffusers = pytest.importorskip("diffusers.training_utils"), pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), add_attention=False,
+    )  # fmt: skip
+    average = training.EMAModel(unet.parameters(), decay=0.9, model_cls=type(unet), model_config=unet.config)
+    average.optimization_step = 5  # as when one goes on: the first step does not copy everything
+    masks = gt.prune(gt.magnitude(unet), fraction=0.7, scope="layer")
+    adam = torch.optim.AdamW(unet.parameters(), 0.01)
+    images, steps = torch.randn(2, 1, 8, 8), torch.tensor([3, 5])
+    with masks.hold(unet, adam, copies=average) as hold:
+        for _ in range(3):
+            adam.zero_grad()
+            unet(images, steps).sample.sub(1).square().mean().backward()
+            adam.step()
+            average.step(unet.parameters())
+            average.store(unet.parameters())  # a validation with the average
+            average.copy_to(unet.parameters())
+            with torch.no_grad():
+                unet(images, steps)
+            average.restore(unet.parameters())
+            hold.audit()
+        average.save_pretrained(tmp_path)
+        average.load_state_dict(average.state_dict())
+    again = training.EMAModel.from_pretrained(tmp_path, type(unet))
+    for tensors in (average.shadow_params, again.shadow_params):
+        assert alive(tensors, unet, masks) == 0

@@ -59,7 +59,7 @@ def _put_last(layer: Any, key: str, mask: Tensor) -> None:
 
 def _put_into(layer: Any, mask: Tensor) -> None:
     layer.register_buffer(_ALIVE, mask.to(layer.get_base_layer().weight.device), persistent=False)
-    layer.lora_variant.update(dict.fromkeys(layer.lora_A, _Masked()))
+    layer.lora_variant = _Variants()
 
 
 class UnderMask(nn.Module):
@@ -112,6 +112,26 @@ class _Masked:
         return orig_weight.data - _Masked._change(module, active_adapter).to(orig_weight.dtype)
 
 
+class _Variants(dict[str, object]):
+    """The variants of a layer of peft's: every adapter is masked, those too that are added later."""
+
+    def __contains__(self, adapter: object) -> bool:
+        return True
+
+    def __missing__(self, adapter: str) -> object:
+        return _Masked()
+
+    def get(self, adapter: str, default: object = None) -> object:
+        return self[adapter]
+
+    def __setitem__(self, adapter: str, variant: object) -> None:
+        raise MaskError(_only_plain(f"adapter {adapter!r}", variant))
+
+
+def _only_plain(what: str, variant: object) -> str:
+    return f"{what} has {type(variant).__name__}, and only plain LoRA can be masked: drop use_dora or such"
+
+
 # -- what can be masked ------------------------------------------------------------------------------------------------
 
 
@@ -153,8 +173,7 @@ def _check_of_peft(name: str, layer: Any, key: str) -> None:
         raise MaskError(f"{name!r} lies in a layer with an adapter, of which only the weight can be masked")
     if not hasattr(layer, "lora_variant"):
         raise MaskError(f"{name!r}: this peft knows no variants of LoRA: pip install 'peft>=0.18'")
-    other = next((variant for variant in layer.lora_variant.values() if not isinstance(variant, _Masked)), None)
-    if other is not None:
+    if (other := next(iter(layer.lora_variant.values()), None)) is not None:
         raise MaskError(
             f"{name!r} has {type(other).__name__}, and only plain LoRA can be masked: drop use_dora or such"
         )

@@ -146,8 +146,8 @@ class Hold:
     def _over_copies(self, masks: Masks) -> Iterator[tuple[nn.Module, Masks]]:
         """Each copy as it is now, and those of `masks` that it has the weights of."""
         for given in self.copies:
-            net, partly = as_copy(given, self.model)
-            yield net, masks.only(named_weights(net)) if partly else masks
+            net, names = as_copy(given, self.model)
+            yield net, masks.only(names)
 
     @torch.no_grad()
     def mask(self) -> None:

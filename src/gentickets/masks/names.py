@@ -80,17 +80,20 @@ class Shadows(Protocol):
     shadow_params: Sequence[Tensor]
 
 
-def as_copy(copied: Any, model: nn.Module) -> tuple[nn.Module, bool]:
-    """A copy of `model` as a model with the same names, and whether it may have some of the weights only.
+def as_copy(copied: Any, model: nn.Module) -> tuple[nn.Module, frozenset[str]]:
+    """A copy of `model` as a model with the same names, and of which of its weights there must be one in it.
 
     `copied`: a model, `Shadows`, or some components, each as one or the other. The tensors are shared.
     Raises `MaskError` for an average of other parameters.
     """
     if isinstance(copied, Mapping):
-        return as_model({name: as_copy(one, component_at(model, name))[0] for name, one in copied.items()}), True
+        parts = {name: as_copy(one, component_at(model, name)) for name, one in copied.items()}
+        names = (joined(name, own) for name, (_, owned) in parts.items() for own in owned)
+        return as_model({name: net for name, (net, _) in parts.items()}), frozenset(names)
     if not isinstance(copied, nn.Module) and isinstance(copied, Shadows):
-        return _of_shadows(copied, model), True
-    return as_model(copied), False
+        net = _of_shadows(copied, model)
+        return net, frozenset(named_weights(net))
+    return as_model(copied), frozenset(named_weights(model))
 
 
 def _of_shadows(average: Shadows, model: nn.Module) -> nn.Module:
