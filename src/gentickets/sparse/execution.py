@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -214,9 +215,10 @@ def _masked_layers(model: nn.Module, masks: Masks) -> Iterator[tuple[str, nn.Mod
 def _ways(layer: nn.Module, work: Work) -> tuple[Way, ...]:
     """In which ways a layer can be run on its live weights: batch innermost a linear one on (batch, inputs) alone, and
     a convolution in components where nothing between them wants images otherwise."""
-    if isinstance(layer, nn.Linear):
+    form = lanes_form(layer)
+    if form is not None and issubclass(form, SparseLinear):
         return ("lanes",) if work.flat else ("wide",)
-    return ("wide",) if work.as_torch_lays_out or lanes_form(layer) is None else ("lanes", "wide")
+    return ("wide",) if work.as_torch_lays_out or form is None else ("lanes", "wide")
 
 
 def _cannot(layer: nn.Module, weight: Any, shared: set[int]) -> str | None:
@@ -270,19 +272,19 @@ def _counted(model: nn.Module) -> Iterator[dict[int, Work]]:
     """The work of each layer, by id, as batches pass through them meanwhile."""
     found: dict[int, Work] = defaultdict(Work)
 
-    def count(layer: Any, given: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
-        noted = _count_tokens if isinstance(layer, nn.Linear) else _count_images
-        noted(found[id(layer)], layer, given[0] if given else named["input"], output)
+    def count(noted: Any, layer: Any, given: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
+        noted(found[id(layer)], layer, given[0] if given else next(iter(named.values())), output)
 
     with ExitStack() as stack:
         for layer in model.modules():
-            if wide_form(layer) is not None:
-                stack.callback(layer.register_forward_hook(count, with_kwargs=True).remove)
+            if (form := wide_form(layer)) is not None:
+                noting = partial(count, _count_tokens if issubclass(form, SparseLinear) else _count_images)
+                stack.callback(layer.register_forward_hook(noting, with_kwargs=True).remove)
         yield found
 
 
-def _count_tokens(work: Work, layer: nn.Linear, given: Tensor, output: Tensor) -> None:
-    batch = output.numel() // max(1, layer.out_features)
+def _count_tokens(work: Work, layer: Any, given: Tensor, output: Tensor) -> None:
+    batch = output.numel() // max(1, output.shape[-1])
     work.add(batch * layer.weight.numel(), batch, output.dtype)
     work.inputs += given.numel()
     if output.dim() != 2:
