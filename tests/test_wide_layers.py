@@ -49,7 +49,7 @@ def convolutions(draw):
         extra = tuple(number(0, max(s, d) - 1) for s, d in zip(stride, dilation, strict=True))
         kind = (nn.ConvTranspose1d, nn.ConvTranspose2d)[dimensions - 1]
         layer = kind(*channels, kernel, output_padding=extra, **options)
-    size = draw(st.sampled_from([(8, 11), (9, 17), (7, 40), (8, 81)]))
+    size = draw(st.sampled_from([(8, 11), (9, 17), (7, 40), (8, 81), (7, 150)]))
     dtype = draw(st.sampled_from([torch.float32, torch.float64]))
     images = torch.randn(number(1, 5), channels[0], *size[2 - dimensions :], dtype=dtype)
     laid_out = draw(st.sampled_from(["torch's", "lanes", "channels last"]))

@@ -16,6 +16,7 @@ from torch import nn
 
 from gentickets.kernels import room, threads
 from gentickets.sparse.chain import runs
+from gentickets.sparse.wide import side_by_side
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Work:
 
     def add_wide(self, multiply_adds: float, width: int, dtype: torch.dtype) -> None:
         """The same call on rows of so many: in vectors of the largest power of two in it, the last overlapping."""
+        width = side_by_side(width)
         vector = min(64 // dtype.itemsize, 1 << (max(1, width).bit_length() - 1))
         self.in_wide_vectors += multiply_adds * -(-width // vector) * max(vector, _LEAST) / max(1, width)
 
@@ -112,8 +114,7 @@ class Cost:
         """On live weights, given what torch lays out, and giving such."""
         rates, work = self.rates, self.work
         around = work.moved * rates.move + work.turned * rates.turn
-        rate = rates.linear if work.turned else rates.wide
-        return self._on_live(work.in_wide_vectors, rate) + around if "wide" in self.ways else math.inf
+        return self._on_live(work.in_wide_vectors, rates.wide) + around if "wide" in self.ways else math.inf
 
     def _on_live(self, in_vectors: float, rate: float) -> float:
         used = threads() if self.density * self.work.multiply_adds >= _SHARED else 1

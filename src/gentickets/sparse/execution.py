@@ -121,13 +121,17 @@ def accelerate(
     alone. So the choice is the same on every machine; `choose` makes another. It is made for that batch: a model that
     went sparse for a large one may be slower than dense at a much smaller one, as lanes are filled with the batch.
 
-    A layer stays dense where its weights are shared, hooked, or derived by other than a spectral norm, on a GPU, in
-    half precision, with a padding other than zeros, or where the package was installed without a C compiler; all do
-    where the model's code cannot run the examples with them, gives something else, or gives no real numbers by which
-    to tell. `choices` says why. What sparse layers give is strided batch innermost: `reshape` it, where `view` would
-    have joined the batch with another axis. Images that go in by way of `laid_out` spare the first layer a
-    transposition. A network that is given bare stays the same module, and so do the networks of a dict; their layers
-    are swapped, but a lone layer is not.
+    There are two ways. Batch innermost ("lanes") a convolution, or a linear layer on (batch, inputs), is fastest for
+    full batches; what such layers give is strided so: `reshape` it, where `view` would have joined the batch with
+    another axis. Images that go in by way of `laid_out` spare the first layer a transposition. On what torch lays out
+    ("wide") work convolutions of images and sounds of any batch, and linear layers over tokens of any rank: all where a
+    component has group or layer norms or attention between them, which want images as they are.
+
+    A layer stays dense where its weights are shared, hooked, or derived by other than a spectral or weight norm along
+    the first axis, on a GPU, in half precision, with a padding other than zeros, or where the package was installed
+    without a C compiler; all do where the model's code cannot run the examples with them, gives something else, or
+    gives no real numbers by which to tell. `choices` says why. A network that is given bare stays the same module, and
+    so do the networks of a dict; their layers are swapped, but a lone layer is not.
 
     Raises `MaskError` where the masks do not fit, or for a component that does not exist.
     """

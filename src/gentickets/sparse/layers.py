@@ -13,10 +13,10 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 from gentickets.channels.layers import stores_inputs_first
 from gentickets.errors import MaskError
 from gentickets.sparse.layout import ONE_POSITION, Geometry, Pair, Pattern
-from gentickets.sparse.operations import down, through, up
+from gentickets.sparse.operations import down, turn, up
 from gentickets.sparse.spectral import LiveSpectralNorm, find, underlying
 from gentickets.sparse.weight_norm import LiveWeightNorm, find_lengths
-from gentickets.sparse.wide import WideLayout
+from gentickets.sparse.wide import WideLayout, side_by_side
 
 
 class SparseLayer(nn.Module):
@@ -121,13 +121,15 @@ class SparseLinear(SparseLayer):
 
     def forward(self, inputs: Tensor) -> Tensor:
         self.check(inputs, 1, -1, self.pattern.big)
-        layout, given = self.pattern.layout(), inputs.to(self.values.dtype)
+        given = inputs.to(self.values.dtype)
         if given.dim() == 2:
-            return down(self.weights(), self.bias, given.t(), layout).t()
+            return down(self.weights(), self.bias, given.t(), self.pattern.layout()).t()
         # Of tokens, as torch lays them out: attention and norms are slow, or take other ways, on anything else.
-        flat = given.reshape(-1, given.shape[-1])
-        out = through(flat, [(layout, 1.0)], (self.weights(), self.bias), batch_first=True)
-        return out.view(*given.shape[:-1], self.pattern.small)
+        flat = turn(given.reshape(-1, given.shape[-1]))
+        rows = _in_rows(flat.shape[1])
+        layout = self.pattern.laid_out(WideLayout, rows, rows)
+        out = down(self.weights(), self.bias, flat.view(1, -1, *rows), layout)
+        return turn(out.view(self.pattern.small, -1)).view(*given.shape[:-1], self.pattern.small)
 
 
 class SparseConv1D(SparseLinear):
@@ -240,6 +242,12 @@ def _geometry(layer: Any) -> Geometry:
 def _pair(along: tuple[int, ...], height: int) -> Pair:
     """Of both axes; along a sound's only one, and `height` for the row that it is."""
     return (along[0], along[1]) if len(along) == 2 else (height, along[0])
+
+
+def _in_rows(tokens: int) -> Pair:
+    """Tokens as an image of as many rows as fill their vectors."""
+    width = side_by_side(tokens)
+    return tokens // max(1, width), width
 
 
 def _size(images: Tensor) -> Pair:
