@@ -87,6 +87,7 @@ class Cost:
     """What a layer of so many weights takes, but for its call, in microseconds of some machine.
 
     `gradients`: in a step of training; else forward alone. `ways`: those in which it can be run on its live weights.
+    `normed`: these are under a norm, which is taken of the live ones in every pass.
     """
 
     work: Work
@@ -94,6 +95,7 @@ class Cost:
     density: float
     gradients: bool = True
     ways: tuple[Way, ...] = ("lanes",)
+    normed: bool = False
 
     @property
     def rates(self) -> Rates:
@@ -113,7 +115,7 @@ class Cost:
     def wide(self) -> float:
         """On live weights, given what torch lays out, and giving such."""
         rates, work = self.rates, self.work
-        around = work.moved * rates.move + work.turned * rates.turn
+        around = work.moved * rates.move + work.turned * rates.turn + (rates.sparse_call if self.normed else 0.0)
         return self._on_live(work.in_wide_vectors, rates.wide) + around if "wide" in self.ways else math.inf
 
     def _on_live(self, in_vectors: float, rate: float) -> float:

@@ -196,7 +196,8 @@ def _choose(
             why = "not called as a layer on the example inputs"
         if why is None:
             done = work[id(layer)]
-            costs[id(layer)] = Cost(done, parameter.numel(), density, gradients, _ways(layer, done))
+            ways, normed = _ways(layer, done), weight.rpartition(".")[2] != "weight"
+            costs[id(layer)] = Cost(done, parameter.numel(), density, gradients, ways, normed)
             batch, purpose = done.batch, "in training" if gradients else "without gradients"
             why = f"dense is faster at density {density:.2f} and a batch of {batch}, {purpose}"
         found.append((id(layer), Choice(name, weight, density, False, why)))
@@ -305,10 +306,9 @@ def _count_images(work: Work, layer: Any, given: Tensor, output: Tensor) -> None
     work.inputs += given.numel()
     alone = layer.weight.shape[2:].numel() == max(layer.stride) == 1 and not any(layer.padding)
     work.add_wide(multiply_adds, small.shape[2:].numel() if alone else small.shape[-1], output.dtype)
-    if not alone:
-        work.moved += small.numel() + big.numel() * (
-            1 if layer.stride[-1] == 1 else 3
-        )  # sorted by their phase, and back
+    # Around it zeros are put, and by their phase in a stride its columns are sorted; all is read and written in any case.
+    moved = small.numel() + big.numel() * (1 if layer.stride[-1] == 1 else 3)
+    work.moved += moved // 2 if alone else moved
 
 
 class _TorchsOwn(TorchFunctionMode):
