@@ -306,7 +306,7 @@ def _count_images(work: Work, layer: Any, given: Tensor, output: Tensor) -> None
     work.inputs += given.numel()
     alone = layer.weight.shape[2:].numel() == max(layer.stride) == 1 and not any(layer.padding)
     work.add_wide(multiply_adds, small.shape[2:].numel() if alone else small.shape[-1], output.dtype)
-    # Around it zeros are put, and by their phase in a stride its columns are sorted; all is read and written in any case.
+    # Zeros are put around it, and its columns are sorted by their phase in a stride; all is read and written anyhow.
     moved = small.numel() + big.numel() * (1 if layer.stride[-1] == 1 else 3)
     work.moved += moved // 2 if alone else moved
 
