@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     rounds, shortest = (min(asked.rounds, 3), 0.001) if asked.quick else (asked.rounds, 0.02)
     document: dict[str, Any] = {
         "machine": report.machine(),
-        "settings": {"rounds": rounds, "seconds": asked.seconds, "quick": asked.quick},
+        "settings": {"rounds": rounds, "seconds": asked.seconds, "quick": asked.quick, "cpu time": asked.cpu_time},
         "benchmarks": [],
     }
     failed: list[str] = []
@@ -42,8 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(each.name, file=sys.stderr, flush=True)
         try:
             contest = each.make()
+            clock = time.process_time if asked.cpu_time else time.perf_counter
             with contest.closing:
-                timings = measure(contest, rounds, shortest, asked.seconds)
+                timings = measure(contest, rounds, shortest, asked.seconds, clock=clock)
         except ModuleNotFoundError as missing:
             print(f"{each.name}: left out, {missing.name} is not installed", file=sys.stderr, flush=True)
             continue
@@ -66,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=_positive, default=9, help="rounds, 3 at most with --quick (default: 9)")
     parser.add_argument("--seconds", type=float, default=60.0, help="no further round after so many (default: 60)")
     parser.add_argument("--threads", type=_positive, help="threads of torch (default: as many as torch takes)")
+    parser.add_argument("--cpu-time", action="store_true", help="seconds of this process, where others are busy too")
     parser.add_argument("--device", default="cpu", help="where networks are built: cpu (the default) or cuda")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the result there too")
     parser.add_argument("--list", action="store_true", help="list the names and do nothing")

@@ -14,7 +14,7 @@ RUNS = {
         benchmark["name"]: {contender["name"]: contender["ratio"] for contender in benchmark["contenders"]}
         for benchmark in json.loads((ROOT / "docs" / "results" / f"bench-{run}.json").read_text())["benchmarks"]
     }
-    for run in ("1-thread", "small-nets-1-thread", "h200")
+    for run in ("1-thread", "small-nets-1-thread", "foreign-1-thread", "h200")
 }
 CALM, WHOLE = "small-nets-1-thread", "1-thread"
 TABLES = [table for table in ALL if table.page == "docs/performance.md"]
@@ -83,6 +83,18 @@ def test_the_networks_of_the_paper():
         source = CALM if name == "linear AE" else WHOLE
         places = [f"sparse-catalogue/{preset}/{share}" for share in (0.7, 0.9)]
         check(table, name, [(c, source, p, "gentickets accelerate") for c, p in zip(cells, places, strict=False)])
+
+
+def test_networks_of_other_people():
+    table = table_after("## Other people's networks")
+    checked = 0
+    for name, *cells in table.rows:
+        net = name.strip("`")
+        heads = [head.replace(", batch ", f"/{net}/") for head in table.head[1:]]
+        places = [(cell, f"sparse-foreign/{head}/0.9") for cell, head in zip(cells, heads, strict=True) if cell != "–"]
+        check(table, name, [(cell, "foreign-1-thread", place, "gentickets accelerate") for cell, place in places])
+        checked += len(places)
+    assert checked == len(RUNS["foreign-1-thread"])
 
 
 def test_what_holding_costs():

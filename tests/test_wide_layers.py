@@ -49,7 +49,7 @@ def convolutions(draw):
         extra = tuple(number(0, max(s, d) - 1) for s, d in zip(stride, dilation, strict=True))
         kind = (nn.ConvTranspose1d, nn.ConvTranspose2d)[dimensions - 1]
         layer = kind(*channels, kernel, output_padding=extra, **options)
-    size = draw(st.sampled_from([(8, 11), (9, 17), (7, 40), (8, 81)]))
+    size = draw(st.sampled_from([(8, 11), (9, 17), (7, 40), (8, 81), (7, 150)]))
     dtype = draw(st.sampled_from([torch.float32, torch.float64]))
     images = torch.randn(number(1, 5), channels[0], *size[2 - dimensions :], dtype=dtype)
     laid_out = draw(st.sampled_from(["torch's", "lanes", "channels last"]))
@@ -215,3 +215,48 @@ def test_weight_norm_is_that_of_the_masked_layer_step_after_step(kind, norm):
     back = sparse.dense()
     torch.testing.assert_close(dict(back.named_parameters()), dict(layer.named_parameters()))
     torch.testing.assert_close(back(images), layer(images))
+
+
+def chosen(net, images, gradients=True, sparsity=0.95):
+    """In which way each masked layer of a network is run."""
+    masks = gt.prune(gt.magnitude(net), to_sparsity=sparsity, scope="layer")
+    with torch.set_grad_enabled(gradients), gt.accelerate(net, masks, images) as fast:
+        return [choice.way for choice in fast.choices]
+
+
+def blocks(between):
+    torch.manual_seed(0)
+    layers = [[nn.Conv2d(32, 32, 3, padding=1), between(), nn.SiLU()] for _ in range(3)]
+    return nn.Sequential(*[layer for block in layers for layer in block])
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_convolutions_work_as_torch_lays_out_where_a_norm_wants_images_so_and_for_single_images(gradients):
+    images = torch.randn(32, 32, 16, 16)
+    assert chosen(blocks(lambda: nn.GroupNorm(4, 32)), images, gradients) == ["wide"] * 3
+    assert chosen(blocks(lambda: nn.BatchNorm2d(32)), images, gradients) == ["lanes"] * 3
+    single = torch.randn(1, 32, 64, 64)
+    assert chosen(blocks(lambda: nn.BatchNorm2d(32)), single, gradients) == ["wide"] * 3
+
+
+def test_each_component_is_laid_out_by_what_is_in_it():
+    torch.manual_seed(0)
+    gan = {"generator": blocks(lambda: nn.BatchNorm2d(32)), "critic": blocks(lambda: nn.GroupNorm(4, 32))}
+    images = torch.randn(32, 32, 16, 16)
+    assert chosen(gan, {"generator": images, "critic": images}) == ["lanes"] * 3 + ["wide"] * 3
+
+
+def test_attention_and_what_is_around_it_gains_from_the_width_of_its_layers():
+    torch.manual_seed(0)
+    net = nn.TransformerEncoderLayer(256, 4, 1024, batch_first=True, activation="gelu")
+    masks = gt.prune(gt.magnitude(net), to_sparsity=0.95, scope="layer")
+    masks.apply_(net)
+    tokens = torch.randn(4, 64, 256)
+    expected = net.eval()(tokens)
+    with gt.accelerate(net, masks, tokens) as fast:
+        assert {choice.layer: choice.way for choice in fast.choices} == {
+            "self_attn.out_proj": None,  # whose weight is read by a function
+            "linear1": "wide",
+            "linear2": "wide",
+        }
+        torch.testing.assert_close(net(tokens), expected, rtol=1e-4, atol=1e-5)

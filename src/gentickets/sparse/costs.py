@@ -16,6 +16,7 @@ from torch import nn
 
 from gentickets.kernels import room, threads
 from gentickets.sparse.chain import runs
+from gentickets.sparse.wide import side_by_side
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Work:
 
     def add_wide(self, multiply_adds: float, width: int, dtype: torch.dtype) -> None:
         """The same call on rows of so many: in vectors of the largest power of two in it, the last overlapping."""
+        width = side_by_side(width)
         vector = min(64 // dtype.itemsize, 1 << (max(1, width).bit_length() - 1))
         self.in_wide_vectors += multiply_adds * -(-width // vector) * max(vector, _LEAST) / max(1, width)
 
@@ -85,6 +87,7 @@ class Cost:
     """What a layer of so many weights takes, but for its call, in microseconds of some machine.
 
     `gradients`: in a step of training; else forward alone. `ways`: those in which it can be run on its live weights.
+    `normed`: these are under a norm, which is taken of the live ones in every pass.
     """
 
     work: Work
@@ -92,6 +95,7 @@ class Cost:
     density: float
     gradients: bool = True
     ways: tuple[Way, ...] = ("lanes",)
+    normed: bool = False
 
     @property
     def rates(self) -> Rates:
@@ -111,9 +115,8 @@ class Cost:
     def wide(self) -> float:
         """On live weights, given what torch lays out, and giving such."""
         rates, work = self.rates, self.work
-        around = work.moved * rates.move + work.turned * rates.turn
-        rate = rates.linear if work.turned else rates.wide
-        return self._on_live(work.in_wide_vectors, rate) + around if "wide" in self.ways else math.inf
+        around = work.moved * rates.move + work.turned * rates.turn + (rates.sparse_call if self.normed else 0.0)
+        return self._on_live(work.in_wide_vectors, rates.wide) + around if "wide" in self.ways else math.inf
 
     def _on_live(self, in_vectors: float, rate: float) -> float:
         used = threads() if self.density * self.work.multiply_adds >= _SHARED else 1

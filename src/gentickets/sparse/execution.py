@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -120,13 +121,17 @@ def accelerate(
     alone. So the choice is the same on every machine; `choose` makes another. It is made for that batch: a model that
     went sparse for a large one may be slower than dense at a much smaller one, as lanes are filled with the batch.
 
-    A layer stays dense where its weights are shared, hooked, or derived by other than a spectral norm, on a GPU, in
-    half precision, with a padding other than zeros, or where the package was installed without a C compiler; all do
-    where the model's code cannot run the examples with them, gives something else, or gives no real numbers by which
-    to tell. `choices` says why. What sparse layers give is strided batch innermost: `reshape` it, where `view` would
-    have joined the batch with another axis. Images that go in by way of `laid_out` spare the first layer a
-    transposition. A network that is given bare stays the same module, and so do the networks of a dict; their layers
-    are swapped, but a lone layer is not.
+    There are two ways. Batch innermost ("lanes") a convolution, or a linear layer on (batch, inputs), is fastest for
+    full batches; what such layers give is strided so: `reshape` it, where `view` would have joined the batch with
+    another axis. Images that go in by way of `laid_out` spare the first layer a transposition. On what torch lays out
+    ("wide") work convolutions of images and sounds of any batch, and linear layers over tokens of any rank: all where a
+    component has group or layer norms or attention between them, which want images as they are.
+
+    A layer stays dense where its weights are shared, hooked, or derived by other than a spectral or weight norm along
+    the first axis, on a GPU, in half precision, with a padding other than zeros, or where the package was installed
+    without a C compiler; all do where the model's code cannot run the examples with them, gives something else, or
+    gives no real numbers by which to tell. `choices` says why. A network that is given bare stays the same module, and
+    so do the networks of a dict; their layers are swapped, but a lone layer is not.
 
     Raises `MaskError` where the masks do not fit, or for a component that does not exist.
     """
@@ -191,7 +196,8 @@ def _choose(
             why = "not called as a layer on the example inputs"
         if why is None:
             done = work[id(layer)]
-            costs[id(layer)] = Cost(done, parameter.numel(), density, gradients, _ways(layer, done))
+            ways, normed = _ways(layer, done), weight.rpartition(".")[2] != "weight"
+            costs[id(layer)] = Cost(done, parameter.numel(), density, gradients, ways, normed)
             batch, purpose = done.batch, "in training" if gradients else "without gradients"
             why = f"dense is faster at density {density:.2f} and a batch of {batch}, {purpose}"
         found.append((id(layer), Choice(name, weight, density, False, why)))
@@ -214,9 +220,10 @@ def _masked_layers(model: nn.Module, masks: Masks) -> Iterator[tuple[str, nn.Mod
 def _ways(layer: nn.Module, work: Work) -> tuple[Way, ...]:
     """In which ways a layer can be run on its live weights: batch innermost a linear one on (batch, inputs) alone, and
     a convolution in components where nothing between them wants images otherwise."""
-    if isinstance(layer, nn.Linear):
+    form = lanes_form(layer)
+    if form is not None and issubclass(form, SparseLinear):
         return ("lanes",) if work.flat else ("wide",)
-    return ("wide",) if work.as_torch_lays_out or lanes_form(layer) is None else ("lanes", "wide")
+    return ("wide",) if work.as_torch_lays_out or form is None else ("lanes", "wide")
 
 
 def _cannot(layer: nn.Module, weight: Any, shared: set[int]) -> str | None:
@@ -270,19 +277,19 @@ def _counted(model: nn.Module) -> Iterator[dict[int, Work]]:
     """The work of each layer, by id, as batches pass through them meanwhile."""
     found: dict[int, Work] = defaultdict(Work)
 
-    def count(layer: Any, given: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
-        noted = _count_tokens if isinstance(layer, nn.Linear) else _count_images
-        noted(found[id(layer)], layer, given[0] if given else named["input"], output)
+    def count(noted: Any, layer: Any, given: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
+        noted(found[id(layer)], layer, given[0] if given else next(iter(named.values())), output)
 
     with ExitStack() as stack:
         for layer in model.modules():
-            if wide_form(layer) is not None:
-                stack.callback(layer.register_forward_hook(count, with_kwargs=True).remove)
+            if (form := wide_form(layer)) is not None:
+                noting = partial(count, _count_tokens if issubclass(form, SparseLinear) else _count_images)
+                stack.callback(layer.register_forward_hook(noting, with_kwargs=True).remove)
         yield found
 
 
-def _count_tokens(work: Work, layer: nn.Linear, given: Tensor, output: Tensor) -> None:
-    batch = output.numel() // max(1, layer.out_features)
+def _count_tokens(work: Work, layer: Any, given: Tensor, output: Tensor) -> None:
+    batch = output.numel() // max(1, output.shape[-1])
     work.add(batch * layer.weight.numel(), batch, output.dtype)
     work.inputs += given.numel()
     if output.dim() != 2:
@@ -299,10 +306,9 @@ def _count_images(work: Work, layer: Any, given: Tensor, output: Tensor) -> None
     work.inputs += given.numel()
     alone = layer.weight.shape[2:].numel() == max(layer.stride) == 1 and not any(layer.padding)
     work.add_wide(multiply_adds, small.shape[2:].numel() if alone else small.shape[-1], output.dtype)
-    if not alone:
-        work.moved += small.numel() + big.numel() * (
-            1 if layer.stride[-1] == 1 else 3
-        )  # sorted by their phase, and back
+    # Zeros are put around it, and its columns are sorted by their phase in a stride; all is read and written anyhow.
+    moved = small.numel() + big.numel() * (1 if layer.stride[-1] == 1 else 3)
+    work.moved += moved // 2 if alone else moved
 
 
 class _TorchsOwn(TorchFunctionMode):

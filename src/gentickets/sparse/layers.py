@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
+from gentickets.channels.layers import stores_inputs_first
 from gentickets.errors import MaskError
 from gentickets.sparse.layout import ONE_POSITION, Geometry, Pair, Pattern
-from gentickets.sparse.operations import down, through, up
+from gentickets.sparse.operations import down, turn, up
 from gentickets.sparse.spectral import LiveSpectralNorm, find, underlying
 from gentickets.sparse.weight_norm import LiveWeightNorm, find_lengths
-from gentickets.sparse.wide import WideLayout
+from gentickets.sparse.wide import WideLayout, side_by_side
 
 
 class SparseLayer(nn.Module):
@@ -29,16 +30,23 @@ class SparseLayer(nn.Module):
 
     def __init__(self, layer: Any, mask: Tensor, geometry: Geometry = ONE_POSITION):
         super().__init__()
-        weight = underlying(layer)
+        weight, mask = self._rows_first(underlying(layer).detach()), self._rows_first(mask)
         places = mask.reshape(-1).nonzero().reshape(-1)
         shape = tuple(mask.shape) if mask.dim() != 3 else (*mask.shape[:2], 1, mask.shape[2])  # a sound has one row
         self.pattern = Pattern(shape, places.int().numpy(), geometry, getattr(layer, "groups", 1))
         self._shape = tuple(mask.shape)
-        self.values = nn.Parameter(weight.detach().reshape(-1)[places], weight.requires_grad)
+        self.values = nn.Parameter(weight.reshape(-1)[places], underlying(layer).requires_grad)
         self.register_parameter("bias", layer.bias)
         self.norm = _live_norm(layer, self.pattern)
         self._layer = (layer,)  # in a tuple: it is no child of this one
+        for name in getattr(type_before_parametrizations(layer), "__constants__", ()):
+            setattr(self, name, getattr(layer, name))  # its sizes, which a model's code may read
         self.train(layer.training)
+
+    @staticmethod
+    def _rows_first(weight: Tensor) -> Tensor:
+        """The dense weight with its outputs along the first axis, and the reverse."""
+        return weight
 
     def weights(self) -> Tensor:
         """The live weights that the layer multiplies with: `values`, under the norm."""
@@ -58,7 +66,7 @@ class SparseLayer(nn.Module):
         weight = underlying(layer)
         data = self.values.new_zeros(self._shape)
         data.view(-1)[torch.from_numpy(self.pattern.places)] = self.values
-        weight.data, weight.is_emptied = data, False  # type: ignore[attr-defined]
+        weight.data, weight.is_emptied = self._rows_first(data).contiguous(), False  # type: ignore[attr-defined]
         weight.requires_grad_(self.values.requires_grad)
         layer.bias = self.bias  # another one, where one was loaded in its place
         layer.train(self.training)
@@ -113,13 +121,23 @@ class SparseLinear(SparseLayer):
 
     def forward(self, inputs: Tensor) -> Tensor:
         self.check(inputs, 1, -1, self.pattern.big)
-        layout, given = self.pattern.layout(), inputs.to(self.values.dtype)
+        given = inputs.to(self.values.dtype)
         if given.dim() == 2:
-            return down(self.weights(), self.bias, given.t(), layout).t()
+            return down(self.weights(), self.bias, given.t(), self.pattern.layout()).t()
         # Of tokens, as torch lays them out: attention and norms are slow, or take other ways, on anything else.
-        flat = given.reshape(-1, given.shape[-1])
-        out = through(flat, [(layout, 1.0)], (self.weights(), self.bias), batch_first=True)
-        return out.view(*given.shape[:-1], self.pattern.small)
+        flat = turn(given.reshape(-1, given.shape[-1]))
+        rows = _in_rows(flat.shape[1])
+        layout = self.pattern.laid_out(WideLayout, rows, rows)
+        out = down(self.weights(), self.bias, flat.view(1, -1, *rows), layout)
+        return turn(out.view(self.pattern.small, -1)).view(*given.shape[:-1], self.pattern.small)
+
+
+class SparseConv1D(SparseLinear):
+    """transformers' `Conv1D` with live weights alone: a linear layer whose weight is (inputs, outputs)."""
+
+    @staticmethod
+    def _rows_first(weight: Tensor) -> Tensor:
+        return weight.t()
 
 
 class SparseConv2d(SparseLayer):
@@ -140,7 +158,7 @@ class SparseConvTranspose2d(SparseLayer):
 
     def __init__(self, layer: nn.ConvTranspose2d, mask: Tensor):
         super().__init__(layer, mask, _geometry(layer))
-        self.output_padding = _pair(layer.output_padding, 0)
+        self._extra = _pair(layer.output_padding, 0)
 
     def forward(self, images: Tensor) -> Tensor:
         self.check(images, 4, 1, self.pattern.small)
@@ -175,7 +193,7 @@ class WideConvTranspose(SparseLayer):
 
     def __init__(self, layer: nn.ConvTranspose1d | nn.ConvTranspose2d, mask: Tensor):
         super().__init__(layer, mask, _geometry(layer))
-        self.output_padding = _pair(layer.output_padding, 0)
+        self._extra = _pair(layer.output_padding, 0)
 
     def forward(self, images: Tensor) -> Tensor:
         self.check(images, len(self._shape), 1, self.pattern.small)
@@ -226,6 +244,12 @@ def _pair(along: tuple[int, ...], height: int) -> Pair:
     return (along[0], along[1]) if len(along) == 2 else (height, along[0])
 
 
+def _in_rows(tokens: int) -> Pair:
+    """Tokens as an image of as many rows as fill their vectors."""
+    width = side_by_side(tokens)
+    return tokens // max(1, width), width
+
+
 def _size(images: Tensor) -> Pair:
     height, width = images.shape[2:]
     return height, width
@@ -251,19 +275,16 @@ def _above(layer: SparseConvTranspose2d | WideConvTranspose, small: Pair) -> Pai
     height, width = (
         (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + extra + 1
         for size, stride, padding, dilation, kernel, extra in zip(
-            small, g.stride, g.padding, g.dilation, layer.pattern.shape[2:], layer.output_padding, strict=True
+            small, g.stride, g.padding, g.dilation, layer.pattern.shape[2:], layer._extra, strict=True
         )
     )
     return height, width
 
 
-Form = Callable[[Any, Tensor], SparseLayer]
-"""(layer, mask) → the layer on its live weights."""
-
-_LANES: Mapping[type[nn.Module], Form] = MappingProxyType(
+_LANES: Mapping[type[nn.Module], type[SparseLayer]] = MappingProxyType(
     {nn.Linear: SparseLinear, nn.Conv2d: SparseConv2d, nn.ConvTranspose2d: SparseConvTranspose2d}
 )
-_WIDE: Mapping[type[nn.Module], Form] = MappingProxyType({
+_WIDE: Mapping[type[nn.Module], type[SparseLayer]] = MappingProxyType({
     nn.Linear: SparseLinear,
     nn.Conv1d: WideConv,
     nn.Conv2d: WideConv,
@@ -272,14 +293,14 @@ _WIDE: Mapping[type[nn.Module], Form] = MappingProxyType({
 })  # fmt: skip
 
 
-def lanes_form(layer: nn.Module) -> Form | None:
+def lanes_form(layer: nn.Module) -> type[SparseLayer] | None:
     """The form of a layer that works batch innermost; None where it has none."""
-    return _LANES.get(_plain_type(layer))
+    return SparseConv1D if stores_inputs_first(layer) else _LANES.get(_plain_type(layer))
 
 
-def wide_form(layer: nn.Module) -> Form | None:
+def wide_form(layer: nn.Module) -> type[SparseLayer] | None:
     """The form of a layer that leaves what passes through it as torch lays it out; None where it has none."""
-    return _WIDE.get(_plain_type(layer))
+    return SparseConv1D if stores_inputs_first(layer) else _WIDE.get(_plain_type(layer))
 
 
 def _plain_type(layer: nn.Module) -> type[nn.Module]:

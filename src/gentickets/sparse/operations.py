@@ -30,6 +30,21 @@ def up(values: Any, bias: Any, small: Tensor, layout: AnyLayout) -> Tensor:
     return _Up.apply(values, bias, small, layout)
 
 
+def turn(matrix: Tensor) -> Tensor:
+    """A matrix's transpose, in memory too, differentiable."""
+    return _Turn.apply(matrix)
+
+
+class _Turn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor) -> Tensor:
+        return turned(matrix.contiguous())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _Turn.apply(grad)
+
+
 class _Down(torch.autograd.Function):
     """(values, bias, big side) → small side."""
 

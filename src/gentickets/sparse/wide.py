@@ -36,6 +36,7 @@ class WideLayout:
         height, width = (sum(pad) + size for pad, size in zip(self._pad_big, big, strict=True))
         self._big_wide = height, -(-width // self._phases)  # rows, and columns of one phase
         self._lanes = -(-big[1] // self._phases)  # of one phase of what goes up
+        self._below_at_once, self._above_at_once = side_by_side(small[1]), side_by_side(self._lanes)
         self._falling = self._below(live)
         self._rising = list(self._above(live))
         self._rows: dict[int, tuple[Rows, Rows, Rows]] = {}
@@ -62,14 +63,14 @@ class WideLayout:
         """`big`, padded → small, unpadded."""
         out = big.new_empty(len(big), self._pattern.small, *self._small)
         rows, _, _ = self._over(len(big))
-        return gather_wide(rows, values, bias, big, out, self._small[0] * self._small[1], self._small[1])
+        return gather_wide(rows, values, bias, big, out, self._small[0] * self._small[1], self._below_at_once)
 
     def up(self, values: Tensor, bias: Tensor | None, small: Tensor) -> Tensor:
         """`small`, padded → big, unpadded."""
         batch, channels, (height, width) = len(small), self._pattern.big, self._big
         out = small.new_empty(batch, channels, height, self._phases, self._lanes)
         _, rows, _ = self._over(batch)
-        gather_wide(rows, values, bias, small, out, height * self._phases * self._lanes, self._lanes)
+        gather_wide(rows, values, bias, small, out, height * self._phases * self._lanes, self._above_at_once)
         if self._phases == 1:
             return out.view(batch, channels, height, width)
         images = out.new_empty(batch, channels, height, width)
@@ -82,7 +83,7 @@ class WideLayout:
         """The gradient of the live weights, (weights,), from both sides, padded."""
         _, _, rows = self._over(len(small))
         height, width = self._small_wide
-        return sample_wide(rows, small, big, small.new_zeros(self.weights), height * width, self._small[1])
+        return sample_wide(rows, small, big, small.new_zeros(self.weights), height * width, self._below_at_once)
 
     # -- where numbers lie ---------------------------------------------------------------------------------------------
 
@@ -99,17 +100,19 @@ class WideLayout:
         rows, columns = self._small_wide
         across = self._phases * self._big_wide[1]  # from one row of the padded big side to the next
         above, left = self._pad_small[0][0], self._pad_small[1][0]
-        steps = np.arange(self._small[0])
-        read = _places(batch, p.big * self._big_wide[0] * across, steps * g.stride[0] * across)
-        written = _places(batch, p.small * self._small[0] * self._small[1], steps * self._small[1])
-        met = _places(batch, p.small * rows * columns, (steps + above) * columns + left)
+        parts = np.arange(0, self._small[1], self._below_at_once)
+        steps = np.arange(self._small[0])[:, None]
+        read = _places(batch, p.big * self._big_wide[0] * across, steps * g.stride[0] * across + parts)
+        written = _places(batch, p.small * self._small[0] * self._small[1], steps * self._small[1] + parts)
+        met = _places(batch, p.small * rows * columns, (steps + above) * columns + left + parts)
+        parts = np.arange(0, self._lanes, self._above_at_once)
         rising = []
         for (down, right), weights in self._rising:
-            steps = np.arange(-(-(self._big[0] - down) // g.stride[0]))
-            lines = (steps * g.stride[0] + down) * self._phases + right
-            target = _places(batch, p.big * self._big[0] * self._phases * self._lanes, lines * self._lanes)
-            rising.append({**weights, "source": _places(batch, p.small * rows * columns, steps * columns),
-                           "target": target})  # fmt: skip
+            steps = np.arange(-(-(self._big[0] - down) // g.stride[0]))[:, None]
+            lines = ((steps * g.stride[0] + down) * self._phases + right) * self._lanes
+            source = _places(batch, p.small * rows * columns, steps * columns + parts)
+            target = _places(batch, p.big * self._big[0] * self._phases * self._lanes, lines + parts)
+            rising.append({**weights, "source": source, "target": target})
         fallen = {**self._falling, "source": read}
         return Rows([{**fallen, "target": written}]), Rows(rising), Rows([{**fallen, "target": met}])
 
@@ -179,11 +182,23 @@ def _weights(
     }
 
 
+def side_by_side(width: int) -> int:
+    """How many neighbours along a row are one position of the kernels: all of a short one, else equal parts of it that
+    fill their vectors, so that one pass over the weights serves several."""
+    if width <= 80:
+        return width
+    return max((part for part in range(33, 81) if not width % part), key=_filled, default=width)
+
+
+def _filled(part: int) -> tuple[float, int]:
+    return part / (-(-part // 16) * 16), part
+
+
 def _places(batch: int, image: int, rows: np.ndarray) -> np.ndarray:
-    """Where rows begin in each of so many images, whose first numbers are `image` apart."""
+    """Where rows, or parts of them, begin in each of so many images, whose first numbers are `image` apart."""
     if batch * image >= 2**31:
         raise ValueError(f"a batch of {batch} is too large for sparse layers at {image:,} numbers an image: split it")
-    return (np.arange(batch)[:, None] * image + rows).reshape(-1).astype(np.int32)
+    return (np.arange(batch)[:, None] * image + rows.reshape(-1)).reshape(-1).astype(np.int32)
 
 
 def _padded(images: Tensor, rows: Pair, columns: Pair) -> Tensor:
