@@ -175,7 +175,11 @@ def test_a_plain_recipe_is_compared_by_the_methods_of_the_field(file):
         ({"study": {"arms": {}}}, {}, "study.arms"),
         ({"study": {"arms": {"dense": {}}}}, {}, "'dense' is what the controls are called"),
         ({"study": {"arms": {"small-dense-12": {}}}}, {}, "'small-dense-12' is what the controls are called"),
-        ({"study": {"arms": {"a": {}}, "small": True}}, {}, "study.unknown key small; known here: arms, small_dense"),
+        (
+            {"study": {"arms": {"a": {}}, "small": True}},
+            {},
+            "study.unknown key small; known here: arms, parts, small_dense",
+        ),
         ({"study": {"arms": {"a": {}}}}, {"methods": ["imp"]}, "names its own arms"),
         (
             {"study": STUDY["study"] | {"arms": {"imp": {}}}},
