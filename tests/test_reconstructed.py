@@ -46,8 +46,8 @@ def test_it_is_measured_where_it_is_asked_for_alone():
     assert RECONSTRUCTED not in Judge(Autoencoding(), *DIGITS, EvaluationPart(classifiers=1)).keys
     with pytest.raises(RecipeError, match=f"{RECONSTRUCTED}' is none of"):
         Judge(Adversarial(latent_size=4), *DIGITS, EvaluationPart(metrics=[RECONSTRUCTED]))
+    few = DIGITS[1].subset(16, seed=0)
     with pytest.raises(RecipeError, match="fewer than the"):
-        few = DIGITS[1].subset(16, seed=0)
         Judge(Autoencoding(), DIGITS[0], few, EvaluationPart(metrics=[RECONSTRUCTED], classifiers=1))
 
 
