@@ -220,3 +220,28 @@ def test_scores_that_are_no_numbers_are_refused():
     broken = {name: score * float("nan") for name, score in scores.items()}
     with pytest.raises(gt.PruneError, match="NaN"):
         gt.prune(broken, parameters=2000, granularity="channel", groups=groups)
+
+
+def test_an_early_bird_takes_a_size_and_goes_on_from_its_state_alone():
+    model, _, groups, _ = drawn(2)
+    how = {"granularity": "channel", "window": 2, "components": ["decoder"], "groups": groups}
+    how["criterion"] = lambda net: gt.magnitude(net, ["decoder"])
+    bird = gt.EarlyBird(parameters=1500, at_least=2, **how)
+    assert "parameters=1500" in repr(bird)
+    assert [bird.observe(model), bird.observe(model)] == [False, True]
+    assert groups.parameters(groups.kept(bird.masks)) <= 1500
+    assert bird.facts()["parameters"] == 1500
+    again = gt.EarlyBird(parameters=1500, at_least=2, **how)
+    again.load_state_dict(bird.state_dict())
+    assert again.masks == bird.masks
+    with pytest.raises(gt.PruneError, match="the state was kept with"):
+        gt.EarlyBird(0.5, **how).load_state_dict(bird.state_dict())
+    with pytest.raises(gt.PruneError, match="the state was kept with parameters=1500"):
+        gt.EarlyBird(parameters=1400, at_least=2, **how).load_state_dict(bird.state_dict())
+
+
+@pytest.mark.parametrize("asked", [{}, {"fraction": 0.5, "parameters": 9}, {"parameters": 9, "flops": 9}])
+def test_an_early_bird_takes_one_amount(asked):
+    _, _, groups, _ = drawn(0)
+    with pytest.raises(gt.PruneError, match="give one amount: fraction=, parameters= or flops="):
+        gt.EarlyBird(**asked, granularity="channel", groups=groups)
