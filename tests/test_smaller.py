@@ -22,7 +22,7 @@ HOW = {"rounds": 1, "components": ["decoder"], "frozen": ["encoder"], "parameter
 
 
 def make() -> torch.nn.Module:
-    return kl_autoencoder(8, 1, width=8, depth=2, code=2, groups=4)
+    return kl_autoencoder(8, 1, width=8, depth=1, code=2, groups=4)
 
 
 @pytest.fixture
