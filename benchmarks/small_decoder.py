@@ -24,7 +24,7 @@ from gentickets.lab.shipping import Shipment, of_level
 from gentickets.lab.study.study import read_record
 from gentickets.metrics.cost import cost
 
-BATCH, PAIRS = 16, 25
+BATCH, PAIRS = 16, 15
 COLUMNS = (
     "arm", "kind", "level", "seed", "steps", "parameters", "flops", "reconstruction_mse", "psnr",
     "frechet_reconstructed", "decode", "train_seconds",

@@ -88,7 +88,7 @@ def test_the_counts_of_a_transformer_layer(batch_first):
     assert (groups.parameters(kept), groups.flops(kept)) == (found.parameters, found.flops_dense)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10**6), st.floats(0.05, 1.1), st.sampled_from(SIZES), st.sampled_from(["global", "layer"]))
 def test_never_above_and_nothing_that_goes_would_have_fitted(seed, share, key, scope):
     model, example, groups, scores = drawn(seed)
@@ -115,7 +115,7 @@ def test_never_above_and_nothing_that_goes_would_have_fitted(seed, share, key, s
     assert {"parameters": shrunk.parameters, "flops": shrunk.flops_dense}[key] == count(kept)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10**6), st.lists(st.floats(0.3, 1), min_size=2, max_size=2), st.sampled_from(SIZES))
 def test_whoever_asks_for_more_gets_no_less(seed, shares, key):
     _, _, groups, scores = drawn(seed)
@@ -146,7 +146,7 @@ def bound(groups: gt.ChannelGroups, scores: dict, at_least: float) -> int:
     raise AssertionError
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10**6), st.one_of(st.integers(1, 12), st.floats(0.05, 0.6)), st.floats(0, 0.9))
 def test_a_bound_holds_and_the_amount_is_met_all_the_same(seed, at_least, fraction):
     model, example, groups, scores = drawn(seed, width=12)
@@ -220,3 +220,28 @@ def test_scores_that_are_no_numbers_are_refused():
     broken = {name: score * float("nan") for name, score in scores.items()}
     with pytest.raises(gt.PruneError, match="NaN"):
         gt.prune(broken, parameters=2000, granularity="channel", groups=groups)
+
+
+def test_an_early_bird_takes_a_size_and_goes_on_from_its_state_alone():
+    model, _, groups, _ = drawn(2)
+    how = {"granularity": "channel", "window": 2, "components": ["decoder"], "groups": groups}
+    how["criterion"] = lambda net: gt.magnitude(net, ["decoder"])
+    bird = gt.EarlyBird(parameters=1500, at_least=2, **how)
+    assert "parameters=1500" in repr(bird)
+    assert [bird.observe(model), bird.observe(model)] == [False, True]
+    assert groups.parameters(groups.kept(bird.masks)) <= 1500
+    assert bird.facts()["parameters"] == 1500
+    again = gt.EarlyBird(parameters=1500, at_least=2, **how)
+    again.load_state_dict(bird.state_dict())
+    assert again.masks == bird.masks
+    with pytest.raises(gt.PruneError, match="the state was kept with"):
+        gt.EarlyBird(0.5, **how).load_state_dict(bird.state_dict())
+    with pytest.raises(gt.PruneError, match="the state was kept with parameters=1500"):
+        gt.EarlyBird(parameters=1400, at_least=2, **how).load_state_dict(bird.state_dict())
+
+
+@pytest.mark.parametrize("asked", [{}, {"fraction": 0.5, "parameters": 9}, {"parameters": 9, "flops": 9}])
+def test_an_early_bird_takes_one_amount(asked):
+    _, _, groups, _ = drawn(0)
+    with pytest.raises(gt.PruneError, match="give one amount: fraction=, parameters= or flops="):
+        gt.EarlyBird(**asked, granularity="channel", groups=groups)

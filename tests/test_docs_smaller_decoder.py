@@ -1,12 +1,16 @@
 """The page on a smaller decoder: its files run as they stand, and its table is that of its csv."""
 
+import csv
+import math
 import re
 import runpy
+import statistics
 from pathlib import Path
 
 import pytest
 import torch
 
+RESULTS = Path(__file__).parents[1] / "docs" / "results" / "small-decoder-desk.csv"
 PAGE = (Path(__file__).parents[1] / "docs" / "smaller-decoder.md").read_text(encoding="utf-8")
 FILES = {code.split("\n", 1)[0][2:]: code for code in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)}
 
@@ -44,3 +48,39 @@ def _convolutions(net):
 def test_the_files_are_short():
     assert set(FILES) == {"small_vae.py", "load_vae.py"}
     assert all(len(code.splitlines()) <= 70 for code in FILES.values())
+
+
+NETWORKS = {
+    "dense decoder": ("dense", "ticket"),
+    "best channels": ("ticket", "ticket"),
+    "small dense decoder": ("born-small", "ticket"),
+}
+
+
+def lines():
+    """The table, from the csv: means over the seeds, and the errors of each."""
+    with RESULTS.open(encoding="utf-8", newline="") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: int(row["seed"]))
+    for name, place in NETWORKS.items():
+        mine = [row for row in rows if (row["arm"], row["kind"]) == place]
+        mean = {key: statistics.mean(float(row[key]) for row in mine) for key in ("parameters", "flops", "decode")}
+        errors = [float(row["reconstruction_mse"]) for row in mine]
+        psnr = statistics.mean(10 * math.log10(4 / error) for error in errors)
+        cells = [
+            name,
+            mine[0]["steps"],
+            f"{mean['parameters']:,.0f}",
+            f"{mean['flops'] / 1e6:.1f}",
+            "1" if place[0] == "dense" else f"{mean['decode']:.2f}",
+            ", ".join(f"{error:.4f}" for error in errors),
+            f"{psnr:.1f}",
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def test_the_table_is_what_its_csv_says():
+    assert [line for line in lines() if line not in PAGE] == []
+    with RESULTS.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["arm"], row["kind"]) for row in rows} == set(NETWORKS.values())
+    assert all(int(row["flops"]) <= 14_500_000 for row in rows if row["arm"] != "dense")

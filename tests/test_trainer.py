@@ -12,6 +12,7 @@ from gentickets.lab.run.validation import BEST
 from gentickets.lab.task import build_model
 from gentickets.masks.names import clone, named_state
 from gentickets.metrics.cost import training_flops
+from gentickets.objectives import Frozen
 from gentickets.sparse import execution
 from gentickets.training import Hook
 
@@ -53,6 +54,16 @@ def make(tmp_path):
         return trainer, model, masks, events
 
     return build
+
+
+def test_a_training_by_another_objective_is_priced_by_that(make):
+    trainer, model, masks, _ = make()
+    frozen = Frozen(gt.Autoencoding(), kept=("encoder",))
+    few = trainer.batches.at(0)[:2]
+    whole, each = (training_flops(model, objective, few, masks) for objective in (gt.Autoencoding(), frozen))
+    trainer.train(model, masks, 0, 2, objective=frozen)
+    assert trainer.outcome.train.flops == pytest.approx(16 * each.dense)
+    assert each.dense < whole.dense
 
 
 def test_a_training_is_counted_in_steps_images_and_flops_dense_and_live(make):

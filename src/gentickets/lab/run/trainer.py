@@ -159,7 +159,7 @@ class Trainer:
                     prepare=prepare,
                     fabric=fabric,
                 )
-            self._account(model, masks, trained, finding)
+            self._account(model, masks, trained, objective, finding)
         except Diverged as error:
             self.outcome.status, self.outcome.reason = "diverged", str(error)
             _restore_if_broken(model, before)
@@ -226,13 +226,13 @@ class Trainer:
     def steps_per_epoch(self) -> int:
         return max(1, len(self.batches.images) // self.batches.batch_size)
 
-    def _account(self, model: nn.Module, masks: Masks, trained: Trained, finding: bool) -> None:
+    def _account(self, model: nn.Module, masks: Masks, trained: Trained, objective: Objective, finding: bool) -> None:
         outcome = self.outcome
         outcome.averaged = trained.averaged
         outcome.sparse_layers = tuple(choice.layer for choice in trained.choices if choice.sparse)
         outcome.images += trained.images
-        few = self.batches.at(0)[: 2 * self.objective.batches_per_step]
-        each = training_flops(model, self.objective, few, masks)
+        few = self.batches.at(0)[: 2 * objective.batches_per_step]
+        each = training_flops(model, objective, few, masks)
         seconds = trained.seconds + (trained.looking if finding else 0.0)
         price = Price(seconds, each.dense * trained.images, each.live * trained.images)
         if finding:
