@@ -106,8 +106,9 @@ def read_folder(folder: Path, make_model: Any) -> nn.Module:
         raise TicketError(f"{folder} holds no {CUTS}: from_pretrained reads a folder without one")
     if isinstance(make_model, type) and hasattr(make_model, "from_config") and hasattr(make_model, "load_config"):
         return read_kept(folder / CUTS, lambda: make_model.from_config(make_model.load_config(folder)))
-    if isinstance(make_model, type) and isinstance(getattr(make_model, "config_class", None), type):
-        return read_kept(folder / CUTS, lambda: make_model(make_model.config_class.from_pretrained(folder)))
+    kind: Any = getattr(make_model, "config_class", None)
+    if isinstance(make_model, type) and isinstance(kind, type):
+        return read_kept(folder / CUTS, lambda: make_model(kind.from_pretrained(folder)))  # type: ignore[attr-defined]
     return read_kept(folder / CUTS, make_model)
 
 
@@ -117,7 +118,7 @@ def read_folder(folder: Path, make_model: Any) -> nn.Module:
 def _configured(kind: type, config: Any) -> tuple[dict[str, Any], Callable[[Mapping[str, Any]], nn.Module]]:
     """A model's config as plain data, and what builds its class from such."""
     if isinstance(config, Mapping) and hasattr(kind, "from_config"):
-        return copy.deepcopy(dict(config)), lambda said: kind.from_config(copy.deepcopy(dict(said)))  # type: ignore[attr-defined]
+        return copy.deepcopy(dict(config)), lambda said: kind.from_config(copy.deepcopy(dict(said)))
     if hasattr(config, "to_dict") and hasattr(type(config), "from_dict") and hasattr(kind, "from_pretrained"):
         return config.to_dict(), lambda said: kind(type(config).from_dict(copy.deepcopy(dict(said))))
     raise TicketError(
