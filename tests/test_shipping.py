@@ -378,6 +378,25 @@ def test_the_format_is_what_the_file_is_called(tmp_path, monkeypatch):
         export(nn.Linear(3, 2), torch.ones(2, 3), tmp_path / "net.onnx")
 
 
+class Large(nn.Module):
+    """Does something else with batches of 64 and more, as some decoders do for want of memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.layer(x) if x.shape[0] < 64 else self.layer(x.contiguous()) * 1
+
+
+def test_a_program_says_up_to_which_batch_it_goes(tmp_path):
+    made = export(Large(), torch.ones(2, 3), tmp_path / "net.pt2")
+    assert made.most == 63
+    program = torch.export.load(made.path).module()
+    assert program(torch.ones(63, 3)).shape == (63, 2)
+    assert export(nn.Linear(3, 2), torch.ones(2, 3), tmp_path / "net.pt2").most is None
+
+
 class Silent(nn.Module):
     def forward(self, x):
         return None

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gentickets.channels import ChannelGroups, channel_groups, load_small, save_small, shrink
+    from gentickets.channels import ChannelGroups, channel_groups, load_small, save_pretrained, save_small, shrink
     from gentickets.channels.export import Exported, export
     from gentickets.data import ImageSet
     from gentickets.errors import (
@@ -128,6 +128,7 @@ __all__ = [
     "random_scores",
     "redrawn_weights_control",
     "restore",
+    "save_pretrained",
     "save_small",
     "search_controls",
     "shrink",
@@ -139,7 +140,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "channels": "ChannelGroups channel_groups load_small save_small shrink",
+    "channels": "ChannelGroups channel_groups load_small save_pretrained save_small shrink",
     "channels.export": "Exported export",
     "data": "ImageSet",
     "errors": "DataError Disconnected Diverged GenticketsError MaskError PruneError RecipeError ScoreError TicketError",

@@ -2,7 +2,8 @@
 
 from gentickets.channels.groups import ChannelGroups, channel_groups
 from gentickets.channels.kept import save_small
+from gentickets.channels.pretrained import save_pretrained
 from gentickets.channels.shrinking import shrink
 from gentickets.channels.small import load_small
 
-__all__ = ["ChannelGroups", "channel_groups", "load_small", "save_small", "shrink"]
+__all__ = ["ChannelGroups", "channel_groups", "load_small", "save_pretrained", "save_small", "shrink"]

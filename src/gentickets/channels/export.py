@@ -13,6 +13,7 @@ import inspect
 import io
 import itertools
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -48,13 +49,15 @@ Program = Callable[[Example], list[Tensor]]
 class Exported:
     """A file that was written: its size in bytes, and how far its outputs are from the component's.
 
-    `difference` is the largest one found, relative to the component's largest output, among `compared` numbers.
+    `difference` is the largest one found, relative to the component's largest output, among `compared` numbers. `most`:
+    the largest batch that the program takes, where the component's code does something else with larger ones.
     """
 
     path: Path
     bytes: int
     difference: float
     compared: int
+    most: int | None = None
 
 
 def export(
@@ -81,7 +84,7 @@ def export(
     plain = folded(component)
     with torch.no_grad(), _quiet():
         try:
-            content, program = (_to_torch if format == "torch" else _to_onnx)(plain, example)
+            content, program, most = (_to_torch if format == "torch" else _to_onnx)(plain, example)
             found = [_difference(expected, program, batch) for batch in (example, example.first())]
         except Exception as error:  # whatever the exporters meet in code that is not ours
             raise GenticketsError(f"cannot be exported as {format}: {_first_line(error)}") from error
@@ -96,7 +99,7 @@ def export(
         replace_file(path, content)
     except OSError as error:
         raise GenticketsError(f"cannot write {path}: {error.strerror or error}") from error
-    return Exported(path, len(content), difference, compared)
+    return Exported(path, len(content), difference, compared, most)
 
 
 def as_format(name: str) -> Format:
@@ -183,16 +186,23 @@ def _fold(layer: nn.Module) -> None:
     layer._parameters.update({name: nn.Parameter(value) for name, value in values.items()})
 
 
-def _to_torch(net: nn.Module, example: Example) -> tuple[bytes, Program]:
-    exported = torch.export.export(net, example.args, dict(example.kwargs), dynamic_shapes=_any_batch(net, example))
+def _to_torch(net: nn.Module, example: Example, most: int | None = None) -> tuple[bytes, Program, int | None]:
+    axes = _any_batch(net, example, most)
+    try:
+        exported = torch.export.export(net, example.args, dict(example.kwargs), dynamic_shapes=axes)
+    except Exception as error:  # of what class, changes from release to release
+        bound = re.search(r"Dim\('batch', max=(\d+)\)", str(error))
+        if most is not None or bound is None:
+            raise
+        return _to_torch(net, example, int(bound[1]))
     file = io.BytesIO()
     torch.export.save(exported, file)
     content = file.getvalue()
     module = torch.export.load(io.BytesIO(content)).module()
-    return content, lambda batch: _tensors(batch(module))
+    return content, lambda batch: _tensors(batch(module)), most
 
 
-def _to_onnx(net: nn.Module, example: Example) -> tuple[bytes, Program]:
+def _to_onnx(net: nn.Module, example: Example) -> tuple[bytes, Program, int | None]:
     onnxruntime = importlib.import_module("onnxruntime")  # an extra: not there for whoever reads the types
     exported = torch.onnx.export(
         net,
@@ -211,12 +221,13 @@ def _to_onnx(net: nn.Module, example: Example) -> tuple[bytes, Program]:
         given = dict(zip(takes, (tensor.numpy() for tensor in batch.tensors), strict=True))
         return [torch.from_numpy(found) for found in session.run(None, given)]
 
-    return content, run
+    return content, run, None
 
 
-def _any_batch(net: nn.Module, example: Example) -> dict[str, Any]:
-    """Argument → which of its axes may have any length: the first of every tensor that is as long as the batch."""
-    batch = torch.export.Dim("batch", min=1)
+def _any_batch(net: nn.Module, example: Example, most: int | None = None) -> dict[str, Any]:
+    """Argument → which of its axes may have any length, up to `most`: the first of every tensor that is as long as the
+    batch."""
+    batch = torch.export.Dim("batch", min=1, max=most)
 
     def axes(value: Any) -> Any:
         if isinstance(value, Tensor):

@@ -352,7 +352,8 @@ class _Plan:
                 candidates.discard(int(groups[0]))
                 name = node.operation.name if node.operation is not None else node.parameter
                 warnings.warn(
-                    f"component {self.graph.component!r}: every channel of {name!r} is dead; one is kept",
+                    f"component {self.graph.component!r}: every channel of {name!r} is dead; one is kept: "
+                    f"prune less of it, or with scope='layer', which leaves each layer some",
                     stacklevel=5,
                 )
         return candidates

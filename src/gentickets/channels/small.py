@@ -12,6 +12,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from gentickets.catalogue import CATALOGUE, digests, is_code, load, taken
 from gentickets.channels.kept import is_kept, read_kept
+from gentickets.channels.pretrained import read_folder
 from gentickets.errors import TicketError
 from gentickets.masks.names import PRUNABLE, as_model, named_layers, named_state
 from gentickets.masks.ticket import Ticket
@@ -90,7 +92,11 @@ def load_small(path: str | os.PathLike[str], make_model: Callable[..., Any] | No
     one of a recipe's model with what it has arguments for of `size`, `channels` and the model's options. Raises
     `TicketError`, in one line, for a file that is missing, cut off, changed by as little as one bit, none of a small
     network, or one of another network than `make_model` makes.
+
+    `path` may be a folder of `save_pretrained` with its cuts beside the config; `make_model` is then the class.
     """
+    if Path(path).is_dir():
+        return read_folder(Path(path), make_model)
     if is_kept(path):
         return read_kept(path, make_model)
     ticket = Ticket.load(path)

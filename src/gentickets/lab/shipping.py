@@ -330,4 +330,6 @@ def export_component(
         f"run on examples and compared: {made.compared:,} numbers, whose largest difference is {made.difference:.1e} "
         "of the largest output"
     )
+    if made.most is not None:
+        yield f"it takes batches of up to {made.most:,}: with larger ones the code of the component does something else"
     yield f"results: {made.path} ({made.bytes:,} bytes)"
