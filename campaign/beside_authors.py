@@ -18,7 +18,7 @@ import sys
 import tempfile
 import types
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -88,6 +88,19 @@ def ours(
     return found
 
 
+@contextmanager
+def standing_in(modules: dict[str, types.ModuleType]) -> Iterator[None]:
+    """These in the place of packages, and the others that are loaded meanwhile stay."""
+    before = {name: sys.modules[name] for name in modules if name in sys.modules}
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        for name in modules:
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
 def theirs(code: str, seed: int, train: Tensor, test: Tensor) -> list[float]:
     """The same of the authors' code.
 
@@ -103,7 +116,7 @@ def theirs(code: str, seed: int, train: Tensor, test: Tensor) -> list[float]:
     stays: Callable[..., Any] = lambda self, *_: self  # noqa: E731
     with (
         tempfile.TemporaryDirectory() as folder,
-        patch.dict(sys.modules, absent),
+        standing_in(absent),
         patch.object(nn.Module, "cuda", stays),
         patch.object(Tensor, "cuda", stays),
     ):
