@@ -53,7 +53,9 @@ def test_the_files_are_short():
 NETWORKS = {
     "dense decoder": ("dense", "ticket"),
     "best channels": ("ticket", "ticket"),
+    "random channels": ("ticket", "random_mask"),
     "small dense decoder": ("born-small", "ticket"),
+    "small dense decoder, twice the steps": ("born-small-longer", "ticket"),
 }
 
 
