@@ -67,13 +67,23 @@ def _draw(comparison: Comparison, tickets: dict[str, list[Row]], shown: list[Row
     better = "lower" if metric.lower_is_better else "higher"
     axes.set_ylabel("\n".join([*textwrap.wrap(metric.label, 44), f"({better} is better)"]))
     axes.grid(axis="y")
-    figure.legend(loc="outside upper left", ncols=4, handlelength=2.4, columnspacing=1.5)
+    _legend_above(figure)
     spread = "one seed" if comparison.seeds == 1 else f"mean of {comparison.seeds} seeds ± one sample deviation"
     caption = (
         f"{metric.label} against sparsity, every arm's tickets: {spread}. A cross at the top: a seed failed there."
     )
     said = [f"{titles[arm]}: {_said(rows)}" for arm, rows in tickets.items()]
     return finish(figure, "study", caption, f"Line chart of {metric.label} by sparsity. {'. '.join(said)}.")
+
+
+def _legend_above(figure: Figure) -> None:
+    """In as many columns, four at most, as long titles leave room for."""
+    for columns in (4, 3, 2, 1):
+        legend = figure.legend(loc="outside upper left", ncols=columns, handlelength=2.4, columnspacing=1.5)
+        figure.draw_without_rendering()
+        if legend.get_window_extent().width <= 0.97 * figure.bbox.width or columns == 1:
+            return
+        legend.remove()
 
 
 def _set_ticks(axes: Axes, shown: list[Row]) -> None:
