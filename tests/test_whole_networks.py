@@ -332,3 +332,21 @@ def test_a_linear_layer_that_stores_its_inputs_first_is_one():
     masks = gt.prune(scores, fraction=0.5, granularity="channel", groups=groups)
     small = gt.shrink(net, masks, x)
     assert (small[0].nf, small[2].nx, tuple(small[2].weight.shape)) == (4, 4, (4, 3))
+
+
+class Cosine(nn.Module):
+    """Channels that meet in a product of the network with itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(3, 2)
+
+    def forward(self, x):
+        made = self.first(x)
+        return self.last(torch.einsum("nc,nd->ncd", made, made.sin()).flatten(1)[:, :3])
+
+
+def test_what_is_too_large_to_try_channel_by_channel_stays_whole_and_says_so(monkeypatch):
+    monkeypatch.setattr("gentickets.channels.labels._MOST_TRIED", 10)
+    groups = gt.channel_groups({"net": Cosine()}, {"net": torch.randn(3, 6)})
+    assert "einsum, too large to try channel by channel" in groups.whole["net.first"]

@@ -228,7 +228,9 @@ class _Labeller:
                 graph.links[node] = [(source, np.zeros(1, np.int64), np.zeros(1, np.int64)) for source in sources]
             return
         if not (self._moved(operation, sources) or self._aligned(operation, sources) or self._joined(operation)):
-            self._not_understood(operation)
+            self._not_understood(
+                operation, "" if self._can_be_tried(operation) else ", too large to try channel by channel"
+            )
         elif is_unflatten(layer):
             source, made = sources[0], operation.made[0]
             self._same_each_call(operation, graph.along(source, 1), graph.along(made, 1))
@@ -399,6 +401,8 @@ class _Labeller:
         What each channel by itself leaves its mark on is tried one by one. Where all are read together, nothing is
         left to tell apart.
         """
+        if not self._can_be_tried(operation):
+            return False
         graph, sources = self.graph, operation.sources
         groups = {source: graph.groups(graph.labels[source]) for source in sources}
         every = np.unique(np.concatenate([own.reshape(-1) for own in groups.values()]))
@@ -442,16 +446,26 @@ class _Labeller:
 
     # -- what is not understood ---------------------------------------------------------------------------
 
-    def _not_understood(self, operation: Operation) -> None:
+    def _can_be_tried(self, operation: Operation) -> bool:
+        """Whether its channels can be tried one by one: for the most that may be, ten seconds of one core."""
+        labels = [self.graph.labels[source].reshape(-1) for source in operation.sources]
+        channels = len(np.unique(self.graph.groups(np.concatenate(labels)))) if labels else 0
+        return channels * sum(source.value.numel() for source in operation.sources) <= _MOST_TRIED
+
+    def _not_understood(self, operation: Operation, why: str = "") -> None:
         """Everything that this operation reads stays whole, and so does what it makes."""
         for source in operation.sources:
-            self.graph.fix(self.graph.labels[source], operation.name)
+            self.graph.fix(self.graph.labels[source], operation.name + why)
         for node in operation.made:
-            self._whole(node, operation.name)
+            self._whole(node, operation.name + why)
 
     def _whole(self, node: Node, why: str) -> None:
         self.graph.labels[node] = label = self.graph.new(1).reshape([1] * node.value.dim())
         self.graph.fix(label, why)
+
+
+_MOST_TRIED = 2**28
+"""Channels times numbers of what an operation reads, up to which each channel is tried by itself."""
 
 
 class _Partition:
