@@ -17,6 +17,7 @@ from gentickets.lab import report as pages
 from gentickets.lab.recipe import read_recipe
 from gentickets.lab.run import prepare as run_module
 from gentickets.lab.run.plan import Plan
+from test_docs_own import FILES as OWN
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -87,8 +88,10 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def after_the_demo(tmp_path_factory):
-    """A folder with the three runs of the demo, each cut short."""
-    return tmp_path_factory.mktemp("demo")
+    """A folder with the three runs of the demo, each cut short, and a person's own network."""
+    folder = tmp_path_factory.mktemp("demo")
+    (folder / "my_gan.py").write_text(OWN["my_gan.py"])
+    return folder
 
 
 def test_there_are_examples_of_every_command():
