@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 import gentickets as gt
 from gentickets import models
 from gentickets.compiled import missing
-from gentickets.errors import MaskError
+from gentickets.errors import GenticketsError, MaskError
 from gentickets.masks.names import clone, named_state
 from gentickets.objectives import ELBO, Adversarial, Autoencoding
 from gentickets.sparse import execution
@@ -569,3 +569,10 @@ def test_batches_of_any_size_go_through_what_was_laid_out_for_another(batch):
         torch.testing.assert_close(model["net"](given_images), expected)
         torch.testing.assert_close(model["net"](fast.laid_out(given_images)), expected)
     assert fast.laid_out(torch.ones(3)).shape == (3,)
+
+
+def test_a_choice_that_says_no_way_is_one_line():
+    model, _, images = family("ae")
+    masks = gt.prune(gt.magnitude(model), to_sparsity=0.9)
+    with pytest.raises(GenticketsError, match="choose gave a set: give"):
+        gt.accelerate(model, masks, {"encoder": images}, choose=lambda model, work, costs: set(costs))

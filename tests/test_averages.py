@@ -19,6 +19,7 @@ from gentickets.training.averaging import Average, decay_at, settle, weight_of_s
 from gentickets.training.hooks import Hook
 from gentickets.training.loop import Settings, train, with_averages
 from gentickets.training.progress import Checkpoint
+from two_ranks import every_layer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -30,7 +31,7 @@ def every_layer_on_live_weights(monkeypatch):
     """As if every layer were of a size that is faster so."""
     if (reason := missing()) is not None:
         pytest.skip(reason)
-    monkeypatch.setattr(execution, "faster", lambda model, work, costs: set(costs))
+    monkeypatch.setattr(execution, "faster", every_layer)
 
 
 class Source:

@@ -1,7 +1,7 @@
 """What a GPU computes, beside the CPU: trainings, criteria, smaller networks, whole runs.
 
-Without one, what needs no Fabric is done on a pretended device (`elsewhere`), where tensors of two devices do not mix
-either, and the rest is skipped; GENTICKETS_TEST_DEVICE=cpu rehearses it.
+Skipped where there is no CUDA device. GENTICKETS_TEST_DEVICE=cpu rehearses it without one; "elsewhere" does what needs
+no Fabric on a pretended device, where tensors of two devices do not mix either (`test_elsewhere.py`).
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from gentickets.masks.names import clone, named_state
 from gentickets.training import Checkpoint, Settings, train
 from gentickets.training.devices import one_device
 
-DEVICE = os.environ.get("GENTICKETS_TEST_DEVICE") or ("cuda" if torch.cuda.is_available() else "elsewhere")
-trains = pytest.mark.skipif(DEVICE == "elsewhere", reason="there is no CUDA device")
+DEVICE = os.environ.get("GENTICKETS_TEST_DEVICE", "cuda")
+pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="there is no CUDA device")
+trains = pytest.mark.skipif(DEVICE == "elsewhere", reason="Fabric knows no pretended device")
 
 STEPS = Settings(steps=12, batch_size=8, ema=0.9, clip_norm=1.0, weight_decay=0.01, lr=3e-3, execution="dense")
 SINGLE = ["ae", "vae", "gan"]
@@ -157,12 +158,12 @@ def test_synflow_prunes_the_same() -> None:
 NETWORKS = {
     "dcgan": lambda: models.dcgan(16, 1, width=8, latent=6),
     "conv-vae": lambda: models.conv_vae(16, 1, width=8, latent=6),
-    "unet": lambda: models.unet(16, 1, width=8, zero_output=False),
+    "unet": lambda: models.unet(8, 1, width=4, zero_output=False),
 }
 EXAMPLES: dict[str, Any] = {
     "dcgan": {"generator": torch.randn(3, 6), "discriminator": torch.randn(3, 1, 16, 16)},
     "conv-vae": {"encoder": torch.randn(3, 1, 16, 16), "decoder": torch.randn(3, 6)},
-    "unet": {"denoiser": (torch.randn(3, 1, 16, 16), torch.tensor([1, 5, 9]))},
+    "unet": {"denoiser": (torch.randn(3, 1, 8, 8), torch.tensor([1, 5, 9]))},
 }
 
 

@@ -12,6 +12,7 @@ from gentickets.pruning.prune import prune
 from gentickets.pruning.scores import magnitude
 from gentickets.sparse import execution
 from gentickets.training import Hook, Settings, train, with_averages
+from two_ranks import every_layer
 
 IMAGES = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(5)) * 2 - 1
 SETTINGS = Settings(steps=24, batch_size=8, ema=0.9, schedule="cosine", clip_norm=1.0)
@@ -60,7 +61,7 @@ class Looks(Hook):
 def every_layer_on_live_weights(monkeypatch):
     if missing() is not None:
         pytest.skip("no kernels were compiled")
-    monkeypatch.setattr(execution, "faster", lambda model, work, costs: set(costs))
+    monkeypatch.setattr(execution, "faster", every_layer)
 
 
 def test_a_hook_is_called_every_so_many_steps_and_after_the_last():

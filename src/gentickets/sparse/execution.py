@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from gentickets.compiled import missing
 from gentickets.data.batches import Batch
-from gentickets.errors import MaskError
+from gentickets.errors import GenticketsError, MaskError
 from gentickets.evaluating import evaluating
 from gentickets.masks.examples import Example, ExampleInputs, compare, examples_of, named_tensors
 from gentickets.masks.names import (
@@ -202,6 +202,8 @@ def _choose(
             why = f"dense is faster at density {density:.2f} and a batch of {batch}, {purpose}"
         found.append((id(layer), Choice(name, weight, density, False, why)))
     chosen = choose(model, work, costs)
+    if not isinstance(chosen, Mapping):
+        raise GenticketsError(f"choose gave a {type(chosen).__name__}: give {{id(layer): 'lanes' or 'wide'}}")
     return tuple(
         replace(choice, sparse=True, why="fewer multiplications", way=chosen[layer]) if layer in chosen else choice
         for layer, choice in found
