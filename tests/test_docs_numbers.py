@@ -302,3 +302,19 @@ def test_workers_beside_their_plan_are_what_was_measured():
         assert agree(planned, [row["planned"] for row in mine])
         assert agree(took, [row["took"] for row in mine])
         assert agree(ratio, [statistics.median(row["took"] / row["planned"] for row in mine)])
+
+
+def test_beside_the_authors_code_stands_what_was_measured():
+    (table,) = (t for t in ALL if t.page == "docs/results.md" and t.head[0] == "as it is")
+    found: dict[tuple[str, float], list[float]] = {}
+    for row in read("beside-authors.csv"):
+        found.setdefault((row["variant"], float(row["sparsity"])), []).append(float(row["mse"]))
+    sparsities = sorted({sparsity for _, sparsity in found})
+    names = ("authors' code", "gentickets", "weight decay", "biases pruned", "masks after the step", "all three")
+    for name, (_, dense, *cells) in zip(names, table.rows, strict=True):
+        assert agree(dense, [statistics.mean(found[name, 0.0])])
+        for cell, sparsity in zip(cells, sparsities[1:], strict=True):
+            logs = [math.log(a / b) for a, b in zip(found[name, sparsity], found[name, 0.0], strict=True)]
+            middle, far = statistics.mean(logs), 2.776445 * statistics.stdev(logs) / 5**0.5
+            assert len(logs) == 5
+            assert agree(cell, [math.exp(middle), math.exp(middle - far), math.exp(middle + far)]), (name, cell)

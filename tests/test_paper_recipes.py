@@ -45,6 +45,13 @@ def images_for(recipe):
     return ImageSet.from_arrays("black", np.zeros(shape, dtype=np.uint8))
 
 
+def often(paths, *names):
+    """All of them; those that are not of these names in `make soak`, as each takes seconds."""
+    assert {path.stem for path in paths} >= set(names)
+    soak = pytest.mark.soak
+    return [pytest.param(path, id=named(path), marks=() if path.stem in names else soak) for path in paths]
+
+
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("path", RECIPES, ids=named)
 def test_every_budget_is_a_recipe_whose_model_can_be_built(path, budget):
@@ -97,7 +104,7 @@ def test_every_table_and_figure_has_its_line_in_the_docs():
         assert f"recipes/paper/{path.name}" in text, path.name
 
 
-@pytest.mark.parametrize("path", RUNS, ids=named)
+@pytest.mark.parametrize("path", often(RUNS, "table1-linear-ae", "table1-sngan", "early-bird-88"))
 def test_the_smoke_budget_of_a_run_ends_with_a_verdict(path, tmp_path):
     recipe = read_recipe(path, budget="smoke")
     run_all([prepared(recipe, tmp_path)], lambda event: None)
@@ -106,7 +113,7 @@ def test_the_smoke_budget_of_a_run_ends_with_a_verdict(path, tmp_path):
     assert write_report([tmp_path]).exists()
 
 
-@pytest.mark.parametrize("path", STUDIES, ids=named)
+@pytest.mark.parametrize("path", often(STUDIES, "table2", "figure7"))
 def test_the_smoke_budget_of_a_study_ends_with_its_page(path, tmp_path):
     study = read_study(path, budget="smoke")
     left_out = run_study(study, tmp_path / "study", lambda stage: lambda event: None)
