@@ -362,7 +362,9 @@ def test_a_training_handed_on_with_its_optimisers_is_the_uninterrupted_one():
 def every_layer_on_live_weights(monkeypatch):
     if missing() is not None:
         pytest.skip("no kernels were compiled")
-    monkeypatch.setattr(execution, "faster", lambda model, work, costs: set(costs))
+    monkeypatch.setattr(
+        execution, "faster", lambda model, work, costs: {key: cost.ways[0] for key, cost in costs.items()}
+    )
 
 
 @pytest.mark.parametrize("name", ["ae", "vae", "gan"])

@@ -459,8 +459,10 @@ class Masks(Mapping[str, Tensor]):
         parameter of the model; on leaving, where a pass may have seen a pruned weight alive; and inside, at its first
         step and before it changes anything, for an optimiser of a pruned weight that the hold was not given.
         """
-        several = (copies,) if isinstance(copies, nn.Module | Mapping | Shadows) else tuple(copies)
-        return Hold(self, model, optimizers, several)
+        several = (copies,) if isinstance(copies, nn.Module | Mapping | Shadows) else copies
+        if not isinstance(several, Iterable):
+            raise MaskError(f"copies={copies!r}: a copy of the model, or several; () where there is none")
+        return Hold(self, model, optimizers, tuple(several))
 
 
 def _check_name(name: object) -> None:
