@@ -351,3 +351,9 @@ def test_labels_come_to_the_denoiser_as_its_third_argument() -> None:
     next(objective.losses(model, Labelled(IMAGES, labels), rng()))
     objective.sample(model, 6, rng(), labels.flip(0))
     assert [one.tolist() for one in seen] == [labels.tolist(), *[labels.flip(0).tolist()] * 2]
+
+
+@pytest.mark.parametrize("times", [[0], [0, 5, 10], "09", [0.5, 3], [0, True], {}, [5, 5], [-1, 5], [0, 11]])
+def test_times_that_are_no_region_are_refused(times):
+    with pytest.raises(ValueError, match="the first and the one after the last, of 0 to 10"):
+        gt.Denoising(timesteps=10, sampling_steps=2, times=times)

@@ -592,3 +592,10 @@ def test_rounds_of_pruning_never_revive(make_autoencoder) -> None:
         expected -= expected // 5
     assert masks.alive == expected
     assert [p for p in itertools.chain(model.parameters()) if p.isnan().any()] == []
+
+
+@pytest.mark.parametrize("copies", [None, 3])
+def test_copies_that_are_none_are_refused_with_the_mend(copies):
+    net = nn.Linear(4, 3)
+    with pytest.raises(MaskError, match=f"copies={copies}: .*\\(\\) where there is none"):
+        prune(random_scores(net, 0), to_sparsity=0.5).hold(net, copies=copies)

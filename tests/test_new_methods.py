@@ -75,6 +75,20 @@ def test_a_run_that_is_stopped_in_the_middle_of_a_level_ends_as_one_that_is_not(
         assert states(run(recipe, folder, stage)) == states(whole)
 
 
+def test_what_finding_took_is_counted_once_by_a_run_that_is_stopped_behind_it(stage, tmp_path):
+    recipe = recipe_with(SEARCHES["few-images"])
+    asked, folder = itertools.count(1), tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):  # level 2: its masks are found, and it trains from them
+        run(recipe, folder, stage, stop=lambda: next(asked) == 24 + (5 + 20) + 5 + 10)
+    (halfway,) = folder.glob("seed-0/.level-02*/found.json")
+    assert halfway.exists()
+    run(recipe, folder, stage)
+    whole = run(recipe, tmp_path / "whole", stage)
+    for level in ("level-01", "level-02"):
+        one, other = (json.loads((at / level / "metrics.json").read_text()) for at in (folder / "seed-0", whole))
+        assert one["cost"] == other["cost"]
+
+
 @pytest.mark.parametrize("name", SEARCHES)
 def test_every_level_is_as_sparse_as_its_ticket_says_and_has_its_controls(name, stage, tmp_path):
     recipe = recipe_with(SEARCHES[name])

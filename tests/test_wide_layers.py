@@ -260,3 +260,14 @@ def test_attention_and_what_is_around_it_gains_from_the_width_of_its_layers():
             "linear2": "wide",
         }
         torch.testing.assert_close(net(tokens), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(0, 7, 5), (2, 0, 5), (2, 0, 3, 5)])
+def test_no_tokens_at_all_give_none_and_gradients_of_nothing(shape):
+    layer, _, sparse = masked(nn.Linear(5, 4), 0.4)
+    tokens = torch.zeros(shape, requires_grad=True)
+    found = sparse(tokens)
+    assert found.shape == layer(tokens).shape
+    found.sum().backward()
+    assert tokens.grad.shape == shape
+    assert not sparse.values.grad.any()

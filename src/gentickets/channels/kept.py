@@ -37,12 +37,14 @@ class Difference:
     """In what a smaller network differs from the whole one that its class makes, its tensors apart.
 
     `kinds`: module → the name of its class. `sizes`: module → what it says of itself that is smaller. `shared`: the
-    name of a tensor → the name under which it is kept.
+    name of a tensor → the name under which it is kept. `said`: what the whole one's modules say of themselves, by which
+    another of the same class is told from it.
     """
 
     kinds: Mapping[str, str]
     sizes: Mapping[str, Mapping[str, Size]] = field(default_factory=dict)
     shared: Mapping[str, str] = field(default_factory=dict)
+    said: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def save_small(
@@ -153,7 +155,35 @@ def _difference(whole: nn.Module, small: nn.Module) -> Difference:
     first: dict[int, str] = {}
     places = [(name, tensor) for name, _, tensor in _places(small)]
     shared = {name: kept for name, tensor in places if (kept := first.setdefault(id(tensor), name)) != name}
-    return Difference(kinds, sizes, shared)
+    return Difference(kinds, sizes, shared, _said(whole))
+
+
+def _said(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Numbers that modules keep for their code, and words where they are torch's own: those of others may name a place
+    or a machine."""
+    found = {}
+    for name, layer in named_layers(model):
+        own = type_before_parametrizations(layer).__module__.startswith("torch.nn")
+        said = {key: _as_list(value) for key, value in vars(layer).items() if key[:1] != "_" and _is_plain(value)}
+        found[name] = {key: value for key, value in said.items() if key != "training" and (own or _is_number(value))}
+    return {name: said for name, said in found.items() if said}
+
+
+def _is_number(value: object) -> bool:
+    return all(map(_is_number, value)) if isinstance(value, list) else isinstance(value, int | float)
+
+
+def _check_said(whole: nn.Module, said: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises `TicketError` where a module says something else of itself; what only one of them says may be of another
+    version of its package."""
+    for name, now in _said(whole).items():
+        before = said.get(name, {})
+        for key in now.keys() & before.keys():
+            if now[key] != before[key]:
+                raise TicketError(
+                    f"make_model makes another network: {joined(name, key)} is {str(now[key])[:40]} there, and was "
+                    f"{str(before[key])[:40]} in what was made smaller"
+                )
 
 
 def _kind(layer: nn.Module) -> str:
@@ -267,6 +297,7 @@ def filled(whole: nn.Module, tensors: Mapping[str, Tensor], difference: Differen
     Raises `TicketError` that names the first module or tensor that has no place in it, or is not in the file.
     """
     check_kinds(whole, difference.kinds)
+    _check_said(whole, difference.said)
     layers = dict(named_layers(whole))
     for name, sizes in difference.sizes.items():
         known = sizes_of(layers[name]) if name in layers else {}

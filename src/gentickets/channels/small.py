@@ -91,7 +91,7 @@ def load_small(path: str | os.PathLike[str], make_model: Callable[..., Any] | No
     whole network, as a module or a dict of components. For a file of `save_small` it is called without arguments, for
     one of a recipe's model with what it has arguments for of `size`, `channels` and the model's options. Raises
     `TicketError`, in one line, for a file that is missing, cut off, changed by as little as one bit, none of a small
-    network, or one of another network than `make_model` makes.
+    network, or one of another network than `make_model` makes: another class, size or number in it.
 
     `path` may be a folder of `save_pretrained` with its cuts beside the config; `make_model` is then the class.
     """

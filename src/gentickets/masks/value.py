@@ -411,8 +411,9 @@ class Masks(Mapping[str, Tensor]):
         with a parametrisation of one's own. A pass adds mask * (B A) where it added B A, so that the merged network
         (`merge_and_unload`, `fuse_lora`, `parametrize.remove_parametrizations`) is the one that was trained, and its
         pruned weights are exactly 0.0. The masks have the names of the model without adapters (`decoder.0.weight`), of
-        which the pruned weights are set to 0.0. Adapters that are added or loaded later are masked too, where a layer
-        had one at the time; for further layers call it again.
+        which the pruned weights are set to 0.0. Adapters of peft that are added or loaded later are masked too, where a
+        layer had one at the time. For further layers call it again, and for a parametrisation that is registered later,
+        which comes behind the mask.
 
         Each pass makes the product B A as a whole: that takes the memory of one more weight in each layer.
 
@@ -459,8 +460,10 @@ class Masks(Mapping[str, Tensor]):
         parameter of the model; on leaving, where a pass may have seen a pruned weight alive; and inside, at its first
         step and before it changes anything, for an optimiser of a pruned weight that the hold was not given.
         """
-        several = (copies,) if isinstance(copies, nn.Module | Mapping | Shadows) else tuple(copies)
-        return Hold(self, model, optimizers, several)
+        several = (copies,) if isinstance(copies, nn.Module | Mapping | Shadows) else copies
+        if not isinstance(several, Iterable):
+            raise MaskError(f"copies={copies!r}: a copy of the model, or several; () where there is none")
+        return Hold(self, model, optimizers, tuple(several))
 
 
 def _check_name(name: object) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
@@ -57,10 +57,8 @@ class Denoising(Objective):
     def __post_init__(self) -> None:
         if not 1 <= self.sampling_steps <= self.timesteps:
             raise ValueError(f"sampling_steps={self.sampling_steps}: 1 to timesteps={self.timesteps}")
-        if self.times is not None and not 0 <= self.times[0] < self.times[1] <= self.timesteps:
-            raise ValueError(
-                f"times={list(self.times)}: the first and the one after the last, of 0 to {self.timesteps}"
-            )
+        if self.times is not None and not _is_region(self.times, self.timesteps):
+            raise ValueError(f"times={self.times!r}: the first and the one after the last, of 0 to {self.timesteps}")
 
     @property
     def wants_labels(self) -> bool:
@@ -184,3 +182,10 @@ def signal(schedule: Literal["cosine", "linear"], timesteps: int) -> Tensor:
         kept = ((edges + 0.008) / 1.008 * math.pi / 2).cos().square()
         betas = 1 - kept[1:] / kept[:-1]
     return (1 - betas.clamp(max=0.999)).cumprod(0)
+
+
+def _is_region(times: object, timesteps: int) -> bool:
+    """Whether these are two whole numbers, the first time step and the one after the last."""
+    if not isinstance(times, Sequence) or len(times) != 2 or any(type(time) is not int for time in times):
+        return False
+    return bool(0 <= times[0] < times[1] <= timesteps)

@@ -128,8 +128,8 @@ class SparseLinear(SparseLayer):
         flat = turn(given.reshape(-1, given.shape[-1]))
         rows = _in_rows(flat.shape[1])
         layout = self.pattern.laid_out(WideLayout, rows, rows)
-        out = down(self.weights(), self.bias, flat.view(1, -1, *rows), layout)
-        return turn(out.view(self.pattern.small, -1)).view(*given.shape[:-1], self.pattern.small)
+        out = down(self.weights(), self.bias, flat.view(1, self.pattern.big, *rows), layout)
+        return turn(out.view(self.pattern.small, flat.shape[1])).view(*given.shape[:-1], self.pattern.small)
 
 
 class SparseConv1D(SparseLinear):
@@ -246,8 +246,8 @@ def _pair(along: tuple[int, ...], height: int) -> Pair:
 
 def _in_rows(tokens: int) -> Pair:
     """Tokens as an image of as many rows as fill their vectors."""
-    width = side_by_side(tokens)
-    return tokens // max(1, width), width
+    width = max(1, side_by_side(tokens))
+    return tokens // width, width
 
 
 def _size(images: Tensor) -> Pair:

@@ -96,14 +96,14 @@ def write_level(
             "primary": judge.primary,
             "metrics": metrics_json(measured),
             "sparse_layers": list(outcome.sparse_layers),
-            "cost": {**_cost_json(price), **_flops("find", outcome.find), **_flops("train", outcome.train)},
+            "cost": {**_cost_json(price), **_flops("find", outcome.found), **_flops("train", outcome.train)},
             "start_step": made.span[0],
             "end_step": made.span[1],
             "validation": validation.summary() if validation is not None else None,
         },
     )
     seconds = {
-        "find_seconds": outcome.find.seconds,
+        "find_seconds": outcome.found.seconds,
         "train_seconds": outcome.train.seconds,
         "evaluate_seconds": time.perf_counter() - begun,
     }

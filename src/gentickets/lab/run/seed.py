@@ -129,7 +129,7 @@ class SeedRun:
             disk.remove_halves(self.folder)
         with disk.building(self._place(index), fence) as partial:
             self._enter(self._place(index).name, partial, index)
-            self.trainer.outcome.find = self._found_before(index)
+            self.trainer.outcome.before = self._found_before(index)
             try:
                 level = self._next(index, levels)
             except Disconnected as error:
@@ -320,7 +320,7 @@ class SeedRun:
             return False
         with disk.building(place, fence) as partial:
             self._enter(place.name, partial, draw=1000 + index)
-            self.trainer.outcome.find = read_price(self._place(index), "find")
+            self.trainer.outcome.before = read_price(self._place(index), "find")
             seed = derived_seed(self.seed, 1, index)
             try:
                 control = self.method.control(arm, self._to_control(index), work, seed)
@@ -344,8 +344,8 @@ class SeedRun:
 
     def _finish_untrained(self, index: int, arm: str, ticket: Ticket | None, reason: str) -> None:
         assert ticket is not None
-        find = self.trainer.outcome.find
-        write_untrained(self.trainer.folder, self.seed, index, arm, ticket, self.judge.primary, reason, find)
+        found = self.trainer.outcome.found
+        write_untrained(self.trainer.folder, self.seed, index, arm, ticket, self.judge.primary, reason, found)
 
     def _example_inputs(self, model: nn.Module) -> Mapping[str, Any]:
         return self.trainer.objective.example_inputs(model.eval(), self.judge.held_out.images(range(2)))

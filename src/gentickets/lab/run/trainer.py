@@ -63,7 +63,8 @@ class Price:
 
 @dataclass
 class Outcome:
-    """How the trainings of a level went: `find` is what its masks cost, `train` what training from them did.
+    """How the trainings of a level went: `find` is what they cost that found its masks, `train` what training from them
+    did. `before`: what these masks had cost when the level was begun.
 
     `sparse_layers`: those that were trained on their live weights alone.
     """
@@ -72,9 +73,15 @@ class Outcome:
     reason: str | None = None
     averaged: nn.Module = field(default_factory=nn.Module)
     images: int = 0
+    before: Price = Price()
     find: Price = Price()
     train: Price = Price()
     sparse_layers: tuple[str, ...] = ()
+
+    @property
+    def found(self) -> Price:
+        """All that the masks cost."""
+        return self.before + self.find
 
 
 class Trainer:
