@@ -285,10 +285,11 @@ def _batches(component: nn.Module, example: Example) -> tuple[Example, Example]:
             return all(bool(tensor.isfinite().all()) for tensor in _tensors(batch(component)))
 
     try:
-        if not finite(example):
-            raise GenticketsError(f"{name} gives what is not finite for the example: not written")
-    except RuntimeError as error:
+        fine = finite(example)
+    except Exception as error:  # of code that is not ours
         raise GenticketsError(f"{name} does not run on the example: {in_one_line(error)}") from error
+    if not fine:
+        raise GenticketsError(f"{name} gives what is not finite for the example: not written")
     failed = ""
     for count in (1, example.batch // 2, example.batch - 1):
         try:
@@ -301,8 +302,8 @@ def _batches(component: nn.Module, example: Example) -> tuple[Example, Example]:
             f"{name} runs on no batch but one of {example.batch}, as the example is, and a program takes any ({failed})"
         )
     raise GenticketsError(
-        f"{name} gives what is not finite for a batch of one, as a deviation over the batch is: give an example of 3 or "
-        f"more"
+        f"{name} gives what is not finite for a batch of one, as a deviation over the batch is: give an example of "
+        f"3 or more"
     )
 
 
