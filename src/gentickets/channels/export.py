@@ -16,7 +16,7 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
+from gentickets.channels.trace import in_one_line, line_of
 from gentickets.errors import GenticketsError
 from gentickets.files import replace_file
 from gentickets.masks.examples import Example, ExampleInput, named_tensors, nothing_to_compare, tolerance
@@ -68,12 +69,14 @@ def export(
     Without `format`, the end of the file's name says it: `.pt2` or `.onnx`. `example` is a batch of 2 or more inputs: a
     tensor, a tuple of arguments or a dict of keywords. The program takes batches of any size, by the same arguments;
     those that are no tensors are as they were. Several outputs (a VAE's mean and log variance) stay several, in their
-    order. The component is left as it was. The program is run on the example and on a batch of one, and compared with
-    the component; a file appears only where they agree to 1e-4.
+    order. The component is left as it was. The program is run on the example and on a batch of one (of some of
+    the example, where the component cannot do with one alone), and compared with the component; a file appears only
+    where they agree to 1e-4.
 
     Raises `GenticketsError` for another format, or one that the name of the file contradicts, where the packages that
     ONNX needs are missing, where the code of the component cannot be exported, where the program computes something
-    else or nothing can be compared, and where the file cannot be written.
+    else or nothing can be compared, where the component itself gives what is not finite, and where the file cannot be
+    written.
     """
     path = Path(path)
     format = format_of(path, format)
@@ -83,11 +86,12 @@ def export(
     expected = clone(unwrap(component)).cpu().eval()
     plain = folded(component)
     with torch.no_grad(), _quiet():
+        batches = _batches(expected, example)
         try:
             content, program, most = (_to_torch if format == "torch" else _to_onnx)(plain, example)
-            found = [_difference(expected, program, batch) for batch in (example, example.first())]
+            found = [_difference(expected, program, batch) for batch in batches]
         except Exception as error:  # whatever the exporters meet in code that is not ours
-            raise GenticketsError(f"cannot be exported as {format}: {_first_line(error)}") from error
+            raise GenticketsError(f"cannot be exported as {format}: {_reason(error)}") from error
     difference, compared = max(worst for worst, _ in found), sum(numbers for _, numbers in found)
     if not compared and difference == 0:
         raise nothing_to_compare(type(component).__name__)
@@ -116,6 +120,11 @@ def format_of(path: Path, format: str | None) -> Format:
     Raises `GenticketsError` where the two differ, and where neither says one.
     """
     said = next((known for known, suffix in SUFFIXES.items() if path.suffix.lower() == suffix), None)
+    if format is None and path.suffix.lower() == ".safetensors":
+        raise GenticketsError(
+            f"{path} would hold weights alone, and export writes a program (*.pt2 or *.onnx): the weights of a smaller "
+            f"network are written by save_small(small, path, make_model=…), those of a level by `gentickets shrink`"
+        )
     if format is None and said is None:
         raise GenticketsError(
             f"{path} ends in none of .pt2 (a program of torch.export), .onnx (ONNX) and .safetensors (the weights of a "
@@ -265,6 +274,39 @@ def _difference(component: nn.Module, program: Program, batch: Example) -> tuple
     return worst, compared
 
 
+def _batches(component: nn.Module, example: Example) -> tuple[Example, Example]:
+    """On what a program is compared: the example, and a batch of another size, for which the component runs and gives
+    finite numbers. Raises `GenticketsError` where there is none."""
+    name = type(component).__name__
+
+    def finite(batch: Example) -> bool:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return all(bool(tensor.isfinite().all()) for tensor in _tensors(batch(component)))
+
+    try:
+        fine = finite(example)
+    except Exception as error:  # of code that is not ours
+        raise GenticketsError(f"{name} does not run on the example: {in_one_line(error)}") from error
+    if not fine:
+        raise GenticketsError(f"{name} gives what is not finite for the example: not written")
+    failed = ""
+    for count in (1, example.batch // 2, example.batch - 1):
+        try:
+            if count and finite(batch := example.first(count)):
+                return example, batch
+        except Exception as error:  # of code that is not ours
+            failed = in_one_line(error)
+    if failed:
+        raise GenticketsError(
+            f"{name} runs on no batch but one of {example.batch}, as the example is, and a program takes any ({failed})"
+        )
+    raise GenticketsError(
+        f"{name} gives what is not finite for a batch of one, as a deviation over the batch is: give an example of "
+        f"3 or more"
+    )
+
+
 def _check_onnx() -> None:
     missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
@@ -274,16 +316,28 @@ def _check_onnx() -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without what the exporters say of packages that are not there, and of their own future."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.fx.experimental.symbolic_shapes")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+def _reason(error: BaseException) -> str:
+    """What an exporter could not do, in a line, with the mend where one is known."""
+    while error.__cause__ is not None:  # ONNX's first line says that a step failed, and not why
+        error = error.__cause__
+    if fixed := re.search(r"specialized it to be a constant \((\d+)\)", str(error)):
+        return f"its code takes the size of the batch as a fixed number ({fixed[1]}), as len(x) does: write x.shape[0]"
+    if "Got invalid dimensions for input" in str(error):
+        return "its code takes the size of the batch as a fixed number, as len(x) does: write x.shape[0]"
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    if "data-dependent" in line:
+        return f"its code decides by values {line_of(error)}, and a program has one way alone ({line})"
+    return f"{line} (torch wrote what onnxruntime cannot read: *.pt2 may do)" if "ONNXRuntimeError" in line else line

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import nn
 
+from gentickets.channels.layers import weighs_channels
 from gentickets.channels.trace import Node, Operation, Run
 from gentickets.masks.names import Model, component_at, joined, named_layers
 
@@ -102,6 +103,20 @@ class ChannelGraph:
         return all(self.group(label) in self._fixed for label in labels.reshape(-1).tolist())
 
     # -- nodes --------------------------------------------------------------------------------------------
+
+    @property
+    def uncalled(self) -> list[str]:
+        """The layers that the example did not reach, by `name_of`: what they read on other inputs is not known."""
+        called = {id(operation.call) for operation in (*self.run.operations, *self.operations)}
+        read = {node.parameter for node in self.run.parameters}
+        read |= {node.parameter for operation in self.operations for node in operation.sources}
+        return [
+            joined(self.component, self.names[id(module)])
+            for name, module in self.net.named_modules()
+            if weighs_channels(module)
+            and id(module) not in called
+            and not any(joined(name, key) in read for key, _ in module.named_parameters())
+        ]
 
     def layer_of(self, node: Node) -> nn.Module | None:
         """The layer that made a node, if one did."""

@@ -62,8 +62,8 @@ class ChannelGroups(Sequence[tuple[Slice, ...]]):
     `layers`: layer → the numbers of the groups that it makes; residual additions make several layers share them.
     `places`: the same with each group once, under the first layer that makes it. `always`: layer → how many of its
     channels stay in any case; `wide`: layer → how many of its channels each of its groups has, as in `layers`;
-    `whole`: the operation that asks for them. `shapes`: parameter → its shape. `sizes`: component → what its size is
-    made of. Made by `channel_groups`.
+    `whole`: the operation that asks for them, or that the example does not reach the layer. `shapes`: parameter → its
+    shape. `sizes`: component → what its size is made of. Made by `channel_groups`.
     """
 
     def __init__(
@@ -259,6 +259,7 @@ def channel_groups(model: Model, example_inputs: Any) -> ChannelGroups:
                     shapes[full] = tuple(parameters[tensor].shape)
                     _, normed = lengths.get(tensor, ("", None))
                     ties += [_Tie(full, axis, side, found[side], masked=axis != normed) for axis, side in axes.items()]
+        whole |= dict.fromkeys(graph.uncalled, "what the example does not reach")
         for node in graph.raw:
             if node in graph.axes:
                 axis, owner = graph.axes[node], graph.net.get_submodule(node.parameter.rpartition(".")[0])

@@ -223,8 +223,10 @@ class _Labeller:
                 self._not_understood(operation)
             return
         if all(graph.labels[source].size == 1 and graph.is_fixed(graph.labels[source]) for source in sources):
+            looked_up = isinstance(layer, nn.Embedding)  # what stays whole for it is told by its name
             for node in operation.made:  # all of it stays, and there is nothing to tell apart
-                graph.labels[node] = graph.labels[sources[0]].reshape([1] * node.value.dim())
+                label = self._stays(operation.name) if looked_up else graph.labels[sources[0]]
+                graph.labels[node] = label.reshape([1] * node.value.dim())
                 graph.links[node] = [(source, np.zeros(1, np.int64), np.zeros(1, np.int64)) for source in sources]
             return
         if not (self._moved(operation, sources) or self._aligned(operation, sources) or self._joined(operation)):
@@ -326,9 +328,13 @@ class _Labeller:
         return True
 
     def _constant(self) -> int:
+        return int(self._stays("a constant")[0])
+
+    def _stays(self, why: str) -> np.ndarray:
+        """A label of its own, which stays."""
         label = self.graph.new(1)
-        self.graph.fix(label, "a constant")
-        return int(label[0])
+        self.graph.fix(label, why)
+        return label
 
     def _aligned(self, operation: Operation, sources: Sequence[Node]) -> bool:
         """Number by number, or place by place: each channel of the result comes of the same one of each source."""

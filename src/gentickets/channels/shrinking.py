@@ -64,6 +64,7 @@ class Shrinking:
             graph = trace(masked, component, example)
             plan = _Plan(graph, masks)
             self.removed[component] = len(plan.gone)
+            _tell_uncalled(graph, plan)
             slices, folded = _cut(self.model, graph, plan)
             self.slices |= slices
             self.mended |= _mended(masked, self.model, graph)
@@ -114,6 +115,18 @@ def _mended(before: nn.Module, now: nn.Module, graph: ChannelGraph) -> dict[str,
     return found
 
 
+def _tell_uncalled(graph: ChannelGraph, plan: _Plan) -> None:
+    """What the comparison cannot show: layers that the example did not reach may read what goes."""
+    if plan.gone and (names := graph.uncalled):
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        warnings.warn(
+            f"component {graph.component!r}: layers that the example does not reach stay as they are: "
+            f"{', '.join(names[:3])}{more}. Other inputs or methods that call them may no longer run; give an example "
+            f"that does",
+            stacklevel=4,
+        )
+
+
 def _follows(value: Any, weight: Tensor) -> bool:
     """Whether a state is cut as its weight is, or is a single number."""
     if isinstance(value, Tensor):
@@ -131,10 +144,10 @@ def shrink(model: Model, masks: Masks, example_inputs: Any) -> nn.Module:
     """The smaller network that computes in evaluation mode what `model` computes under `masks`.
 
     `example_inputs`: component → an input (batch of 2 or more): a tensor, a tuple of arguments or a dict of keywords;
-    or, of a model that is one network, its bare input. Components without one stay as they are. `model` is left as it
-    is, and the smaller network is in its modes. What `masks` do not cover is alive, and so is a weight that happens to
-    be 0: to cut by value, say so with masks of what is not 0. Where every channel of a place would go, its first one
-    stays, with a warning.
+    or, of a model that is one network, its bare input. Components without one stay as they are, and so do layers that
+    it does not reach, with a warning. `model` is left as it is, and the smaller network is in its modes. What `masks`
+    do not cover is alive, and so is a weight that happens to be 0: to cut by value, say so with masks of what is not 0.
+    Where every channel of a place would go, its first one stays, with a warning.
 
     Raises `Untraceable` where a component's code cannot be followed, `MaskError` where the masks do not fit, and
     `GenticketsError` where the smaller network does not compute the same to rounding, on the example and on random

@@ -5,6 +5,7 @@ Its components are run on example inputs: those that a function gives, or such a
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -141,11 +142,15 @@ def guessed_inputs(model: nn.Module, size: int, channels: int) -> tuple[dict[str
     for name in names:
         net = component_at(model, name)
         for example in [*_candidates(net, size, channels), *last]:
-            if (given := _run(net, example)) is not None:
+            if (given := _run(net, example := _by_keyword(net, example))) is not None:
                 found[name], last = example, given
                 break
     if not found:
-        return {}, "no input was found with which it runs: --example my.py:name names a function that gives it"
+        takes = "; ".join(_signature(component_at(model, name), name) for name in names)
+        return (
+            {},
+            f"no input was found with which it runs: --example my.py:name names a function that gives it ({takes})",
+        )
     told = "; ".join(f"{name or 'the network'} {_words(example)}" for name, example in found.items())
     without = [name for name in names if name not in found]
     lacking = f"; none was found for {', '.join(without)}" if without else ""
@@ -160,10 +165,29 @@ def _is_of_components(model: nn.Module) -> bool:
     return type(model).forward is nn.Module.forward or set(components_of(model)) <= known
 
 
+def _signature(net: nn.Module, name: str) -> str:
+    """What the code of a component says that it takes."""
+    signature = inspect.signature(net.forward)
+    plain = [argument.replace(annotation=argument.empty) for argument in signature.parameters.values()]
+    return f"{name or 'the network'} takes {inspect.Signature(plain)}"
+
+
 def _words(example: Example) -> str:
     kinds = {True: "", False: " of whole numbers"}
     return " and ".join(
         "x".join(map(str, tensor.shape)) + kinds[tensor.is_floating_point()] for tensor in example.tensors
+    )
+
+
+def _by_keyword(net: nn.Module, example: Example) -> Example:
+    """The same arguments by their names, where a forward takes those that it needs by keyword alone."""
+    arguments = inspect.signature(net.forward).parameters.values()
+    keys = [argument.name for argument in arguments if argument.kind is inspect.Parameter.KEYWORD_ONLY]
+    positional = any(argument.kind is not inspect.Parameter.KEYWORD_ONLY for argument in arguments)
+    return (
+        example
+        if positional or len(keys) < len(example.args)
+        else Example((), dict(zip(keys, example.args, strict=False)))
     )
 
 
