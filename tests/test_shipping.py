@@ -102,7 +102,8 @@ def assert_same(one: nn.Module, other: nn.Module, batch: Any, tolerance: float =
 
 def family(name: str, side: int = 16) -> tuple[Architecture, nn.Module, dict[str, Any]]:
     """A model of the catalogue with gains, biases and statistics as training leaves them."""
-    sizes = {"width": 8, "zero_output": False} if name == "unet" else {"width": 8, "latent": 6}
+    own = {"unet": {"zero_output": False}, "kl-autoencoder": {"depth": 2, "groups": 2}}
+    sizes = {"width": 8, **own.get(name, {"latent": 6})}
     architecture = Architecture(name, side, 1, sizes)
     model = architecture.build()
     with torch.no_grad():
@@ -118,7 +119,11 @@ def family(name: str, side: int = 16) -> tuple[Architecture, nn.Module, dict[str
     if hasattr(model, "generator"):
         return architecture, model, {"generator": latents, "discriminator": images}
     codes = outputs(model.eval().encoder, images)
-    return architecture, model, {"encoder": images, "decoder": latents if len(codes) > 1 else codes[0]}
+    return (
+        architecture,
+        model,
+        {"encoder": images, "decoder": latents if codes[0].shape == latents.shape and len(codes) > 1 else codes[0]},
+    )
 
 
 # -- the file of a smaller network ----------------------------------------------------------------------------
