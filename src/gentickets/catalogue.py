@@ -42,8 +42,8 @@ _MODELS = {
 }
 _OBJECTIVES = {
     "autoencoding": "gentickets.objectives.autoencoding:Autoencoding",
-    "elbo": "gentickets.objectives.elbo:ELBO",
     "kl-autoencoding": "gentickets.objectives.kl_autoencoding:KLAutoencoding",
+    "elbo": "gentickets.objectives.elbo:ELBO",
     "adversarial": "gentickets.objectives.adversarial:Adversarial",
     "denoising": "gentickets.objectives.denoising:Denoising",
 }
