@@ -167,7 +167,10 @@ def test_what_is_said_is_kept_and_what_is_there_stays(place):
     [
         ("faces", "init needs a --model: my.py:name"),
         ("faces --model nets.py:others", r"components net, head, and no objective is for these: .*adversarial \(gen"),
-        ("faces --model nets.py:wrong", r"takes no step: objective.name=elbo, .*; objective.name=kl-autoencoding, .*; and 22 more"),
+        (
+            "faces --model nets.py:wrong",
+            r"takes no step: objective.name=elbo, .*; objective.name=kl-autoencoding, .*; and 22 more",
+        ),
         (
             "faces --model nets.py:vae --objective adversarial",
             "needs generator, discriminator; .* has encoder, dec",
