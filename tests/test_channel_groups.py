@@ -315,7 +315,8 @@ def test_every_pruned_group_of_a_random_net_is_gone(width, plan, norm, wrapper, 
         model = unsettle(One(Net(width, plan, norm, WRAPPERS[wrapper])), seed)
         inputs = {"net": torch.randn(3, 2, 8, 8)}
         groups = gt.channel_groups(model, inputs)
-        assert set(groups.whole) == {"net.out"}
+        unused = {f"net.mixes.{number}" for number, kind in enumerate(plan) if kind == "skip"}
+        assert set(groups.whole) == {"net.out"} | unused  # the example does not reach these
         scores = gt.batchnorm_scale(model) if norm and gains else gt.magnitude(model)
         masks = gt.prune(scores, fraction=share, granularity="channel", groups=groups)
         if trained:  # spectral norm has iterated with the masked weights, and not only with the whole ones
