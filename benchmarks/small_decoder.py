@@ -9,19 +9,18 @@ of the same seed's dense decoder: the median of interleaved pairs, batches of 16
 from __future__ import annotations
 
 import csv
-import statistics
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gentickets.lab.results.reading import LevelResult, read_run
-from gentickets.lab.shipping import Shipment, of_level
+from gentickets.lab.shipping import Shipment, of_level, time_ratio
 from gentickets.lab.study.study import read_record
+from gentickets.masks.examples import Example
 from gentickets.metrics.cost import cost
 
 BATCH, PAIRS = 16, 15
@@ -45,6 +44,7 @@ def row(first: Path, arm: str, result: LevelResult) -> dict[str, Any]:
     dense, small = of_level(first / f"seed-{result.seed}" / "level-00"), of_level(result.folder)
     code = small.examples["decoder"]
     found = cost(decoder_of(small), code)
+    batch = Example.of(code.repeat(BATCH // len(code), 1, 1, 1), "decoder")
     measured = {key: metric.value for key, metric in result.metrics.items() if key in COLUMNS}
     return {
         "arm": arm,
@@ -55,27 +55,13 @@ def row(first: Path, arm: str, result: LevelResult) -> dict[str, Any]:
         "parameters": found.parameters,
         "flops": found.flops_dense,
         **{key: f"{value:.6g}" for key, value in measured.items()},
-        "decode": f"{ratio(decoder_of(dense), decoder_of(small), code):.3f}",
+        "decode": f"{time_ratio(decoder_of(dense), decoder_of(small), batch, PAIRS):.3f}",
         "train_seconds": f"{result.timing.train_seconds:.1f}" if result.timing else "",
     }
 
 
 def decoder_of(shipment: Shipment) -> nn.Module:
     return shipment.model.get_submodule("decoder")
-
-
-@torch.no_grad()
-def ratio(dense: nn.Module, small: nn.Module, code: Tensor) -> float:
-    """Time of `small` / time of `dense`, after one pair unmeasured."""
-    batch = code.repeat(BATCH // len(code), 1, 1, 1)
-    found = []
-    for _ in range(PAIRS + 1):
-        begun = time.perf_counter()
-        dense(batch)
-        between = time.perf_counter()
-        small(batch)
-        found.append((time.perf_counter() - between) / (between - begun))
-    return statistics.median(found[1:])
 
 
 def main() -> None:

@@ -193,7 +193,7 @@ def shrink_to(shipment: Shipment, file: Path) -> Shrunk:
         cost(whole, shipment.examples),
         cost(small, shipment.examples),
         {
-            name: _time_ratio(getattr(whole, name), getattr(small, name), batch[name])
+            name: time_ratio(getattr(whole, name), getattr(small, name), batch[name], _PAIRS)
             for name, n in removed.items()
             if n
         },
@@ -235,10 +235,10 @@ def _of_size(example: Example, size: int) -> Example:
 
 
 @torch.no_grad()
-def _time_ratio(whole: nn.Module, small: nn.Module, batch: Example) -> float:
+def time_ratio(whole: nn.Module, small: nn.Module, batch: Example, pairs: int) -> float:
     """Forward time of `small` / that of `whole`: the median of interleaved pairs, after one pair unmeasured."""
     ratios = []
-    for _ in range(_PAIRS + 1):
+    for _ in range(pairs + 1):
         begun = time.perf_counter()
         batch(whole)
         between = time.perf_counter()

@@ -236,7 +236,7 @@ class Ladder(Method):
 class Separate(Ladder):
     """Methods none of whose levels rests on another: each is trained for itself, beside the dense model."""
 
-    builds_on: ClassVar[Literal["nothing"]] = "nothing"
+    builds_on: ClassVar[Literal["nothing", "dense"]] = "nothing"
 
     @abstractmethod
     def level(self, work: Work, index: int) -> Level:

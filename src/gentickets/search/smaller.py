@@ -7,7 +7,7 @@ the same size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -27,12 +27,12 @@ from gentickets.options import Around, Scope, Steps
 from gentickets.pruning.prune import prune
 from gentickets.search.by_channel import ByChannel
 from gentickets.search.early_bird import channel_scores, random_channels_control
-from gentickets.search.levels import Level, Rounds
-from gentickets.search.method import Network, Work, connected
+from gentickets.search.levels import Level
+from gentickets.search.method import Network, Separate, Work, connected
 
 
 @dataclass(frozen=True)
-class Smaller(ByChannel):
+class Smaller(ByChannel, Separate):
     """The best channels of the trained model, cut out at once and trained on."""
 
     begin: Steps = 0
@@ -64,18 +64,11 @@ class Smaller(ByChannel):
     def covered(self, model: nn.Module) -> Masks:
         return Masks.dense(model, self.components)
 
-    def levels(self, work: Work, last: int) -> Iterator[Level]:
-        shared = Rounds(work.make_model, work.train, work.steps, 0, origin=work.origin) if last < 0 else None
-        return self._levels(work, last, shared)
-
-    def _levels(self, work: Work, last: int, shared: Rounds | None) -> Iterator[Level]:
-        if shared is not None:
-            yield shared.dense(self.covered(shared.initial))
-        for index in range(max(last, 0) + 1, self.rounds + 1):
-            dense = work.load(0).model
-            groups = channel_groups(dense, self._pruned(work.example_inputs(dense)))
-            masks = self._chosen(dense, groups, index)
-            yield self._trained(work, index, self._ticket(work, index, masks, dense), self.span(work.steps))
+    def level(self, work: Work, index: int) -> Level:
+        dense = work.load(0).model
+        groups = channel_groups(dense, self._pruned(work.example_inputs(dense)))
+        masks = self._chosen(dense, groups, index)
+        return self._trained(work, index, self._ticket(work, index, masks, dense), self.span(work.steps))
 
     def network(self, ticket: Ticket, model: nn.Module, example_inputs: Mapping[str, Any]) -> Network:
         shrinking = Shrinking(ticket.install(model), ticket.masks, self._pruned(example_inputs))
