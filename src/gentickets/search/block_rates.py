@@ -132,10 +132,7 @@ class BlockRates(Rewound):
         return steps
 
     def levels(self, work: Work, last: int) -> Iterator[Level]:
-        how: dict[str, Any] = {"example_inputs": work.example_inputs(work.initial()), "origin": work.origin}
-        train = work.retraining(self.around)
-        shared = Rounds(work.make_model, train, work.steps, self.rewind_step, self.others, retrain=self.retrain, **how)
-        return self._levels(work, last, shared)
+        return self._levels(work, last, self.shared(work))
 
     def _levels(self, work: Work, last: int, shared: Rounds) -> Iterator[Level]:
         everything = self.covered(shared.initial)

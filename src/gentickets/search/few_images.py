@@ -41,10 +41,7 @@ class FewImages(Rewound):
         return max(1, round(self.image_share * (steps - self.rewind_step)))
 
     def levels(self, work: Work, last: int) -> Iterator[Level]:
-        how: dict[str, Any] = {"example_inputs": work.example_inputs(work.initial()), "origin": work.origin}
-        train = work.retraining(self.around)
-        shared = Rounds(work.make_model, train, work.steps, self.rewind_step, self.others, retrain=self.retrain, **how)
-        return self._levels(work, last, shared)
+        return self._levels(work, last, self.shared(work))
 
     def _levels(self, work: Work, last: int, shared: Rounds) -> Iterator[Level]:
         if last < 0:

@@ -302,6 +302,12 @@ class Rewound(Chosen):
         """The arguments of a search that say what its rounds start from."""
         return {"rewind_step": self.rewind_step, "others": self.others, "retrain": self.retrain}
 
+    def shared(self, work: Work) -> Rounds:
+        """What the levels of one seed share, where each is retrained; what is wrong with it is said here."""
+        how: dict[str, Any] = {"example_inputs": work.example_inputs(work.initial()), "origin": work.origin}
+        train = work.retraining(self.around)
+        return Rounds(work.make_model, train, work.steps, self.rewind_step, self.others, retrain=self.retrain, **how)
+
 
 def connected(ticket: Ticket, model: nn.Module, work: Work) -> None:
     """Raises `Disconnected`, with the ticket as its `ticket`, where its masks cut a component in two."""
