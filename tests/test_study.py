@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gentickets as gt
+from campaign import __main__ as campaign
 from gentickets import models
 from gentickets.catalogue import Named
 from gentickets.cli import main
@@ -241,6 +242,14 @@ def test_arms_that_train_alike_share_one_dense_training(whole):
     assert arms == {"imp": {}, "encoder": {0: "imp"}, "snip": {0: "imp"}, "rewound-to-0": {}}
     timings = {arm: disk.read_json(folder / arm / "seed-0" / "level-00" / "timing.json") for arm in ("imp", "snip")}
     assert timings["snip"] == timings["imp"] | {"shared_from": "imp"}
+
+
+def test_the_campaign_keeps_the_table_of_a_study(whole, tmp_path):
+    folder, *_ = whole
+    write_study_csv(read_comparison(folder))
+    campaign.keep(folder, tmp_path, "tiny")
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.csv"]  # its metric is no mean over networks
+    assert (tmp_path / "tiny.csv").read_bytes() == (folder / "study.csv").read_bytes()
 
 
 @pytest.mark.parametrize("label", ["encoder", "snip"])

@@ -1,0 +1,211 @@
+"""The first table of docs/results.md, and the README's: what is claimed, what came out, how sure, at what price.
+
+    python -m campaign.paper           # both, as Markdown
+    python -m campaign.paper --write   # into the pages, between their marks
+
+Everything is computed from the csv files in docs/results, by the rules of docs/verdict.md: paired ratios, margin 5 %. A
+claim names its level beforehand, so nothing is corrected for looking at several.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from campaign.__main__ import CHECKOUT
+from gentickets.lab.results.estimation import Cells, Estimate
+from gentickets.lab.results.verdict import MARGIN
+from gentickets.lab.results.verdict_words import ratio
+from gentickets.lab.results.words import count, join
+
+RESULTS = CHECKOUT / "docs" / "results"
+LIST = Path(__file__).with_name("paper.yaml")
+_MARKS = "<!-- campaign.paper: {} -->"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One line of `paper.yaml`. Cells are named `ARM/LEVEL` in a run's csv, `ARM/KIND/LEVEL` in a study's."""
+
+    claim: str
+    run: str | None = None
+    metric: str = ""
+    ticket: str = ""
+    dense: str = ""
+    beside: Mapping[str, str] = field(default_factory=dict)
+    told: str = ""
+    price: str = ""
+    short: str = ""
+    paper: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A claim beside what came out. `failed`: so many seeds of the ticket have no value. None: it was not run."""
+
+    claim: Claim
+    sparsity: float
+    seeds: int
+    failed: int
+    to_dense: Estimate | None
+    beside: Mapping[str, Estimate | None]
+    price: str
+
+    @property
+    def verdict(self) -> str:
+        """Shown, refuted or undecided, with what decides it."""
+        if self.failed:
+            return f"**refuted**: {count(self.failed, 'seed')} failed"
+        first = self.to_dense.not_worse_by(MARGIN) if self.to_dense else "undecided"
+        ahead = {name: one.ahead(MARGIN) if one else "undecided" for name, one in self.beside.items()}
+        against = ["worse than " + (self.claim.told.removeprefix("of ") or "dense")] if first == "refuted" else []
+        against += [f"not ahead of {name}" for name, answer in ahead.items() if answer == "refuted"]
+        if against:
+            return f"**refuted**: {join(against)}"
+        unknown = [f"as good{_more(self.to_dense, 'seeds_for_not_worse')}"] if first == "undecided" else []
+        unknown += [
+            f"ahead of {name}{_more(self.beside[name], 'seeds_for_ahead')}"
+            for name, answer in ahead.items()
+            if answer == "undecided"
+        ]
+        if unknown:
+            return f"undecided: {join(unknown)}"
+        return "**shown**" if self.beside or self.claim.told else "as good: **shown**; no controls"
+
+
+def claims(path: Path = LIST) -> list[Claim]:
+    """The list. `level: N` stands for the four cells of a run at that level."""
+    return [Claim(**_cells(dict(item))) for item in yaml.safe_load(path.read_text(encoding="utf-8"))]
+
+
+def outcome(claim: Claim, results: Path = RESULTS) -> Outcome | None:
+    """What the csv of a claim's run says of it; None without one. Raises `KeyError` for a cell that is not there."""
+    if claim.run is None:
+        return None
+    rows = _read(results / f"{claim.run}.csv")
+    values: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if row["status"] == "complete" and row[claim.metric]:
+            values.setdefault(_cell(row), {})[int(row["seed"])] = float(row[claim.metric])
+    cells = Cells(values, lower_is_better=True, by_network=_by_network(results, claim))
+    ours = [row for row in rows if _cell(row) == claim.ticket]
+    for cell in (claim.ticket, claim.dense, *claim.beside.values()):
+        if cell not in values:
+            raise KeyError(f"{claim.run}.csv: no {cell}, of {', '.join(values)}")
+    return Outcome(
+        claim=claim,
+        sparsity=sum(float(row["sparsity"]) for row in ours) / len(ours),
+        seeds=len(ours),
+        failed=len(ours) - len(values[claim.ticket]),
+        to_dense=cells.compare(claim.ticket, claim.dense),
+        beside={name: cells.compare(claim.ticket, cell) for name, cell in claim.beside.items()},
+        price=claim.price or _price(results / f"{claim.run}-timings.csv"),
+    )
+
+
+def table(found: Iterable[tuple[Claim, Outcome | None]]) -> list[str]:
+    """The table of docs/results.md."""
+    lines = [
+        "| claim | ours, at | of dense | of its controls | seeds | price | verdict |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for claim, ours in found:
+        if ours is None:
+            lines.append(f"| {claim.claim} | – | – | – | – | – | not run |")
+            continue
+        beside = "; ".join(f"{name} {ratio(estimate)}" for name, estimate in ours.beside.items()) or "–"
+        at = f"[{ours.sparsity:.1%}](results/{claim.run}.csv)".replace("%", " %")
+        of_dense = " ".join([ratio(ours.to_dense), claim.told]).strip()
+        cells = (claim.claim, at, of_dense, beside, str(ours.seeds), ours.price or "not kept", ours.verdict)
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def short_table(found: Iterable[tuple[Claim, Outcome | None]]) -> list[str]:
+    """The README's: the claims that have a short name."""
+    lines = ["| | the paper | ours | of dense | verdict |", "|---|---|---|---|---|"]
+    for claim, ours in found:
+        if claim.short and ours is None:
+            lines.append(f"| {claim.short} | {claim.paper} | – | – | not run |")
+        elif claim.short and ours is not None:
+            at, seeds = f"{ours.sparsity:.1%}".replace("%", " %"), count(ours.seeds, "seed")
+            lines.append(f"| {claim.short} | {claim.paper} | {at}, {seeds} | {ratio(ours.to_dense)} | {ours.verdict} |")
+    return lines
+
+
+def put(page: Path, name: str, lines: Sequence[str]) -> None:
+    """Writes lines between the marks `name` of a page. Raises `ValueError` where it has none."""
+    begin, end = _MARKS.format(name), _MARKS.format(f"end of {name}")
+    text = page.read_text(encoding="utf-8")
+    new, times = re.subn(
+        f"(?<={re.escape(begin)}\n).*?(?={re.escape(end)})",
+        lambda _: "\n".join(["", *lines, "", ""]),
+        text,
+        flags=re.DOTALL,
+    )
+    if times != 1:
+        raise ValueError(f"{page.name}: {times} places between {begin} and {end}")
+    page.write_text(new, encoding="utf-8")
+
+
+def _cells(item: dict[str, Any]) -> dict[str, Any]:
+    level = item.pop("level", None)
+    if level is None:
+        return item
+    controls = {"random mask": f"random_mask/{level}", "re-drawn weights": f"redrawn_weights/{level}"}
+    return {"ticket": f"ticket/{level}", "dense": "ticket/0", "beside": controls, **item}
+
+
+def _cell(row: Mapping[str, str]) -> str:
+    return "/".join(row[key] for key in ("arm", "kind", "level") if key in row)
+
+
+def _more(estimate: Estimate | None, question: str) -> str:
+    """How many more seeds would tell, as the end of a phrase."""
+    more = getattr(estimate, question)(MARGIN) if estimate else None
+    return f" ({count(more, 'more seed')} would tell)" if more else ""
+
+
+def _by_network(results: Path, claim: Claim) -> dict[str, dict[int, list[float]]]:
+    """What each network found, of a metric that is the mean over several; nothing where that was not kept."""
+    path, found = results / f"{claim.run}-networks.csv", dict[str, dict[int, list[float]]]()
+    for row in _read(path) if path.exists() else []:
+        if row["metric"] == claim.metric:
+            found.setdefault(_cell(row), {}).setdefault(int(row["seed"]), []).append(float(row["value"]))
+    return found
+
+
+def _price(path: Path) -> str:
+    """The hours of one core that all trainings and their judging took."""
+    if not path.exists():
+        return ""
+    rows = _read(path)
+    seconds = sum(float(row["train_seconds"] or 0) + float(row["evaluate_seconds"] or 0) for row in rows)
+    return f"{seconds / 3600:.1f} core hours"
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m campaign.paper", description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="into the pages, in place of printing")
+    found = [(claim, outcome(claim)) for claim in claims()]
+    if parser.parse_args().write:
+        put(CHECKOUT / "docs" / "results.md", "table", table(found))
+        put(CHECKOUT / "README.md", "short table", short_table(found))
+    else:
+        print("\n".join([*table(found), "", *short_table(found)]))
+
+
+if __name__ == "__main__":
+    main()

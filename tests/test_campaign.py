@@ -1,0 +1,138 @@
+"""What the campaign keeps of a run, and what its tables make of it."""
+
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from campaign import __main__ as campaign
+from campaign import paper
+from gentickets.lab.results.reading import to_csv, write_csv
+from gentickets.lab.results.verdict import judge
+from made_runs import make_run
+
+ROOT = Path(__file__).parent.parent
+VALUE = st.floats(0.5, 2.0)
+
+
+def claim(level=1, **changes):
+    return replace(
+        paper.Claim(claim="a ticket", run="made", metric="score"), **paper._cells({"level": level}) | changes
+    )
+
+
+def kept(run, folder, monkeypatch):
+    """A made run as the campaign keeps it."""
+    run = replace(run, folder=folder / "run")
+    run.folder.mkdir(exist_ok=True)
+    write_csv(run)
+    monkeypatch.setattr(campaign, "read_run", lambda folder: run)
+    campaign.keep(run.folder, folder, "made")
+    return run
+
+
+def found(folder, run, **changes):
+    with pytest.MonkeyPatch.context() as patch:
+        kept(run, folder, patch)
+    return paper.outcome(claim(**changes), folder)
+
+
+@given(st.lists(st.tuples(VALUE, VALUE, VALUE, VALUE), min_size=2, max_size=5))
+def test_an_outcome_is_the_runs_own_verdict(tmp_path_factory, rows):
+    dense, ticket, shuffled, drawn = zip(*rows, strict=True)
+    controls = {"random_mask": {1: shuffled}, "redrawn_weights": {1: drawn}}
+    run = make_run({0: dense, 1: ticket}, seeds=len(rows), **controls)
+    ours, level = found(tmp_path_factory.mktemp("made"), run), judge(run).levels[0]
+    assert ours.to_dense == level.to_dense
+    assert list(ours.beside.values()) == [beside.estimate for beside in level.ahead]
+    words = {"shown": "**shown**", "refuted": "**refuted**: ", "undecided": "undecided: "}
+    assert ours.verdict.startswith(words[level.answer])
+
+
+def test_a_mean_over_networks_keeps_what_each_found(tmp_path, monkeypatch):
+    run = make_run({0: (1.0, 1.1, 1.2), 1: (1.0, 1.12, 1.19)}, seeds=3)
+    spread = {level: [0.9 + 0.2 * level, 1.1 - 0.2 * level] for level in (0, 1)}
+    levels = [
+        replace(r, metrics={"score": replace(r.metrics["score"], by_network=tuple(spread[r.level]))})
+        for r in run.levels
+    ]
+    run = kept(replace(run, levels=levels), tmp_path, monkeypatch)
+    with (tmp_path / "made-networks.csv").open(newline="") as file:
+        first, *_ = rows = list(csv.DictReader(file))
+    assert first == {"seed": "0", "level": "0", "arm": "ticket", "metric": "score", "network": "0", "value": "0.9"}
+    assert len(rows) == 12
+    ours = paper.outcome(claim(beside={}), tmp_path)
+    assert ours.to_dense == judge(run).levels[0].to_dense
+    assert "2 networks" in ours.to_dense.method
+
+
+@pytest.mark.parametrize(
+    ("ticket", "shuffled", "said"),
+    [
+        ((1.0, 1.01, 1.0), (2.0, 2.1, 2.0), "**shown**"),
+        ((1.5, 1.51, 1.5), (2.0, 2.1, 2.0), "**refuted**: worse than dense"),
+        ((1.0, 1.01, 1.0), (1.0, 1.01, 1.0), "**refuted**: not ahead of random mask"),
+        ((1.0, "diverged", 1.0), (2.0, 2.1, 2.0), "**refuted**: 1 seed failed"),
+        ((1.0, 1.2, 0.9), (2.0, 2.1, 2.0), "undecided: as good ("),
+    ],
+)
+def test_a_verdict_says_what_decides_it(tmp_path, ticket, shuffled, said):
+    run = make_run({0: (1.0, 1.0, 1.01), 1: ticket}, seeds=3, random_mask={1: shuffled})
+    assert found(tmp_path, run, beside={"random mask": "random_mask/1"}).verdict.startswith(said)
+
+
+def test_without_controls_nothing_is_a_winning_ticket(tmp_path):
+    run = make_run({0: (1.0, 1.0, 1.01), 1: (1.0, 1.01, 1.0)}, seeds=3)
+    assert found(tmp_path, run, beside={}).verdict == "as good: **shown**; no controls"
+
+
+def test_a_cell_that_is_not_there_is_named(tmp_path):
+    run = make_run({0: (1.0, 1.0), 1: (1.0, 1.01)})
+    with pytest.raises(KeyError, match="no random_mask/1, of ticket/0, ticket/1"):
+        found(tmp_path, run)
+
+
+def test_the_price_is_all_trainings_and_their_judging(tmp_path):
+    run = make_run({0: (1.0, 1.0), 1: (1.0, 1.01)})
+    with pytest.MonkeyPatch.context() as patch:
+        kept(run, tmp_path, patch)
+    rows = [{"train_seconds": 3000.0, "evaluate_seconds": 600.0}, {"train_seconds": 1800.0, "evaluate_seconds": None}]
+    (tmp_path / "made-timings.csv").write_bytes(to_csv(["train_seconds", "evaluate_seconds"], rows))
+    assert paper.outcome(claim(beside={}), tmp_path).price == "1.5 core hours"
+
+
+def test_the_pages_say_what_the_results_say():
+    """`python -m campaign.paper --write` renews them."""
+    ours = [(one, paper.outcome(one)) for one in paper.claims()]
+    assert "\n".join(paper.table(ours)) in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert "\n".join(paper.short_table(ours)) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_lines_go_between_their_marks_alone(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- campaign.paper: table -->\nold\n<!-- campaign.paper: end of table -->\nafter\n")
+    for _ in range(2):
+        paper.put(page, "table", ["| new |"])
+        assert page.read_text() == (
+            "before\n<!-- campaign.paper: table -->\n\n| new |\n\n<!-- campaign.paper: end of table -->\nafter\n"
+        )
+    with pytest.raises(ValueError, match=r"page\.md: 0 places"):
+        paper.put(page, "other", [])
+
+
+def test_whoever_does_not_work_there_cannot_be_paused(tmp_path):
+    (tmp_path / campaign.PROCESS).write_text(json.dumps({"group": 1, "since": "0"}))
+    told = subprocess.run(
+        [sys.executable, "-m", "campaign", "pause", "--runs", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (told.returncode, told.stderr) == (2, f"no campaign works in {tmp_path}\n")
