@@ -17,6 +17,7 @@ import pytest
 from gentickets.errors import GenticketsError
 from gentickets.lab.run import claims as claims_module
 from gentickets.lab.run import folder as disk
+from gentickets.lab.run import publishing
 from gentickets.lab.run.claims import Claims, check_at_rest, is_gone
 
 NAME = "seed-0/level-00"
@@ -151,8 +152,8 @@ def test_whoever_lost_it_is_told_and_the_next_has_its_own_folder(place):
     slow = Claims(place, lease_seconds=36).take(NAME)  # a beat a second
     assert not slow.lost
     of_another_machine(place, 1)
-    (disk.partial_of(place / NAME, 1)).mkdir()
-    (disk.partial_of(place / NAME, 1) / "curve.jsonl").write_text("{}\n")
+    (publishing.partial_of(place / NAME, 1)).mkdir()
+    (publishing.partial_of(place / NAME, 1) / "curve.jsonl").write_text("{}\n")
     claims = Claims(place, lease_seconds=0.5)
     while (fast := claims.take(NAME)) is None:
         time.sleep(0.02)
@@ -160,8 +161,8 @@ def test_whoever_lost_it_is_told_and_the_next_has_its_own_folder(place):
     while not slow.lost and time.monotonic() < deadline:
         time.sleep(0.02)
     assert slow.lost
-    disk.go_on_from(place / NAME, fast.number, fast.ended)
-    ours, theirs = disk.partial_of(place / NAME, 2), disk.partial_of(place / NAME, 1)
+    publishing.go_on_from(place / NAME, fast.number, fast.ended)
+    ours, theirs = publishing.partial_of(place / NAME, 2), publishing.partial_of(place / NAME, 1)
     with open(theirs / "curve.jsonl", "a") as file:
         file.write("of one who woke up\n")
     assert (ours / "curve.jsonl").read_text() == "{}\n"
@@ -173,15 +174,15 @@ def test_the_publishing_protects(place, tmp_path):
     """Both believe that the piece is theirs, and both folders are whole; the first one's stays, to the byte."""
 
     def sleep_over_the_end():
-        with disk.building(place / NAME, 1) as slow:
+        with publishing.building(place / NAME, 1) as slow:
             (slow / "metrics.json").write_text("of the one who slept")
             shutil.copytree(slow, tmp_path / "kept")
-            with disk.building(place / NAME, 2) as fast:
+            with publishing.building(place / NAME, 2) as fast:
                 (fast / "metrics.json").write_text("of the second")
             shutil.copytree(tmp_path / "kept", slow)
 
     for _ in range(2):
-        with pytest.raises(disk.Published):
+        with pytest.raises(publishing.Published):
             sleep_over_the_end()
         assert (place / NAME / "metrics.json").read_text() == "of the second"
         assert [entry.name for entry in (place / "seed-0").iterdir()] == ["level-00"]

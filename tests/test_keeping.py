@@ -14,13 +14,12 @@ from gentickets.errors import RecipeError
 from gentickets.lab import report as pages
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.recipe.plain_yaml import write_yaml
-from gentickets.lab.run import folder as folder_module
-from gentickets.lab.run import keeping
+from gentickets.lab.run import keeping, publishing
 from gentickets.lab.run import plan as planning
-from gentickets.lab.run.folder import changed_files
 from gentickets.lab.run.keeping import let_go, to_be_made_again
 from gentickets.lab.run.plan import Plan, fit_disk, used_disk
 from gentickets.lab.run.prepare import load_data, make_judge
+from gentickets.lab.run.publishing import changed_files
 from gentickets.lab.run.seed import SeedRun
 from gentickets.lab.task import build_model
 from gentickets.masks.names import named_state
@@ -107,14 +106,14 @@ def test_what_is_let_go_of_later_is_let_go_of_as_on_the_way(whole, ends, tmp_pat
 def test_who_looks_while_weights_go_finds_a_whole_level(whole, tmp_path, monkeypatch):
     seed = tmp_path / "seed-0"
     shutil.copytree(whole, seed)
-    read = folder_module.read_file
+    read = publishing.read_file
 
     def reads(path, *more):
         if path.name == "trained.safetensors":
             let_go(seed, "ends")
         return read(path, *more)
 
-    monkeypatch.setattr(folder_module, "read_file", reads)
+    monkeypatch.setattr(publishing, "read_file", reads)
     assert changed_files(seed / "level-02") == []
     monkeypatch.undo()
     assert weighted(seed) == ["level-00", "level-03"]

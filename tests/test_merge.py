@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gentickets.errors import GenticketsError
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.run import folder as disk
-from gentickets.lab.run import plan
+from gentickets.lab.run import plan, publishing
 from gentickets.lab.run.claims import Claims
 from gentickets.lab.run.merging import merge
 from gentickets.lab.run.prepare import prepared
@@ -151,7 +151,7 @@ def test_links_in_a_strangers_run_are_not_followed(copies, tmp_path):
 
 
 def test_what_is_half_made_is_left_behind_and_told(copies, tmp_path):
-    disk.partial_of(copies[1] / "seed-3" / "level-02", 1).mkdir()
+    publishing.partial_of(copies[1] / "seed-3" / "level-02", 1).mkdir()
     words = merge(copies, tmp_path / "merged")
     assert words[-1] == "levels in the making were left behind in 3"
     assert not list((tmp_path / "merged").rglob("*.partial"))

@@ -19,6 +19,7 @@ from gentickets.lab.report import write_report
 from gentickets.lab.results.reading import read_run, write_csv
 from gentickets.lab.results.verdict import judge
 from gentickets.lab.run import folder as disk
+from gentickets.lab.run import publishing
 from gentickets.lab.run.prepare import prepared
 from gentickets.lab.run.validation import BEST, Validation
 from gentickets.lab.run.work import run_all
@@ -168,12 +169,12 @@ def test_a_picture_that_was_changed_costs_no_training(run):
 
 
 def test_sums_are_those_of_sha256sum(run):
-    assert disk.changed_files(level(run)) == []
+    assert publishing.changed_files(level(run)) == []
     (level(run) / "curve.jsonl").write_text("")
-    assert disk.changed_files(level(run)) == ["curve.jsonl"]
-    (level(run) / disk.SUMS).write_text("nonsense\n")
+    assert publishing.changed_files(level(run)) == ["curve.jsonl"]
+    (level(run) / publishing.SUMS).write_text("nonsense\n")
     with pytest.raises(GenticketsError, match="SHA256SUMS is damaged"):
-        disk.changed_files(level(run))
+        publishing.changed_files(level(run))
 
 
 def test_best_weights_that_are_lost_are_not_gone_on_without(tmp_path):

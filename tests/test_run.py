@@ -25,6 +25,7 @@ from gentickets.lab.results.verdict import judge
 from gentickets.lab.results.verdict_words import headline
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run import prepare as run_module
+from gentickets.lab.run import publishing
 from gentickets.lab.run.plan import Plan, fit
 
 TINY = {
@@ -119,7 +120,7 @@ def test_find_report_inspect_evaluate_and_list(gentickets, tmp_path):
 
 
 def has_begun(level: Path) -> bool:
-    curve = disk.partial_of(level) / "curve.jsonl"
+    curve = publishing.partial_of(level) / "curve.jsonl"
     return curve.exists() and curve.stat().st_size > 0
 
 
@@ -137,7 +138,7 @@ def test_ctrl_c_keeps_what_is_computed_and_says_how_to_go_on(gentickets, tmp_pat
     assert process.returncode == 130
     assert "Traceback" not in err
     assert "the same command goes on from here" in err
-    assert (disk.partial_of(level.with_name("level-01")) / disk.CHECKPOINT).exists()
+    assert (publishing.partial_of(level.with_name("level-01")) / publishing.CHECKPOINT).exists()
 
 
 def test_train_dense_and_from_a_ticket(gentickets, tmp_path):
@@ -376,7 +377,7 @@ def test_a_seed_whose_process_is_killed_is_one_line(gentickets, tmp_path):
     recipe = {**TINY, "seeds": [0, 1], "training": {**TINY["training"], "steps": 10**6}}
     process = gentickets("find", "recipe.yaml", recipe=recipe, wait=False)
     level = tmp_path / "runs" / "tiny" / "seed-0" / "level-00"
-    while process.poll() is None and not (disk.partial_of(level) / disk.CHECKPOINT).exists():
+    while process.poll() is None and not (publishing.partial_of(level) / publishing.CHECKPOINT).exists():
         time.sleep(0.05)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
@@ -397,14 +398,14 @@ def test_two_commands_on_one_folder_do_not_meet(tmp_path):
 
 def test_a_level_is_complete_or_absent(tmp_path):
     place = tmp_path / "level-00"
-    with contextlib.suppress(RuntimeError), disk.building(place) as partial:
+    with contextlib.suppress(RuntimeError), publishing.building(place) as partial:
         (partial / "half.txt").write_text("half")
         raise RuntimeError
     assert not place.exists()
-    (disk.partial_of(place) / ".ticket.safetensors.1.ab.partial").write_text("of a command that was killed")
-    with disk.building(place) as partial:
+    (publishing.partial_of(place) / ".ticket.safetensors.1.ab.partial").write_text("of a command that was killed")
+    with publishing.building(place) as partial:
         assert (partial / "half.txt").exists()
-        (partial / disk.CHECKPOINT).write_text("state")
+        (partial / publishing.CHECKPOINT).write_text("state")
     assert sorted(p.name for p in place.iterdir()) == ["SHA256SUMS", "half.txt"]
 
 

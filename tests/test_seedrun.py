@@ -9,6 +9,7 @@ import torch
 import gentickets as gt
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.run import folder as disk
+from gentickets.lab.run import publishing
 from gentickets.lab.run.seed import SeedRun, steps_of_seed
 from gentickets.lab.run.stage import load_data, make_judge
 from gentickets.lab.task import build_model
@@ -194,7 +195,7 @@ def test_what_is_damaged_is_said_and_made_again(whole, stage, tmp_path, file, da
 def test_a_damaged_rewind_point_is_trained_again(whole, stage, tmp_path):
     shutil.copytree(whole, tmp_path / "seed-0")
     level = tmp_path / "seed-0" / "level-00"
-    partial = disk.partial_of(level)  # as after a kill between the rewind point and the end of the dense training
+    partial = publishing.partial_of(level)  # as after a kill between the rewind point and the end of the dense training
     partial.mkdir()
     shutil.move(level / "curve.jsonl", partial)
     shutil.rmtree(level)

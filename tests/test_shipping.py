@@ -26,6 +26,7 @@ from gentickets.channels.small import Architecture, rebuilt, small_ticket
 from gentickets.cli import main
 from gentickets.errors import GenticketsError, TicketError
 from gentickets.lab.run import folder as disk
+from gentickets.lab.run import publishing
 from gentickets.lab.shipping import of_level, shrink_to
 from gentickets.masks.examples import Example, named_tensors
 from gentickets.masks.names import clone
@@ -521,8 +522,8 @@ def test_mistakes_are_one_line_that_says_what_to_do(called, gentickets, run):
 def test_levels_that_cannot_be_handed_out(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     seed = tmp_path / "run" / "seed-0"
-    disk.partial_of(seed / "level-02").mkdir()
-    for place in (seed / "level-02", disk.partial_of(seed / "level-02")):
+    publishing.partial_of(seed / "level-02").mkdir()
+    for place in (seed / "level-02", publishing.partial_of(seed / "level-02")):
         with pytest.raises(GenticketsError, match="is not complete"):
             of_level(place)
     with pytest.raises(GenticketsError, match="no level's folder: it looks like"):

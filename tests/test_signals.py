@@ -14,6 +14,7 @@ import yaml
 
 from gentickets.errors import GenticketsError
 from gentickets.lab.run import folder as disk
+from gentickets.lab.run import publishing
 from gentickets.lab.run.claims import check_at_rest
 
 ENDLESS = {
@@ -56,7 +57,7 @@ def has_begun(curve: Path) -> bool:
 
 
 def partial(run: Path, seed: int) -> Path:
-    return disk.partial_of(run / f"seed-{seed}" / disk.level_name(0))
+    return publishing.partial_of(run / f"seed-{seed}" / publishing.level_name(0))
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -90,7 +91,7 @@ def test_a_signal_to_the_whole_group_ends_it_with_both_states_saved(training, si
         os.killpg(process.pid, which)
         time.sleep(0.01)
     assert ended(process) == (130, "stopped; the same command goes on from here")
-    assert [(partial(run, seed) / disk.CHECKPOINT).exists() for seed in (0, 1)] == [True, True]
+    assert [(partial(run, seed) / publishing.CHECKPOINT).exists() for seed in (0, 1)] == [True, True]
     assert not trainings(process)
     check_at_rest(run)  # nobody has a claim any more
 
@@ -102,7 +103,7 @@ def test_one_key_that_arrives_twice_costs_nothing(training):
         process.send_signal(signal.SIGINT)
         time.sleep(0.01)
     assert ended(process)[0] == 130
-    assert (partial(run, 0) / disk.CHECKPOINT).exists()
+    assert (partial(run, 0) / publishing.CHECKPOINT).exists()
 
 
 def test_a_third_signal_ends_a_training_that_does_not_save(training):

@@ -26,7 +26,7 @@ from gentickets.lab.recipe import make_recipe, read_recipe
 from gentickets.lab.recipe.older import SHORT
 from gentickets.lab.report import write_study
 from gentickets.lab.run import folder as disk
-from gentickets.lab.run import plan, trainer
+from gentickets.lab.run import plan, publishing, trainer
 from gentickets.lab.run.prepare import prepared
 from gentickets.lab.run.stage import load_data
 from gentickets.lab.run.work import run_all
@@ -316,7 +316,7 @@ def test_a_study_killed_between_arms_goes_on_and_ends_as_if_it_had_not_been(whol
     assert "Nothing is complete yet of rewound-to-0" in write_study(comparison).read_text()
     # As a kill in the middle of taking over the dense level leaves it.
     shutil.rmtree(folder / "snip" / "seed-0" / "level-00")
-    half = disk.partial_of(folder / "snip" / "seed-0" / "level-00")
+    half = publishing.partial_of(folder / "snip" / "seed-0" / "level-00")
     half.mkdir()
     (half / "ticket.safetensors").write_bytes(b"half a ticket")
     trained.clear()

@@ -16,7 +16,7 @@ from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab.executors.order import ToDo
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.report import page
-from gentickets.lab.run import again, plan
+from gentickets.lab.run import again, plan, publishing
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.again import evaluate_again
 from gentickets.lab.run.claims import Claims
@@ -214,23 +214,23 @@ def test_nothing_is_taken_while_somebody_has_the_run_alone(tmp_path):
 
 
 def wake_where_the_folder_is_gone(place):
-    with disk.building(place, 1) as partial:
+    with publishing.building(place, 1) as partial:
         shutil.rmtree(partial)
         disk.write_json(partial / "metrics.json", {"of": "who slept"})
 
 
 def wake_where_it_is_complete(place):
-    with disk.building(place, 1):
-        with disk.building(place, 2) as faster:
+    with publishing.building(place, 1):
+        with publishing.building(place, 2) as faster:
             (faster / "metrics.json").write_text("of who was faster")
-        assert not disk.partial_of(place, 1).exists()
-        disk.write_json(disk.partial_of(place, 1) / "metrics.json", {"of": "who slept"})
+        assert not publishing.partial_of(place, 1).exists()
+        disk.write_json(publishing.partial_of(place, 1) / "metrics.json", {"of": "who slept"})
 
 
 @pytest.mark.parametrize("wake", [wake_where_the_folder_is_gone, wake_where_it_is_complete])
 def test_a_folder_that_was_removed_and_half_written_again_is_not_published(tmp_path, wake):
     place = tmp_path / "seed-0" / "level-00"
-    with pytest.raises(disk.Published):
+    with pytest.raises(publishing.Published):
         wake(place)
     if place.exists():
         assert (place / "metrics.json").read_text() == "of who was faster"
@@ -240,30 +240,30 @@ def test_a_folder_that_was_removed_and_half_written_again_is_not_published(tmp_p
 def test_weights_that_are_let_go_of_while_they_are_checked_are_not_damaged(tmp_path, monkeypatch):
     run = begun(tmp_path, keep="all")
     finish(run)
-    place, read = run.folder / "seed-0" / "level-01", disk.read_file
+    place, read = run.folder / "seed-0" / "level-01", publishing.read_file
 
     def read_and_let_go(path, *most):
         found = read(path, *most)
-        if path.name == disk.SUMS:
+        if path.name == publishing.SUMS:
             let_go(place.parent, "ends")
         return found
 
-    monkeypatch.setattr(disk, "read_file", read_and_let_go)
-    assert disk.changed_files(place) == []
+    monkeypatch.setattr(publishing, "read_file", read_and_let_go)
+    assert publishing.changed_files(place) == []
     assert not (place / "trained.safetensors").exists()
 
 
 def test_claims_that_were_removed_by_hand_give_nobodys_folder_to_another(tmp_path):
     """As the message says that one may: whoever is stopped there after all goes on in a folder of its own."""
     place = tmp_path / "seed-0" / "level-00"
-    stopped = Claims(tmp_path).take("seed-0/level-00", above=disk.newest_fence(place))
-    disk.partial_of(place, stopped.number).mkdir(parents=True)
+    stopped = Claims(tmp_path).take("seed-0/level-00", above=publishing.newest_fence(place))
+    publishing.partial_of(place, stopped.number).mkdir(parents=True)
     shutil.rmtree(tmp_path / ".claims")
-    next_one = Claims(tmp_path).take("seed-0/level-00", above=disk.newest_fence(place))
+    next_one = Claims(tmp_path).take("seed-0/level-00", above=publishing.newest_fence(place))
     assert next_one.number == 2
     assert not next_one.ended
-    disk.go_on_from(place, next_one.number, next_one.ended)
-    assert disk.partial_of(place, 1).exists()
+    publishing.go_on_from(place, next_one.number, next_one.ended)
+    assert publishing.partial_of(place, 1).exists()
     assert stopped.look()
     stopped.give_back()  # which ends nobody else's
     assert Claims(tmp_path).is_live("seed-0/level-00")
@@ -273,12 +273,12 @@ def test_claims_that_were_removed_by_hand_give_nobodys_folder_to_another(tmp_pat
 def test_only_the_folder_of_one_who_has_ended_is_taken_itself(tmp_path):
     """The last owner is known to have ended, before it built anything; the one before it may only sleep."""
     place, claims = tmp_path / "seed-0" / "level-00", Claims(tmp_path)
-    disk.partial_of(place, 1).mkdir(parents=True)
-    disk.go_on_from(place, 3, {2})
-    assert disk.partial_of(place, 1).exists()
-    assert disk.partial_of(place, 3).exists()
-    disk.go_on_from(place, 4, {2, 3})
-    assert not disk.partial_of(place, 3).exists()
+    publishing.partial_of(place, 1).mkdir(parents=True)
+    publishing.go_on_from(place, 3, {2})
+    assert publishing.partial_of(place, 1).exists()
+    assert publishing.partial_of(place, 3).exists()
+    publishing.go_on_from(place, 4, {2, 3})
+    assert not publishing.partial_of(place, 3).exists()
     assert claims.names() == []
 
 
@@ -303,7 +303,7 @@ def test_what_was_left_of_complete_pieces_goes_with_the_results(tmp_path):
     run_all([run], ignore)
     claims = Claims(run.folder)
     claims.take("seed-0/level-01").give_back()
-    disk.partial_of(run.folder / "seed-0/level-01", 3).mkdir()
+    publishing.partial_of(run.folder / "seed-0/level-01", 3).mkdir()
     write_results(run.folder)
     assert not (run.folder / ".claims").exists()
     assert not list((run.folder / "seed-0").glob(".*partial"))

@@ -24,6 +24,7 @@ from gentickets.lab.recipe import Recipe
 from gentickets.lab.recipe.file import kept_recipe, read_recipe
 from gentickets.lab.results.words import count, percent
 from gentickets.lab.run import folder as disk
+from gentickets.lab.run import publishing
 from gentickets.lab.run.keeping import trained_weights
 from gentickets.lab.run.level import with_stored_averages
 from gentickets.lab.run.stage import load_data
@@ -93,7 +94,7 @@ def of_ticket(file: Path, recipe_file: Path, overrides: Iterable[str] = (), allo
 def _check_complete(place: Path) -> None:
     if (place / "metrics.json").is_file() and not place.name.endswith(".partial"):
         return
-    if place.name.endswith(".partial") or disk.partial_of(place).is_dir():
+    if place.name.endswith(".partial") or publishing.partial_of(place).is_dir():
         raise GenticketsError(
             f"{place} is not complete: run the same `gentickets find` again, which goes on from there"
         )

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from gentickets.errors import GenticketsError, TicketError
-from gentickets.lab.run.folder import SUMS
+from gentickets.lab.run.publishing import SUMS
 from gentickets.masks.difference import Difference, difference
 from gentickets.masks.lineage import is_linked, rounds_of
 from gentickets.masks.ticket import Ticket

@@ -11,6 +11,7 @@ from gentickets.errors import GenticketsError
 from gentickets.lab.recipe import parsed
 from gentickets.lab.results.reading import read_run, write_csv
 from gentickets.lab.run import folder as disk
+from gentickets.lab.run import publishing
 from gentickets.lab.run.claims import Claims
 from gentickets.lab.run.keeping import check_all_kept
 from gentickets.lab.run.level import measure_level, metrics_json
@@ -50,7 +51,7 @@ def evaluate_again(
         found: dict[Path, dict[str, Any]] = {}
         for done, (seed, index, arm) in enumerate(levels, start=1):
             seed_run = SeedRun(recipe, folder, seed, train, judge)
-            place = seed_run.folder / disk.level_name(index, arm)
+            place = seed_run.folder / publishing.level_name(index, arm)
             metrics = disk.read_metrics(place)
             if metrics["status"] == "complete":
                 measured = measure_level(place, seed_run.load_level(index, arm).model, judge)

@@ -7,11 +7,9 @@
       seed-0/level-03-random_mask/     the controls of a level
       results.csv  report.html
 
-A level's folder is built beside its place (`.level-03.1.partial`: the number is its builder's claim), synced and
-renamed, onto nothing: where another was faster, that one stays. Resuming is: skip what is complete, go on with what is
-partial. Files that are replaced (recipe.yaml, origin.json, results.csv, the page) are written under the folder's lock.
-No bit of it can change unnoticed: files of state and JSON carry their own digest, and `SHA256SUMS` in a level's folder
-has those of all the others too, as `sha256sum -c` reads them.
+A level's folder appears whole (`publishing`). Files that are replaced (recipe.yaml, origin.json, results.csv, the page)
+are written under the folder's lock. No bit of it can change unnoticed: files of state and JSON carry their own digest,
+and a level's folder has those of all its files.
 """
 
 from __future__ import annotations
@@ -19,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import math
 import os
 import re
@@ -28,7 +25,7 @@ import stat
 import time
 import uuid
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +42,8 @@ from gentickets.lab.results.reading import LevelResult, parse
 from gentickets.lab.run.claims import FOLDER as CLAIMS
 from gentickets.sealed import Damaged, sealed_json, tensor_pieces, unsealed_json, unsealed_tensors
 
-CHECKPOINT = "checkpoint.pt"
-SUMS = "SHA256SUMS"
 EXECUTOR = ".executor"
 LOCK = ".lock"
-
-_BEGUN = ".begun"
-"""Lies in a folder in the making. Where it is gone the folder was removed, and what is there was written since."""
 
 _PATIENCE = 5.0
 """Seconds of waiting for another command after which that is told."""
@@ -74,168 +66,6 @@ _MAY_GROW = (
 
 # What `--time` may have made smaller than was asked.
 _FITTED = ("training.steps", "search.rewind_step", "search.rounds")
-
-
-def level_name(level: int, arm: str = "ticket") -> str:
-    """`level-03`, or `level-03-random_mask` for a control."""
-    return f"level-{level:02d}" if arm == "ticket" else f"level-{level:02d}-{arm}"
-
-
-def partial_of(place: Path, fence: int | None = None) -> Path:
-    """Where a level's folder is built before it is complete: by whoever has the claim of this number, or the newest."""
-    if fence is None:
-        fence = newest_fence(place)
-    return place.with_name(f".{place.name}.{fence}.partial" if fence else f".{place.name}.partial")
-
-
-def newest_fence(place: Path) -> int:
-    """The highest number of a claim by which a level's folder was begun, whoever removed the claims since; 0: none."""
-    return max((number for number, _ in _partials(place)), default=0)
-
-
-def _partials(place: Path) -> list[tuple[int, Path]]:
-    """The folders in which a level is or was built; those of older versions have no number, and count as 0."""
-    named = re.compile(rf"\.{re.escape(place.name)}(?:\.(\d+))?\.partial")
-    entries = place.parent.iterdir() if place.parent.is_dir() else ()
-    found = ((named.fullmatch(entry.name), entry) for entry in entries)
-    return sorted((int(match[1] or 0), entry) for match, entry in found if match is not None and entry.is_dir())
-
-
-class Published(Exception):
-    """Somebody else completed the level meanwhile; what was built of it here is gone."""
-
-
-@contextlib.contextmanager
-def building(place: Path, fence: int = 0) -> Iterator[Path]:
-    """A folder to build in; complete on leaving without an exception, kept for a resumption otherwise.
-
-    Raises `Published` where `place` is there by then: a folder is renamed onto nothing, never onto another's work. And
-    where the folder is not the one that was begun: somebody removed it, and what was written since is not all of it.
-    """
-    partial = partial_of(place, fence)
-    partial.mkdir(parents=True, exist_ok=True)
-    if place.exists():  # looked at once more: what was made beside it makes NFS forget that there was nothing
-        shutil.rmtree(partial, ignore_errors=True)
-        raise Published(place)
-    remove_halves(partial)
-    (partial / _BEGUN).touch()
-    yield partial
-    if not (partial / _BEGUN).exists():
-        shutil.rmtree(partial, ignore_errors=True)
-        raise Published(place)
-    (partial / _BEGUN).unlink()
-    (partial / CHECKPOINT).unlink(missing_ok=True)
-    sums = _write_sums(partial)
-    for file in partial.iterdir():
-        _sync(file)
-    _sync(partial)
-    try:
-        os.rename(partial, place)
-    except OSError as error:
-        if not place.is_dir():
-            raise
-        # Over NFS the answer to a rename that was done may be lost, and the second try finds nothing to rename.
-        if partial.exists() or (place / SUMS).read_bytes() != sums:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise Published(place) from error
-    _sync(place.parent)
-    sweep(place)
-
-
-def sweep(place: Path) -> None:
-    """Removes all that was built of a level that is complete, and what was half written in it. Whoever still builds
-    there comes too late."""
-    remove_halves(place)
-    for path in (*(path for _, path in _partials(place)), *place.parent.glob(f".{place.name}.*.copy")):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def go_on_from(place: Path, fence: int, ended: Collection[int]) -> None:
-    """Gives the claim `fence` what one before it had built of a level.
-
-    Where its owner is known to write no more (`ended`), the folder is renamed. Else it is copied: whoever only slept
-    would write into what is another's by then.
-    """
-    before = [(number, path) for number, path in _partials(place) if number < fence]
-    if not before or partial_of(place, fence).exists():
-        return
-    number, newest = before[-1]
-    if number in ended:
-        os.rename(newest, partial_of(place, fence))
-        return
-    beside = place.with_name(f".{place.name}.{fence}.{uuid.uuid4().hex[:8]}.copy")
-    with contextlib.suppress(FileNotFoundError):  # it goes on, or publishes, after all
-        beside.mkdir()
-        # The state first: what was written after it is made again, what is older than it would be lost.
-        for file in sorted(newest.iterdir(), key=lambda file: file.name != CHECKPOINT):
-            shutil.copyfile(file, beside / file.name)
-        os.rename(beside, partial_of(place, fence))
-    shutil.rmtree(beside, ignore_errors=True)
-
-
-def drop(place: Path) -> None:
-    """Removes a complete level: at once, for whoever looks, and half of it is never taken for a level."""
-    beside = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.copy")
-    os.rename(place, beside)
-    shutil.rmtree(beside)
-
-
-def remove_halves(folder: Path) -> None:
-    """Removes the files that a command was writing when it was killed. Nobody else may write there."""
-    for half in folder.glob(".*.partial"):
-        if half.is_file():  # and no level in the making
-            half.unlink(missing_ok=True)
-
-
-def _write_sums(folder: Path) -> bytes:
-    """The digests of all that a level's folder holds, but for metrics.json, which is written again by `evaluate`."""
-    files = sorted(file for file in folder.iterdir() if file.name not in (SUMS, "metrics.json") and file.is_file())
-    lines = (f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
-    sums = "".join(lines).encode()
-    replace_file(folder / SUMS, sums)
-    return sums
-
-
-def changed_files(folder: Path) -> list[str]:
-    """The files of a complete level that are not as they were written; of one from before there were sums, none.
-
-    Raises `Damaged` where the sums themselves cannot be read.
-    """
-    lines = _sums(folder)
-    changed = []
-    for line in lines:
-        digest, _, name = line.partition("  ")
-        if re.fullmatch(r"[0-9a-f]{64}", digest) is None or not name or "/" in name:
-            raise Damaged(f"{folder / SUMS} is damaged")
-        try:
-            sound = hashlib.sha256(read_file(folder / name)).hexdigest() == digest
-        except OSError:
-            sound = False
-        changed += [] if sound else [name]
-    # Weights that another worker let go of meanwhile are not damaged.
-    return changed if not changed or _sums(folder) == lines else changed_files(folder)
-
-
-def _sums(folder: Path) -> list[str]:
-    try:
-        return read_file(folder / SUMS).decode().splitlines()
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError):
-        raise Damaged(f"{folder / SUMS} is damaged") from None
-
-
-def sync_names(folder: Path) -> None:
-    """A loss of power forgets no file or folder that was made in `folder`, or renamed into it, before."""
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_json(path: Path, value: Any) -> None:

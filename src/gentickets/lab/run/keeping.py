@@ -17,6 +17,7 @@ from torch import Tensor
 from gentickets.errors import GenticketsError
 from gentickets.files import read_file, replace_file
 from gentickets.lab.run import folder as disk
+from gentickets.lab.run import publishing
 from gentickets.lab.run.validation import BEST
 from gentickets.sealed import Damaged
 
@@ -56,7 +57,7 @@ def _remove_weights(place: Path) -> None:
         return
     kept = {name: line for name, line in lines.items() if name not in WEIGHTS}
     if len(kept) < len(lines):
-        replace_file(place / disk.SUMS, "".join(kept.values()).encode())
+        replace_file(place / publishing.SUMS, "".join(kept.values()).encode())
     for name in WEIGHTS:
         (place / name).unlink(missing_ok=True)
 
@@ -64,7 +65,7 @@ def _remove_weights(place: Path) -> None:
 def _listed(place: Path) -> dict[str, str] | None:
     """File → its line in a level's list of digests; None without a list."""
     try:
-        lines = read_file(place / disk.SUMS).decode().splitlines(keepends=True)
+        lines = read_file(place / publishing.SUMS).decode().splitlines(keepends=True)
     except (OSError, ValueError):
         return None
     return {line.rstrip("\n").partition("  ")[2]: line for line in lines}
@@ -111,7 +112,7 @@ def to_be_made_again(seed_folder: Path, rounds: int) -> list[Path]:
     found: list[Path] = []
     missing = True
     for index in range(rounds, 0, -1):
-        place = seed_folder / disk.level_name(index)
+        place = seed_folder / publishing.level_name(index)
         if place.exists() and index < rounds and missing and _was_let_go_of(place):
             found.append(place)
         else:
@@ -122,4 +123,4 @@ def to_be_made_again(seed_folder: Path, rounds: int) -> list[Path]:
 
 
 def _after(place: Path) -> Path:
-    return place.with_name(disk.level_name(int(place.name.rpartition("-")[2]) + 1))
+    return place.with_name(publishing.level_name(int(place.name.rpartition("-")[2]) + 1))

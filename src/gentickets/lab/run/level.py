@@ -15,6 +15,7 @@ from gentickets.cores import peak_memory
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab.judging import Judge
 from gentickets.lab.run import folder as disk
+from gentickets.lab.run import publishing
 from gentickets.lab.run.trainer import Outcome, Price
 from gentickets.lab.run.validation import BEST, Validation
 from gentickets.masks.names import clone, named_state
@@ -50,7 +51,7 @@ def check_level(folder: Path) -> None:
         disk.read_metrics(folder)
     except GenticketsError as error:
         raise Damaged(str(error)) from None
-    changed = disk.changed_files(folder)
+    changed = publishing.changed_files(folder)
     if broken := [name for name in changed if Path(name).suffix in (".safetensors", ".pt", ".json")]:
         raise Damaged(f"{folder / broken[0]} is damaged (its digest does not fit its content)")
     if changed:
@@ -58,7 +59,7 @@ def check_level(folder: Path) -> None:
             f"{folder / changed[0]} is not as it was written, though nothing is computed from it: put it back, "
             f"or remove {folder} to have that made again"
         )
-    if (folder / disk.SUMS).exists():
+    if (folder / publishing.SUMS).exists():
         return
     Ticket.load(folder / "ticket.safetensors")
     for name in ("trained.safetensors", "averaged.safetensors", BEST):

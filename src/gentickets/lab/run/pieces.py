@@ -15,6 +15,7 @@ from typing import TypeVar
 from gentickets.errors import RecipeError
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.run import folder as disk
+from gentickets.lab.run import publishing
 from gentickets.search.method import ARMS
 
 _NAME = re.compile(r"seed-(\d{1,18})/level-(\d{2,5})(?:-(\w+))?")
@@ -31,7 +32,7 @@ class Piece:
     @property
     def name(self) -> str:
         """Where it lies in the run's folder: `seed-0/level-03`, `seed-0/level-03-random_mask`."""
-        return f"seed-{self.seed}/{disk.level_name(self.level, self.arm)}"
+        return f"seed-{self.seed}/{publishing.level_name(self.level, self.arm)}"
 
     @classmethod
     def of(cls, name: str) -> Piece:

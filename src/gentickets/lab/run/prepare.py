@@ -21,6 +21,7 @@ from gentickets.data import ImageSet, line
 from gentickets.lab.judging import Judge
 from gentickets.lab.recipe import Recipe, parsed
 from gentickets.lab.run import folder as disk
+from gentickets.lab.run import publishing
 from gentickets.lab.run.checks import check_buildable, check_room_of_a_step
 from gentickets.lab.run.claims import Claims, check_at_rest
 from gentickets.lab.run.plan import Plan, fit, fit_disk, measure
@@ -161,7 +162,7 @@ def _mark_seeds(folder: Path, recipe: Recipe) -> None:
     """A seed's folder says that it was asked for, also to a command that asks for others."""
     for seed in recipe.seeds:
         (folder / f"seed-{seed}").mkdir(exist_ok=True)
-    disk.sync_names(folder)
+    publishing.sync_names(folder)
 
 
 def _grown(recipe: Recipe, asked: Recipe, fitted: bool) -> Recipe:

@@ -16,6 +16,7 @@ from gentickets.lab.judging import Judge
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.recipe.recipe import code_in
 from gentickets.lab.run import folder as disk
+from gentickets.lab.run import publishing
 from gentickets.lab.run.keeping import NotKept, let_go, to_be_made_again, trained_weights
 from gentickets.lab.run.level import Made, check_level, read_price, with_stored_averages, write_level, write_untrained
 from gentickets.lab.run.pieces import Board, Piece, pieces_of, source_of
@@ -77,7 +78,7 @@ class SeedRun:
             ticket = ticket or Ticket(Masks.dense(model), model, {"recipe": self.recipe.name, "seed": self.seed})
             ticket.install(model)
             check_connected(model, ticket.masks, self._example_inputs(model))
-            with disk.building(place) as partial:
+            with publishing.building(place) as partial:
                 self._enter(place.name, partial, draw=0)
                 retrain: Retrain = "fine-tune" if ticket.origin.get("retrain") == "fine-tune" else "rewind"
                 span = retrain_span(retrain, self.steps, start)
@@ -126,8 +127,8 @@ class SeedRun:
             self._levels = self._search(index - 1)
         levels, self._levels = self._levels, None  # whatever ends this, the search is then somewhere in the middle
         if not index:
-            disk.remove_halves(self.folder)
-        with disk.building(self._place(index), fence) as partial:
+            publishing.remove_halves(self.folder)
+        with publishing.building(self._place(index), fence) as partial:
             self._enter(self._place(index).name, partial, index)
             self.trainer.outcome.before = self._found_before(index)
             try:
@@ -205,7 +206,7 @@ class SeedRun:
         if not (run / piece.name / "ticket.safetensors").exists() and not self._is_awaited(run, piece):
             without = f"search.rounds={index - 1}" if arm == "ticket" else f"controls.{arm}=false"
             raise RecipeError(
-                f"search.source={source!r} has no complete {disk.level_name(index, arm)} of seed {piece.seed}: "
+                f"search.source={source!r} has no complete {publishing.level_name(index, arm)} of seed {piece.seed}: "
                 f"run it first, or take {without}"
             )
         return run / piece.name
@@ -273,7 +274,7 @@ class SeedRun:
         return model, masks
 
     def _place(self, index: int, arm: str = "ticket") -> Path:
-        return self.folder / disk.level_name(index, arm)
+        return self.folder / publishing.level_name(index, arm)
 
     # -- training -----------------------------------------------------------------------------------------
 
@@ -306,7 +307,7 @@ class SeedRun:
             warnings.warn(f"{error}: dropped, and trained again", stacklevel=2)
             rewind.unlink()
             # What was trained on from there goes too: its best weights so far may be among what was lost.
-            (self.trainer.folder / disk.CHECKPOINT).unlink(missing_ok=True)
+            (self.trainer.folder / publishing.CHECKPOINT).unlink(missing_ok=True)
             return False
         Ticket(masks, weights).install(model)
         return True
@@ -318,7 +319,7 @@ class SeedRun:
         status = disk.read_metrics(self._place(index))["status"]
         if status == "disconnected" or not self.method.has_controls(work, index):
             return False
-        with disk.building(place, fence) as partial:
+        with publishing.building(place, fence) as partial:
             self._enter(place.name, partial, draw=1000 + index)
             self.trainer.outcome.before = read_price(self._place(index), "find")
             seed = derived_seed(self.seed, 1, index)
@@ -378,12 +379,12 @@ def drop_damaged(folder: Path, recipe: Recipe) -> None:
             check_level(place)
         except (Damaged, TicketError) as error:
             warnings.warn(f"{error}: dropped, and made again", stacklevel=2)
-            disk.drop(place)
+            publishing.drop(place)
     method = recipe.build_method()
     if method.builds_on in ("before", "search"):
         for place in to_be_made_again(folder, method.rounds):
             warnings.warn(f"{place}: made again, as its trained weights were not kept (keep=ends)", stacklevel=2)
-            disk.drop(place)
+            publishing.drop(place)
 
 
 def steps_of_seed(recipe: Recipe) -> int:

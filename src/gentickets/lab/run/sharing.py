@@ -14,6 +14,7 @@ from gentickets.errors import GenticketsError
 from gentickets.files import link_or_copy
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.run import folder as disk
+from gentickets.lab.run import publishing
 from gentickets.lab.run.keeping import WEIGHTS
 from gentickets.lab.run.level import level_facts
 from gentickets.lab.run.pieces import Board, Piece, pieces_of, source_of
@@ -96,7 +97,7 @@ class Donors:
         if donor is None:
             return False
         place = self.ready.folder / piece.name
-        shutil.rmtree(disk.partial_of(place, fence), ignore_errors=True)
+        shutil.rmtree(publishing.partial_of(place, fence), ignore_errors=True)
         if self._is_twin(donor):
             _take_as_it_is(donor, piece, place, fence, _called(self.ready, donor))
         else:
@@ -185,7 +186,7 @@ def _chain_keys(recipe: Recipe) -> dict[str, Any]:
 def _take_as_it_is(donor: Path, piece: Piece, place: Path, fence: int, called: str) -> None:
     """Links a level or a control, and with a dense level the rewind point."""
     source = donor / piece.name
-    with disk.building(place, fence) as partial:
+    with publishing.building(place, fence) as partial:
         for file in source.iterdir():
             if file.name != "timing.json":
                 with suppress(*([FileNotFoundError] if file.name in WEIGHTS else [])):  # let go of a moment ago
@@ -229,7 +230,7 @@ def _take_dense(recipe: Recipe, piece: Piece, donor: Path, place: Path, fence: i
     source = donor / f"seed-{piece.seed}"
     model = build_model(recipe, load_data(recipe.data)[0], piece.seed)
     masks = recipe.build_method().covered(model)
-    with disk.building(place, fence) as partial:
+    with publishing.building(place, fence) as partial:
         for file in (source / place.name).iterdir():
             if file.name not in _REWRITTEN:
                 link_or_copy(file, partial / file.name)

@@ -17,7 +17,7 @@ from torch import nn
 from gentickets.data import Batches, ImageSet
 from gentickets.errors import Diverged, HardwareError
 from gentickets.lab.recipe import Recipe
-from gentickets.lab.run import folder as disk
+from gentickets.lab.run import publishing
 from gentickets.lab.run.parcels import packed
 from gentickets.lab.run.ranks import Job, check_launched, handed_over, launched
 from gentickets.lab.run.validation import Validation
@@ -158,7 +158,9 @@ class Trainer:
                     masks=masks,
                     start_step=start_step,
                     end_step=end_step,
-                    checkpoint=Checkpoint(self.folder / disk.CHECKPOINT, key, self.recipe.training.checkpoint_seconds),
+                    checkpoint=Checkpoint(
+                        self.folder / publishing.CHECKPOINT, key, self.recipe.training.checkpoint_seconds
+                    ),
                     curve=Curve(self.folder / "curve.jsonl"),
                     on_progress=lambda progress: self._report(progress, start_step),
                     stop=self._stop,
@@ -172,7 +174,7 @@ class Trainer:
             _restore_if_broken(model, before)
         except Damaged as error:  # the weights of the best evaluation, which only training from the start makes again
             warnings.warn(f"{error}: dropped, and this training begins anew", stacklevel=2)
-            (self.folder / disk.CHECKPOINT).unlink()
+            (self.folder / publishing.CHECKPOINT).unlink()
             _restore(model, before)
             for hook, state in zip(hooks[:-1], begun, strict=True):  # which have gone on from the checkpoint already
                 hook.load_state_dict(state)

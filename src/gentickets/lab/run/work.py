@@ -21,6 +21,7 @@ from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab.judging import Judge
 from gentickets.lab.results.reading import read_run, write_csv
 from gentickets.lab.run import folder as disk
+from gentickets.lab.run import publishing
 from gentickets.lab.run.claims import Claim, Claims, sweep
 from gentickets.lab.run.keeping import let_go
 from gentickets.lab.run.pieces import Board, Piece, in_order, pieces_of
@@ -81,9 +82,9 @@ def write_results(folder: Path) -> None:
         for seed in {level.seed for level in run.levels}:
             let_go(folder / f"seed-{seed}", str(run.recipe.get("keep") or "all"))
         for level in run.levels:
-            disk.sweep(level.folder)
+            publishing.sweep(level.folder)
         sweep(folder)
-        disk.remove_halves(folder)
+        publishing.remove_halves(folder)
 
 
 def work(runs: Sequence[Prepared], tell: Tell, stop: Stop) -> None:
@@ -172,7 +173,7 @@ class Worker:
             self._drop(place, claim)
         except Exception as error:
             # Another has it since, and may have taken files from under this one.
-            lost = claim.look() or site.board.is_complete(piece) or isinstance(error, disk.Published)
+            lost = claim.look() or site.board.is_complete(piece) or isinstance(error, publishing.Published)
             claim.give_back(failure=None if lost else str(error) or type(error).__name__)
             if not lost:
                 raise
@@ -187,14 +188,14 @@ class Worker:
     def _made(self, site: _Site, piece: Piece, claim: Claim) -> bool:
         if site.donors.take(piece, claim.number):
             return True
-        disk.go_on_from(site.folder / piece.name, claim.number, claim.ended)
+        publishing.go_on_from(site.folder / piece.name, claim.number, claim.ended)
         torch.set_num_threads(site.ready.threads)
         return self._seed_run_of(site, piece.seed).make(piece, claim.number)
 
     def _drop(self, place: Path, claim: Claim) -> None:
         """Removes what this process built of a piece that it lost."""
         self._seed_run = self._last = None
-        shutil.rmtree(disk.partial_of(place, claim.number), ignore_errors=True)
+        shutil.rmtree(publishing.partial_of(place, claim.number), ignore_errors=True)
 
     def _seed_run_of(self, site: _Site, seed: int) -> SeedRun:
         """The seed that this worker was at, or another: its images and judge are loaded once a run."""
@@ -233,7 +234,7 @@ class _Site:
     def take(self, piece: Piece) -> Claim | None:
         """A claim on a piece; None where it is somebody else's."""
         with disk.one_line_errors(self.folder):
-            claim = self.claims.take(piece.name, above=disk.newest_fence(self.folder / piece.name))
+            claim = self.claims.take(piece.name, above=publishing.newest_fence(self.folder / piece.name))
             try:
                 disk.check_same_run(self.folder, self.ready.id)
             except GenticketsError:
