@@ -347,6 +347,6 @@ class Cosine(nn.Module):
 
 
 def test_what_is_too_large_to_try_channel_by_channel_stays_whole_and_says_so(monkeypatch):
-    monkeypatch.setattr("gentickets.channels.labels._MOST_TRIED", 10)
+    monkeypatch.setattr("gentickets.channels.labelling._MOST_TRIED", 10)
     groups = gt.channel_groups({"net": Cosine()}, {"net": torch.randn(3, 6)})
     assert "einsum, too large to try channel by channel" in groups.whole["net.first"]
