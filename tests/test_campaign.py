@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -112,6 +113,14 @@ def test_the_pages_say_what_the_results_say():
     ours = [(one, paper.outcome(one)) for one in paper.claims()]
     assert "\n".join(paper.table(ours)) in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     assert "\n".join(paper.short_table(ours)) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_intervals_told_elsewhere_are_those_of_the_table():
+    interval = re.compile(r"\d\.\d+ \[\d\.\d+, \d\.\d+\]")
+    known = "\n".join(paper.table((one, paper.outcome(one)) for one in paper.claims()))
+    told = interval.findall((ROOT / "docs" / "paper.md").read_text(encoding="utf-8"))
+    assert len(told) > 5
+    assert [one for one in told if one not in known] == []
 
 
 def test_lines_go_between_their_marks_alone(tmp_path):
