@@ -1,7 +1,7 @@
-"""The first table of docs/results.md, and the README's: what is claimed, what came out, how sure, at what price.
+"""What the paper claims, what came out, how sure and at what price: the tables of docs/results.md and the README.
 
-    python -m campaign.paper           # both, as Markdown
-    python -m campaign.paper --write   # into the pages, between their marks
+    python -m campaign.paper           # those of the claims, as Markdown
+    python -m campaign.paper --write   # all, into the pages, between their marks
 
 Everything is computed from the csv files in docs/results, by the rules of docs/verdict.md: paired ratios, margin 5 %. A
 claim names its level beforehand, so nothing is corrected for looking at several.
@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import csv
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,15 @@ import yaml
 
 from campaign.__main__ import CHECKOUT
 from gentickets.lab.results.estimation import Cells, Estimate
+from gentickets.lab.results.reading import ARMS
 from gentickets.lab.results.verdict import MARGIN
 from gentickets.lab.results.verdict_words import ratio
 from gentickets.lab.results.words import count, join
 
 RESULTS = CHECKOUT / "docs" / "results"
+PAGES = (CHECKOUT / "docs" / "results.md", CHECKOUT / "README.md")
 LIST = Path(__file__).with_name("paper.yaml")
-_MARKS = "<!-- campaign.paper: {} -->"
+_MARKED = re.compile(r"(<!-- campaign\.paper: (.+?) -->)\n.*?(<!-- campaign\.paper ends -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -89,21 +92,16 @@ def outcome(claim: Claim, results: Path = RESULTS) -> Outcome | None:
     """What the csv of a claim's run says of it; None without one. Raises `KeyError` for a cell that is not there."""
     if claim.run is None:
         return None
-    rows = _read(results / f"{claim.run}.csv")
-    values: dict[str, dict[int, float]] = {}
-    for row in rows:
-        if row["status"] == "complete" and row[claim.metric]:
-            values.setdefault(_cell(row), {})[int(row["seed"])] = float(row[claim.metric])
-    cells = Cells(values, lower_is_better=True, by_network=_by_network(results, claim))
-    ours = [row for row in rows if _cell(row) == claim.ticket]
+    cells = _cells_of(results, claim.run, claim.metric)
+    ours = [row for row in _read(results / f"{claim.run}.csv") if _cell(row) == claim.ticket]
     for cell in (claim.ticket, claim.dense, *claim.beside.values()):
-        if cell not in values:
-            raise KeyError(f"{claim.run}.csv: no {cell}, of {', '.join(values)}")
+        if cell not in cells.values:
+            raise KeyError(f"{claim.run}.csv: no {cell}, of {', '.join(map(str, cells.values))}")
     return Outcome(
         claim=claim,
         sparsity=sum(float(row["sparsity"]) for row in ours) / len(ours),
         seeds=len(ours),
-        failed=len(ours) - len(values[claim.ticket]),
+        failed=len(ours) - len(cells.values[claim.ticket]),
         to_dense=cells.compare(claim.ticket, claim.dense),
         beside={name: cells.compare(claim.ticket, cell) for name, cell in claim.beside.items()},
         price=claim.price or _price(results / f"{claim.run}-timings.csv"),
@@ -140,19 +138,39 @@ def short_table(found: Iterable[tuple[Claim, Outcome | None]]) -> list[str]:
     return lines
 
 
-def put(page: Path, name: str, lines: Sequence[str]) -> None:
-    """Writes lines between the marks `name` of a page. Raises `ValueError` where it has none."""
-    begin, end = _MARKS.format(name), _MARKS.format(f"end of {name}")
-    text = page.read_text(encoding="utf-8")
-    new, times = re.subn(
-        f"(?<={re.escape(begin)}\n).*?(?={re.escape(end)})",
-        lambda _: "\n".join(["", *lines, "", ""]),
-        text,
-        flags=re.DOTALL,
-    )
-    if times != 1:
-        raise ValueError(f"{page.name}: {times} places between {begin} and {end}")
-    page.write_text(new, encoding="utf-8")
+def ladder(run: str, metric: str, results: Path = RESULTS) -> list[str]:
+    """Every level of a run: mean and standard deviation over its seeds, and the ticket's ratio to the dense model."""
+    rows = _read(results / f"{run}.csv")
+    cells = _cells_of(results, run, metric)
+    levels = {row["level"]: float(row["sparsity"]) for row in rows if row["arm"] == "ticket"}
+    lines = ["| sparsity | ticket | of dense | random mask | re-drawn weights |", "|---|---|---|---|---|"]
+    for level, sparsity in sorted(levels.items(), key=lambda one: int(one[0])):
+        means = [_mean(cells.values.get(f"{arm}/{level}", {})) for arm in ARMS]
+        of_dense = ratio(cells.compare(f"ticket/{level}", "ticket/0")) if level != "0" else ""
+        name = f"{sparsity:.1%}".replace("%", " %") if level != "0" else "dense"
+        lines.append(f"| {' | '.join([name, means[0], of_dense, *means[1:]])} |")
+    return lines
+
+
+def renewed(page: str) -> str:
+    """A page with what stands between marks written again: `table`, `short table`, `ladder RUN METRIC`."""
+    return _MARKED.sub(lambda found: "\n".join([found[1], "", *_lines(found[2]), "", found[3]]), page)
+
+
+def _lines(what: str) -> list[str]:
+    if what.startswith("ladder "):
+        return ladder(*what.split()[1:])
+    return {"table": table, "short table": short_table}[what]((one, outcome(one)) for one in claims())
+
+
+def _mean(values: Mapping[int, float]) -> str:
+    """`0.1451 ± 0.0003`: four digits, and the deviation to as many places."""
+    found = list(values.values())
+    if not found:
+        return ""
+    mean = f"{statistics.fmean(found):#.4g}".rstrip(".")
+    places = len(mean.partition(".")[2])
+    return f"{mean} ± {statistics.stdev(found):.{places}f}" if len(found) > 1 else mean
 
 
 def _cells(item: dict[str, Any]) -> dict[str, Any]:
@@ -173,13 +191,17 @@ def _more(estimate: Estimate | None, question: str) -> str:
     return f" ({count(more, 'more seed')} would tell)" if more else ""
 
 
-def _by_network(results: Path, claim: Claim) -> dict[str, dict[int, list[float]]]:
-    """What each network found, of a metric that is the mean over several; nothing where that was not kept."""
-    path, found = results / f"{claim.run}-networks.csv", dict[str, dict[int, list[float]]]()
+def _cells_of(results: Path, run: str, metric: str) -> Cells:
+    """The cells of a metric of which less is better, with what each of several networks found where it was kept."""
+    values: dict[str, dict[int, float]] = {}
+    for row in _read(results / f"{run}.csv"):
+        if row["status"] == "complete" and row[metric]:
+            values.setdefault(_cell(row), {})[int(row["seed"])] = float(row[metric])
+    path, networks = results / f"{run}-networks.csv", dict[str, dict[int, list[float]]]()
     for row in _read(path) if path.exists() else []:
-        if row["metric"] == claim.metric:
-            found.setdefault(_cell(row), {}).setdefault(int(row["seed"]), []).append(float(row["value"]))
-    return found
+        if row["metric"] == metric:
+            networks.setdefault(_cell(row), {}).setdefault(int(row["seed"]), []).append(float(row["value"]))
+    return Cells(values, lower_is_better=True, by_network=networks)
 
 
 def _price(path: Path) -> str:
@@ -199,12 +221,11 @@ def _read(path: Path) -> list[dict[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m campaign.paper", description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="into the pages, in place of printing")
-    found = [(claim, outcome(claim)) for claim in claims()]
     if parser.parse_args().write:
-        put(CHECKOUT / "docs" / "results.md", "table", table(found))
-        put(CHECKOUT / "README.md", "short table", short_table(found))
+        for page in PAGES:
+            page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
     else:
-        print("\n".join([*table(found), "", *short_table(found)]))
+        print("\n".join([*_lines("table"), "", *_lines("short table")]))
 
 
 if __name__ == "__main__":
