@@ -113,7 +113,7 @@ def test_the_smoke_budget_of_a_run_ends_with_a_verdict(path, tmp_path):
     assert write_report([tmp_path]).exists()
 
 
-@pytest.mark.parametrize("path", often(STUDIES, "table2", "figure7"))
+@pytest.mark.parametrize("path", often(STUDIES, "table2"))
 def test_the_smoke_budget_of_a_study_ends_with_its_page(path, tmp_path):
     study = read_study(path, budget="smoke")
     left_out = run_study(study, tmp_path / "study", lambda stage: lambda event: None)

@@ -25,7 +25,7 @@ def whole(tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize("number", range(20))
+@pytest.mark.parametrize("number", range(14))
 def test_a_disturbed_run_ends_as_the_undisturbed_one(tmp_path, whole, number):
     case = case_of(number)
     assert outcome(case, tmp_path / "place", *whole(case.recipe)) in ("same", "refused")
@@ -39,4 +39,4 @@ def test_so_do_two_hundred(tmp_path, whole, number):
 
 
 def test_every_recipe_is_disturbed_in_the_ordinary_suite():
-    assert {case_of(number).recipe for number in range(20)} == set(RECIPES)
+    assert {case_of(number).recipe for number in range(14)} == set(RECIPES)
