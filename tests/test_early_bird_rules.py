@@ -453,3 +453,23 @@ def test_a_component_that_says_nothing_keeps_the_others_from_counting(silent):
             nn.init.ones_(layer.weight)
     assert not bird.observe(model)
     assert bird.history == []
+
+
+def test_layers_beside_normed_ones_that_have_no_score_are_told():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 3)
+    )
+    with torch.no_grad():
+        net[3].weight.uniform_()
+    inputs = torch.randn(2, 1, 12, 12)
+    groups = gt.channel_groups({"net": net}, {"net": inputs})
+    bird = EarlyBird(0.5, granularity="channel", groups=groups)
+    with pytest.warns(UserWarning, match=r"channels of net\.0 have no score and stay: .* 'magnitude' scores them all"):
+        bird.observe({"net": net})
+    assert bird.ticket.masks["net.0.weight"].all()
+    by_magnitude = EarlyBird(0.5, "channel", groups=groups, criterion=gt.magnitude, scope="layer")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        by_magnitude.observe({"net": net})
+    assert not by_magnitude.ticket.masks["net.0.weight"].all()

@@ -280,11 +280,21 @@ class EarlyBird:
                 )
 
     def _tell_of_whole(self, scores: Mapping[str, Tensor], model: nn.Module) -> None:
-        """Warns of a component with weights of which nothing is scored, and so nothing pruned."""
+        """Warns of a component with weights, and of layers beside others, of which nothing is scored or pruned."""
         scored = {component_of(name) for name in scores}
         for part in self._parts or ():
             if part not in (WHOLE, *scored) and _found(magnitude, model, [part]):
                 self._tell(f"nothing of component {part!r} is scored: it stays whole, and has no say")
+        if self.groups is not None:
+            _, known = self.groups.scores(scores)
+            parts = scored if self._parts != (WHOLE,) else {component_of(layer) for layer in self.groups.places}
+            places = self.groups.places.items()
+            unscored = [layer for layer, numbers in places if component_of(layer) in parts and not known[numbers].any()]
+            if unscored:
+                self._tell(
+                    f"channels of {', '.join(unscored[:3])}{f' and {len(unscored) - 3} more' * (len(unscored) > 3)} "
+                    f"have no score and stay: no norm of theirs has gains; the criterion 'magnitude' scores them all"
+                )
 
     @property
     def _counts_decisions(self) -> bool:
