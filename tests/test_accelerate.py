@@ -177,6 +177,7 @@ def test_half_precision_models_stay_dense():
     masks = gt.Masks.dense(model)
     fast = accelerate(model, masks, objective.example_inputs(model, images.bfloat16()))
     assert {choice.why for choice in fast.choices} == {"in bfloat16"}
+    assert repr(fast).endswith(" layers on their live weights: in bfloat16)")
 
 
 def test_misuse_is_told():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -79,8 +79,12 @@ class Accelerated:
         self._on_lanes = any(isinstance(layer, convolutions) for layer in model.modules())
 
     def __repr__(self) -> str:
-        sparse = sum(choice.sparse for choice in self.choices)
-        return f"Accelerated({type(self.model).__name__}, {sparse} of {len(self.choices)} layers on their live weights)"
+        reasons = Counter(choice.why for choice in self.choices if not choice.sparse)
+        sparse = len(self.choices) - reasons.total()
+        said = f"{sparse} of {len(self.choices)} layers on their live weights"
+        if not sparse and reasons:
+            said += f": {reasons.most_common(1)[0][0]}"
+        return f"Accelerated({type(self.model).__name__}, {said})"
 
     def __enter__(self) -> Accelerated:
         return self
