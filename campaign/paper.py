@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from campaign.__main__ import CHECKOUT
+from campaign.__main__ import CHECKOUT, entries
 from gentickets.lab.results.estimation import Cells, Estimate
 from gentickets.lab.results.reading import ARMS
 from gentickets.lab.results.verdict import MARGIN
@@ -152,14 +152,26 @@ def ladder(run: str, metric: str, results: Path = RESULTS) -> list[str]:
     return lines
 
 
+def progress(results: Path = RESULTS) -> list[str]:
+    """What the campaign's list asks for, in its order, and what of it is done: what has a csv."""
+    lines = ["| run | recipe, budget and changes | done |", "|---|---|---|"]
+    for entry in entries():
+        asked = " ".join([f"`{Path(entry.recipe).stem}`, {entry.budget}", *(f"`{change}`" for change in entry.changes)])
+        done = f"[csv](results/{entry.name}.csv)" if (results / f"{entry.name}.csv").exists() else "not yet"
+        lines.append(f"| {entry.name} | {asked} | {done} |")
+    return lines
+
+
 def renewed(page: str) -> str:
-    """A page with what stands between marks written again: `table`, `short table`, `ladder RUN METRIC`."""
+    """A page with what stands between marks written again: `table`, `short table`, `progress`, `ladder RUN METRIC`."""
     return _MARKED.sub(lambda found: "\n".join([found[1], "", *_lines(found[2]), "", found[3]]), page)
 
 
 def _lines(what: str) -> list[str]:
     if what.startswith("ladder "):
         return ladder(*what.split()[1:])
+    if what == "progress":
+        return progress()
     return {"table": table, "short table": short_table}[what]((one, outcome(one)) for one in claims())
 
 
