@@ -321,3 +321,16 @@ def test_beside_the_authors_code_stands_what_was_measured():
             middle, far = statistics.mean(logs), 2.776445 * statistics.stdev(logs) / 5**0.5
             assert len(logs) == 5
             assert agree(cell, [math.exp(middle), math.exp(middle - far), math.exp(middle + far)]), (name, cell)
+
+
+def test_the_plain_intervals_of_the_campaign_are_those_of_its_csv():
+    text = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    told = re.search(r"nothing pooled, the three ratios at 89\.3 % are (.*?\])\.", text)
+    rows = read("table1-linear-ae-night.csv")
+    wanted = []
+    for arm, level in (("ticket", 0), ("random_mask", 10), ("redrawn_weights", 10)):
+        pair = (values(rows, "reconstruction_mse", arm=one, level=at) for one, at in (("ticket", 10), (arm, level)))
+        logs = [math.log(a / b) for a, b in zip(*pair, strict=True)]
+        middle, far = statistics.mean(logs), 2.776445 * statistics.stdev(logs) / 5**0.5
+        wanted += [math.exp(middle), math.exp(middle - far), math.exp(middle + far)]
+    assert agree(told[1], wanted)
