@@ -24,8 +24,10 @@ ENDLESS = {
     "objective": {"name": "autoencoding"},
     "training": {"steps": 10**7, "batch_size": 16, "checkpoint_seconds": 1e6},
     "search": {"rounds": 1, "fraction": 0.5},
+    "evaluation": {"metrics": ["reconstruction_mse"]},
     "seeds": [0, 1],
 }
+"""Nothing that needs classifiers, which each test would train anew."""
 
 
 @pytest.fixture
