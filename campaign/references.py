@@ -60,8 +60,9 @@ def reference(recipe: str, budget: str, runs: Path, changes: list[str], longer: 
         else dense_run(recipe, budget, int(full * share), runs, changes)
         for share in SHARES
     }
+    # What is said of a model may differ in runs of other versions: it is that of one that was made now.
     curve = [point(run, int(full * share)) for share, run in found.items()]
-    entry = {"preset": f"{recipe}:{budget}", "of": identity(found[1]), "curve": curve}
+    entry = {"preset": f"{recipe}:{budget}", "of": identity(found[0.5]), "curve": curve}
     if longer:
         entry["longer"] = point(dense_run(recipe, budget, LONGER * full, runs, changes), LONGER * full)
     return entry
