@@ -133,7 +133,8 @@ def test_what_the_tables_say(values):
 def test_what_is_accelerated_says_how_much_of_it(autoencoder):
     masks = gt.prune(gt.magnitude(autoencoder), fraction=0.5)
     with gt.accelerate(autoencoder, masks, {"encoder": torch.zeros(2, 10), "decoder": torch.zeros(2, 3)}) as fast:
-        assert re.fullmatch(r"Accelerated\(Autoencoder, \d of 4 layers on their live weights(: dense is faster.*)?\)", repr(fast))
+        said = r"Accelerated\(Autoencoder, \d of 4 layers on their live weights(: dense is faster.*)?\)"
+        assert re.fullmatch(said, repr(fast))
 
 
 def test_frechet_distances_of_features_as_they_are():
