@@ -85,7 +85,7 @@ class Outcome:
 
 def claims(path: Path = LIST) -> list[Claim]:
     """The list. `level: N` stands for the four cells of a run at that level."""
-    return [Claim(**_cells(dict(item))) for item in yaml.safe_load(path.read_text(encoding="utf-8"))]
+    return [Claim(**_named(dict(item))) for item in yaml.safe_load(path.read_text(encoding="utf-8"))]
 
 
 def outcome(claim: Claim, results: Path = RESULTS) -> Outcome | None:
@@ -119,7 +119,7 @@ def table(found: Iterable[tuple[Claim, Outcome | None]]) -> list[str]:
             lines.append(f"| {claim.claim} | – | – | – | – | – | not run |")
             continue
         beside = "; ".join(f"{name} {ratio(estimate)}" for name, estimate in ours.beside.items()) or "–"
-        at = f"[{ours.sparsity:.1%}](results/{claim.run}.csv)".replace("%", " %")
+        at = f"[{_percent(ours.sparsity)}](results/{claim.run}.csv)"
         of_dense = " ".join([ratio(ours.to_dense), claim.told]).strip()
         cells = (claim.claim, at, of_dense, beside, str(ours.seeds), ours.price or "not kept", ours.verdict)
         lines.append(f"| {' | '.join(cells)} |")
@@ -133,7 +133,7 @@ def short_table(found: Iterable[tuple[Claim, Outcome | None]]) -> list[str]:
         if claim.short and ours is None:
             lines.append(f"| {claim.short} | {claim.paper} | – | – | not run |")
         elif claim.short and ours is not None:
-            at, seeds = f"{ours.sparsity:.1%}".replace("%", " %"), count(ours.seeds, "seed")
+            at, seeds = _percent(ours.sparsity), count(ours.seeds, "seed")
             lines.append(f"| {claim.short} | {claim.paper} | {at}, {seeds} | {ratio(ours.to_dense)} | {ours.verdict} |")
     return lines
 
@@ -147,7 +147,7 @@ def ladder(run: str, metric: str, results: Path = RESULTS) -> list[str]:
     for level, sparsity in sorted(levels.items(), key=lambda one: int(one[0])):
         means = [_mean(cells.values.get(f"{arm}/{level}", {})) for arm in ARMS]
         of_dense = ratio(cells.compare(f"ticket/{level}", "ticket/0")) if level != "0" else ""
-        name = f"{sparsity:.1%}".replace("%", " %") if level != "0" else "dense"
+        name = _percent(sparsity) if level != "0" else "dense"
         lines.append(f"| {' | '.join([name, means[0], of_dense, *means[1:]])} |")
     return lines
 
@@ -175,6 +175,11 @@ def _lines(what: str) -> list[str]:
     return {"table": table, "short table": short_table}[what]((one, outcome(one)) for one in claims())
 
 
+def _percent(share: float) -> str:
+    """`89.3 %`, as the pages write it."""
+    return f"{share * 100:.1f} %"
+
+
 def _mean(values: Mapping[int, float]) -> str:
     """`0.1451 ± 0.0003`: four digits, and the deviation to as many places."""
     found = list(values.values())
@@ -185,7 +190,7 @@ def _mean(values: Mapping[int, float]) -> str:
     return f"{mean} ± {statistics.stdev(found):.{places}f}" if len(found) > 1 else mean
 
 
-def _cells(item: dict[str, Any]) -> dict[str, Any]:
+def _named(item: dict[str, Any]) -> dict[str, Any]:
     level = item.pop("level", None)
     if level is None:
         return item

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from campaign import __main__ as campaign
-from campaign import paper
+from campaign import keeping, paper
 from gentickets.lab.results.reading import to_csv, write_csv
 from gentickets.lab.results.verdict import judge
 from made_runs import make_run
@@ -24,7 +24,7 @@ VALUE = st.floats(0.5, 2.0)
 
 def claim(level=1, **changes):
     return replace(
-        paper.Claim(claim="a ticket", run="made", metric="score"), **paper._cells({"level": level}) | changes
+        paper.Claim(claim="a ticket", run="made", metric="score"), **paper._named({"level": level}) | changes
     )
 
 
@@ -33,8 +33,8 @@ def kept(run, folder, monkeypatch):
     run = replace(run, folder=folder / "run")
     run.folder.mkdir(exist_ok=True)
     write_csv(run)
-    monkeypatch.setattr(campaign, "read_run", lambda folder: run)
-    campaign.keep(run.folder, folder, "made")
+    monkeypatch.setattr(keeping, "read_run", lambda folder: run)
+    keeping.keep(run.folder, folder, "made")
     return run
 
 

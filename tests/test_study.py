@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gentickets as gt
-from campaign import __main__ as campaign
+from campaign import keeping
 from gentickets import models
 from gentickets.catalogue import Named
 from gentickets.cli import main
@@ -247,7 +247,7 @@ def test_arms_that_train_alike_share_one_dense_training(whole):
 def test_the_campaign_keeps_the_table_of_a_study(whole, tmp_path):
     folder, *_ = whole
     write_study_csv(read_comparison(folder))
-    campaign.keep(folder, tmp_path, "tiny")
+    keeping.keep(folder, tmp_path, "tiny")
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.csv"]  # its metric is no mean over networks
     assert (tmp_path / "tiny.csv").read_bytes() == (folder / "study.csv").read_bytes()
 
