@@ -66,7 +66,8 @@ class Outcome:
         """Shown, refuted or undecided, with what decides it."""
         if self.failed:
             return f"**refuted**: {count(self.failed, 'seed')} failed"
-        first = self.to_dense.not_worse_by(MARGIN) if self.to_dense else "undecided"
+        whole = self.to_dense is not None and self.to_dense.seeds == self.seeds  # else the dense model lacks some
+        first = self.to_dense.not_worse_by(MARGIN) if self.to_dense and whole else "undecided"
         ahead = {name: one.ahead(MARGIN) if one else "undecided" for name, one in self.beside.items()}
         against = ["worse than " + (self.claim.told.removeprefix("of ") or "dense")] if first == "refuted" else []
         against += [f"not ahead of {name}" for name, answer in ahead.items() if answer == "refuted"]

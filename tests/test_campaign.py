@@ -93,6 +93,13 @@ def test_without_controls_nothing_is_a_winning_ticket(tmp_path):
     assert found(tmp_path, run, beside={}).verdict == "as good: **shown**; no controls"
 
 
+@pytest.mark.parametrize("fate", ["diverged", "missing"])
+def test_a_dense_model_that_lacks_a_seed_leaves_it_open_as_in_a_run(tmp_path, fate):
+    run = make_run({0: (1.0, 1.0, fate), 1: (1.0, 1.01, 1.0)}, seeds=3)
+    assert judge(run).not_worse["ticket", 1] == "undecided"
+    assert found(tmp_path, run, beside={}).verdict.startswith("undecided: as good")
+
+
 def test_a_cell_that_is_not_there_is_named(tmp_path):
     run = make_run({0: (1.0, 1.0), 1: (1.0, 1.01)})
     with pytest.raises(KeyError, match="no random_mask/1, of ticket/0, ticket/1"):
