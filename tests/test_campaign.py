@@ -95,7 +95,7 @@ def test_without_controls_nothing_is_a_winning_ticket(tmp_path):
 
 @pytest.mark.parametrize("fate", ["diverged", "missing"])
 def test_a_dense_model_that_lacks_a_seed_leaves_it_open_as_in_a_run(tmp_path, fate):
-    run = make_run({0: (1.0, 1.0, fate), 1: (1.0, 1.01, 1.0)}, seeds=3)
+    run = make_run({0: (1.0, 1.001, 1.002, fate), 1: (1.0, 1.002, 1.001, 1.0)}, seeds=4)
     assert judge(run).not_worse["ticket", 1] == "undecided"
     assert found(tmp_path, run, beside={}).verdict.startswith("undecided: as good")
 
