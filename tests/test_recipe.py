@@ -204,3 +204,21 @@ def test_budgets_come_before_overrides_and_full_is_the_recipe_as_written(tmp_pat
     assert (desk.training.steps, desk.seeds) == (60, [4])
     with pytest.raises(RecipeError, match=r"--budget lunch: .* knows desk, full"):
         read_recipe(path, budget="lunch")
+
+
+def test_the_recipe_that_an_older_run_keeps_is_read_with_changes(tmp_path):
+    """It has every key of every method, as run folders once had: with `train` one goes on from it."""
+    kept = make_recipe(parts()).dump()
+    kept["search"] |= {"score_batches": 10, "window": 5, "tolerance": 0.2, "source": None}
+    kept["objective"] |= {"clip": None, "n_critic": None}
+    del kept["evaluation"]["classifiers"]
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(kept))
+    with pytest.raises(RecipeError, match=r"clip|score_batches"):  # somebody's own, which says what nobody reads
+        read_recipe(path)
+    (tmp_path / "origin.json").write_text("{}")
+    recipe = read_recipe(path, ["training.steps=60"])
+    assert (recipe.training.steps, recipe.evaluation.classifiers) == (60, 1)
+    assert recipe.search == make_recipe(parts()).search
+    with pytest.raises(RecipeError, match="window"):  # what is typed today is for today's keys
+        read_recipe(path, ["search.window=4"])

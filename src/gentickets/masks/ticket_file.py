@@ -29,7 +29,9 @@ from gentickets.masks.value import Masks
 from gentickets.memory import bytes_of
 from gentickets.sealed import DIGEST, fits, tensor_pieces
 
-FORMAT = "gentickets.masks.ticket/1"
+FORMAT = "gentickets.ticket/1"
+FORMATS = (FORMAT, "gentickets.masks.ticket/1")
+"""By which names a file of this layout may go: the second was written for some days."""
 BROKEN = (
     TicketError,
     SafetensorError,
@@ -100,7 +102,7 @@ def read(raw: bytes, path: Path) -> Content:
     if len(digests) == 1 and not fits(raw, header, digests[0].decode()):
         raise TicketError(f"{path} is damaged or was changed: its digest does not fit its content")
     meta = _metadata(raw) if digests or len(header) < _SHORT else {}
-    if meta.get("format") != FORMAT:
+    if meta.get("format") not in FORMATS:
         found = f"format {meta['format'][:40]!r}" if "format" in meta else "it has no format"
         raise TicketError(f"{path} is damaged, or no ticket that this version reads: {found}")
     if len(digests) != 1:

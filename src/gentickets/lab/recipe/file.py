@@ -96,10 +96,15 @@ def read_keys(
     chosen = budget or FULL
     if chosen not in budgets:
         raise RecipeError(f"--budget {chosen}: {path} knows {', '.join(budgets)}")
-    raw = of_today(with_keys(raw, budgets[chosen], f"{path}: budgets.{chosen}"))
+    raw = of_today(with_keys(raw, budgets[chosen], f"{path}: budgets.{chosen}"), kept=_of_a_run(path))
     if not allow_code and (code := code_in(raw)):
         raise RecipeError(f"{path} names code ({code[0]}), which would run: say --allow-code if you trust it")
     return of_today(with_overrides(raw, overrides))
+
+
+def _of_a_run(path: Path) -> bool:
+    """Whether a recipe file is the one that a run keeps, which may be older than the keys of today."""
+    return path.name == "recipe.yaml" and path.with_name("origin.json").is_file()
 
 
 def with_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
