@@ -253,7 +253,9 @@ def test_no_table_of_results_is_left_unchecked():
     recomputed = [
         t
         for t in ALL
-        if t in LADDERS or t.head[0] in ("technique", "ticket from", "as it is") or "winning ticket?" in t.head
+        if t in LADDERS
+        or t.head[0] in ("technique", "ticket from", "as it is", "stopped at step")
+        or "winning ticket?" in t.head
     ]
     recomputed += [t for t in ALL if "find + train, of dense" in t.head or t.head[0] == "recipe, `full`"]
     recomputed += [t for t in ALL if {"verdict", "of dense", "done"} & set(t.head)]  # test_campaign.py
@@ -321,6 +323,31 @@ def test_beside_the_authors_code_stands_what_was_measured():
             middle, far = statistics.mean(logs), 2.776445 * statistics.stdev(logs) / 5**0.5
             assert len(logs) == 5
             assert agree(cell, [math.exp(middle), math.exp(middle - far), math.exp(middle + far)]), (name, cell)
+
+
+def test_what_was_stopped_early_stands_as_it_was_measured():
+    (table,) = (t for t in ALL if t.page == "docs/results.md" and t.head[0] == "stopped at step")
+    found: dict[tuple[str, str], list[float]] = {}
+    for row in read("linear-ae-stopped-early.csv"):
+        found.setdefault((row["network"].split()[0], f"{int(row['steps']):,}"), []).append(
+            float(row["reconstruction_mse"])
+        )
+    for name, *cells in table.rows:
+        for steps, cell in zip(table.head[1:], cells, strict=True):
+            mine = found.pop((name.split(",")[0], steps), None)
+            assert (mine is None) == (cell == "")
+            assert mine is None or agree(cell, [statistics.mean(mine), statistics.stdev(mine)])
+    assert not found
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    told = re.search(r"Each at its best, the ticket has (.*?\])", text)
+    rows = {
+        (row["network"].split()[0], row["seed"], row["steps"]): float(row["reconstruction_mse"])
+        for row in read("linear-ae-stopped-early.csv")
+    }
+    logs = [math.log(rows["ticket", s, "23450"] / rows["dense", s, "11725"]) for s in "0123"]
+    middle, far = statistics.mean(logs), 3.182446 * statistics.stdev(logs) / 2
+    assert told is not None
+    assert agree(told[1], [math.exp(middle), math.exp(middle - far), math.exp(middle + far)])
 
 
 def test_the_plain_intervals_of_the_campaign_are_those_of_its_csv():
