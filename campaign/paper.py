@@ -13,7 +13,7 @@ import argparse
 import csv
 import re
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,6 +153,20 @@ def ladder(run: str, metric: str, results: Path = RESULTS) -> list[str]:
     return lines
 
 
+def rewinds(early: str, late: str, metric: str, results: Path = RESULTS) -> list[str]:
+    """Two runs that differ in how late they rewind: their tickets beside their own dense models and each other."""
+    runs = {name: _cells_of(results, name, metric) for name in (early, late)}
+    both = Cells({f"{name}/{cell}": of for name, run in runs.items() for cell, of in run.values.items()}, True)
+    lines = ["| sparsity | rewound early: of dense | late: of dense | late beside early |", "|---|---|---|---|"]
+    for row in _read(results / f"{late}.csv"):
+        if row["arm"] == "ticket" and row["level"] != "0" and row["seed"] == "0":
+            cell = f"ticket/{row['level']}"
+            told = [ratio(runs[name].compare(cell, "ticket/0")) for name in (early, late)]
+            beside = ratio(both.compare(f"{late}/{cell}", f"{early}/{cell}"))
+            lines.append(f"| {' | '.join([_percent(float(row['sparsity'])), *told, beside])} |")
+    return lines
+
+
 def progress(results: Path = RESULTS) -> list[str]:
     """What the campaign's list asks for, in its order, and what of it is done: what has a csv."""
     lines = ["| run | recipe, budget and changes | done |", "|---|---|---|"]
@@ -164,15 +178,16 @@ def progress(results: Path = RESULTS) -> list[str]:
 
 
 def renewed(page: str) -> str:
-    """A page with what stands between marks written again: `table`, `short table`, `progress`, `ladder RUN METRIC`."""
+    """A page with what stands between marks written again: `table`, `short table`, `progress`, `ladder RUN
+    METRIC`, `rewinds EARLY LATE METRIC`."""
     return _MARKED.sub(lambda found: "\n".join([found[1], "", *_lines(found[2]), "", found[3]]), page)
 
 
 def _lines(what: str) -> list[str]:
-    if what.startswith("ladder "):
-        return ladder(*what.split()[1:])
-    if what == "progress":
-        return progress()
+    name, *said = what.split()
+    of_runs: dict[str, Callable[..., list[str]]] = {"ladder": ladder, "rewinds": rewinds, "progress": progress}
+    if name in of_runs:
+        return of_runs[name](*said)
     return {"table": table, "short table": short_table}[what]((one, outcome(one)) for one in claims())
 
 

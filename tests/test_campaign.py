@@ -131,6 +131,15 @@ def test_intervals_told_elsewhere_are_those_of_the_table():
     assert [one for one in told if one not in known] == []
 
 
+def test_two_rewind_steps_stand_beside_their_own_dense_models_and_each_other(tmp_path):
+    for name, scale in (("early", 1.0), ("late", 2.0)):
+        with pytest.MonkeyPatch.context() as patch:
+            kept(make_run({0: (scale, scale, scale), 1: (3 * scale, 3 * scale, 3 * scale)}, seeds=3), tmp_path, patch)
+        (tmp_path / "made.csv").rename(tmp_path / f"{name}.csv")
+    _, _, line = paper.rewinds("early", "late", "score", tmp_path)
+    assert [cell.split()[0] for cell in line.strip("| ").split(" | ")[1:]] == ["3.00", "3.00", "2.00"]
+
+
 def test_what_stands_between_marks_alone_is_renewed():
     page = "a\n<!-- campaign.paper: {} -->\nold\n<!-- campaign.paper ends -->\nb\n"
     first, second = page.format("table"), page.format("ladder quickstart-vae bits_per_dimension")
