@@ -159,11 +159,11 @@ def rewinds(early: str, late: str, metric: str, results: Path = RESULTS) -> list
     both = Cells({f"{name}/{cell}": of for name, run in runs.items() for cell, of in run.values.items()}, True)
     lines = ["| sparsity | rewound early: of dense | late: of dense | late beside early |", "|---|---|---|---|"]
     for row in _read(results / f"{late}.csv"):
-        if row["arm"] == "ticket" and row["level"] != "0" and row["seed"] == "0":
-            cell = f"ticket/{row['level']}"
-            told = [ratio(runs[name].compare(cell, "ticket/0")) for name in (early, late)]
+        if row["arm"] == "ticket" and row["seed"] == "0":
+            cell, dense = f"ticket/{row['level']}", row["level"] == "0"
+            told = ["" if dense else ratio(runs[name].compare(cell, "ticket/0")) for name in (early, late)]
             beside = ratio(both.compare(f"{late}/{cell}", f"{early}/{cell}"))
-            lines.append(f"| {' | '.join([_percent(float(row['sparsity'])), *told, beside])} |")
+            lines.append(f"| {' | '.join(['dense' if dense else _percent(float(row['sparsity'])), *told, beside])} |")
     return lines
 
 

@@ -136,8 +136,11 @@ def test_two_rewind_steps_stand_beside_their_own_dense_models_and_each_other(tmp
         with pytest.MonkeyPatch.context() as patch:
             kept(make_run({0: (scale, scale, scale), 1: (3 * scale, 3 * scale, 3 * scale)}, seeds=3), tmp_path, patch)
         (tmp_path / "made.csv").rename(tmp_path / f"{name}.csv")
-    _, _, line = paper.rewinds("early", "late", "score", tmp_path)
-    assert [cell.split()[0] for cell in line.strip("| ").split(" | ")[1:]] == ["3.00", "3.00", "2.00"]
+    _, _, dense, first = (
+        [cell.split() for cell in line.split("|")] for line in paper.rewinds("early", "late", "score", tmp_path)
+    )
+    assert [cell[0] for cell in dense if cell] == ["dense", "2.00"]
+    assert [cell[0] for cell in first[2:] if cell] == ["3.00", "3.00", "2.00"]
 
 
 def test_what_stands_between_marks_alone_is_renewed():
