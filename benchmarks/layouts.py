@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.contest import Contender, Contest, benchmark
 from benchmarks.steps import Net, Step, build, device
-from gentickets.training.loop import on_threads
+from gentickets.training.devices import on_threads
 
 
 @benchmark({"net": ("dcgan", "vae")}, {"width": (8,), "net": ("vae",)})

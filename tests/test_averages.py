@@ -15,9 +15,9 @@ from gentickets.compiled import missing
 from gentickets.masks.names import clone, named_state
 from gentickets.objectives import Objective
 from gentickets.sparse import execution
-from gentickets.training.averaging import Average, decay_at, settle, weight_of_start
+from gentickets.training.averaging import Average, decay_at, settle, weight_of_start, with_averages
 from gentickets.training.hooks import Hook
-from gentickets.training.loop import Settings, train, with_averages
+from gentickets.training.loop import Settings, train
 from gentickets.training.progress import Checkpoint
 from two_ranks import every_layer
 

@@ -21,7 +21,8 @@ from gentickets.masks.names import clone, named_state, named_weights
 from gentickets.metrics.cost import training_flops
 from gentickets.objectives import Denoising, Distilled
 from gentickets.objectives.denoising import signal
-from gentickets.training.loop import Settings, train, with_averages
+from gentickets.training.averaging import with_averages
+from gentickets.training.loop import Settings, train
 
 IMAGES = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(3)) * 2 - 1
 

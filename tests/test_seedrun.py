@@ -15,7 +15,7 @@ from gentickets.lab.run.stage import load_data, make_judge
 from gentickets.lab.task import build_model
 from gentickets.masks.names import named_state
 from gentickets.metrics.cost import training_flops
-from gentickets.training.loop import derived_seed
+from gentickets.training.seeds import derived_seed
 
 TINY = {
     "name": "tiny",

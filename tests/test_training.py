@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from gentickets import models
 from gentickets.compiled import missing
 from gentickets.errors import Diverged, MaskError
+from gentickets.lab.run.threads import threads_for
 from gentickets.masks.names import clone, named_state
 from gentickets.masks.value import Masks
 from gentickets.objectives import ELBO, Adversarial, Autoencoding
@@ -22,9 +23,11 @@ from gentickets.pruning.prune import prune
 from gentickets.pruning.scores import magnitude
 from gentickets.sparse import execution
 from gentickets.training import progress
+from gentickets.training.averaging import with_averages
 from gentickets.training.hooks import Hook
-from gentickets.training.loop import Settings, derived_seed, threads_for, train, with_averages
+from gentickets.training.loop import Settings, train
 from gentickets.training.progress import Checkpoint, Curve
+from gentickets.training.seeds import derived_seed
 from two_ranks import every_layer
 
 IMAGES = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(5)) * 2 - 1

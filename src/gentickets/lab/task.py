@@ -19,7 +19,7 @@ from gentickets.lab.recipe import DataPart, Recipe
 from gentickets.masks.examples import examples_of
 from gentickets.masks.names import as_model, components_of
 from gentickets.objectives import Objective
-from gentickets.training.loop import derived_seed
+from gentickets.training.seeds import derived_seed
 
 
 def image_source(part: DataPart) -> str | Source:

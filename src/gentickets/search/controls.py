@@ -23,7 +23,7 @@ from gentickets.search.levels import (
 )
 from gentickets.search.method import ARMS
 from gentickets.search.progress import Told
-from gentickets.training.loop import derived_seed
+from gentickets.training.seeds import derived_seed
 
 
 def search_controls(

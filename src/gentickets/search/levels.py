@@ -36,7 +36,8 @@ from gentickets.notebook import short, shown
 from gentickets.options import Others, Retrain
 from gentickets.pruning.prune import random_like
 from gentickets.search.progress import Told
-from gentickets.training.loop import Trained, with_averages
+from gentickets.training.averaging import with_averages
+from gentickets.training.loop import Trained
 
 DENSE = "dense model"
 

@@ -27,7 +27,7 @@ from gentickets.pruning.selection import Scored, keep_best
 from gentickets.search.from_scratch import FromScratch
 from gentickets.search.method import Work
 from gentickets.training.hooks import Hook, State
-from gentickets.training.loop import derived_seed
+from gentickets.training.seeds import derived_seed
 
 
 @dataclass(frozen=True)

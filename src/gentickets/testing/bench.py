@@ -20,7 +20,8 @@ from gentickets.pruning.prune import prune
 from gentickets.pruning.scores import random_scores
 from gentickets.search.levels import Level, MakeModel
 from gentickets.search.method import Method, Taken, Work
-from gentickets.training.loop import Trained, derived_seed, train
+from gentickets.training.loop import Trained, train
+from gentickets.training.seeds import derived_seed
 from gentickets.training.settings import Settings
 
 SIDE = 4

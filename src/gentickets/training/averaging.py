@@ -17,6 +17,7 @@ from torch.nn.utils.weight_norm import WeightNorm as OldWeightNorm
 from torch.optim.swa_utils import AveragedModel
 
 from gentickets.evaluating import evaluating
+from gentickets.masks.names import clone, unwrap
 from gentickets.sparse.layers import SparseLayer
 from gentickets.sparse.spectral import LiveSpectralNorm
 
@@ -188,3 +189,11 @@ def _first_singular_vectors(matrix: Tensor, left: Tensor, right: Tensor) -> None
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
     yield from model.parameters()
     yield from model.buffers()
+
+
+def with_averages(model: nn.Module, averaged: nn.Module) -> nn.Module:
+    """A copy of `model` in which the averaged components stand in the place of the raw ones."""
+    copy = clone(model)
+    for name, average in averaged.named_children():
+        setattr(unwrap(copy), name, clone(unwrap(average)))
+    return copy

@@ -1,4 +1,4 @@
-"""The device, or the devices, that a training runs on."""
+"""The device, or the devices, that a training runs on, and the threads on one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
@@ -22,6 +23,17 @@ def one_device(accelerator: str, precision: str) -> Fabric:
     Fabric guesses clusters by the environment, and refuses to be made where SLURM was asked for several tasks.
     """
     return Fabric(accelerator=accelerator, devices=1, precision=_told(precision), plugins=[LightningEnvironment()])
+
+
+@contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """So many intra-op threads while this lasts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _told(precision: str) -> Any:

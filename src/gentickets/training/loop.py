@@ -15,7 +15,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypedDict, Unpack
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -35,6 +34,7 @@ from gentickets.training.devices import one_device
 from gentickets.training.hooks import Hook, State, check_hooks
 from gentickets.training.progress import Checkpoint, Curve, Meter, Progress
 from gentickets.training.ranks import Ranks, Together, check_bare
+from gentickets.training.seeds import derived_seed
 from gentickets.training.settings import Settings
 from gentickets.training.tried import check_tried
 from gentickets.training.whole_batch import Draw, first_axis_of, whole_batch
@@ -122,65 +122,28 @@ def train(
     """
     check_arguments(train, beside, Beside)
     check_hooks(hooks)
-    prepare, checkpoint, curve = beside.get("prepare"), beside.get("checkpoint"), beside.get("curve")
     end_step = settings.steps if end_step is None else end_step
     fabric = beside.get("fabric") or one_device("cpu", settings.precision)
     check_bare(model)
     ranks = Ranks.of(fabric)
     may_be_sparse = settings.execution == "auto" and settings.precision == "32-true"
-    may_be_sparse &= prepare is None and not any(hook.is_dense for hook in hooks)  # these know the model's parameters
+    # What `prepare` and such hooks are given is of the model's own parameters.
+    may_be_sparse &= beside.get("prepare") is None and not any(hook.is_dense for hook in hooks)
     may_be_sparse, moving = ranks.told((may_be_sparse, any(hook.moves_masks for hook in hooks)))
     if masks is None and moving:
         masks = Masks.dense(model)
-    often = beside.get("report_every", REPORTED)
+    often = beside.setdefault("report_every", REPORTED)
     _check_called_alike(ranks, model, masks, (settings, start_step, end_step, often, type(objective).__name__))
     if masks is not None:
         masks.apply_(model)  # before anything passes through it, and before averages are made of it
     if settings.ema is not None and objective.averaged and end_step == settings.steps:
         _warn_of_the_start(settings.ema, end_step - start_step)
-    if not ranks.is_first:
-        checkpoint = curve = None
-        beside.pop("on_progress", None)
     live = masks if may_be_sparse else None
     with _on_live_weights(model, objective, batches, start_step, live, fabric, ranks) as fast:
         loop = _Loop(model, objective, settings, masks, fabric, ranks, hooks, fast)
-        step = loop.resume(checkpoint, start_step, prepare)
-        if curve is not None:
-            curve.rewind(step)
-        meter = Meter(loop.images, loop.seconds)
-        with loop.holding() as loop.held:
-            (due,) = ranks.any(loop.is_due(step + 1, end_step))
-            while step < end_step and not loop.ended:
-                batch = batches.at(step)
-                mine = ranks.share(batch, objective.batches_per_step)
-                mine = fast.laid_out(mine) if fast else mine
-                batch = mine if ranks.size == 1 else batch
-                losses, gradients = loop.step(step, mine, loop.needs_gradients(step + 1, end_step))
-                step += 1
-                meter.images += len(batch)
-                if due:
-                    loop.call_hooks(step, end_step, batch, gradients, meter)
-                done = loop.ended or step == end_step
-                if done or step % often == 0:
-                    loop.check(step, losses, batch)
-                    progress = Progress(step, {k: float(v) for k, v in losses.items()}, meter.rate())
-                    if curve is not None:
-                        curve.add(progress)
-                    if (told := beside.get("on_progress")) is not None:
-                        told(progress)
-                stopping = (stop := beside.get("stop")) is not None and stop()
-                stopping, due, untried = ranks.any(stopping, loop.is_due(step + 1, end_step), loop.is_untried)
-                if untried:
-                    loop.try_out(step - 1, batch)
-                if checkpoint is not None and (stopping or (not done and checkpoint.due())):
-                    checkpoint.save({**loop.state(step), "images": meter.images, "seconds": meter.seconds})
-                if stopping:
-                    raise KeyboardInterrupt
+        trained = loop.run(batches, start_step, end_step, beside)
         loop.share_hooks(hooks)
-        choices = () if fast is None else fast.choices
-        return Trained(
-            loop.finish(), meter.images, meter.seconds, meter.looked, step, loop.optimizers, choices, loop.masks
-        )
+        return trained
 
 
 def _warn_of_the_start(decay: float, steps: int) -> None:
@@ -294,6 +257,48 @@ class _Loop:
         if self.to_hold is None:
             return nullcontext()
         return self.to_hold.hold(self.model, *self.optimizers.values())
+
+    def run(self, batches: BatchSource, start_step: int, end_step: int, beside: Beside) -> Trained:
+        """All steps, from the newest checkpoint or else `start_step` on; to the end, or where a hook ends it."""
+        stop = beside.get("stop")
+        if not self.ranks.is_first:
+            beside = Beside(report_every=beside["report_every"])
+        checkpoint, curve = beside.get("checkpoint"), beside.get("curve")
+        step = self.resume(checkpoint, start_step, beside.get("prepare"))
+        if curve is not None:
+            curve.rewind(step)
+        meter = Meter(self.images, self.seconds)
+        with self.holding() as self.held:
+            (due,) = self.ranks.any(self.is_due(step + 1, end_step))
+            while step < end_step and not self.ended:
+                batch, mine = self._shared(batches.at(step))
+                losses, gradients = self.step(step, mine, self.needs_gradients(step + 1, end_step))
+                step += 1
+                meter.images += len(batch)
+                if due:
+                    self.call_hooks(step, end_step, batch, gradients, meter)
+                done = self.ended or step == end_step
+                if done or step % beside["report_every"] == 0:
+                    self.check(step, losses, batch)
+                    _tell(Progress(step, {k: float(v) for k, v in losses.items()}, meter.rate()), beside)
+                asked = stop is not None and stop()
+                stopping, due, untried = self.ranks.any(asked, self.is_due(step + 1, end_step), self.is_untried)
+                if untried:
+                    self.try_out(step - 1, batch)
+                if checkpoint is not None and (stopping or (not done and checkpoint.due())):
+                    checkpoint.save({**self.state(step), "images": meter.images, "seconds": meter.seconds})
+                if stopping:
+                    raise KeyboardInterrupt
+        choices = () if self.fast is None else self.fast.choices
+        return Trained(
+            self.finish(), meter.images, meter.seconds, meter.looked, step, self.optimizers, choices, self.masks
+        )
+
+    def _shared(self, batch: Batch) -> tuple[Batch, Batch]:
+        """A batch as hooks see it, and what of it this rank computes, as its layers lay it out."""
+        mine = self.ranks.share(batch, self.objective.batches_per_step)
+        mine = self.fast.laid_out(mine) if self.fast else mine
+        return (mine if self.ranks.size == 1 else batch), mine
 
     def step(
         self, step: int, batch: Batch, needs_gradients: bool = False
@@ -584,6 +589,13 @@ class _Loop:
         self.images, self.seconds = int(state["images"]), float(state["seconds"])
 
 
+def _tell(progress: Progress, beside: Beside) -> None:
+    if (curve := beside.get("curve")) is not None:
+        curve.add(progress)
+    if (told := beside.get("on_progress")) is not None:
+        told(progress)
+
+
 def _tensors_of(batch: Batch) -> list[Tensor]:
     return [batch.images, batch.labels] if isinstance(batch, Labelled) else [batch]
 
@@ -593,39 +605,3 @@ def check_finite(losses: Mapping[str, Tensor], step: int) -> None:
     for name, loss in losses.items():
         if not math.isfinite(value := loss.item()):
             raise Diverged(f"step {step}: the loss of {name} is {value}; lower the learning rate or set clip_norm")
-
-
-def with_averages(model: nn.Module, averaged: nn.Module) -> nn.Module:
-    """A copy of `model` in which the averaged components stand in the place of the raw ones."""
-    copy = clone(model)
-    for name, average in averaged.named_children():
-        setattr(unwrap(copy), name, clone(unwrap(average)))
-    return copy
-
-
-def derived_seed(*parts: int) -> int:
-    """A seed that follows from these numbers alone, well mixed."""
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])
-
-
-@contextmanager
-def on_threads(count: int) -> Iterator[None]:
-    """So many intra-op threads while this lasts."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def threads_for(flops: float, cores: int) -> int:
-    """Intra-op threads for a training whose step takes so many FLOPs, forward and backward: one, or all cores.
-
-    By work, not by a timing of this run: equal recipes must give equal bits, and the number of threads decides the
-    order of sums. The bound lies between what was timed on two idle cores, one thread against two: steps of 0.07
-    GFLOP ran 1.2 times as fast on two, steps of 0.4 GFLOP 1.5 times, convolutional ones of 1 to 25 GFLOP 1.7 to 2
-    times. On a busy machine two threads wait for each other at every operation, tens of times as long as a small
-    step takes: below the bound that risk is not worth a fifth.
-    """
-    return 1 if flops < 120e6 else max(1, cores)

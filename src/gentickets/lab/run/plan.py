@@ -27,7 +27,9 @@ from gentickets.lab.run.trainer import make_fabric
 from gentickets.lab.task import build_model
 from gentickets.masks.names import named_state
 from gentickets.masks.value import Masks
-from gentickets.training.loop import on_threads, train, with_averages
+from gentickets.training.averaging import with_averages
+from gentickets.training.devices import on_threads
+from gentickets.training.loop import train
 
 WARM_STEPS, CLOCK_SECONDS = 3, 1.0
 """Steps that are run before the clock, and seconds that the clock runs."""

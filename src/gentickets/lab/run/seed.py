@@ -30,7 +30,8 @@ from gentickets.options import Retrain
 from gentickets.sealed import Damaged
 from gentickets.search.levels import Level, retrain_span
 from gentickets.search.method import Taken, Work
-from gentickets.training.loop import Trained, derived_seed
+from gentickets.training.loop import Trained
+from gentickets.training.seeds import derived_seed
 
 
 class SeedRun:

@@ -14,7 +14,7 @@ from gentickets.lab.judging import Judge
 from gentickets.lab.recipe import DataPart, Recipe
 from gentickets.lab.run.trainer import make_fabric
 from gentickets.lab.task import image_source
-from gentickets.training.loop import on_threads
+from gentickets.training.devices import on_threads
 
 
 def load_data(part: DataPart) -> tuple[ImageSet, ImageSet]:

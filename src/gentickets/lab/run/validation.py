@@ -16,8 +16,8 @@ from torch import nn
 
 from gentickets.lab.run import folder as disk
 from gentickets.masks.names import named_state
+from gentickets.training.averaging import with_averages
 from gentickets.training.hooks import Hook, State
-from gentickets.training.loop import with_averages
 
 BEST = "best.safetensors"
 """The weights, averages in their place, at the best evaluation."""
