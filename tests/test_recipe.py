@@ -216,9 +216,22 @@ def test_the_recipe_that_an_older_run_keeps_is_read_with_changes(tmp_path):
     path.write_text(json.dumps(kept))
     with pytest.raises(RecipeError, match=r"clip|score_batches"):  # somebody's own, which says what nobody reads
         read_recipe(path)
-    (tmp_path / "origin.json").write_text("{}")
+    (tmp_path / "origin.json").write_text(json.dumps({"asked": kept}))
     recipe = read_recipe(path, ["training.steps=60"])
     assert (recipe.training.steps, recipe.evaluation.classifiers) == (60, 1)
     assert recipe.search == make_recipe(parts()).search
     with pytest.raises(RecipeError, match="window"):  # what is typed today is for today's keys
         read_recipe(path, ["search.window=4"])
+
+
+@pytest.mark.parametrize("written", [{"fractoin": 0.5}, {"window": 4}, {"score_batches": None}])
+def test_what_somebody_writes_into_the_recipe_that_a_run_keeps_is_read_or_refused(tmp_path, written):
+    kept = make_recipe(parts()).dump()
+    kept["search"] |= {"score_batches": 10, "window": 5}
+    (tmp_path / "origin.json").write_text(json.dumps({"asked": kept}))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({**kept, "search": {**kept["search"], **written}}))
+    with pytest.raises(RecipeError, match=f"search.{next(iter(written))}"):
+        read_recipe(path)
+    path.write_text(json.dumps({**kept, "search": {**kept["search"], "fraction": 0.25}}))
+    assert read_recipe(path).search.fraction == 0.25

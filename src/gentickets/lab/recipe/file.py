@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import difflib
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from gentickets.errors import RecipeError
+from gentickets.files import read_file
 from gentickets.lab.recipe.older import of_today
 from gentickets.lab.recipe.plain_yaml import read_yaml
 from gentickets.lab.recipe.recipe import Recipe, code_in, make_recipe, parsed
@@ -96,15 +98,29 @@ def read_keys(
     chosen = budget or FULL
     if chosen not in budgets:
         raise RecipeError(f"--budget {chosen}: {path} knows {', '.join(budgets)}")
-    raw = of_today(with_keys(raw, budgets[chosen], f"{path}: budgets.{chosen}"), kept=_of_a_run(path))
+    raw = _in_keys_of_today(with_keys(raw, budgets[chosen], f"{path}: budgets.{chosen}"), path)
     if not allow_code and (code := code_in(raw)):
         raise RecipeError(f"{path} names code ({code[0]}), which would run: say --allow-code if you trust it")
     return of_today(with_overrides(raw, overrides))
 
 
-def _of_a_run(path: Path) -> bool:
-    """Whether a recipe file is the one that a run keeps, which may be older than the keys of today."""
-    return path.name == "recipe.yaml" and path.with_name("origin.json").is_file()
+def _in_keys_of_today(raw: dict[str, Any], path: Path) -> Any:
+    """`of_today`, and as a run of before kept it where it is a run's; what somebody wrote into that has to be read."""
+    asked = dict(_flat(_asked_of_run(path)))
+    written = {key for key, value in _flat(raw) if key not in asked or asked[key] != value}
+    kept = of_today(raw, kept=bool(asked))
+    return kept if written <= dict(_flat(kept)).keys() else of_today(raw)
+
+
+def _asked_of_run(path: Path) -> dict[str, Any]:
+    """What the run was asked for of which a file is the recipe; empty where it is no run's."""
+    if path.name != "recipe.yaml":
+        return {}
+    try:
+        asked = json.loads(read_file(path.with_name("origin.json"), _LARGEST))["asked"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+    return asked if isinstance(asked, dict) else {}
 
 
 def with_overrides(raw: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
