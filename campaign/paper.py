@@ -141,14 +141,11 @@ def short_table(found: Iterable[tuple[Claim, Outcome | None]]) -> list[str]:
 
 def ladder(run: str, metric: str, results: Path = RESULTS) -> list[str]:
     """Every level of a run: mean and standard deviation over its seeds, and the ticket's ratio to the dense model."""
-    rows = _read(results / f"{run}.csv")
     cells = _cells_of(results, run, metric)
-    levels = {row["level"]: float(row["sparsity"]) for row in rows if row["arm"] == "ticket"}
     lines = ["| sparsity | ticket | of dense | random mask | re-drawn weights |", "|---|---|---|---|---|"]
-    for level, sparsity in sorted(levels.items(), key=lambda one: int(one[0])):
+    for level, name in _levels(results, run):
         means = [_mean(cells.values.get(f"{arm}/{level}", {})) for arm in ARMS]
-        of_dense = ratio(cells.compare(f"ticket/{level}", "ticket/0")) if level != "0" else ""
-        name = _percent(sparsity) if level != "0" else "dense"
+        of_dense = ratio(cells.compare(f"ticket/{level}", "ticket/0")) if level else ""
         lines.append(f"| {' | '.join([name, means[0], of_dense, *means[1:]])} |")
     return lines
 
@@ -158,12 +155,11 @@ def rewinds(early: str, late: str, metric: str, results: Path = RESULTS) -> list
     runs = {name: _cells_of(results, name, metric) for name in (early, late)}
     both = Cells({f"{name}/{cell}": of for name, run in runs.items() for cell, of in run.values.items()}, True)
     lines = ["| sparsity | rewound early: of dense | late: of dense | late beside early |", "|---|---|---|---|"]
-    for row in _read(results / f"{late}.csv"):
-        if row["arm"] == "ticket" and row["seed"] == "0":
-            cell, dense = f"ticket/{row['level']}", row["level"] == "0"
-            told = ["" if dense else ratio(runs[name].compare(cell, "ticket/0")) for name in (early, late)]
-            beside = ratio(both.compare(f"{late}/{cell}", f"{early}/{cell}"))
-            lines.append(f"| {' | '.join(['dense' if dense else _percent(float(row['sparsity'])), *told, beside])} |")
+    for level, name in _levels(results, late):
+        cell = f"ticket/{level}"
+        told = [ratio(runs[run].compare(cell, "ticket/0")) if level else "" for run in (early, late)]
+        beside = ratio(both.compare(f"{late}/{cell}", f"{early}/{cell}"))
+        lines.append(f"| {' | '.join([name, *told, beside])} |")
     return lines
 
 
@@ -189,6 +185,13 @@ def _lines(what: str) -> list[str]:
     if name in of_runs:
         return of_runs[name](*said)
     return {"table": table, "short table": short_table}[what]((one, outcome(one)) for one in claims())
+
+
+def _levels(results: Path, run: str) -> list[tuple[int, str]]:
+    """The levels of a run's tickets in order, and what a table calls each: its sparsity, or `dense`."""
+    tickets = (row for row in _read(results / f"{run}.csv") if row["arm"] == "ticket")
+    found = {int(row["level"]): float(row["sparsity"]) for row in tickets}
+    return [(level, _percent(sparsity) if level else "dense") for level, sparsity in sorted(found.items())]
 
 
 def _percent(share: float) -> str:

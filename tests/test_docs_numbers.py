@@ -81,7 +81,7 @@ def is_rounded(text: str, value: float) -> bool:
 
 PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glob("*.md")))]
 ALL = [table for page in PAGES for table in tables(page)]
-WRITTEN = [table for table in ALL if table.before.rstrip().endswith("-->")]
+WRITTEN = [table for table in ALL if re.search(r"<!-- campaign\.paper: [^\n]+ -->\s*\Z", table.before)]
 """By `campaign.paper`, between marks: test_campaign.py computes them again."""
 LADDERS = [table for table in ALL if table.head[0] == "sparsity" and table not in WRITTEN]
 ARMS = {"ticket": "ticket", "random mask": "random_mask", "re-drawn weights": "redrawn_weights"}
