@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +22,7 @@ from typing import Any
 import yaml
 
 from campaign.__main__ import CHECKOUT, entries
-from gentickets.lab.results.estimation import Cells, Estimate
+from gentickets.lab.results.estimation import MOST_SEEDS, Cells, Estimate
 from gentickets.lab.results.reading import ARMS
 from gentickets.lab.results.verdict import MARGIN
 from gentickets.lab.results.verdict_words import ratio
@@ -30,6 +31,8 @@ from gentickets.lab.results.words import count, join
 RESULTS = CHECKOUT / "docs" / "results"
 PAGES = (CHECKOUT / "docs" / "results.md", CHECKOUT / "README.md")
 LIST = Path(__file__).with_name("paper.yaml")
+OVER_FEATURES = ("frechet", "kid")
+"""Metrics over the features of classifiers: one of these sees the ratio some 5 % otherwise than another."""
 _MARKED = re.compile(r"(<!-- campaign\.paper: (.+?) -->)\n.*?(<!-- campaign\.paper ends -->)", re.DOTALL)
 
 
@@ -51,12 +54,18 @@ class Claim:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A claim beside what came out. `failed`: so many seeds of the ticket have no value. None: it was not run."""
+    """A claim beside what came out.
+
+    `seeds`: all of the ticket's run; of these `failed` at this level or an earlier one, and `missing` have no row here.
+    `one_network`: the metric is over the features of a single network, whose seed moves it by as much as the margin.
+    """
 
     claim: Claim
     sparsity: float
     seeds: int
     failed: int
+    missing: int
+    one_network: bool
     to_dense: Estimate | None
     beside: Mapping[str, Estimate | None]
     price: str
@@ -65,7 +74,9 @@ class Outcome:
     def verdict(self) -> str:
         """Shown, refuted or undecided, with what decides it."""
         if self.failed:
-            return f"**refuted**: {count(self.failed, 'seed')} failed"
+            return f"**refuted**: {self.failed} of {count(self.seeds, 'seed')} failed"
+        if self.missing:
+            return f"undecided: {count(self.missing, 'seed')} still to come"
         whole = self.to_dense is not None and self.to_dense.seeds == self.seeds  # else the dense model lacks some
         first = self.to_dense.not_worse_by(MARGIN) if self.to_dense and whole else "undecided"
         ahead = {name: one.ahead(MARGIN) if one else "undecided" for name, one in self.beside.items()}
@@ -81,11 +92,13 @@ class Outcome:
         ]
         if unknown:
             return f"undecided: {join(unknown)}"
+        if self.one_network:
+            return "shown by one classifier only" if self.beside else "as good by one classifier only; no controls"
         return "**shown**" if self.beside or self.claim.told else "as good: **shown**; no controls"
 
 
 def claims(path: Path = LIST) -> list[Claim]:
-    """The list. `level: N` stands for the four cells of a run at that level."""
+    """The list. `nearest: S` stands for the four cells of a run at its level with controls that is nearest to it."""
     return [Claim(**_named(dict(item))) for item in yaml.safe_load(path.read_text(encoding="utf-8"))]
 
 
@@ -94,15 +107,23 @@ def outcome(claim: Claim, results: Path = RESULTS) -> Outcome | None:
     if claim.run is None:
         return None
     cells = _cells_of(results, claim.run, claim.metric)
-    ours = [row for row in _read(results / f"{claim.run}.csv") if _cell(row) == claim.ticket]
     for cell in (claim.ticket, claim.dense, *claim.beside.values()):
         if cell not in cells.values:
             raise KeyError(f"{claim.run}.csv: no {cell}, of {', '.join(map(str, cells.values))}")
+    rows = _read(results / f"{claim.run}.csv")
+    ours = [row for row in rows if _cell(row) == claim.ticket]
+    chain = [row for row in rows if _is_above(row, ours[0])]
+    seeds, here = {row["seed"] for row in chain}, {row["seed"] for row in ours}
+    failed = {row["seed"] for row in chain if row["status"] != "complete"}
+    failed |= {seed for seed in here if int(seed) not in cells.values[claim.ticket]}
     return Outcome(
         claim=claim,
         sparsity=sum(float(row["sparsity"]) for row in ours) / len(ours),
-        seeds=len(ours),
-        failed=len(ours) - len(cells.values[claim.ticket]),
+        seeds=len(seeds),
+        failed=len(failed - {seed for seed in here if int(seed) in cells.values[claim.ticket]}),
+        missing=len(seeds - here - failed),
+        one_network=claim.metric in OVER_FEATURES
+        and claim.ticket not in _networks_of(results, claim.run, claim.metric),
         to_dense=cells.compare(claim.ticket, claim.dense),
         beside={name: cells.compare(claim.ticket, cell) for name, cell in claim.beside.items()},
         price=claim.price or _price(results / f"{claim.run}-timings.csv"),
@@ -163,6 +184,18 @@ def rewinds(early: str, late: str, metric: str, results: Path = RESULTS) -> list
     return lines
 
 
+def dense(metric: str, *runs: str, results: Path = RESULTS) -> list[str]:
+    """How far the dense models of a run's seeds are from one another: whether so many seeds can tell a difference."""
+    lines = ["| run | its seeds | mean | deviation | largest to smallest |", "|---|---|---|---|---|"]
+    for run in runs:
+        found = _cells_of(results, run, metric).values["ticket/0"]
+        values = [found[seed] for seed in sorted(found)]
+        mean, each = statistics.fmean(values), ", ".join(f"{value:.3g}" for value in values)
+        spread = f"{statistics.stdev(values) / mean * 100:.0f} %"
+        lines.append(f"| {run} | {each} | {mean:.3g} | {spread} | {max(values) / min(values):.2f} |")
+    return lines
+
+
 def progress(results: Path = RESULTS) -> list[str]:
     """What the campaign's list asks for, in its order, and what of it is done: what has a csv."""
     lines = ["| run | recipe, budget and changes | done |", "|---|---|---|"]
@@ -175,13 +208,14 @@ def progress(results: Path = RESULTS) -> list[str]:
 
 def renewed(page: str) -> str:
     """A page with what stands between marks written again: `table`, `short table`, `progress`, `ladder RUN
-    METRIC`, `rewinds EARLY LATE METRIC`."""
+    METRIC`, `rewinds EARLY LATE METRIC`, `dense METRIC RUN…`."""
     return _MARKED.sub(lambda found: "\n".join([found[1], "", *_lines(found[2]), "", found[3]]), page)
 
 
 def _lines(what: str) -> list[str]:
     name, *said = what.split()
-    of_runs: dict[str, Callable[..., list[str]]] = {"ladder": ladder, "rewinds": rewinds, "progress": progress}
+    of_runs: dict[str, Callable[..., list[str]]]
+    of_runs = {"ladder": ladder, "rewinds": rewinds, "dense": dense, "progress": progress}
     if name in of_runs:
         return of_runs[name](*said)
     return {"table": table, "short table": short_table}[what]((one, outcome(one)) for one in claims())
@@ -206,13 +240,20 @@ def _mean(values: Mapping[int, float]) -> str:
         return ""
     mean = f"{statistics.fmean(found):#.4g}".rstrip(".")
     places = len(mean.partition(".")[2])
-    return f"{mean} ± {statistics.stdev(found):.{places}f}" if len(found) > 1 else mean
+    if len(found) < 2:
+        return mean
+    deviation = statistics.stdev(found)
+    return f"{mean} ± {deviation:.{places}f}" if deviation >= 0.5 * 10**-places else f"{mean} ± {deviation:.1g}"
 
 
-def _named(item: dict[str, Any]) -> dict[str, Any]:
-    level = item.pop("level", None)
-    if level is None:
+def _named(item: dict[str, Any], results: Path = RESULTS) -> dict[str, Any]:
+    nearest = item.pop("nearest", None)
+    if nearest is None:
         return item
+    tickets = [row for row in _read(results / f"{item['run']}.csv") if row["arm"] == "ticket"]
+    controlled = {row["level"] for row in _read(results / f"{item['run']}.csv") if row["arm"] != "ticket"}
+    away = {row["level"]: abs(float(row["sparsity"]) - nearest) for row in tickets if row["level"] in controlled}
+    level = min(away, key=away.__getitem__)
     controls = {"random mask": f"random_mask/{level}", "re-drawn weights": f"redrawn_weights/{level}"}
     return {"ticket": f"ticket/{level}", "dense": "ticket/0", "beside": controls, **item}
 
@@ -222,22 +263,35 @@ def _cell(row: Mapping[str, str]) -> str:
 
 
 def _more(estimate: Estimate | None, question: str) -> str:
-    """How many more seeds would tell, as the end of a phrase."""
+    """How many more seeds would probably tell, as the end of a phrase."""
     more = getattr(estimate, question)(MARGIN) if estimate else None
-    return f" ({count(more, 'more seed')} would tell)" if more else ""
+    if more is None:
+        return ""
+    return f" (some {count(int(more), 'more seed')})" if math.isfinite(more) else f" (not even {MOST_SEEDS} seeds)"
 
 
 def _cells_of(results: Path, run: str, metric: str) -> Cells:
     """The cells of a metric of which less is better, with what each of several networks found where it was kept."""
     values: dict[str, dict[int, float]] = {}
     for row in _read(results / f"{run}.csv"):
-        if row["status"] == "complete" and row[metric]:
+        if row["status"] == "complete" and row[metric] and math.isfinite(float(row[metric])):
             values.setdefault(_cell(row), {})[int(row["seed"])] = float(row[metric])
-    path, networks = results / f"{run}-networks.csv", dict[str, dict[int, list[float]]]()
+    return Cells(values, lower_is_better=True, by_network=_networks_of(results, run, metric))
+
+
+def _networks_of(results: Path, run: str, metric: str) -> dict[str, dict[int, list[float]]]:
+    """Cell → seed → what each of several networks found; empty where that was not kept."""
+    path, found = results / f"{run}-networks.csv", dict[str, dict[int, list[float]]]()
     for row in _read(path) if path.exists() else []:
         if row["metric"] == metric:
-            networks.setdefault(_cell(row), {}).setdefault(int(row["seed"]), []).append(float(row["value"]))
-    return Cells(values, lower_is_better=True, by_network=networks)
+            found.setdefault(_cell(row), {}).setdefault(int(row["seed"]), []).append(float(row["value"]))
+    return found
+
+
+def _is_above(row: Mapping[str, str], ours: Mapping[str, str]) -> bool:
+    """Whether a row is of the chain of tickets that `ours` is of, at its level or before."""
+    kind = row.get("kind") in (None, "dense", ours.get("kind"))
+    return row["arm"] == ours["arm"] and kind and int(row["level"]) <= int(ours["level"])
 
 
 def _price(path: Path) -> str:

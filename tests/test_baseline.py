@@ -21,14 +21,33 @@ def dense(mean, deviation=0.2, n=4):
 
 @pytest.mark.parametrize(("mean", "short"), [(10.0, False), (10.9, False), (11.2, True), (20.0, True), (5.0, False)])
 def test_a_dense_model_may_be_a_tenth_worse_than_its_reference(mean, short):
-    assert falls_short(dense(mean), FULL, lower_is_better=True) is short
-    mirrored = dense(20 - mean)
-    assert falls_short(mirrored, FULL, lower_is_better=False) is short
+    assert falls_short(dense(mean), FULL) is short
+    points = tuple(Point(point.steps, 20 - point.mean, point.deviation, point.seeds) for point in FULL.points)
+    assert falls_short(dense(20 - mean), Reference("made", points, lower_is_better=False)) is short
+
+
+def test_a_noisy_run_is_not_excused_by_its_own_noise():
+    assert falls_short(dense(11.5, deviation=9.0, n=2), FULL)
+
+
+def test_a_dense_model_is_held_to_the_best_point_of_its_reference(monkeypatch):
+    overfits = Reference("made", (Point(50, 10.0, 0.2, 4), Point(100, 12.0, 0.2, 4)))
+    assert (overfits.best, overfits.full) == overfits.points
+    assert falls_short(dense(12.0), overfits)
+    run = make_run({0: (10.5, 10.6), 1: (9.0, 11.0)}, random_mask={1: (20.0, 30.0)})
+    monkeypatch.setattr("gentickets.lab.results.verdict.reference_of", lambda run: overfits)
+    said = " ".join(sentences(judge(run), run))
+    assert (
+        "not worse than its reference by more than 10%: 10.6, where its reference is 10.0 ± 0.2 after 50 steps" in said
+    )
+    assert "Dense models that stop earlier are better (10.0 after 50 steps, 12.0 after 100)" in said
 
 
 def test_chance_is_allowed_for():
-    assert falls_short(dense(11.5), FULL, True)
-    assert not falls_short(dense(11.5, deviation=1.0), FULL, True)
+    assert falls_short(dense(11.5), FULL)
+    noisy = Reference("made", (Point(100, 10.0, 1.0, 4),))
+    assert not falls_short(dense(11.3), noisy)
+    assert falls_short(dense(11.5), noisy)
 
 
 def test_the_reference_is_that_of_the_same_model_images_and_metric(monkeypatch):

@@ -23,9 +23,9 @@ VALUE = st.floats(0.5, 2.0)
 
 
 def claim(level=1, **changes):
-    return replace(
-        paper.Claim(claim="a ticket", run="made", metric="score"), **paper._named({"level": level}) | changes
-    )
+    controls = {"random mask": f"random_mask/{level}", "re-drawn weights": f"redrawn_weights/{level}"}
+    cells = {"ticket": f"ticket/{level}", "dense": "ticket/0", "beside": controls}
+    return replace(paper.Claim(claim="a ticket", run="made", metric="score"), **cells | changes)
 
 
 def kept(run, folder, monkeypatch):
@@ -79,7 +79,7 @@ def test_a_mean_over_networks_keeps_what_each_found(tmp_path, monkeypatch):
         ((1.0, 1.01, 1.0), (2.0, 2.1, 2.0), "**shown**"),
         ((1.5, 1.51, 1.5), (2.0, 2.1, 2.0), "**refuted**: worse than dense"),
         ((1.0, 1.01, 1.0), (1.0, 1.01, 1.0), "**refuted**: not ahead of random mask"),
-        ((1.0, "diverged", 1.0), (2.0, 2.1, 2.0), "**refuted**: 1 seed failed"),
+        ((1.0, "diverged", 1.0), (2.0, 2.1, 2.0), "**refuted**: 1 of 3 seeds failed"),
         ((1.0, 1.2, 0.9), (2.0, 2.1, 2.0), "undecided: as good ("),
     ],
 )
@@ -141,6 +141,13 @@ def test_two_rewind_steps_stand_beside_their_own_dense_models_and_each_other(tmp
     )
     assert [cell[0] for cell in dense if cell] == ["dense", "2.00"]
     assert [cell[0] for cell in first[2:] if cell] == ["3.00", "3.00", "2.00"]
+
+
+def test_dense_models_are_beside_one_another_by_their_spread(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        kept(make_run({0: (0.9, 1.0, 1.1), 1: (5.0, 6.0, 7.0)}, seeds=3), tmp_path, patch)
+    line = paper.dense("score", "made", results=tmp_path)[-1]
+    assert line == "| made | 0.9, 1, 1.1 | 1 | 10 % | 1.22 |"
 
 
 def test_what_stands_between_marks_alone_is_renewed():

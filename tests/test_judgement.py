@@ -195,6 +195,23 @@ def test_a_margin_is_a_share(margin):
         gt.judge(nested(), margin=margin)
 
 
+def test_levels_are_numbered_by_their_sparsity():
+    with pytest.raises(
+        gt.ScoreError, match=r"level 1 is 90.0% sparse, and level 2 30.0%: number the levels from the de"
+    ):
+        gt.judge({"dense": [1.0, 1.1], "ticket": {1: [1.0, 1.1], 2: [1.0, 1.2]}}, sparsities={1: 0.9, 2: 0.3})
+
+
+def test_seeds_of_unlike_sparsities_in_one_level_are_told():
+    rows = [("dense", 0, seed, 1.0 + 0.1 * seed) for seed in range(2)]
+    told = [
+        {"arm": "ticket", "level": 1, "seed": seed, "value": 1.0 + 0.11 * seed, "sparsity": sparsity}
+        for seed, sparsity in enumerate((0.6, 0.97))
+    ]
+    said = str(gt.judge([*rows, *told]))
+    assert "Level 1, told as 78.5%, is 60.0% to 97.0% sparse from seed to seed." in said
+
+
 @pytest.mark.parametrize("sparsities", [{1: 36}, {"a": 0.3}, {1: None}])
 def test_sparsities_are_shares_by_number(sparsities):
     with pytest.raises(gt.ScoreError, match="sparsities"):

@@ -183,6 +183,11 @@ def test_a_plain_recipe_is_compared_by_the_methods_of_the_field(file):
         ),
         ({"study": {"arms": {"a": {}}}}, {"methods": ["imp"]}, "names its own arms"),
         (
+            {"study": {"arms": {"a": {}, "b": {"evaluation.margin": 0.5}}}},
+            {},
+            r"unequal evaluation.margin \(a: 0.05, b: 0.5\); say one for all",
+        ),
+        (
             {"study": STUDY["study"] | {"arms": {"imp": {}}}},
             {},
             "no arm 'snip'; there are dense, imp",
@@ -250,6 +255,16 @@ def test_the_campaign_keeps_the_table_of_a_study(whole, tmp_path):
     keeping.keep(folder, tmp_path, "tiny")
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.csv"]  # its metric is no mean over networks
     assert (tmp_path / "tiny.csv").read_bytes() == (folder / "study.csv").read_bytes()
+
+
+def test_the_rows_of_a_study_are_those_that_its_verdicts_rest_on(whole):
+    folder, *_ = whole
+    comparison = read_comparison(folder)
+    for arm, verdict in comparison.verdicts.items():
+        rows = {row.level: row for row in comparison.of(arm)}
+        assert rows.keys() == {level.level for level in verdict.levels}
+        for level in verdict.levels:
+            assert (rows[level.level].to_dense, rows[level.level].not_worse) == (level.to_dense, level.not_worse)
 
 
 @pytest.mark.parametrize("label", ["encoder", "snip"])

@@ -31,7 +31,7 @@ from gentickets.lab.results.estimation import Answer
 from gentickets.lab.results.reading import ARMS, LevelResult, Run, mean_known, read_run
 from gentickets.lab.results.verdict import ARM_NAMES, DENSE, Verdict, judge
 from gentickets.lab.results.verdict_words import PILLS, headline, ratio, sentences
-from gentickets.lab.results.words import number, percent, plus_minus
+from gentickets.lab.results.words import number, percent, plus_minus, share
 from gentickets.lab.run.status import Watch
 from gentickets.lab.run.validation import MARGIN
 
@@ -54,7 +54,7 @@ def write_report(runs: Sequence[Path | str | Run], out: Path | str | None = None
     place = read[0].folder if len(read) == 1 else read[0].folder.resolve().parent
     out = place / "report.html" if out is None else Path(out)
     sections = [_section(run, index) for index, run in enumerate(read)]
-    words = {"heads": verdict_heads(), "arm_names": ARM_NAMES, "margin": f"{MARGIN:.0%}"}
+    words = {"heads": verdict_heads(), "arm_names": ARM_NAMES, "margin": share(MARGIN)}
     page = environment().get_template("page.html").render(sections=sections, **words)
     try:
         replace_file(out, page.encode())

@@ -19,7 +19,7 @@ from gentickets.lab.results.estimation import CONFIDENCE, Answer
 from gentickets.lab.results.verdict_words import headline as headline_of
 from gentickets.lab.results.verdict_words import ratio
 from gentickets.lab.results.verdict_words import sentences as sentences_of
-from gentickets.lab.results.words import count, join, number, percent, plus_minus
+from gentickets.lab.results.words import count, join, number, percent, plus_minus, share
 from gentickets.lab.study.comparison import KINDS, Comparison, Row, read_comparison, write_study_csv
 from gentickets.lab.study.study import DENSE, PublishedRow
 
@@ -64,7 +64,7 @@ def write_study(study: Path | Comparison) -> Path:
             ],
             kinds=KINDS,
             confidence=f"{CONFIDENCE:.0%}",
-            margin=f"{comparison.margin:.0%}",
+            margin=share(comparison.margin),
         )
     )
     path = comparison.record.folder / "study.html"
@@ -96,7 +96,7 @@ def _has(arm: str, comparison: Comparison) -> bool:
 
 def headline(comparison: Comparison) -> str:
     """Which arm's tickets are shown to stay near the dense model furthest."""
-    does = f"within {comparison.margin:.0%} of the dense model"
+    does = f"within {share(comparison.margin)} of the dense model"
     if comparison.seeds == 1:
         return f"One seed: what stays {does} may be chance, and is shown of no arm."
     over = count(comparison.seeds, "seed")
@@ -115,7 +115,12 @@ def sentences(comparison: Comparison) -> list[str]:
     titles = comparison.record.arms
     if comparison.unread:
         said.append(f"Nothing is complete yet of {join(titles[arm] for arm in comparison.unread)}.")
+    if len(comparison.rulers) > 1:
+        by = "; ".join(f"{join(titles[arm] for arm in arms)} by {label}" for label, arms in comparison.rulers.items())
+        said.append(f"Arms are measured by unlike rulers, each beside its own dense model alone: {by}.")
     for arm, verdict in comparison.verdicts.items():
+        if verdict.no_verdict == "baseline":
+            said.append(f"{titles[arm]}: {headline_of(verdict)}")
         said += [
             f"{titles[arm]}: {sentence}"
             for sentence in sentences_of(verdict, comparison.runs[arm])
@@ -130,6 +135,9 @@ def sentences(comparison: Comparison) -> list[str]:
     else:
         methods = sorted({row.to_dense.method for row in comparison.rows if row.to_dense})
         said.append(f"Ratios to the dense model seed by seed, 95 % intervals ({join(methods)}); each row by itself.")
+        said.append(
+            "How trainings scatter is told by all arms with the same dense model; an arm's own page knows its own."
+        )
     shared = sorted({row.arm for row in comparison.rows if row.kind == "dense" and row.cost.shared_from})
     if shared:
         said.append(f"The dense training was done once and shared with {join(titles[arm] for arm in shared)}.")
@@ -155,7 +163,7 @@ def _heads(comparison: Comparison) -> list[str]:
         f"{CONFIDENCE:.0%} confidence interval",
         "n",
         "of dense",
-        f"within {comparison.margin:.0%}",
+        f"within {share(comparison.margin)}",
         "within 1 sd",
         *(metric.label for key, metric in comparison.metrics.items() if key != comparison.key),
         "live parameters",
@@ -175,7 +183,7 @@ def _cells(comparison: Comparison, row: Row) -> dict[str, Any]:
         plus_minus(row.point),
         _interval(row),
         f"{row.point.n}" + (f", {row.point.failed} failed" if row.point.failed else ""),
-        ratio(row.to_dense) if row.not_worse else "–",
+        ratio(row.to_dense),
         _SAID[row.not_worse],
         _SAID[row.within_spread],
         *(plus_minus(summary) for summary in further),
@@ -221,7 +229,7 @@ def study_table(comparison: Comparison) -> Table:
         box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, title=comparison.metric.label, title_style="dim"
     )
     table.add_column("arm", overflow="fold", min_width=11)
-    for head in ("sparsity", "mean ± sd", "n", "of dense", f"within {comparison.margin:.0%}", "to find", "to train"):
+    for head in ("sparsity", "mean ± sd", "n", "of dense", f"within {share(comparison.margin)}", "to find", "to train"):
         table.add_column(head, justify="right", no_wrap=head not in ("mean ± sd", "of dense"))
     rows = [comparison.dense]
     for arm in comparison.runs:
@@ -232,7 +240,7 @@ def study_table(comparison: Comparison) -> Table:
         title = row.title if row.kind != "dense" else KINDS["dense"] + (f", {row.title}" if row is not rows[0] else "")
         n = f"{row.point.n}" + (f"-{row.point.failed}" if row.point.failed else "")
         sparsity = percent(row.sparsity) if row.kind != "small_dense" else f"~{percent(row.sparsity)}"
-        beside = ratio(row.to_dense).replace(" [", "\n[") if row.not_worse else "–"
+        beside = ratio(row.to_dense).replace(" [", "\n[")
         said = [sparsity, plus_minus(row.point), n, beside, _SAID[row.not_worse]]
         costs = [_find(row), seconds(row.cost.train_seconds)]
         table.add_row(*(Text(cell) for cell in (title, *said, *costs)))

@@ -1,19 +1,21 @@
 """What a few seeds allow to say: ratios with intervals, three answers, and how many more seeds would decide.
 
 A *cell* is one arm at one level, with a value for each seed. The cells of a seed share its start and the order of its
-batches, so two cells are compared seed by seed. Where all values are positive the comparison is of logarithms, and its
-result a ratio; else it is of differences, as shares of the mean of the cell that is compared with.
+batches, so two cells are compared seed by seed. Where all values of both are positive the comparison is of logarithms,
+and its result a ratio; else it is of differences, as shares of the mean of the cell that is compared with, which then
+has to be clearly away from 0.
 
 How the spread of such a comparison is known:
 
 - From `ENOUGH` seeds on by a bootstrap over the seeds (of Student's t: Efron & Tibshirani 1993, section 12.5), which
   assumes nothing of their distribution.
 - With fewer, two cells alone say next to nothing (two seeds: t = 12.7), and all cells of the run together do not
-  scatter alike: a network that falls apart scatters more. So the spread of a pair is drawn towards that of all pairs of
-  cells that are about as good, the more so the more alike these are (the moderated t of Smyth 2004, "Linear models and
-  empirical Bayes methods").
+  scatter alike: a dense model may scatter more than its tickets, a network that falls apart more than both. So the
+  variance of a pair is drawn towards that of the pairs which one of the two makes with other cells that are about as
+  good (a moderated t: Smyth 2004, "Linear models and empirical Bayes methods"). That counts as `SHARED` degrees of
+  freedom and never as more, however alike the pairs look: so few seeds cannot show that they are.
 
-No interval comes from one seed.
+No interval comes from one seed, nor from seeds that do not differ at all.
 
 Where a value is the mean of what several networks measured, these are a sample too: others would have been as good. How
 far the comparison hangs on them is told by a jackknife over the networks (Efron & Tibshirani 1993, chapter 11), and
@@ -30,7 +32,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import stats
 
 Answer = Literal["shown", "refuted", "undecided"]
 Cell = Hashable
@@ -43,24 +45,30 @@ ENOUGH = 10
 NEAR = 0.25
 """Cells whose means differ by less than this share may scatter alike."""
 
-FEW = 6
-"""Of fewer such cells their common spread is not known: then all cells of the run tell it."""
+SHARED = 2
+"""As how many degrees of freedom the spread of other pairs counts, beside the n - 1 of a pair's own."""
 
 MOST_SEEDS = 200
 """More seeds than these nobody trains: an answer that needs more is not in reach."""
 
+POWER = 0.8
+"""How probably so many more seeds decide as are said to."""
+
 _ALPHA = (1 - CONFIDENCE) / 2
 _DRAWS = 10_000
 _ROUNDING = 1e-12
+_LARGEST = 700.0
+"""The exponential of more is no number."""
 
 
 @dataclass(frozen=True)
 class Estimate:
     """How one cell stands to another, over the seeds that both have.
 
-    `ratio`: below 1 where the first has the smaller values; with its 95 % interval `low` to `high`, both None for one
-    seed. `better`: the share of pairs of seeds, one of each cell, in which the first is better (ties count half): the
-    probability of improvement. `method`: what the interval rests on, in words; `logarithms`: of ratios, and not of
+    `ratio`: below 1 where the first has the smaller values; with its 95 % interval `low` to `high`, both None where
+    there is no spread to judge by. NaN where the second is about 0, of which nothing is a share. `better`: the share of
+    pairs of seeds, one of each cell, in which the first is better (ties count half): the probability of improvement.
+    `method`: what the interval rests on, in words, or why there is none; `logarithms`: of ratios, and not of
     differences as shares of the second's mean.
     """
 
@@ -83,7 +91,7 @@ class Estimate:
     def p_worse_by(self, margin: float) -> float:
         """One-sided p value of the hypothesis that the first is worse by `margin` (a share) or more.
 
-        A small one is evidence that it is not. 1 for one seed: nothing is.
+        A small one is evidence that it is not. 1 without an interval: nothing is.
         """
         return self._p(self._bound(margin))
 
@@ -95,27 +103,34 @@ class Estimate:
         """Whether the first is better at all: refuted where it is not, or by less than `margin` at most."""
         return self._answer(0.0, -self._bound(margin))
 
-    def seeds_for_not_worse(self, margin: float) -> int | None:
-        """How many more seeds would decide `not_worse_by`, if mean and spread stay as they are; 0 where it is decided.
+    def seeds_for_not_worse(self, margin: float, levels: int = 1) -> float | None:
+        """How many more seeds would decide `not_worse_by` with a probability of `POWER`, from what is known now.
 
-        None where it would take more than `MOST_SEEDS`, and for one seed, which has no spread.
+        "Shown" then has to stand beside as many `levels` as are looked at (Holm's first step). 0 where that is so
+        already; infinite for more than `MOST_SEEDS`; None where there is no spread to reckon with.
         """
-        return self._seeds_for(abs(self._worse - self._bound(margin)))
+        bound = self._bound(margin)
+        return self._seeds_for(bound, bound, levels)
 
-    def seeds_for_ahead(self, margin: float) -> int | None:
+    def seeds_for_ahead(self, margin: float, levels: int = 1) -> float | None:
         """The same for `ahead`."""
-        return self._seeds_for(max(-self._worse, self._worse + self._bound(margin)))
+        return self._seeds_for(0.0, -self._bound(margin), levels)
 
-    def _seeds_for(self, half_width: float) -> int | None:
+    def _seeds_for(self, shown_below: float, refuted_above: float, levels: int) -> float | None:
         if self.low is None:
             return None
-        spread = self._error * math.sqrt(self.seeds)
-        for n in range(self.seeds, MOST_SEEDS + 1):
-            freedom = self._freedom * (n - 1) / (self.seeds - 1)
-            error, freedom = _with_networks(spread / math.sqrt(n), freedom, *self._networks)
-            if float(stats.t.ppf(1 - _ALPHA, freedom)) * error < half_width:
-                return n - self.seeds
-        return None
+        if self._answer(shown_below, refuted_above) == "refuted" or self._p(shown_below) <= _ALPHA / levels:
+            return 0
+        sigma = self._error * math.sqrt(self.seeds)
+        more = np.arange(1, MOST_SEEDS + 1 - self.seeds)
+        n = self.seeds + more
+        error, freedom = _with_networks(sigma / np.sqrt(n), self._freedom + more, *self._networks)
+        below = shown_below - stats.t.ppf(1 - _ALPHA / levels, freedom) * error
+        above = refuted_above + stats.t.ppf(1 - _ALPHA, freedom) * error
+        # Where the mean of all seeds will lie: the new ones scatter about a truth that the old ones leave open.
+        place = stats.t(self._freedom, self._worse, more / n * np.hypot(self._error, sigma / np.sqrt(more)))
+        enough = more[place.cdf(below) + place.sf(above) >= POWER]
+        return int(enough[0]) if len(enough) else math.inf
 
     def _bound(self, margin: float) -> float:
         return math.log1p(margin) if self.logarithms else margin
@@ -136,12 +151,28 @@ class Estimate:
         if self.low is None:
             return 1.0
         error, freedom = _with_networks(self._error, self._freedom, *self._networks)
-        if not error:
-            return 0.0 if self._worse < bound else 1.0
         t = (self._worse - bound) / error
         if self._draws is not None:
             return float((1 + np.sum(self._draws <= t)) / (1 + len(self._draws)))
         return float(stats.t.cdf(t, freedom))
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """What two cells are compared on: logarithms, or shares of a unit."""
+
+    logarithms: bool
+    unit: float = 1.0
+
+    def of(self, value: float) -> float:
+        return math.log(value) if self.logarithms else value / self.unit
+
+    def ratio(self, change: float) -> float:
+        return float(np.exp(min(change, _LARGEST))) if self.logarithms else 1 + change
+
+    @property
+    def near(self) -> float:
+        return math.log1p(NEAR) if self.logarithms else NEAR
 
 
 class Cells:
@@ -159,9 +190,6 @@ class Cells:
         self.values: Mapping[Cell, Mapping[int, float]] = values
         self.lower_is_better = lower_is_better
         self._by_network: Mapping[Cell, Mapping[int, Sequence[float]]] = by_network or {}
-        single = (value for cell in self._by_network.values() for found in cell.values() for value in found)
-        means = (value for cell in values.values() for value in cell.values())
-        self._logarithms = all(value > 0 for value in (*means, *single))
 
     def compare(self, one: Cell, other: Cell) -> Estimate | None:
         """How `one` stands to `other`; None where they share no seed."""
@@ -169,28 +197,34 @@ class Cells:
         seeds = sorted(set(ours) & set(theirs))
         if not seeds:
             return None
-        scale = 1.0 if self._logarithms else abs(float(np.mean(list(theirs.values())))) or 1.0
+        scale = self._scale(one, other)
+        better = _better(list(ours.values()), list(theirs.values()), self.lower_is_better)
+        if scale is None:
+            why = "no share of a value that is about 0"
+            return Estimate(
+                math.nan, None, None, len(seeds), better, why, False, self.lower_is_better, math.nan, math.inf, 1.0
+            )
         sign = 1.0 if self.lower_is_better else -1.0
-        worse = np.array([sign * (self._scaled(ours[s]) - self._scaled(theirs[s])) / scale for s in seeds])
-        error, freedom, draws, method = self._error(worse, scale, (one, other))
+        worse = np.array([sign * (scale.of(ours[s]) - scale.of(theirs[s])) for s in seeds])
+        error, freedom, draws, method = self._error(worse, scale, (ours, theirs))
         mean = float(worse.mean())
         networks = self._of_networks(one, other, seeds, scale)
         if networks[0] and len(seeds) > 1:
             # Seeds that are resampled say nothing of few networks: both together are told by t alone.
             method, draws = "Student's t" if draws is not None else method, None
             method = f"{method}, with the spread over {networks[1]} networks"
-        low, high = self._ends(mean, *_with_networks(error, freedom, *networks), draws)
+        known = math.isfinite(error) and math.hypot(error, networks[0]) > _ROUNDING
+        low, high = self._ends(mean, *_with_networks(error, freedom, *networks), draws) if known else (mean, mean)
         if not self.lower_is_better:
             low, high = high, low
-        known = len(seeds) > 1
         return Estimate(
-            ratio=self._ratio(mean),
-            low=self._ratio(low) if known else None,
-            high=self._ratio(high) if known else None,
+            ratio=scale.ratio(sign * mean),
+            low=scale.ratio(sign * low) if known else None,
+            high=scale.ratio(sign * high) if known else None,
             seeds=len(seeds),
-            better=_better(list(ours.values()), list(theirs.values()), self.lower_is_better),
+            better=better,
             method=method,
-            logarithms=self._logarithms,
+            logarithms=scale.logarithms,
             lower_is_better=self.lower_is_better,
             _worse=mean,
             _error=error,
@@ -199,35 +233,49 @@ class Cells:
             _networks=networks,
         )
 
-    def _scaled(self, value: float) -> float:
-        return math.log(value) if self._logarithms else value
-
-    def _ratio(self, worse: float) -> float:
-        change = worse if self.lower_is_better else -worse
-        return math.exp(change) if self._logarithms else 1 + change
+    def _scale(self, one: Cell, other: Cell) -> _Scale | None:
+        """What two cells are compared on; None where the second is too near to 0 for anything to be a share of it."""
+        found = [*self.values[one].values(), *self.values[other].values()]
+        found += [value for cell in (one, other) for of in self._by_network.get(cell, {}).values() for value in of]
+        if all(value > 0 for value in found):
+            return _Scale(logarithms=True)
+        theirs = list(self.values[other].values())
+        unit, spread = abs(float(np.mean(theirs))), float(np.std(theirs, ddof=1)) if len(theirs) > 1 else 0.0
+        return _Scale(logarithms=False, unit=unit) if unit > 2 * spread and unit > 0 else None
 
     def _error(
-        self, worse: np.ndarray, scale: float, pair: tuple[Cell, Cell]
+        self, worse: np.ndarray, scale: _Scale, pair: tuple[Mapping[int, float], Mapping[int, float]]
     ) -> tuple[float, float, np.ndarray | None, str]:
         """The standard error of the mean of paired differences, its degrees of freedom, bootstrapped t, and words."""
         n = len(worse)
         if n == 1:
             return math.inf, 1.0, None, "one seed"
-        own = float(np.std(worse, ddof=1))
+        own = float(np.var(worse, ddof=1))
+        shared = self._shared(pair, scale) if n < ENOUGH else None
+        if own <= _ROUNDING**2 and not shared:
+            return 0.0, n - 1, None, "seeds that do not differ"
         if n >= ENOUGH:
-            return own / math.sqrt(n), n - 1, _bootstrapped(worse), "bootstrap over the seeds"
-        prior, its_freedom, most = self._prior(self._near(pair, scale))
-        if not most:
-            return own / math.sqrt(n), n - 1, None, "Student's t"
-        prior /= scale
-        if math.isinf(its_freedom):
-            used, freedom = prior, math.inf
-        else:
-            freedom = its_freedom + n - 1
-            used = math.sqrt((its_freedom * prior**2 + (n - 1) * own**2) / freedom)
-        return used / math.sqrt(n), min(freedom, most), None, "moderated t"
+            return math.sqrt(own / n), n - 1, _bootstrapped(worse), "bootstrap over the seeds"
+        if shared is None:
+            return math.sqrt(own / n), n - 1, None, "Student's t"
+        freedom = n - 1 + SHARED
+        return math.sqrt(((n - 1) * own + SHARED * shared) / freedom / n), freedom, None, "moderated t"
 
-    def _of_networks(self, one: Cell, other: Cell, seeds: Sequence[int], scale: float) -> tuple[float, int]:
+    def _shared(self, pair: tuple[Mapping[int, float], Mapping[int, float]], scale: _Scale) -> float | None:
+        """The mean variance of the paired differences of one of two cells from other cells: from those that are about
+        as good as one of the two, from all where none is. None without any."""
+        others = [cell for cell in self._distinct if cell not in pair and _fits(cell, scale)]
+        means = [_mean(cell, scale) for cell in pair]
+        near = [cell for cell in others if any(abs(_mean(cell, scale) - mean) < scale.near for mean in means)]
+        found = [
+            float(np.var([scale.of(cell[s]) - scale.of(other[s]) for s in both], ddof=1))
+            for cell in pair
+            for other in (near or others)
+            if len(both := cell.keys() & other.keys()) > 1
+        ]
+        return float(np.mean(found)) if found else None
+
+    def _of_networks(self, one: Cell, other: Cell, seeds: Sequence[int], scale: _Scale) -> tuple[float, int]:
         """The standard error of the comparison by its networks, and how many these are: (0, 1) for one."""
         cells = [self._by_network.get(cell, {}) for cell in (one, other)]
         counts = {len(cell.get(seed, ())) for cell in cells for seed in seeds}
@@ -238,14 +286,11 @@ class Cells:
         without = []
         for left_out in range(count):
             means = [np.delete(side, left_out, axis=1).mean(axis=1) for side in (ours, theirs)]
-            pairs = zip(*means, strict=True)
-            without.append(float(np.mean([self._scaled(a) - self._scaled(b) for a, b in pairs])) / scale)
+            without.append(float(np.mean([scale.of(a) - scale.of(b) for a, b in zip(*means, strict=True)])))
         error = (count - 1) / math.sqrt(count) * float(np.std(without, ddof=1))
         return (error, count) if error > _ROUNDING else (0.0, 1)
 
     def _ends(self, mean: float, error: float, freedom: float, draws: np.ndarray | None) -> tuple[float, float]:
-        if math.isinf(error):
-            return mean, mean
         if draws is None:
             half = float(stats.t.ppf(1 - _ALPHA, freedom)) * error
             return mean - half, mean + half
@@ -261,63 +306,21 @@ class Cells:
                 found.append(cell)
         return found
 
-    @cached_property
-    def _spreads(self) -> dict[tuple[int, int], tuple[float, int]]:
-        """Of each two of the distinct cells that scatter: the logarithm of the variance of their paired differences,
-        and its degrees of freedom."""
-        found = {}
-        for i, one in enumerate(self._distinct):
-            for j, other in enumerate(self._distinct[:i]):
-                seeds = one.keys() & other.keys()
-                if len(seeds) > 1:
-                    variance = float(np.var([self._scaled(one[s]) - self._scaled(other[s]) for s in seeds], ddof=1))
-                    if variance > 0:
-                        found[i, j] = math.log(variance), len(seeds) - 1
-        return found
 
-    def _mean(self, cell: Mapping[int, float]) -> float:
-        return float(np.mean([self._scaled(value) for value in cell.values()]))
-
-    def _near(self, pair: tuple[Cell, Cell], scale: float) -> list[int]:
-        """Which of the distinct cells are about as good as one of a pair; all of them where these are few."""
-        width = (math.log1p(NEAR) if self._logarithms else NEAR) * scale
-        means = [self._mean(self.values[one]) for one in pair]
-        near = [
-            number
-            for number, cell in enumerate(self._distinct)
-            if any(abs(self._mean(cell) - mean) < width for mean in means)
-        ]
-        return near if len(near) >= FEW else list(range(len(self._distinct)))
-
-    def _prior(self, cells: Sequence[int]) -> tuple[float, float, int]:
-        """The spread of paired differences that all pairs of cells tend to, on the scale of the values; with how many
-        degrees of freedom it counts beside a pair's own (infinite where all scatter alike); and the most there are."""
-        pairs = [(i, j) for at, i in enumerate(cells) for j in cells[:at] if (i, j) in self._spreads]
-        logs, freedoms = [self._spreads[pair][0] for pair in pairs], [self._spreads[pair][1] for pair in pairs]
-        most = (len(cells) - 1) * max(freedoms, default=0)
-        if len(logs) < 2:
-            return 0.0, 0.0, 0
-        half = np.array(freedoms) / 2
-        even = np.array(logs) - special.digamma(half) + np.log(half)
-        beyond = float(np.var(even, ddof=1) - np.mean(special.polygamma(1, half)))
-        if beyond <= 0:
-            return math.exp(float(even.mean()) / 2), math.inf, most
-        prior = _trigamma_inverse(beyond)
-        level = float(even.mean()) + float(special.digamma(prior)) - math.log(prior)
-        return math.exp(level / 2), 2 * prior, most
+def _fits(cell: Mapping[int, float], scale: _Scale) -> bool:
+    return not scale.logarithms or all(value > 0 for value in cell.values())
 
 
-def _with_networks(error: float, freedom: float, of_networks: float, networks: int) -> tuple[float, float]:
-    """Standard error and degrees of freedom where networks scatter beside the seeds."""
-    if not of_networks or math.isinf(error):
+def _mean(cell: Mapping[int, float], scale: _Scale) -> float:
+    return float(np.mean([scale.of(value) for value in cell.values()]))
+
+
+def _with_networks(error: Any, freedom: Any, of_networks: float, networks: int) -> tuple[Any, Any]:
+    """Standard error and degrees of freedom, numbers or arrays, where networks scatter beside the seeds."""
+    if not of_networks:
         return error, freedom
-    total = math.hypot(error, of_networks)
+    total = np.hypot(error, of_networks)
     return total, total**4 / (error**4 / freedom + of_networks**4 / (networks - 1))
-
-
-def _trigamma_inverse(value: float) -> float:
-    """x with trigamma(x) = `value` > 0: it falls from infinity to 0."""
-    return math.exp(optimize.brentq(lambda x: float(special.polygamma(1, math.exp(x))) - value, -30, 30, xtol=1e-12))
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:

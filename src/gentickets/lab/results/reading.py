@@ -31,7 +31,7 @@ ARMS: tuple[Arm, ...] = get_args(Arm)
 """The ticket chain, and its two controls: the mask shuffled, and the mask kept over weights drawn anew."""
 
 _LEVEL_FOLDER = re.compile(r"level-(\d{2,4}|10000)(?:-(random_mask|redrawn_weights))?")
-_SEED_FOLDER = re.compile(r"seed-(\d{1,13})")
+_SEED_FOLDER = re.compile(r"seed-(0|[1-9]\d{0,12})")
 
 _MOST_TEXT = 2**28
 """Bytes of one file of JSON or YAML that are read: the folder may be a stranger's."""
@@ -270,8 +270,16 @@ class Run:
         """(arm, level) → the metric `key` over all seeds, for every arm and level that any seed has."""
         places = sorted({(ARMS.index(result.arm), result.level) for result in self.levels})
         return {
-            (ARMS[arm], level): _summarise(self.of(ARMS[arm], level), key, len(self.seeds)) for arm, level in places
+            (ARMS[arm], level): _summarise(
+                self.of(ARMS[arm], level), key, len(self.seeds), self._ended(level) if arm == 0 else []
+            )
+            for arm, level in places
         }
+
+    def _ended(self, level: int) -> list[LevelResult]:
+        """The failures of tickets, of other seeds than came to `level`, that ended their chains before it."""
+        there = {result.seed for result in self.of("ticket", level)}
+        return [r for r in self.of("ticket") if r.level < level and r.status != "complete" and r.seed not in there]
 
 
 def mean_known(values: Iterable[float | None]) -> float | None:
@@ -280,9 +288,13 @@ def mean_known(values: Iterable[float | None]) -> float | None:
     return statistics.fmean(known) if known else None
 
 
-def _summarise(results: list[LevelResult], key: str, seeds: int) -> Summary:
-    """`results`: one arm at one level. A complete level whose value is not finite counts as diverged."""
-    values, diverged, disconnected = [], 0, 0
+def _summarise(results: list[LevelResult], key: str, seeds: int, ended: list[LevelResult]) -> Summary:
+    """`results`: one arm at one level; `ended`: what ended the chains of other seeds before it.
+
+    A complete level whose value is not finite counts as diverged.
+    """
+    values = []
+    diverged, disconnected = (sum(r.status == status for r in ended) for status in ("diverged", "disconnected"))
     for result in results:
         metric = result.metrics.get(key)
         if result.status == "disconnected":
@@ -358,8 +370,9 @@ def _read_level(folder: Path, seed: int, level: int, arm: str) -> LevelResult:
 
 
 def _check_agreement(levels: list[LevelResult]) -> None:
-    """Raises `RecipeError` where levels would be compared by different metrics, or in opposite directions."""
+    """Raises `RecipeError` where levels would be compared by different metrics, rulers, or in opposite directions."""
     direction: dict[str, bool] = {}
+    ruler: str | None = None
     for result in levels:
         path = result.folder / "metrics.json"
         if result.primary != levels[0].primary:
@@ -367,6 +380,13 @@ def _check_agreement(levels: list[LevelResult]) -> None:
         for key, metric in result.metrics.items():
             if direction.setdefault(key, metric.lower_is_better) != metric.lower_is_better:
                 raise RecipeError(f"{path}: lower_is_better of {key!r} is not that of the other levels")
+        label = result.metrics[result.primary].label if result.primary in result.metrics else ruler
+        ruler = ruler or label
+        if label != ruler:
+            raise RecipeError(
+                f"{path}: {result.primary!r} is {label!r}, and {ruler!r} in other levels: numbers of two rulers cannot "
+                f"be compared"
+            )
 
 
 @cache

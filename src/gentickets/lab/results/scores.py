@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gentickets.errors import ScoreError
 from gentickets.lab.results.reading import ARMS, Arm, LevelResult, Metric, Run
+from gentickets.lab.results.words import percent
 
 DENSE = "dense"
 _KNOWN = (DENSE, *ARMS)
@@ -51,23 +52,24 @@ def run_of(
     if share is None or not 0 < share < math.inf:
         raise ScoreError(f"margin={margin!r}: a share of the dense model's value, above 0, such as 0.05")
     found: dict[Place, float] = {}
-    told: dict[int, list[float]] = {}
+    told: dict[int, dict[Place, float]] = {}
     for arm, level, seed, value, sparsity in _rows(scores):
         place = (*_arm_and_level(arm, level), _seed(seed))
         if place in found:
             raise ScoreError(f"two scores of {_said(*place)}: one value for each seed")
         if isinstance(sparsity, Real) and isinstance(place[1], int):
-            told.setdefault(place[1], []).append(float(sparsity))
+            told.setdefault(place[1], {})[place] = float(sparsity)
         if value is not None:  # one that is to come
             found[place] = _value(value, place)
     if not found:
         raise ScoreError(f"there is no score: {_SHAPE}")
     numbered = _numbered({level for _, level, _ in found}, {**_typical(told), **_sparsities(sparsities or {})})
     seeds = sorted({seed for *_, seed in found})
-    levels = [
-        _result(arm, *numbered[level], seed, value, Metric(metric, value, None, lower_is_better))
-        for (arm, level, seed), value in found.items()
-    ]
+    levels = []
+    for (arm, level, seed), value in found.items():
+        number, sparsity = numbered[level]
+        own = told.get(number, {}).get((arm, level, seed), sparsity)
+        levels.append(_result(arm, number, own, seed, value, Metric(metric, value, None, lower_is_better)))
     levels.sort(key=lambda result: (result.seed, result.level, ARMS.index(result.arm)))
     recipe = {"title": title, "seeds": seeds, "evaluation": {"margin": float(margin)}}
     return Run(_NOWHERE, metric, recipe, {}, levels)
@@ -213,8 +215,8 @@ def _sparsities(given: Mapping[int, float]) -> dict[int, float]:
     return found
 
 
-def _typical(told: Mapping[int, Sequence[float]]) -> dict[int, float]:
-    return {level: statistics.median(values) for level, values in told.items()}
+def _typical(told: Mapping[int, Mapping[Place, float]]) -> dict[int, float]:
+    return {level: statistics.median(of.values()) for level, of in told.items()}
 
 
 def _numbered(levels: Iterable[float | int], known: Mapping[int, float]) -> dict[float | int, tuple[int, float]]:
@@ -231,6 +233,12 @@ def _numbered(levels: Iterable[float | int], known: Mapping[int, float]) -> dict
             f"nothing tells how sparse level {lacking[0]} is: sparsities={{{lacking[0]}: 0.36, …}}, or take the "
             f"sparsity in place of the number"
         )
+    for before, after in itertools.pairwise(numbers):
+        if not known[before] < known[after]:
+            raise ScoreError(
+                f"level {before} is {percent(known[before])} sparse, and level {after} {percent(known[after])}: number "
+                f"the levels from the densest to the sparsest"
+            )
     if numbers:
         return {0: (0, 0.0), **{level: (level, known[level]) for level in numbers}}
     for one, other in itertools.pairwise(levels):

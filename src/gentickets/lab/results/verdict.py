@@ -8,8 +8,9 @@ Two questions at each level, each with one of three answers (shown, refuted, und
 
 Both together make a winning ticket at that level. Looking at many levels is accounted for: "up to" a sparsity is told
 level by level, and ends with the first that is not shown (a fixed sequence needs no correction); the levels that have
-controls are judged by p values after Holm. A seed that failed refutes its ticket; one that is missing leaves all open.
-One seed decides nothing.
+controls are judged by p values after Holm. A seed that failed refutes its ticket, there and at every deeper level; one
+that is missing leaves all open, and so does a control that the recipe asks for and that was not trained yet. One seed
+shows nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import ValidationError
+
+from gentickets.errors import RecipeError
+from gentickets.lab.recipe.recipe import ControlsPart
 from gentickets.lab.results import paper_rule
 from gentickets.lab.results.baseline import Reference, falls_short, reference_of
 from gentickets.lab.results.estimation import CONFIDENCE, Answer, Cells, Estimate, holm
@@ -71,18 +76,26 @@ class Level:
         answers = {self.not_worse, *(beside.answer for beside in self.ahead)}
         return "refuted" if "refuted" in answers else "undecided" if "undecided" in answers else "shown"
 
-    def more_seeds(self, margin: float) -> int | None:
-        """How many more seeds would decide what this level leaves open, as things stand. None: unknown, or too many."""
-        if self.ticket.missing or any(beside.why == "unfinished" for beside in self.ahead):
+    @property
+    def unfinished(self) -> bool:
+        """Whether something of it is still to be trained."""
+        return bool(self.ticket.missing) or any(beside.why == "unfinished" for beside in self.ahead)
+
+    def more_seeds(self, margin: float, levels: int) -> float | None:
+        """How many more seeds would probably decide both questions, beside so many `levels` that are looked at.
+
+        None where nothing tells; infinite for more than anybody trains.
+        """
+        if self.unfinished:
             return None
-        needed = []
-        if self.not_worse == "undecided":
-            needed.append(self.to_dense.seeds_for_not_worse(margin) if self.to_dense else None)
-        for beside in self.ahead:
-            if beside.answer == "undecided":
-                needed.append(beside.estimate.seeds_for_ahead(margin) if beside.estimate else None)
+        needed = [self.to_dense.seeds_for_not_worse(margin, levels) if self.to_dense else None]
+        needed += [
+            beside.estimate.seeds_for_ahead(margin, levels) if beside.estimate else None
+            for beside in self.ahead
+            if beside.why is None
+        ]
         known = [seeds for seeds in needed if seeds is not None]
-        return max(known, default=0) if len(known) == len(needed) else None
+        return max(known) if len(known) == len(needed) else None
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,7 @@ class Verdict:
     (`no_verdict` says why). `reference`: that of the dense model, if one is known. `judged`: the level that the
     answer is of, the deepest that is shown, else the one that is nearest to be decided. `deepest`: the last level of
     those that are shown to be not worse without a gap. `not_worse`: the answer for every arm and level by itself.
-    `more_seeds`: how many would decide what `judged` leaves open, None for unknown or too many.
+    `more_seeds`: how many would probably decide what `judged` leaves open, None for unknown, infinite for too many.
     """
 
     key: str
@@ -109,7 +122,7 @@ class Verdict:
     deepest: Level | None
     judged: Level | None
     not_worse: Mapping[tuple[Arm, int], Answer]
-    more_seeds: int | None
+    more_seeds: float | None
     cells: Cells
 
     @property
@@ -132,18 +145,24 @@ class Verdict:
         return None if level is None else self.summary.get((arm, level))
 
 
-def judge(run: Run) -> Verdict:
-    """The verdict on a run, by its primary metric."""
+def judge(run: Run, cells: Cells | None = None) -> Verdict:
+    """The verdict on a run, by its primary metric.
+
+    `cells`: those of the run, (arm, level) → seed → value, with others beside that tell of its spread; by default its
+    own alone. Raises `RecipeError` where its recipe says a margin or controls that are none.
+    """
     metric = run.metrics().get(run.primary)
     lower = metric.lower_is_better if metric else True
-    summary, margin = run.summary(run.primary), margin_of(run)
-    cells = Cells(values_of(run, run.primary), lower, by_network_of(run, run.primary))
+    summary, margin, asked = run.summary(run.primary), margin_of(run), controls_of(run)
+    cells = cells or Cells(values_of(run, run.primary), lower, by_network_of(run, run.primary))
     levels = tuple(
-        _level(level, summary, cells, margin) for level in range(1, run.depth + 1) if ("ticket", level) in summary
+        _level(level, summary, cells, margin, asked.get(level, ()))
+        for level in range(1, run.depth + 1)
+        if ("ticket", level) in summary
     )
     reference = reference_of(run)
-    no_verdict = _no_verdict(summary.get(DENSE), levels, reference, lower)
-    answer, judged = (None, None) if no_verdict else _answer(levels, margin)
+    no_verdict = _no_verdict(summary.get(DENSE), levels, reference)
+    answer, judged, more = (None, None, None) if no_verdict else _answer(levels, margin)
     return Verdict(
         key=run.primary,
         label=metric.label if metric else run.primary,
@@ -155,19 +174,41 @@ def judge(run: Run) -> Verdict:
         answer=answer,
         no_verdict=no_verdict,
         reference=reference,
-        deepest=_deepest(levels),
+        deepest=None if no_verdict in ("dense", "baseline") else _deepest(levels),
         judged=judged,
         not_worse={place: _not_worse(place, summary, cells, margin)[0] for place in summary if place[1]},
-        more_seeds=_at_least_one(judged.more_seeds(margin)) if judged and answer == "undecided" else None,
+        more_seeds=more,
         cells=cells,
     )
 
 
 def margin_of(run: Run) -> float:
-    """The margin that a run's recipe says, `MARGIN` where it says none."""
+    """The margin that a run's recipe says, `MARGIN` where it says none. Raises `RecipeError` for one that is none."""
     evaluation = run.recipe.get("evaluation")
     margin = evaluation.get("margin") if isinstance(evaluation, dict) else None
-    return float(margin) if isinstance(margin, (int, float)) and 0 < margin < math.inf else MARGIN
+    if margin is None:
+        return MARGIN
+    if isinstance(margin, bool) or not isinstance(margin, (int, float)) or not 0 < margin < math.inf:
+        where = run.folder / "recipe.yaml"
+        raise RecipeError(f"{where}: evaluation.margin={margin!r}: a share of the dense value, above 0, such as 0.05")
+    return float(margin)
+
+
+def controls_of(run: Run) -> dict[int, tuple[Arm, ...]]:
+    """Level → the controls that the run's recipe asks for there. Empty where it says nothing of controls."""
+    said = run.recipe.get("controls")
+    if not isinstance(said, dict):
+        return {}
+    try:
+        part = ControlsPart.model_validate({key: said[key] for key in ControlsPart.model_fields if key in said})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(key) for key in ("controls", *first["loc"]))
+        raise RecipeError(f"{run.folder / 'recipe.yaml'}: {place}: {first['msg']}") from None
+    search = run.recipe.get("search")
+    rounds = search.get("rounds") if isinstance(search, dict) else None
+    kinds = tuple(control for control in CONTROLS if getattr(part, control))
+    return dict.fromkeys(part.chosen(rounds if isinstance(rounds, int) else run.depth), kinds)
 
 
 def values_of(run: Run, key: str) -> dict[tuple[str, int], dict[int, float]]:
@@ -190,13 +231,22 @@ def by_network_of(run: Run, key: str) -> dict[tuple[str, int], dict[int, tuple[f
     return found
 
 
-def _level(level: int, summary: Mapping[tuple[Arm, int], Summary], cells: Cells, margin: float) -> Level:
+def _level(
+    level: int, summary: Mapping[tuple[Arm, int], Summary], cells: Cells, margin: float, asked: tuple[Arm, ...]
+) -> Level:
     ticket = summary["ticket", level]
     answer, to_dense = _not_worse(("ticket", level), summary, cells, margin)
-    ahead = tuple(_beside(ticket, summary[c, level], cells, margin) for c in CONTROLS if (c, level) in summary)
+    ahead = []
+    for control in CONTROLS:
+        if (control, level) in summary:
+            ahead.append(_beside(ticket, summary[control, level], cells, margin))
+        elif control in asked:
+            seeds = ticket.n + ticket.failed + ticket.missing
+            none = Summary(control, level, ticket.sparsity, None, None, 0, missing=seeds)
+            ahead.append(_beside(ticket, none, cells, margin))
     first = to_dense.p_worse_by(margin) if to_dense and ticket.complete else 1.0
     p = max([first, *(beside.p for beside in ahead)]) if ahead else 1.0
-    return Level(level, ticket.sparsity, ticket, to_dense, answer, ahead, p)
+    return Level(level, ticket.sparsity, ticket, to_dense, answer, tuple(ahead), p)
 
 
 def _not_worse(
@@ -230,13 +280,11 @@ def _beside(ticket: Summary, other: Summary, cells: Cells, margin: float) -> Bes
     return Beside(other.arm, other, estimate, estimate.ahead(margin), estimate.p_worse_by(0.0))
 
 
-def _no_verdict(
-    dense: Summary | None, levels: tuple[Level, ...], reference: Reference | None, lower_is_better: bool
-) -> NoVerdict | None:
+def _no_verdict(dense: Summary | None, levels: tuple[Level, ...], reference: Reference | None) -> NoVerdict | None:
     """Why there is nothing to judge: what is not there, or that the dense model falls short of its reference."""
     if dense is None or not dense.complete:
         return "dense"
-    if reference is not None and falls_short(dense, reference, lower_is_better):
+    if reference is not None and falls_short(dense, reference):
         return "baseline"
     if not levels:
         return "levels"
@@ -253,23 +301,20 @@ def _deepest(levels: tuple[Level, ...]) -> Level | None:
     return deepest
 
 
-def _answer(levels: tuple[Level, ...], margin: float) -> tuple[Answer, Level]:
-    """Whether there is a winning ticket at any level that has controls, and at which."""
+def _answer(levels: tuple[Level, ...], margin: float) -> tuple[Answer, Level, float | None]:
+    """Whether there is a winning ticket at any level that has controls, at which, and how many more seeds may tell."""
     controlled = [level for level in levels if level.ahead]
     adjusted = holm([level.p for level in controlled])
     shown = [level for level, p in zip(controlled, adjusted, strict=True) if p <= _ALPHA]
     if shown:
-        return "shown", shown[-1]
+        return "shown", shown[-1], None
     open_ones = [level for level in controlled if level.answer != "refuted"]
     if not open_ones:
-        return "refuted", controlled[-1]
-    return "undecided", min(open_ones, key=lambda level: (_few(level.more_seeds(margin)), -level.level))
+        return "refuted", controlled[-1], None
+    needed = [level.more_seeds(margin, len(controlled)) for level in open_ones]
+    nearest = min(range(len(needed)), key=lambda place: (_few(needed[place]), open_ones[place].p))
+    return "undecided", open_ones[nearest], needed[nearest]
 
 
-def _at_least_one(seeds: int | None) -> int | None:
-    """A level that is shown by itself, and not beside the others, is open too."""
-    return None if seeds is None else max(seeds, 1)
-
-
-def _few(seeds: int | None) -> float:
+def _few(seeds: float | None) -> float:
     return math.inf if seeds is None else seeds

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from gentickets.lab.results.baseline import still_falling, told
+from gentickets.lab.results.baseline import ALLOWED, still_falling, told
 from gentickets.lab.results.estimation import MOST_SEEDS, Answer, Estimate
-from gentickets.lab.results.reading import Run, Summary
-from gentickets.lab.results.verdict import ARM_NAMES, CONTROLS, Beside, Level, Verdict
-from gentickets.lab.results.words import count, join, number, percent
+from gentickets.lab.results.reading import Arm, Run, Summary
+from gentickets.lab.results.verdict import ARM_NAMES, CONTROLS, Beside, Level, Verdict, controls_of
+from gentickets.lab.results.words import count, join, number, percent, share
+
+_FALL = 0.05
+"""By so much the training loss of a dense model falls in its last quarter that was still learning."""
+
+_UNEQUAL = 0.01
+"""Sparsities of one level that are further apart are told."""
 
 PILLS: dict[Answer | None, str] = {
     "shown": "A winning ticket",
@@ -21,7 +28,7 @@ PILLS: dict[Answer | None, str] = {
 def headline(verdict: Verdict) -> str:
     """One sentence: whether there is a winning ticket, at which sparsity, over how many seeds."""
     over = "one seed" if verdict.seeds == 1 else count(verdict.seeds, "seed")
-    dense = f"within {verdict.margin:.0%} of the dense model"
+    dense = f"within {share(verdict.margin)} of the dense model"
     if verdict.no_verdict == "dense":
         return f"No verdict: the dense model {_what_happened(verdict.dense, verdict.seeds)}."
     if verdict.no_verdict == "baseline" and verdict.dense and verdict.reference:
@@ -35,10 +42,10 @@ def headline(verdict: Verdict) -> str:
         return f"{reached} ({over}); no control was trained, so nothing says that it is the ticket that does it."
     at = percent(verdict.judged.sparsity)
     if verdict.answer == "shown":
-        return f"A winning ticket at {at} sparsity: {dense}, and ahead of every control ({over})."
+        return f"A winning ticket at {at} sparsity: {dense}, and ahead of {_controls(verdict.judged)} ({over})."
     if verdict.answer == "refuted":
         return f"No winning ticket at any sparsity that has controls: {_refuted(verdict)} ({over})."
-    return f"Undecided whether there is a winning ticket at {at} sparsity ({over}): {_more(verdict)}."
+    return f"Undecided whether there is a winning ticket at {at} sparsity ({over}): {_open(verdict)}."
 
 
 def sentences(verdict: Verdict, run: Run) -> list[str]:
@@ -50,17 +57,22 @@ def sentences(verdict: Verdict, run: Run) -> list[str]:
         *_say_what_was_not_tested(verdict),
         *_say_failures(verdict),
         *_say_caveats(verdict, run),
+        *_say_rulers(run),
         *_say_rules(verdict),
     ]
 
 
 def ratio(estimate: Estimate | None) -> str:
-    """`1.02 [0.98, 1.06]`; the ratio alone for one seed."""
-    if estimate is None:
+    """`1.02 [0.98, 1.06]`, of differences `+2.1% [-1.9%, +6.0%]`; without ends where there is no interval."""
+    if estimate is None or math.isnan(estimate.ratio):
         return "–"
-    if estimate.low is None or estimate.high is None:
-        return number(estimate.ratio)
-    return f"{number(estimate.ratio)} [{number(estimate.low)}, {number(estimate.high)}]"
+    told = number if estimate.logarithms else _change
+    mean, *ends = (told(of) for of in (estimate.ratio, estimate.low, estimate.high) if of is not None)
+    return f"{mean} [{', '.join(ends)}]" if ends else mean
+
+
+def _change(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.3g}%"
 
 
 # -- the dense model ----------------------------------------------------------------------------------------
@@ -68,9 +80,9 @@ def ratio(estimate: Estimate | None) -> str:
 
 def _say_reach(verdict: Verdict) -> list[str]:
     """How the ticket stands to the dense model, from level to level."""
-    if verdict.no_verdict in ("dense", "levels"):
+    if verdict.no_verdict in ("dense", "baseline", "levels"):
         return []
-    said, bound = [], f"within {verdict.margin:.0%} of the dense model"
+    said, bound = [], f"within {share(verdict.margin)} of the dense model"
     if verdict.deepest:
         found = f"{ratio(verdict.deepest.to_dense)} of dense there"
         said.append(f"Shown to be {bound} up to {percent(verdict.deepest.sparsity)} sparsity ({found}).")
@@ -87,9 +99,15 @@ def _say_reach(verdict: Verdict) -> list[str]:
 
 
 def _levels(levels: Sequence[Level]) -> str:
-    """`78.4% (1.03 [0.98, 1.08])`; of many the first and the last."""
-    told = [f"{percent(level.sparsity)} ({ratio(level.to_dense)})" for level in levels]
-    return join(told) if len(told) < 4 else f"{told[0]} to {told[-1]}, {len(told)} levels"
+    """`78.4% (1.03 [0.98, 1.08])`; of many in a row the first and the last."""
+    rows: list[list[str]] = []
+    last = None
+    for level in levels:
+        if last is None or level.level != last + 1:
+            rows.append([])
+        rows[-1].append(f"{percent(level.sparsity)} ({ratio(level.to_dense)})")
+        last = level.level
+    return join(told for row in rows for told in ([f"{row[0]} to {row[-1]}, {len(row)} levels"] if row[3:] else row))
 
 
 def _refuted(verdict: Verdict) -> str:
@@ -105,18 +123,34 @@ def _refuted(verdict: Verdict) -> str:
     return f"at {percent(at.sparsity)} it is not ahead of {beaten}"
 
 
-def _more(verdict: Verdict) -> str:
+def _open(verdict: Verdict) -> str:
+    """What leaves it open, and how many seeds would probably close it."""
+    judged = verdict.judged
+    assert judged is not None
+    if judged.unfinished:
+        return "not every seed has a result of every arm yet"
     if verdict.seeds == 1:
         return "one seed tells nothing of chance"
-    assert verdict.judged is not None
-    if verdict.judged.ticket.missing or any(beside.why == "unfinished" for beside in verdict.judged.ahead):
-        return "not every seed has a result"
+    start = ""
+    if judged.answer == "shown":
+        looked_at = sum(bool(level.ahead) for level in verdict.levels)
+        start = f"by itself it is shown, but not as one of {looked_at} levels that were looked at; "
     if verdict.more_seeds is None:
-        return f"not even {MOST_SEEDS} seeds would decide it as things stand"
-    return f"some {count(verdict.more_seeds, 'more seed')} would decide it, if mean and spread stay as they are"
+        open_ones = [judged.to_dense, *(beside.estimate for beside in judged.ahead if beside.why is None)]
+        why = next((found.method for found in open_ones if found and found.low is None), "seeds that have a result")
+        return f"{start}nothing tells how much chance there is in it ({why})"
+    if math.isinf(verdict.more_seeds):
+        return f"{start}not even {MOST_SEEDS} seeds would decide it as things stand"
+    return f"{start}some {count(int(verdict.more_seeds), 'more seed')} would probably decide it"
 
 
 # -- the controls -------------------------------------------------------------------------------------------
+
+
+def _controls(level: Level) -> str:
+    """The controls that a level was compared with, by name where these are not both."""
+    names = [ARM_NAMES[beside.control] for beside in level.ahead]
+    return "every control" if len(names) == len(CONTROLS) else f"the {join(names)}, the only control there"
 
 
 def _say_controls(verdict: Verdict) -> list[str]:
@@ -132,7 +166,7 @@ def _say_beside(beside: Beside, seeds: int) -> str:
     if beside.why == "failed":
         return f"it is not ahead of {control}: it failed"
     if beside.why == "unfinished":
-        return f"it cannot be compared with {control}: not every seed has a result"
+        return f"it cannot be compared with {control} yet: not every seed has a result"
     if beside.estimate is None:
         return f"it trains where {control} did not: that {_what_happened(beside.other, seeds)}"
     words = {
@@ -154,7 +188,7 @@ def _say_controls_that_match(verdict: Verdict) -> list[str]:
             continue
         deepest = matching[-1]
         stays = "stays" if control == "random_mask" else "stay"
-        start = f"The {ARM_NAMES[control]} {stays} within {verdict.margin:.0%} of the dense model too"
+        start = f"The {ARM_NAMES[control]} {stays} within {share(verdict.margin)} of the dense model too"
         start += f", up to {percent(deepest.sparsity)}"
         if deepest.not_worse != "shown":
             said.append(f"{start}, where the ticket is not shown to.")
@@ -166,7 +200,9 @@ def _say_controls_that_match(verdict: Verdict) -> list[str]:
 
 
 def _say_what_was_not_tested(verdict: Verdict) -> list[str]:
-    trained = {beside.control for level in verdict.levels for beside in level.ahead}
+    trained = {
+        beside.control for level in verdict.levels for beside in level.ahead if beside.other.n + beside.other.failed
+    }
     if not verdict.levels or not trained:
         return []
     said = [f"The {ARM_NAMES[c]} control was not trained." for c in CONTROLS if c not in trained]
@@ -184,11 +220,16 @@ def _at(verdict: Verdict, level: int) -> str:
 
 
 def _say_failures(verdict: Verdict) -> list[str]:
-    return [
-        f"At {percent(found.sparsity)} sparsity the {ARM_NAMES[arm]} {_what_happened(found, verdict.seeds)}."
-        for (arm, level), found in verdict.summary.items()
-        if found.failed and level
-    ]
+    said: list[str] = []
+    known: dict[Arm, int] = {}
+    for (arm, level), found in verdict.summary.items():
+        new = found.failed != known.get(arm, 0) if arm == "ticket" else found.failed
+        if level and new:
+            said.append(
+                f"At {percent(found.sparsity)} sparsity the {ARM_NAMES[arm]} {_what_happened(found, verdict.seeds)}."
+            )
+        known[arm] = found.failed
+    return said
 
 
 def _what_happened(arm: Summary | None, seeds: int) -> str:
@@ -213,9 +254,16 @@ def _say_baseline(verdict: Verdict, run: Run) -> list[str]:
     if verdict.reference is None:
         said.append("No reference of this dense model is known: whether it was trained far enough was not judged.")
     elif verdict.dense and verdict.no_verdict != "baseline":
-        said.append(f"The dense model is as good as its reference: {told(verdict.dense, verdict.reference)}.")
+        best, full = verdict.reference.best, verdict.reference.full
+        bound = f"not worse than its reference by more than {share(ALLOWED)}"
+        said.append(f"The dense model is {bound}: {told(verdict.dense, verdict.reference)}.")
+        if best != full:
+            ends = f"{number(best.mean)} after {best.steps:,} steps, {number(full.mean)} after {full.steps:,}"
+            said.append(
+                f"Dense models that stop earlier are better ({ends}): beside one of these no ticket was judged."
+            )
     fall = still_falling(run)
-    if fall is not None and fall > verdict.margin:
+    if fall is not None and fall > _FALL:
         quarters = f"its training loss fell by {fall:.0%} from the third quarter to the last"
         said.append(f"The dense model was still learning: {quarters}.")
     return said
@@ -227,7 +275,26 @@ def _say_caveats(verdict: Verdict, run: Run) -> list[str]:
         said.append(f"The run is not finished: {count(missing, 'result')} of a seed at a level still to come.")
     if verdict.deepest is not None and verdict.deepest.level == run.depth:
         said.append("The deepest level is shown too: how far the ticket would go was not reached.")
-    samples = {r.metrics[r.primary].samples for r in run.levels if r.primary in r.metrics}
+    for level in verdict.levels:
+        found = sorted(result.sparsity for result in run.of("ticket", level.level))
+        if found[-1] - found[0] > _UNEQUAL:
+            ends = f"{percent(found[0])} to {percent(found[-1])}"
+            said.append(f"Level {level.level}, told as {percent(level.sparsity)}, is {ends} sparse from seed to seed.")
+    return said
+
+
+def _say_rulers(run: Run) -> list[str]:
+    """What of the measuring itself has to be known."""
+    said = []
+    measured = [result.metrics[result.primary] for result in run.levels if result.primary in result.metrics]
+    networks = {len(metric.by_network or ()) for metric in measured}
+    if networks == {0} and "classifier" in measured[0].label:
+        said.append(
+            "Measured by one classifier: another would see the ratio some 5% otherwise, which no interval holds."
+        )
+    elif len(networks) > 1:
+        said.append("Not all levels keep what each network found: of those the spread over networks is in no interval.")
+    samples = {metric.samples for metric in measured}
     if len(samples) > 1:
         counts = join(f"{count:,}" for count in sorted(s for s in samples if s is not None))
         said.append(f"The levels were measured on unequal numbers of samples ({counts}): compare with care.")
@@ -240,6 +307,7 @@ def _missing(run: Run, verdict: Verdict) -> int:
     rounds = search.get("rounds") if isinstance(search, dict) else None
     depth = max(run.depth, rounds if isinstance(rounds, int) else 0)
     asked = {("ticket", level) for level in range(depth + 1)} | set(verdict.summary)
+    asked |= {(control, level) for level, controls in controls_of(run).items() for control in controls}
     missing = 0
     for seed in run.seeds:
         results = [result for result in run.levels if result.seed == seed]
@@ -256,6 +324,12 @@ def _say_rules(verdict: Verdict) -> list[str]:
         return ["With one seed, better and worse may be chance: there is no interval, and nothing is shown."]
     methods = {level.to_dense.method for level in verdict.levels if level.to_dense}
     said = [f"Ratios are taken seed by seed; intervals are 95 % ({join(sorted(methods))})."] if methods else []
+    if any(level.to_dense and not level.to_dense.logarithms for level in verdict.levels):
+        said.append("Of values that are not all above 0 differences are told, as shares of the dense mean.")
+    if sum(bool(level.ahead) for level in verdict.levels) > 1 and verdict.answer:
+        said.append(
+            "That a ticket wins is judged at all levels with controls together (Holm); each interval by itself."
+        )
     reach = verdict.within_spread_up_to
     found = f"up to {percent(reach)}" if reach is not None else "at no level"
     said.append(f"By the papers' rule (mean within one standard deviation of the dense mean) it matches {found}.")

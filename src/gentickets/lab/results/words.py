@@ -58,6 +58,11 @@ def percent(share: float | None, none: str = "–") -> str:
     return text
 
 
+def share(of: float) -> str:
+    """A margin: `5%`, `2.5%`, `0.4%`, with the digits that it has."""
+    return f"{of * 100:.6g}%"
+
+
 def join(words: Iterable[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     *most, last = list(words) or [""]

@@ -13,7 +13,8 @@ from gentickets.files import replace_file
 from gentickets.lab.results.estimation import Answer, Cells, Estimate, mean_interval
 from gentickets.lab.results.paper_rule import spread_of, within
 from gentickets.lab.results.reading import ARMS, Arm, LevelResult, Metric, Run, Summary, mean_known, read_run, to_csv
-from gentickets.lab.results.verdict import Verdict, by_network_of, judge, margin_of, not_worse, values_of
+from gentickets.lab.results.verdict import DENSE, Verdict, by_network_of, judge, margin_of, not_worse, values_of
+from gentickets.lab.results.words import share
 from gentickets.lab.study.small_dense import PREFIX, control_levels
 from gentickets.lab.study.study import Record, read_record
 
@@ -47,8 +48,8 @@ class Row:
 
     `point`: the primary metric; `further`: the others. `interval`: the 95 % confidence interval of its mean.
     `to_dense`: its ratio to the arm's dense model, seed by seed, and `not_worse` whether that is shown to be less than
-    the margin worse (None for the dense model itself). `within_spread`: the same by the papers' rule for means, None
-    for one seed. Costs and sizes are means over the seeds.
+    the margin worse (None for the dense model itself, and beside one that may not judge). `within_spread`: the same by
+    the papers' rule for means, None for one seed. Costs and sizes are means over the seeds.
     """
 
     arm: str
@@ -94,7 +95,7 @@ class Comparison:
 
     @property
     def margin(self) -> float:
-        """What the first arm's recipe allows a ticket to be worse by."""
+        """What the arms' recipes allow a ticket to be worse by."""
         return margin_of(next(iter(self.runs.values())))
 
     @property
@@ -102,6 +103,14 @@ class Comparison:
         """The name of the features that distances are measured with, None where there are none."""
         features = next(iter(self.runs.values())).origin.get("features")
         return str(features["name"]) if features else None
+
+    @property
+    def rulers(self) -> dict[str, list[str]]:
+        """What the primary metric is called → the arms that it is of: more than one, and arms cannot be compared."""
+        found: dict[str, list[str]] = {}
+        for arm, verdict in self.verdicts.items():
+            found.setdefault(verdict.label, []).append(arm)
+        return found
 
     @property
     def dense(self) -> Row:
@@ -126,7 +135,10 @@ class Comparison:
 
 
 def read_comparison(folder: Path | str) -> Comparison:
-    """The study in `folder`, from what is complete. Raises `RecipeError` where nothing is, or metrics do not agree."""
+    """The study in `folder`, from what is complete.
+
+    Raises `RecipeError` where nothing is, and where arms are judged by unequal metrics or margins.
+    """
     folder = Path(folder)
     record = read_record(folder)
     runs, unread = {}, []
@@ -145,10 +157,14 @@ def read_comparison(folder: Path | str) -> Comparison:
             raise RecipeError(f"{run.folder}: judged by {run.primary!r}, the first arm by {first.primary!r}")
         for key, metric in run.metrics().items():
             metrics.setdefault(key, metric)
-    cells = _cells({**runs, **small}, first)
-    rows = [row for label, run in runs.items() for row in _rows(record.arms[label], label, run, (label, run), cells)]
-    rows += _small_rows(rows, next(iter(runs.items())), small, cells)
-    verdicts = {label: judge(run) for label, run in runs.items()}
+    if len({margin_of(run) for run in runs.values()}) > 1:
+        said = ", ".join(f"{label}: {share(margin_of(run))}" for label, run in runs.items())
+        raise RecipeError(f"{folder}: arms are judged by unequal margins ({said}): say one evaluation.margin for all")
+    rows, verdicts = list[Row](), dict[str, Verdict]()
+    for label, run in runs.items():
+        verdicts[label] = judge(run, _cells(label, run, {**runs, **small} if run is first else runs))
+        rows += _rows(record.arms[label], label, run, verdicts[label])
+    rows += _small_rows(rows, next(iter(verdicts.values())), small)
     seeds = max(len(run.seeds) for run in runs.values())
     return Comparison(record, runs, verdicts, small, rows, first.primary, metrics, seeds, tuple(unread))
 
@@ -164,32 +180,37 @@ def _small(folder: Path) -> dict[str, Run]:
     return {place.name: read_run(place) for place in found}
 
 
-def _cells(runs: Mapping[str, Run], first: Run) -> Cells:
-    """The values of all arms as the cells of one comparison: (label, arm, level)."""
-    found: dict[Hashable, dict[int, float]] = {}
-    networks: dict[Hashable, dict[int, tuple[float, ...]]] = {}
-    for label, run in runs.items():
-        found |= {(label, *place): values for place, values in values_of(run, run.primary).items()}
-        networks |= {(label, *place): values for place, values in by_network_of(run, run.primary).items()}
-    return Cells(found, _lower_is_better(first), networks)
+def _cells(label: str, run: Run, runs: Mapping[str, Run]) -> Cells:
+    """The cells of an arm, (arm, level), and beside them, as (label, arm, level), those of the others whose dense model
+    is the same: they tell how such trainings scatter."""
+    own = values_of(run, run.primary)
+    values: dict[Hashable, dict[int, float]] = dict(own.items())
+    networks: dict[Hashable, dict[int, tuple[float, ...]]] = dict(by_network_of(run, run.primary).items())
+    for other, its_run in runs.items():
+        theirs = values_of(its_run, run.primary)
+        if other != label and (other.startswith(PREFIX) or theirs.get(DENSE) == own.get(DENSE)):
+            values |= {(other, *place): found for place, found in theirs.items()}
+            networks |= {(other, *place): found for place, found in by_network_of(its_run, run.primary).items()}
+    return Cells(values, _lower_is_better(run), networks)
 
 
-def _rows(title: str, label: str, run: Run, reference: tuple[str, Run], cells: Cells) -> Iterator[Row]:
-    """Every row of a run, level by level, the dense model first; compared with the dense model of `reference`."""
-    beside, its_run = reference
+def _rows(title: str, label: str, run: Run, verdict: Verdict, own: bool = True) -> Iterator[Row]:
+    """Every row of a run, level by level, the dense model first; compared with the dense model of `verdict`, which is
+    its own, or else that of another run."""
     places = sorted({(result.level, ARMS.index(result.arm)) for result in run.levels})
     summaries = {key: run.summary(key) for key in run.metrics()}
     primary = run.summary(run.primary)
-    dense = its_run.summary(run.primary).get(("ticket", 0))
-    lower, margin = _lower_is_better(run), margin_of(its_run)
+    dense, cells = verdict.dense, verdict.cells
     for level, index in places:
         arm: Arm = ARMS[index]
         kind: Kind = "dense" if level == 0 else arm
         results = tuple(run.of(arm, level))
         point = primary[arm, level]
-        values = list(cells.values.get((label, arm, level), {}).values())
-        compared = kind != "dense" or run is not its_run
-        estimate = cells.compare((label, arm, level), (beside, "ticket", 0)) if compared else None
+        cell = (arm, level) if own else (label, arm, level)
+        compared = kind != "dense" or not own
+        estimate = cells.compare(cell, DENSE) if compared else None
+        judged = compared and verdict.no_verdict != "baseline"
+        spread = spread_of(dense)
         yield Row(
             arm=label,
             title=title,
@@ -198,10 +219,12 @@ def _rows(title: str, label: str, run: Run, reference: tuple[str, Run], cells: C
             sparsity=point.sparsity,
             point=point,
             further={key: found[arm, level] for key, found in summaries.items() if key != run.primary},
-            interval=mean_interval(values),
+            interval=mean_interval(list(cells.values.get(cell, {}).values())),
             to_dense=estimate,
-            not_worse=not_worse(point, dense, estimate, margin) if compared else None,
-            within_spread=within(point, dense, spread_of(dense), lower) if compared and len(run.seeds) > 1 else None,
+            not_worse=not_worse(point, dense, estimate, verdict.margin) if judged else None,
+            within_spread=within(point, dense, spread, verdict.lower_is_better)
+            if compared and len(run.seeds) > 1
+            else None,
             parameters=mean_known(result.cost.parameters if result.cost else None for result in results),
             alive=mean_known(result.cost.alive_parameters if result.cost else None for result in results),
             cost=_mean_cost([_cost(result) for result in results]),
@@ -209,11 +232,11 @@ def _rows(title: str, label: str, run: Run, reference: tuple[str, Run], cells: C
         )
 
 
-def _small_rows(rows: list[Row], first: tuple[str, Run], small: dict[str, Run], cells: Cells) -> Iterator[Row]:
+def _small_rows(rows: list[Row], first: Verdict, small: dict[str, Run]) -> Iterator[Row]:
     """The small dense nets, each at the sparsity of the ticket whose size is closest, beside the first arm's dense."""
     tickets = [row for row in rows if row.kind == "ticket" and row.alive is not None]
     for label, run in small.items():
-        for row in _rows(run.title, label, run, first, cells):
+        for row in _rows(run.title, label, run, first, own=False):
             size = row.parameters or 0.0
             twin = min(tickets, key=lambda ticket: abs((ticket.alive or 0.0) - size), default=None)
             sparsity = twin.sparsity if twin else 0.0

@@ -179,6 +179,10 @@ def _study(raw: dict[str, Any], where: str) -> Study:
     for label in (*part.parts, *part.arms):
         if label == DENSE or label.startswith(PREFIX):
             raise RecipeError(f"{where}: study.arms: {label!r} is what the controls are called; take another label")
+    margins = {arm.label: arm.recipe.evaluation.margin for arm in arms}
+    if len(set(margins.values())) > 1:
+        said = ", ".join(f"{label}: {margin:g}" for label, margin in margins.items())
+        raise RecipeError(f"{where}: study.arms: unequal evaluation.margin ({said}); say one for all, beside the arms")
     for row in part.published.rows if part.published else ():
         if row.arm not in (DENSE, *part.arms):
             raise RecipeError(f"{where}: study.published: no arm {row.arm!r}; there are dense, {', '.join(part.arms)}")
