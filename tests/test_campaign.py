@@ -100,6 +100,34 @@ def test_a_dense_model_that_lacks_a_seed_leaves_it_open_as_in_a_run(tmp_path, fa
     assert found(tmp_path, run, beside={}).verdict.startswith("undecided: as good")
 
 
+@pytest.mark.parametrize("arm", ["disconnected", "diverged"])
+def test_a_chain_that_ended_at_an_earlier_level_refutes_the_deeper_one(tmp_path, arm):
+    gone = (1.0, 1.01, "missing", "missing")
+    run = make_run({0: (1.0, 1.0, 1.01, 1.0), 1: (1.0, 1.0, arm, arm), 2: gone}, seeds=4)
+    ours = found(tmp_path, run, level=2, beside={})
+    assert (ours.seeds, ours.failed, ours.missing) == (4, 2, 0)
+    assert ours.verdict == "**refuted**: 2 of 4 seeds failed"
+
+
+def test_a_seed_without_a_result_leaves_it_open(tmp_path):
+    run = make_run({0: (1.0, 1.0, 1.01), 1: (1.0, 1.0, 1.0), 2: (1.0, 1.01, "missing")}, seeds=3)
+    ours = found(tmp_path, run, level=2, beside={})
+    assert (ours.seeds, ours.failed, ours.missing, ours.verdict) == (3, 0, 1, "undecided: 1 seed still to come")
+
+
+def test_a_distance_by_one_classifier_is_said_to_be_one(tmp_path):
+    run = make_run({0: (1.0, 1.0, 1.01), 1: (1.0, 1.01, 1.0)}, seeds=3, random_mask={1: (2.0, 2.1, 2.0)})
+    levels = [replace(r, primary="frechet", metrics={"frechet": r.metrics["score"]}) for r in run.levels]
+    told = {"metric": "frechet", "beside": {"random mask": "random_mask/1"}}
+    assert found(tmp_path, replace(run, levels=levels), **told).verdict == "shown by one classifier only"
+
+
+def test_a_claim_is_judged_at_the_level_with_controls_that_is_nearest():
+    named = paper._named({"run": "table1-wgan-desk", "nearest": 0.737})
+    assert (named["ticket"], named["beside"]["random mask"]) == ("ticket/3", "random_mask/3")
+    assert paper._named({"run": "table1-wgan-desk", "nearest": 0.8})["ticket"] == "ticket/5"
+
+
 def test_a_cell_that_is_not_there_is_named(tmp_path):
     run = make_run({0: (1.0, 1.0), 1: (1.0, 1.01)})
     with pytest.raises(KeyError, match="no random_mask/1, of ticket/0, ticket/1"):
