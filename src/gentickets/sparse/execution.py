@@ -19,6 +19,7 @@ from gentickets.compiled import missing
 from gentickets.data.batches import Batch
 from gentickets.errors import GenticketsError, MaskError
 from gentickets.evaluating import evaluating
+from gentickets.masks.effect import check_effect
 from gentickets.masks.examples import Example, ExampleInputs, compare, examples_of, named_tensors
 from gentickets.masks.names import (
     TRANSPOSED,
@@ -137,7 +138,8 @@ def accelerate(
     gives no real numbers by which to tell. `choices` says why. A network that is given bare stays the same module, and
     so do the networks of a dict; their layers are swapped, but a lone layer is not.
 
-    Raises `MaskError` where the masks do not fit, or for a component that does not exist.
+    Raises `MaskError` where the masks do not fit, for a component that does not exist, and for a pruned weight of which
+    some module makes another one, in which zeros end.
     """
     fixed = {id(model), *(map(id, model.values()) if isinstance(model, Mapping) else ())}  # in the caller's own hands
     model = as_model(model)
@@ -150,6 +152,8 @@ def accelerate(
     with torch.inference_mode(False), torch.set_grad_enabled(gradients):  # what is made here outlasts the mode
         masks.apply_(model)  # before anything passes through it
         expected, work = _watched(model, examples, gradients)
+        others = [weight for _, layer, weight, _ in _masked_layers(model, masks) if id(layer) not in work]
+        check_effect(model, [name for name in others if not masks[name].all()], example_inputs)
         choices = _choose(model, masks, work, fixed, gradients, choose or faster)
         try:
             _swap_in(model, masks, choices)
