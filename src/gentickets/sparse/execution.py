@@ -120,6 +120,9 @@ def accelerate(
     for live weights only: make the optimiser after this call, from `model.parameters()`. Leaving the context, or
     `restore(model)`, puts the dense layers back, with the trained weights and 0.0 in the pruned places.
 
+    Gradients that the weights have stay where they are: a look in the middle of an accumulated step loses nothing, and
+    what is added meanwhile is there afterwards, of live weights.
+
     `example_inputs`: component → its input (see `examples`) in a batch of the size that is trained on, or run; of a
     model that is one network, the bare input. By their shapes the work of each layer is known, and by a table of
     measured rates which form is faster: in training, or under `torch.no_grad()` and `torch.inference_mode()` forward
