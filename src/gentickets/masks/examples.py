@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gentickets.errors import GenticketsError, MaskError
 from gentickets.evaluating import evaluating
-from gentickets.masks.names import Model, check_components, components_of, unwrap
+from gentickets.masks.names import Model, check_components, components_of, has_forward, unwrap
 
 ExampleInput = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 """One tensor, several positional arguments, or keywords: what one component is called with."""
@@ -98,11 +98,11 @@ def examples_of(model: Model, example_inputs: Any) -> dict[str, Example]:
     """
     kind, known = type(unwrap(model)), components_of(model)
     if isinstance(example_inputs, Mapping):
-        keywords = [] if kind.forward is nn.Module.forward else _keywords(unwrap(model))
+        keywords = _keywords(unwrap(model)) if has_forward(model) else []
         if not example_inputs or set(example_inputs) & set(known) or not set(example_inputs) <= set(keywords):
             _check_components(example_inputs, known, keywords)
             return {name: Example.of(given, name) for name, given in example_inputs.items()}
-    if kind.forward is nn.Module.forward and known:
+    if known and not has_forward(model):
         raise MaskError(f"{kind.__name__} has no forward of its own: name the component, as in {{{known[0]!r}: input}}")
     return {WHOLE: Example.of(example_inputs, kind.__name__)}
 
