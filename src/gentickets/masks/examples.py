@@ -70,8 +70,14 @@ class Example:
 
     @property
     def batch(self) -> int:
-        """How many examples are in the batch: the length of the first tensor that has an axis, else 1."""
-        return next((len(tensor) for tensor in self.tensors if tensor.dim()), 1)
+        """How many examples are in the batch, as far as shapes tell: the length of the first tensor that has an axis
+        and more than one along it; else 1."""
+        return next(iter(self.lengths), 1)
+
+    @property
+    def lengths(self) -> list[int]:
+        """What the batch may be: the lengths of the tensors along their first axis, but 1, which goes with any."""
+        return list(dict.fromkeys(len(tensor) for tensor in self.tensors if tensor.dim() and len(tensor) != 1))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Example:
         """The same call with every tensor changed."""
@@ -83,9 +89,9 @@ class Example:
             lambda tensor: tensor.to(device, dtype if dtype is not None and tensor.is_floating_point() else None)
         )
 
-    def first(self, count: int = 1) -> Example:
-        """The first `count` of the batch: of every tensor that is as long as the batch."""
-        batch = self.batch
+    def first(self, count: int = 1, batch: int | None = None) -> Example:
+        """The first `count` of the batch (default: as shapes tell): of every tensor that is as long as the batch."""
+        batch = self.batch if batch is None else batch
         return self.map(lambda tensor: tensor[:count] if tensor.dim() and len(tensor) == batch else tensor)
 
 

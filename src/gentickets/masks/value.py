@@ -57,8 +57,8 @@ class Masks(Mapping[str, Tensor]):
             if tensor.is_meta:
                 raise MaskError(f"mask {name!r} is on the meta device and has no values: make it where it has some")
             if tensor.layout is not torch.strided or tensor.is_nested:
-                kind = "nested" if tensor.is_nested else f"stored as {tensor.layout}"
-                raise MaskError(f"mask {name!r} is {kind}: give a plain tensor of its weight's shape, as by to_dense()")
+                lies = "nested" if tensor.is_nested else f"stored as {tensor.layout}"
+                raise MaskError(f"mask {name!r} is {lies}: give a plain tensor of its weight's shape, as by to_dense()")
             bits[name] = pack(tensor)
             shapes[name] = tuple(tensor.shape)
         self._seal(bits, shapes)
