@@ -67,7 +67,8 @@ def _lost(
         alive = {name: torch.rand(weight.shape, generator=generator) < 0.5 for name, weight in weights.items()}
         for name, weight in weights.items():
             weight.mul_(alive[name].to(weight.device))
-    for tensor in (*probe.parameters(), *(probe.buffers() if buffers else ())):
+    matrices = [buffer for buffer in probe.buffers() if buffers and len(_sides(buffer)) > 1]
+    for tensor in (*probe.parameters(), *matrices):
         tensor.requires_grad_(tensor.is_floating_point() or tensor.is_complex())
     net = component_at(probe, component)
     where = next((weight.device for weight in net.parameters()), example.tensors[0].device)
