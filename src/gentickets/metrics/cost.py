@@ -91,9 +91,11 @@ def cost(model: Model, example_inputs: ExampleInputs, masks: Masks | None = None
     FLOPs are its dense ones times the density of the weight that it reads, be that a slice, a copy in another precision
     or the weight under a norm. What a spectral norm computes once a pass is not counted.
 
-    `batch`: how many examples the inputs are. Without it they lie along the first axis of the tensors that are no
-    longer than 1 there, which is a guess: the first of them is priced alone too, and where it takes another share of
-    the FLOPs (sequences first, no batch axis, work that is done once a batch), or does not run, a warning says so.
+    `batch`: how many examples the inputs are. Without it they lie along the first axis of the tensors that are longer
+    than 1 there, which is a guess: the first of them is priced alone too, and where it takes another share of the FLOPs
+    (attention with sequences first, no batch axis, work that is done once a batch), or does not run, a warning says so.
+    Nothing tells a batch from another axis along which all goes alike, as time in a recurrent layer that takes
+    sequences first: say `batch` there.
 
     Warns in one line of operations that it does not understand. The model runs in evaluation mode and is left as it
     was. Raises `MaskError` for a component that does not exist, masks that do not fit, an example that holds none, a
