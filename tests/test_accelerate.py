@@ -577,3 +577,33 @@ def test_a_choice_that_says_no_way_is_one_line():
     masks = gt.prune(gt.magnitude(model), to_sparsity=0.9)
     with pytest.raises(GenticketsError, match="choose gave a set: give"):
         gt.accelerate(model, masks, {"encoder": images}, choose=lambda model, work, costs: set(costs))
+
+
+@pytest.mark.parametrize("norm", [None, spectral_norm, weight_norm])
+def test_a_look_in_the_middle_of_an_accumulated_step_loses_no_gradient(norm):
+    torch.manual_seed(0)
+    layers = [nn.Linear(16, 32), nn.Linear(32, 16)]
+    net = nn.Sequential(layers[0] if norm is None else norm(layers[0]), nn.ReLU(), layers[1]).eval()
+    model, x = nn.ModuleDict({"g": net}), torch.randn(8, 16)
+    masks = gt.prune(gt.magnitude(model), to_sparsity=0.8, scope="layer")
+    masks.apply_(model)
+    net(x).square().mean().backward()
+    before = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    with torch.no_grad(), accelerate(model, masks, {"g": x}) as fast:
+        assert fast
+        net(x)
+    assert all(torch.equal(parameter.grad, before[name]) for name, parameter in model.named_parameters())
+
+    twin = clone(model)
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        other.grad = one.grad.clone()
+    twin["g"](2 * x).square().mean().backward()
+    with accelerate(model, masks, {"g": x}):
+        net(2 * x).square().mean().backward()
+    for name, parameter in model.named_parameters():
+        alive = masks[name] if name in masks else torch.ones_like(parameter, dtype=torch.bool)
+        torch.testing.assert_close(parameter.grad[alive], twin.get_parameter(name).grad[alive])
+
+    with accelerate(model, masks, {"g": x}):
+        model.zero_grad()
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -245,3 +245,19 @@ def test_an_early_bird_takes_one_amount(asked):
     _, _, groups, _ = drawn(0)
     with pytest.raises(gt.PruneError, match="give one amount: fraction=, parameters= or flops="):
         gt.EarlyBird(**asked, granularity="channel", groups=groups)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"parameters": 1000}, {"fraction": 0.5, "at_least": 8}, {"fraction": 0.5, "multiple": 7}]
+)
+def test_groups_of_equal_score_go_by_lot_and_not_by_where_they_stand(asked):
+    """As in a critic whose weights are all at the clip."""
+    net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
+    for layer in (net[0], net[2]):
+        layer.weight.data = 0.01 * layer.weight.data.sign()
+    groups = gt.channel_groups(net, torch.randn(2, 16))
+    masks = gt.prune(gt.magnitude(net), granularity="channel", groups=groups, **asked)
+    kept = masks["0.weight"].any(1)
+    stands = kept.nonzero().flatten().double().mean()
+    assert 0 < int(kept.sum()) < 32
+    assert 8 < float(stands) < 23

@@ -251,3 +251,87 @@ def test_training_flops_of_a_spectrally_normed_discriminator_are_those_of_the_pl
     found = training_flops(normed, Adversarial(6, loss="hinge"), images)
     # The norm's own products of matrix and vector are made once a step, however many images there are.
     assert found.dense == found.live == expected
+
+
+# -- of how many examples -------------------------------------------------------------------------------------
+
+
+class Told(nn.Module):
+    """What it is told beside its images may be one for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told, self.layer = nn.Linear(1, 8), nn.Linear(8, 8)
+
+    def forward(self, x, t):
+        return self.layer(x) + self.told(t)
+
+
+def test_one_call_has_one_price_whatever_the_order_of_its_inputs():
+    x, t, one = torch.randn(4, 8), torch.randn(4, 1), torch.randn(1, 1)
+    assert cost(Told(), {"x": x, "t": t}).flops_dense == cost(Told(), {"t": t, "x": x}).flops_dense == 2 * (64 + 8)
+    for inputs in ({"x": x, "t": one}, {"t": one, "x": x}):
+        with pytest.warns(UserWarning, match="as 4 examples .* they take 144 alone and 132 together; batch= says"):
+            assert cost(Told(), inputs).flops_dense == 2 * 64 + 2 * 8 // 4
+
+
+class Looked(nn.Module):
+    """Takes a table that has nothing to do with the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8, bias=False)
+
+    def forward(self, table, x):
+        return self.layer(x) + table.mean()
+
+
+def test_the_batch_is_the_length_at_which_one_takes_its_share(recwarn):
+    table, x = torch.randn(10, 3), torch.randn(4, 8)
+    assert cost(Looked(), {"table": table, "x": x}).flops_dense == 128
+    assert cost(Looked(), {"x": x, "table": table}).flops_dense == 128
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("net", "example", "batch"),
+    [
+        (nn.TransformerEncoderLayer(8, 2, 16), torch.randn(5, 2, 8), 2),
+        (nn.Conv2d(3, 8, 3), torch.randn(3, 8, 8), 1),
+    ],
+    ids=["sequence first", "no batch axis"],
+)
+def test_a_batch_that_does_not_lie_along_the_first_axis_is_told_and_can_be_said(net, example, batch, recwarn):
+    first = example.transpose(0, 1) if batch == 2 else example[None]
+    same = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) if batch == 2 else net
+    expected = cost(same, first).flops_dense
+    assert cost(net, example, batch=batch).flops_dense == expected
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="along the first axis of its input, a guess"):
+        cost(net, example)
+
+
+@pytest.mark.parametrize("batch", [0, -1, 1.5, True, "2"])
+def test_a_batch_that_is_no_number_of_examples_is_refused(batch):
+    with pytest.raises(MaskError, match="batch="):
+        cost(nn.Linear(2, 2), torch.zeros(2, 2), batch=batch)
+
+
+class ByNumpy(nn.Module):
+    def __init__(self, last: bool) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Linear(8, 8, bias=False), last
+
+    def forward(self, x):
+        if self.last:
+            x = self.layer(x)
+        x = torch.from_numpy(x.detach().numpy() @ self.layer.weight.detach().numpy().T)
+        return x if self.last else self.layer(x)
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_what_numpy_computed_is_named_and_not_free(last):
+    with pytest.warns(UserWarning, match="work outside of torch's operations"):
+        found = cost(ByNumpy(last), torch.randn(2, 8))
+    assert found.not_counted == {"work outside of torch's operations": 1}
+    assert found.flops_dense == 128

@@ -599,3 +599,100 @@ def test_copies_that_are_none_are_refused_with_the_mend(copies):
     net = nn.Linear(4, 3)
     with pytest.raises(MaskError, match=f"copies={copies}: .*\\(\\) where there is none"):
         prune(random_scores(net, 0), to_sparsity=0.5).hold(net, copies=copies)
+
+
+class Shampoo(torch.optim.Optimizer):
+    """Statistics over both sides (Gupta et al. 2018), and a momentum, as in SOAP."""
+
+    def __init__(self, params, lr: float = 0.05, power: float = 0.25) -> None:
+        super().__init__(params, {"lr": lr, "power": power})
+
+    @torch.no_grad()
+    def step(self, closure: object = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state["sides"] = [1e-2 * torch.eye(side) for side in p.shape]
+                    state["momentum"] = torch.zeros_like(p)
+                left, right = state["sides"]
+                left += p.grad @ p.grad.T
+                right += p.grad.T @ p.grad
+                state["momentum"].mul_(0.9).add_(self._root(left) @ p.grad @ self._root(right))
+                p -= group["lr"] * state["momentum"]
+
+    @staticmethod
+    def _root(matrix: Tensor) -> Tensor:
+        values, vectors = torch.linalg.eigh(matrix)
+        return (vectors * values.clamp(min=1e-12) ** -0.25) @ vectors.T
+
+
+class Untried(Shampoo):
+    """One of which no other can be made: it wants to know more."""
+
+    def __init__(self, params, model: nn.Module) -> None:
+        super().__init__(params)
+        self.model = model
+
+
+def _stepped(net: nn.Sequential, optimizer: torch.optim.Optimizer, masks: Masks, steps: int = 40) -> None:
+    generator = torch.Generator().manual_seed(1)
+    with masks.hold(net, optimizer):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            net(torch.randn(32, 8, generator=generator)).square().mean().backward()
+            optimizer.step()
+
+
+@pytest.mark.parametrize("oblong", [False, True])
+def test_statistics_over_a_side_of_a_square_weight_are_no_numbers_of_its_weights(oblong, recwarn) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 5 if oblong else 8, bias=False))
+    masks = prune(random_scores(net, 0), fraction=0.7)
+    optimizer = Shampoo(net.parameters())
+    _stepped(net, optimizer, masks)
+    state = optimizer.state[net[0].weight]
+    for matrix in state["sides"]:
+        assert torch.equal(matrix, matrix.T)
+        assert torch.linalg.eigvalsh(matrix).min() > 0
+    assert not state["momentum"][~masks["0.weight"]].any()
+    assert not recwarn.list
+
+
+def test_a_state_that_cannot_be_told_is_left_and_said() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 8, bias=False))
+    masks = prune(random_scores(net, 0), fraction=0.7)
+    optimizer = Untried(net.parameters(), net)
+    with pytest.warns(UserWarning, match=r"Untried keeps 'sides\.0' of square weights"):
+        _stepped(net, optimizer, masks, 1)
+    left, _ = optimizer.state[net[0].weight]["sides"]
+    assert torch.equal(left, left.T)
+
+
+def test_the_number_of_steps_of_a_weight_of_one_number_is_none_of_its_own() -> None:
+    layer = nn.Module()
+    layer.gain = nn.Parameter(torch.tensor(1.0))
+    adam = torch.optim.Adam(layer.parameters())
+    with Masks({"gain": torch.tensor(False)}).hold(layer, adam) as hold:
+        for _ in range(3):
+            layer.gain.grad = torch.tensor(1.0)
+            adam.step()
+        hold.drop_momentum()
+    assert adam.state[layer.gain]["step"] == 3
+    assert adam.state[layer.gain]["exp_avg"] == 0
+
+
+def test_the_moments_of_any_optimiser_of_square_weights_alone_are_dropped() -> None:
+    class Other(torch.optim.Adam):
+        pass
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    masks = prune(random_scores(net, 0), fraction=0.7)
+    optimizer = Other(net.parameters())
+    for weight in net.parameters():
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    with masks.hold(net, optimizer):
+        assert not optimizer.state[net[0].weight]["exp_avg"][~masks["0.weight"]].any()

@@ -179,6 +179,14 @@ def test_refusals() -> None:
     for bad in (torch.ones(3), torch.ones(3, dtype=torch.uint8), [True], np.ones(3, bool)):
         with pytest.raises(MaskError, match=r"'w' is .*not bool"):
             Masks({"w": bad})  # type: ignore[dict-item]
+    kept = torch.eye(3, dtype=torch.bool)
+    for bad, words in (
+        (kept.to("meta"), "meta device and has no values"),
+        (kept.to_sparse(), r"stored as torch\.sparse_coo"),
+        (torch.nested.nested_tensor([kept]), "nested"),
+    ):
+        with pytest.raises(MaskError, match=f"^mask 'w' is .*{words}"):
+            Masks({"w": bad})
     for other in (Masks({}), Masks({"v": a["w"]}), Masks({"w": a["w"], "v": a["w"]})):
         with pytest.raises(MaskError, match="in one set and not in the other"):
             a & other

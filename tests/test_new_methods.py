@@ -154,3 +154,29 @@ def test_lamp_is_that_of_the_paper(sides, seed, sparsity):
             expected[index] = weights[index] ** 2 / rest if rest else 0.0
         assert scores.numpy().ravel() == pytest.approx(expected, rel=1e-9)
         assert float(scores.max()) == pytest.approx(1.0) or not weights.any()
+
+
+def test_weights_of_one_size_go_by_lot_and_lamp_says_so():
+    """A clipped critic: where its weights stand decides nothing, and no layer goes as a whole."""
+    torch.manual_seed(0)
+    clipped = torch.nn.Linear(40, 40, bias=False)
+    clipped.weight.data = 0.01 * clipped.weight.data.sign()
+    model = torch.nn.ModuleDict({"clipped": clipped, "other": torch.nn.Linear(40, 40, bias=False)})
+    with pytest.warns(UserWarning, match=r"1,600 of 1,600 weights of 'clipped\.weight' are exactly 0\.01 from 0"):
+        scores = lamp(model, gt.Masks.dense(model))
+    assert scores["clipped.weight"].flatten().sort(descending=True).values.numpy() == pytest.approx(
+        1 / np.arange(1, 1601)
+    )
+    kept = gt.prune(scores, fraction=0.9)
+    half = gt.prune({"clipped.weight": scores["clipped.weight"]}, fraction=0.5)["clipped.weight"]
+    assert kept.counts()["clipped.weight"] > 0
+    for axis in (0, 1):
+        assert int(half.sum(axis).min()) >= 4
+        assert int(half.sum(axis).max()) <= 36
+
+
+def test_lamp_says_nothing_of_weights_that_differ(recwarn):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(200, 200)
+    lamp(model, gt.Masks.dense(model))
+    assert not recwarn.list

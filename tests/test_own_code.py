@@ -665,3 +665,37 @@ def test_no_way_of_writing_it_lets_a_file_run_code(tmp_path):
         with pytest.raises(gt.RecipeError, match="--allow-code"):
             read_study(path) if "study" in way else read_recipe(path)
     assert not (tmp_path / "ran").exists()
+
+
+STANDARDISED = """
+from torch import nn
+from torch.nn import functional as F
+
+
+class Standardised(nn.Module):
+    def __init__(self, a, b):
+        super().__init__()
+        self.inner = nn.Linear(a, b)
+
+    def forward(self, x):
+        weight = self.inner.weight
+        return F.linear(x, weight - weight.mean(1, keepdim=True), self.inner.bias)
+
+
+def make(size: int, channels: int):
+    sides = channels * size * size
+    first = nn.Sequential(nn.Flatten(), Standardised(sides, 16), nn.ReLU(), nn.Linear(16, 6))
+    last = nn.Sequential(nn.Linear(6, sides), nn.Tanh(), nn.Unflatten(1, (channels, size, size)))
+    return {"encoder": first, "decoder": last}
+"""
+
+
+def test_a_weight_whose_zeros_would_end_is_refused_before_anything_is_trained(tmp_path):
+    (tmp_path / "mine.py").write_text(STANDARDISED)
+    (tmp_path / "own.yaml").write_text(
+        "name: own\nmodel: mine.py:make\ndata: {source: digits, size: 8}\nobjective: autoencoding\n"
+        "training: {steps: 5, batch_size: 8}\nsearch: {rounds: 1, fraction: 0.5}\n"
+    )
+    said = refused(tmp_path, "find", "own.yaml", "--plan", "--allow-code")
+    assert "'encoder.1.inner.weight' cannot be pruned: the forward pass of Standardised makes another weight" in said
+    assert "search.exclude=" in said

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning_fabric import Fabric
 from safetensors.torch import save as to_safetensors
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel
 
@@ -518,6 +518,80 @@ def test_tied_weights_from_a_model_or_its_state() -> None:
         model = Ticket(masks, weights).install(make())
         assert torch.equal(model[2].weight, donor[0].weight * masks["0.weight"])
         assert model[2].weight is model[0].weight
+
+
+class Tied(nn.Module):
+    def __init__(self, tied: bool, same_memory: bool = False) -> None:
+        super().__init__()
+        self.emb, self.mid, self.head = nn.Embedding(10, 6), nn.Linear(6, 6), nn.Linear(6, 10, bias=False)
+        if tied:
+            self.head.weight = nn.Parameter(self.emb.weight.data) if same_memory else self.emb.weight
+
+    def ticket(self) -> Ticket:
+        return Ticket(Masks.full({"mid.weight": (6, 6)}), self)
+
+
+@pytest.mark.parametrize("same_memory", [False, True])
+def test_two_tensors_of_a_ticket_do_not_overwrite_each_other(same_memory) -> None:
+    untied, tied = Tied(False), Tied(True, same_memory)
+    before = copy.deepcopy(tied.state_dict())
+    with pytest.raises(TicketError, match=r"^'emb\.weight' and 'head\.weight' differ in the ticket and are one tensor"):
+        untied.ticket().install(tied)
+    assert all(torch.equal(before[name], tensor) for name, tensor in tied.state_dict().items())
+    with torch.no_grad():
+        untied.head.weight.copy_(untied.emb.weight)
+    untied.ticket().install(tied)
+    assert torch.equal(tied.head.weight, untied.emb.weight)
+
+
+class Kept(nn.Module):
+    def __init__(self, kept: Tensor) -> None:
+        super().__init__()
+        self.l = nn.Linear(2, 2)
+        self.register_buffer("kept", kept)
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype"),
+    [
+        (torch.tensor([300]), torch.int8),
+        (torch.tensor([-1]), torch.uint8),
+        (torch.tensor([-1]), torch.uint64),
+        (torch.tensor([70000]), torch.float16),
+        (torch.tensor([1e300 + 0j], dtype=torch.complex128), torch.complex64),
+        (torch.tensor([1e300 * 1j], dtype=torch.complex128), torch.complex64),
+        (torch.tensor([1e6]), torch.float8_e4m3fn),
+        (torch.tensor([1e6]), torch.float8_e5m2),
+        (torch.tensor([-2.0]), torch.float8_e8m0fnu),
+        (torch.tensor([1e6], dtype=torch.float64), torch.float16),
+        (torch.tensor([2.0]), torch.float4_e2m1fn_x2),
+    ],
+)
+def test_values_that_a_model_cannot_hold_are_refused_whatever_the_kind(given, dtype) -> None:
+    whole = Kept(given)
+    masks = Masks.full({"l.weight": (2, 2)})
+    small = Kept(torch.zeros(1, dtype=torch.uint8).view(dtype) if dtype.itemsize == 1 else torch.zeros(1, dtype=dtype))
+    with pytest.raises(TicketError, match=r"^'kept' (has values beyond the range of|is .* and .* in the model)"):
+        Ticket(masks, whole).install(small)
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype"),
+    [
+        (torch.tensor([-128, 127]), torch.int8),
+        (torch.tensor([65504]), torch.float16),
+        (torch.tensor([True, False]), torch.uint8),
+        (torch.tensor([1.0, float("inf"), float("nan")]), torch.float16),
+        (torch.tensor([-448.0, 0.3]), torch.float8_e4m3fn),
+        (torch.tensor([1e-30, 3.3], dtype=torch.float64), torch.float16),
+        (torch.tensor([1.0, 2.0]), torch.complex64),
+        (torch.tensor([], dtype=torch.int64), torch.int8),
+    ],
+)
+def test_values_that_it_can_hold_are_rounded_as_ever(given, dtype) -> None:
+    model = Kept(torch.zeros(len(given), dtype=dtype))
+    Ticket(Masks.full({"l.weight": (2, 2)}), Kept(given)).install(model)
+    assert torch.equal(model.kept.view(torch.uint8), given.to(dtype).view(torch.uint8))
 
 
 def test_installing_while_held(make_gan, half) -> None:

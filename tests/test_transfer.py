@@ -92,3 +92,26 @@ def test_components_that_do_not_exist_are_named(components, message):
 def test_nothing_to_carry_is_said():
     with pytest.raises(gt.TicketError, match="nothing to carry"):
         ticket_of(vae()).transfer(gan(), {"decoder": "generator"}, exclude=["generator.*"])
+
+
+class Head(torch.nn.Module):
+    def __init__(self, tied):
+        super().__init__()
+        self.emb, self.head = torch.nn.Embedding(10, 6), torch.nn.Linear(6, 10, bias=False)
+        self.mid = torch.nn.Linear(6, 6)
+        if tied:
+            self.head.weight = self.emb.weight
+
+
+def test_a_tied_head_does_not_stay_random_without_a_word():
+    tied, untied = torch.nn.ModuleDict({"a": Head(True)}), torch.nn.ModuleDict({"b": Head(False)})
+    masks = gt.prune(gt.magnitude(tied, include="a.mid.weight"), fraction=0.5)
+    ticket = gt.Ticket(masks, tied)
+    with pytest.raises(gt.TicketError, match=r"no tensor for 'b\.head\.weight'.*exclude=\('b\.head\.\*',\)"):
+        ticket.transfer(untied, {"a": "b"})
+    left = ticket.transfer(untied, {"a": "b"}, exclude=("b.head.*",)).install(untied)
+    assert torch.equal(left["b"].emb.weight, tied["a"].emb.weight)
+    assert gt.Ticket(masks).transfer(untied, {"a": "b"}).masks.components == ("b",)
+    whole = gt.Ticket(masks, tied.state_dict()).transfer(untied, {"a": "b"})
+    assert torch.equal(whole.install(untied)["b"].head.weight, tied["a"].head.weight)
+    assert ticket.transfer(torch.nn.ModuleDict({"b": Head(True)}), {"a": "b"}).masks == whole.masks

@@ -53,6 +53,15 @@ def inputs(size, channels):
 
 def bad(size):
     return {"nowhere": torch.randn(2, 3)}
+
+
+class Ends(ByValue):
+    def forward(self, x):
+        raise SystemExit(5)
+
+
+def ends():
+    raise SystemExit(7)
 """
 
 
@@ -144,3 +153,26 @@ def test_inputs_are_guessed_for_other_kinds(net):
     told = list(width_words(model, 16, 1))
     assert told[0].startswith("example inputs, guessed: the network")
     assert told[-1].startswith("at half of the channels")
+
+
+def test_a_compiled_network_is_the_one_that_was_compiled():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 3, padding=1))
+    plain, compiled = list(width_words(net, 8, 1)), list(width_words(torch.compile(net), 8, 1))
+    assert [part for part in plain if isinstance(part, str)] == [part for part in compiled if isinstance(part, str)]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_network_is_priced_and_its_channels_are_refused_in_one_line():
+    net, x = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 1, 3)), torch.randn(2, 1, 8, 8)
+    scripted = torch.jit.script(net)
+    assert gt.cost(scripted, x).flops_dense == gt.cost(net, x).flops_dense
+    with pytest.raises(gt.GenticketsError, match=r"cannot be traced where it is scripted \(give the module that"):
+        gt.channel_groups(scripted, x)
+    assert any("scripted" in str(part) for part in width_words(scripted, 8, 1))
+
+
+def test_a_model_that_ends_the_program_is_said_with_its_line(said):
+    assert said("--model", "mine.py:ends", expect=2).strip() == (
+        "gentickets: mine.py:ends failed (line 49: SystemExit: 7)"
+    )
+    assert "mine.py, line 45: SystemExit: 5" in said("--model", "mine.py:Ends", expect=2)

@@ -206,6 +206,10 @@ def digests(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
+_FAULTS = (Exception, SystemExit)
+"""What code of one's own may raise that is a fault of it: a model is no program, that may end this one."""
+
+
 @contextmanager
 def running(name: str) -> Iterator[None]:
     """Whatever code that `name` says raises, in one line, with the line of its file. Raises `RecipeError`."""
@@ -213,7 +217,7 @@ def running(name: str) -> Iterator[None]:
         yield
     except GenticketsError:
         raise
-    except Exception as error:
+    except _FAULTS as error:
         if not is_code(name):
             raise
         raise RecipeError(f"{name} failed ({_where(error, _file_of(name))})") from error
@@ -226,7 +230,7 @@ def own_faults() -> Iterator[None]:
         yield
     except GenticketsError:
         raise
-    except Exception as error:
+    except _FAULTS as error:
         if (said := own_fault(error)) is None:
             raise
         raise RecipeError(said) from error
@@ -236,7 +240,7 @@ def own_fault(error: BaseException) -> str | None:
     """An error that arose in code of one's own, or in what that called: its file and line, in words; else None."""
     own = {path for path, _ in _ran} | _own_modules
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if Path(frame.filename) in own and isinstance(error, Exception):
+        if Path(frame.filename) in own and isinstance(error, _FAULTS):
             return f"{Path(frame.filename).name}, {_where(error, Path(frame.filename))}"
     return None
 
@@ -266,7 +270,7 @@ def _imported(module: str, name: str) -> ModuleType:
         return found
     except ModuleNotFoundError as error:
         raise RecipeError(f"{name}: there is no module {error.name!r}; a file is named as my.py:name") from None
-    except Exception as error:
+    except _FAULTS as error:
         raise RecipeError(f"{name}: importing {module} failed ({_where(error, None)})") from None
 
 
@@ -298,14 +302,14 @@ def _run_file(path: Path, name: str) -> ModuleType:
         sys.path.append(str(path.parent))  # it may import what lies beside it, as a script may
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except _FAULTS as error:
         del sys.modules[called]
         raise RecipeError(f"{name}: running {path.name} failed ({_where(error, path)})") from None
     _ran[key] = module
     return module
 
 
-def _where(error: Exception, path: Path | None) -> str:
+def _where(error: BaseException, path: Path | None) -> str:
     """An error in a line, with the line of the user's file at which it arose."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
     at = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else (lines[-1] if lines else None)

@@ -44,6 +44,8 @@ def trace(model: Model, component: str, example_input: Any) -> ChannelGraph:
         raise _untraceable(component, "as long as lazy layers have no weights (call it once before)")
     if any(tensor.is_meta for tensor in (*component_at(model, component).parameters(), *example.tensors)):
         raise _untraceable(component, "on the meta device, which has no values (to_empty and load it before)")
+    if any(isinstance(module, torch.jit.ScriptModule) for module in component_at(model, component).modules()):
+        raise _untraceable(component, "where it is scripted (give the module that torch.jit.script was given)")
     net = clone(unwrap(component_at(model, component))).eval()
     run = _recorded(net, component, example)
     graph = ChannelGraph(component, net, run, {id(layer): name for name, layer in named_layers(net)})

@@ -38,6 +38,10 @@ def main() -> None:
         code = _complain(str(error))
     except KeyboardInterrupt:
         code = STOPPED
+    except SystemExit as error:
+        if (own := _own_fault(error)) is None:
+            raise
+        code = _complain(own)
     except OSError as error:
         if error.strerror is None:
             raise
@@ -87,7 +91,7 @@ def _is_a(error: Exception, name: str) -> bool:
     return any(kind.__name__ == name for kind in type(error).__mro__)
 
 
-def _own_fault(error: Exception) -> str | None:
+def _own_fault(error: BaseException) -> str | None:
     """Where in the user's own code an error arose, in words; None where it did not."""
     from gentickets.catalogue import own_fault
 

@@ -20,7 +20,7 @@ from gentickets.channels.groups import ChannelGroups, channel_groups
 from gentickets.errors import GenticketsError
 from gentickets.lab.results.words import percent
 from gentickets.masks.examples import WHOLE, Example, examples_of, outputs
-from gentickets.masks.names import component_at, components_of, is_in, named_layers, named_weights
+from gentickets.masks.names import component_at, components_of, has_forward, is_in, named_layers, named_weights
 
 _BATCH, _LENGTH, _SIDE = 2, 16, 8
 """How many examples are guessed; how long those are that are no images, and of which side maps of channels."""
@@ -162,7 +162,7 @@ def _is_of_components(model: nn.Module) -> bool:
     """Whether a model is run by its components, and not as one network: where it has no forward, or an objective is
     for all of them."""
     known = {name for objective in CATALOGUE["objective"] for name in load("objective", objective).components}  # type: ignore[attr-defined]
-    return type(model).forward is nn.Module.forward or set(components_of(model)) <= known
+    return not has_forward(model) or set(components_of(model)) <= known
 
 
 def _signature(net: nn.Module, name: str) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gentickets.errors import GenticketsError, MaskError
 from gentickets.evaluating import evaluating
-from gentickets.masks.names import Model, check_components, components_of, unwrap
+from gentickets.masks.names import Model, check_components, components_of, has_forward, unwrap
 
 ExampleInput = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 """One tensor, several positional arguments, or keywords: what one component is called with."""
@@ -70,8 +70,14 @@ class Example:
 
     @property
     def batch(self) -> int:
-        """How many examples are in the batch: the length of the first tensor that has an axis, else 1."""
-        return next((len(tensor) for tensor in self.tensors if tensor.dim()), 1)
+        """How many examples are in the batch, as far as shapes tell: the length of the first tensor that has an axis
+        and more than one along it; else 1."""
+        return next(iter(self.lengths), 1)
+
+    @property
+    def lengths(self) -> list[int]:
+        """What the batch may be: the lengths of the tensors along their first axis, but 1, which goes with any."""
+        return list(dict.fromkeys(len(tensor) for tensor in self.tensors if tensor.dim() and len(tensor) != 1))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Example:
         """The same call with every tensor changed."""
@@ -83,9 +89,9 @@ class Example:
             lambda tensor: tensor.to(device, dtype if dtype is not None and tensor.is_floating_point() else None)
         )
 
-    def first(self, count: int = 1) -> Example:
-        """The first `count` of the batch: of every tensor that is as long as the batch."""
-        batch = self.batch
+    def first(self, count: int = 1, batch: int | None = None) -> Example:
+        """The first `count` of the batch (default: as shapes tell): of every tensor that is as long as the batch."""
+        batch = self.batch if batch is None else batch
         return self.map(lambda tensor: tensor[:count] if tensor.dim() and len(tensor) == batch else tensor)
 
 
@@ -98,11 +104,11 @@ def examples_of(model: Model, example_inputs: Any) -> dict[str, Example]:
     """
     kind, known = type(unwrap(model)), components_of(model)
     if isinstance(example_inputs, Mapping):
-        keywords = [] if kind.forward is nn.Module.forward else _keywords(unwrap(model))
+        keywords = _keywords(unwrap(model)) if has_forward(model) else []
         if not example_inputs or set(example_inputs) & set(known) or not set(example_inputs) <= set(keywords):
             _check_components(example_inputs, known, keywords)
             return {name: Example.of(given, name) for name, given in example_inputs.items()}
-    if kind.forward is nn.Module.forward and known:
+    if known and not has_forward(model):
         raise MaskError(f"{kind.__name__} has no forward of its own: name the component, as in {{{known[0]!r}: input}}")
     return {WHOLE: Example.of(example_inputs, kind.__name__)}
 

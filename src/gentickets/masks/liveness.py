@@ -11,6 +11,7 @@ codebook counts as one. And nothing is called a cut that is none in the dense ne
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from gentickets.errors import Disconnected, MaskError
+from gentickets.masks.effect import check_effect
 from gentickets.masks.examples import Example, ExampleInputs, examples_of, named_tensors
 from gentickets.masks.flow import GAIN_AT, Double, each, gained, running, tensors_in, titled, writes
 from gentickets.masks.layers import divided_by_zero
@@ -52,10 +54,13 @@ def check_connected(model: Model, masks: Masks, example_inputs: ExampleInputs) -
     not matter, whole numbers are taken as they are); for a model that is one network, the bare input. The message
     names the component, and the layer that cuts it in two; or a layer of which so little is left that its norm divides
     by 0. The model, its statistics and the random state stay as they are. Raises `MaskError` for a component that does
-    not exist, for masks that do not fit the model, and where it cannot be run for the check.
+    not exist, for masks that do not fit the model, where it cannot be run for the check, and for a pruned weight of
+    which some module makes another one, in which zeros end.
     """
     masks = masks if isinstance(masks, Masks) else Masks(masks)
     owned = {id(weight): masks[name] for name, weight in masks.check_fits(model).items() if name in masks}
+    pruned = [name for name, alive in masks.counts().items() if alive < math.prod(masks.shapes[name])]
+    check_effect(model, pruned, example_inputs)
     for component, example in examples_of(model, example_inputs).items():
         net = component_at(model, component)
         here = _with_shared(masks, owned, net, component)

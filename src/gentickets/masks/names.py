@@ -8,6 +8,7 @@ Names are those of `model.named_parameters()` without the prefixes that wrappers
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -134,6 +135,12 @@ def _inside(module: nn.Module) -> object:
         base = module.base_model
         return getattr(base, "model", base)
     return None
+
+
+def has_forward(model: Model) -> bool:
+    """Whether a model is called as one network: its class, or its script, has a forward pass of its own."""
+    # Of a scripted module's class, to ask for `forward` is an error.
+    return inspect.getattr_static(type(unwrap(model)), "forward", None) is not nn.Module.forward
 
 
 def named_layers(model: Model, prefix: str = "", _seen: set[int] | None = None) -> Iterator[tuple[str, nn.Module]]:

@@ -33,6 +33,7 @@ from gentickets.masks.names import (
 from gentickets.masks.signing import Signature, check_signature, signed, signer_of
 from gentickets.masks.ticket_file import BROKEN, FORMAT, Content, fingerprint_of, read, written
 from gentickets.masks.value import M, Masks
+from gentickets.memory import as_bits
 from gentickets.notebook import short, shown
 
 if TYPE_CHECKING:
@@ -101,8 +102,9 @@ class Ticket:
     def install(self, model: M) -> M:
         """Rewinds `model` to the ticket's weights, applies the masks, and returns it.
 
-        Raises `TicketError` that names the first tensor that differs, with both shapes, or that is on the meta device
-        and can hold no values; the model is then as it was.
+        Raises `TicketError` that names the first tensor that differs, with both shapes, whose values the model's dtype
+        cannot hold, or that is on the meta device and can hold no values; or two that differ and are one tensor in the
+        model. The model is then as it was.
         """
         state = named_state(model)
         if empty := [name for name, tensor in state.items() if tensor.is_meta]:
@@ -125,6 +127,7 @@ class Ticket:
             self.masks.check_fits(model)
         except MaskError as error:
             raise TicketError(f"the ticket is for another architecture: {error}") from None
+        _check_one_a_place(self.weights, places)
         with torch.no_grad():
             for name, tensor in self.weights.items():
                 places[name].copy_(tensor)
@@ -149,7 +152,8 @@ class Ticket:
 
         Raises `TicketError` for a component that is missing on either side, for two that go to one, for a tensor of
         another shape (both shapes named: a ticket does not travel between widths), for an entry of `exclude` that fits
-        nothing, and where nothing would be carried.
+        nothing, and where nothing would be carried; and, with weights, for a tensor of a component that the ticket has
+        none for, such as a head that is tied there and not here, unless `exclude` names it.
         """
         state = named_state(model)
         weights = {name: tensor.detach().clone() for name, tensor in state.items()}
@@ -182,6 +186,13 @@ class Ticket:
                 masks[new] = self.masks[name]
             if with_weights and name in self.weights:
                 weights[new] = self.weights[name].clone()
+        for target in components.values() if with_weights and self.weights else ():
+            lacks = [own for own in state if is_in(target, own) and own not in names.values() and own not in stays]
+            if lacks:
+                raise TicketError(
+                    f"the ticket has no tensor for {lacks[0]!r}, which would stay the model's own: it may be tied to "
+                    f"another one where the ticket was made; exclude=({_layer_of(lacks[0])!r},) leaves it to the model"
+                )
         if not masks:
             but = f" but what exclude={as_names(exclude)} leaves behind" if left else ""
             raise TicketError(f"nothing to carry: no mask is in {', '.join(components)}{but}")
@@ -326,11 +337,57 @@ def _decided_by(masks: Masks, weights: Mapping[str, Tensor]) -> bool:
 
 def _check_holds(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
     """Raises `TicketError` where a dtype of the model would make something else of a ticket's tensor."""
+    kinds = f"{name!r} is {tensor.dtype} in the ticket and {dtype} in the model"
     if not torch.can_cast(tensor.dtype, dtype):
-        raise TicketError(f"{name!r} is {tensor.dtype} in the ticket and {dtype} in the model, which cannot hold it")
-    narrower = dtype.is_floating_point and tensor.is_floating_point() and dtype.itemsize < tensor.dtype.itemsize
-    if narrower and bool((tensor.isfinite() & ~tensor.to(dtype).isfinite()).any()):
+        raise TicketError(f"{kinds}, which cannot hold it")
+    if tensor.dtype == dtype or not tensor.numel():
+        return
+    try:
+        lost = _beyond_range(tensor, dtype)
+    except (RuntimeError, TypeError) as error:  # torch has no such conversion
+        raise TicketError(f"{kinds}, which torch cannot make of it: {error}") from None
+    if lost:
         raise TicketError(f"{name!r} has values beyond the range of {dtype}, which it is in the model")
+
+
+def _beyond_range(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a number has no nearest one in `dtype`: it is too large, or of a sign that there is none of."""
+    if dtype.is_floating_point or dtype.is_complex:
+        if tensor.dtype.is_floating_point and _spans(dtype, tensor.dtype):
+            return False
+        largest = torch.finfo(dtype).max * (1 + torch.finfo(dtype).eps)
+        before, after = _real_parts(tensor), _real_parts(tensor.to(dtype))
+        turned = (after != 0) & (after.sign() != before.sign())
+        return bool((before.isfinite() & (~after.isfinite() | turned | (before.abs() > largest))).any())
+    if tensor.dtype == torch.bool:
+        return False
+    numbers, limits = tensor.numpy(), torch.iinfo(dtype)
+    return int(numbers.min()) < limits.min or int(numbers.max()) > limits.max
+
+
+def _spans(wide: torch.dtype, narrow: torch.dtype) -> bool:
+    """Whether a dtype reaches as far as another one of real numbers, to both sides."""
+    return torch.finfo(wide).max >= torch.finfo(narrow).max and torch.finfo(wide).min <= torch.finfo(narrow).min
+
+
+def _real_parts(tensor: Tensor) -> Tensor:
+    """All real numbers of a tensor, in float64; of real ones of any kind the imaginary parts too, which are 0."""
+    return torch.view_as_real(tensor.to(torch.complex128))
+
+
+def _check_one_a_place(weights: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
+    """Raises `TicketError` where two tensors of a ticket that differ would go to one place, as of tied layers."""
+    first: dict[Any, str] = {}
+    for name, tensor in weights.items():
+        place = places[name]
+        lies = place.numel() > 0 and place.layout is torch.strided
+        where = (place.data_ptr(), place.shape, place.stride()) if lies else id(place)
+        other = first.setdefault(where, name)
+        if other != name and not torch.equal(as_bits(weights[other]), as_bits(tensor)):
+            raise TicketError(
+                f"{other!r} and {name!r} differ in the ticket and are one tensor in the model: tie them where the "
+                f"ticket is made, or untie the model"
+            )
 
 
 def _layer_of(name: str) -> str:

@@ -34,7 +34,8 @@ class Masks(Mapping[str, Tensor]):
     tensor, so nothing that a caller does to it changes the set. Two sets combine (`&`, `|`, `^`, `~`,
     `distance`) only where they have the same names and shapes.
 
-    Raises `MaskError` for a tensor that is not of dtype bool, and for a name that no weight can have.
+    Raises `MaskError` for a tensor that is not of dtype bool, that has no values (meta) or not all of them (sparse),
+    and for a name that no weight can have.
     """
 
     __slots__ = ("_bits", "_shapes")
@@ -53,6 +54,11 @@ class Masks(Mapping[str, Tensor]):
             if not isinstance(tensor, Tensor) or tensor.dtype != torch.bool:
                 kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
                 raise MaskError(f"mask {name!r} is {kind}, not bool: compare first (`scores > threshold`)")
+            if tensor.is_meta:
+                raise MaskError(f"mask {name!r} is on the meta device and has no values: make it where it has some")
+            if tensor.layout is not torch.strided or tensor.is_nested:
+                lies = "nested" if tensor.is_nested else f"stored as {tensor.layout}"
+                raise MaskError(f"mask {name!r} is {lies}: give a plain tensor of its weight's shape, as by to_dense()")
             bits[name] = pack(tensor)
             shapes[name] = tuple(tensor.shape)
         self._seal(bits, shapes)

@@ -18,6 +18,7 @@ from gentickets.data.batches import Batch
 from gentickets.errors import MaskError
 from gentickets.evaluating import evaluating
 from gentickets.masks.examples import WHOLE, Example, ExampleInputs, examples_of, named_tensors
+from gentickets.masks.flow import titled
 from gentickets.masks.layers import check_not_pruned
 from gentickets.masks.names import (
     Model,
@@ -77,7 +78,7 @@ class Cost:
         return shown(f"One example forward{missing}", heads, rows)
 
 
-def cost(model: Model, example_inputs: ExampleInputs, masks: Masks | None = None) -> Cost:
+def cost(model: Model, example_inputs: ExampleInputs, masks: Masks | None = None, *, batch: int | None = None) -> Cost:
     """The cost of `model`, whose children are its components, under `masks` (None: everything is alive).
 
     `example_inputs` maps a component's name to a batch for it: a tensor, a tuple of arguments, or a dict of keywords. A
@@ -90,15 +91,23 @@ def cost(model: Model, example_inputs: ExampleInputs, masks: Masks | None = None
     FLOPs are its dense ones times the density of the weight that it reads, be that a slice, a copy in another precision
     or the weight under a norm. What a spectral norm computes once a pass is not counted.
 
+    `batch`: how many examples the inputs are. Without it they lie along the first axis of the tensors that are longer
+    than 1 there, which is a guess: the first of them is priced alone too, and where it takes another share of the FLOPs
+    (attention with sequences first, no batch axis, work that is done once a batch), or does not run, a warning says so.
+    Nothing tells a batch from another axis along which all goes alike, as time in a recurrent layer that takes
+    sequences first: say `batch` there.
+
     Warns in one line of operations that it does not understand. The model runs in evaluation mode and is left as it
     was. Raises `MaskError` for a component that does not exist, masks that do not fit, an example that holds none, a
-    layer that has no shape yet, and a model that torch prunes already.
+    layer that has no shape yet, a model that torch prunes already, and a batch of less than 1.
     """
+    if batch is not None and not (isinstance(batch, int) and not isinstance(batch, bool) and batch >= 1):
+        raise MaskError(f"batch={batch!r}: how many examples the inputs are, 1 or more")
     examples = examples_of(model, example_inputs)
     alive = _Alive(model, masks)
     parts, forward = {}, []
     for name in (WHOLE,) if WHOLE in examples else components_of(model):
-        counted = _forward(model, name, examples[name], alive) if name in examples else _Forward()
+        counted = _forward(model, name, examples[name], alive, batch) if name in examples else _Forward()
         forward.append(counted)
         if name != WHOLE:
             parts[name] = alive.holding([full for full in alive.weights if component_of(full) == name], counted, {})
@@ -127,12 +136,49 @@ class _Forward:
         )
 
 
-def _forward(model: Model, name: str, example: Example, alive: _Alive) -> _Forward:
+def _forward(model: Model, name: str, example: Example, alive: _Alive, batch: int | None) -> _Forward:
     """One pass of an example through one component."""
+    counter = _counted(model, name, example, alive.counter(model))
+    if batch is None:
+        batch = _batch_of(model, name, example, counter.dense + counter.norms)
+    dense, sparse, between = (
+        round(total / batch) for total in (counter.dense + counter.norms, counter.live + counter.norms, counter.between)
+    )
+    return _Forward(dense, sparse, between, counter.counted, counter.not_counted)
+
+
+_SHARE_ONCE = 0.01
+"""The share of the FLOPs that may be taken once a batch without a word."""
+
+
+def _batch_of(model: Model, name: str, example: Example, flops: int) -> int:
+    """How many examples are in an example input that takes so many FLOPs: the length at which the first of them takes
+    its share of these. Where there is none a warning says so, and it is what shapes tell."""
+    alone: int | None = None
+    for place, length in enumerate(example.lengths):
+        try:
+            counter = _counted(model, name, example.first(1, length), _Alive(model, None).counter(model))
+        except Exception:  # a stranger's code, which may want a batch of just that, or no batch at all
+            continue
+        found = counter.dense + counter.norms
+        if abs(found * length - flops) <= _SHARE_ONCE * flops:
+            return length
+        alone = found if not place else alone
+    batch = example.batch
+    if example.lengths:
+        told = "do not run one by one" if alone is None else f"take {alone:,} alone and {flops / batch:,.0f} together"
+        warnings.warn(
+            f"cost: {titled(name)} is priced as {batch} examples along the first axis of its input, a guess: they "
+            f"{told}; batch= says how many examples the input is",
+            stacklevel=4,
+        )
+    return batch
+
+
+def _counted(model: Model, name: str, example: Example, counter: Operations) -> Operations:
+    """The counter, after one pass of an example through one component."""
     component = unwrap(component_at(model, name))
     where = next((p.device for p in component.parameters()), example.tensors[0].device)
-    batch = example.batch
-    counter = alive.counter(model)
 
     def count_norm(layer: nn.Module, given: Any, output: Any) -> None:
         counter.norms += FLOPS_A_NORM * output.numel()
@@ -143,12 +189,10 @@ def _forward(model: Model, name: str, example: Example, alive: _Alive) -> _Forwa
                 stack.callback(layer.register_forward_hook(count_norm).remove)
         stack.enter_context(evaluating(component))
         stack.enter_context(uncompiled())
+        stack.enter_context(counter.leaving())
         stack.enter_context(counter)
         counter.gave(tensor for _, tensor in named_tensors(example.to(where)(component)))
-    dense, sparse, between = (
-        round(total / batch) for total in (counter.dense + counter.norms, counter.live + counter.norms, counter.between)
-    )
-    return _Forward(dense, sparse, between, counter.counted, counter.not_counted)
+    return counter
 
 
 def _warn_of_missing(what: str, not_counted: Mapping[str, int], share: float) -> None:

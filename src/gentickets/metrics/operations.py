@@ -23,6 +23,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -40,7 +41,11 @@ from gentickets.metrics.formulas import (
 )
 
 OUTSIDE = "work outside of torch's operations"
-"""Stands for what wrote to a tensor without an operation: a compiled kernel that was handed its memory."""
+"""Stands for what wrote to a tensor without an operation: a compiled kernel that was handed its memory, or numpy, from
+which a tensor came that no operation made."""
+
+_LEAVE = (Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
+"""By which numbers leave torch, and work may be done on them that nobody sees."""
 
 FLOPS_A_NORM = 2
 
@@ -68,6 +73,14 @@ class Operations(TorchDispatchMode):
         self.live = 0.0
         self.not_counted: Counter[str] = Counter()
         self._memory = _Memory(weights, alive or {})
+
+    def leaving(self) -> TorchFunctionMode:
+        """A mode that notes that numbers leave torch: of tensors that no operation made it is then said."""
+        return _Leaving(self)
+
+    def has_left(self) -> None:
+        """From here on looks where tensors come from."""
+        self._memory.looks = True
 
     def gave(self, tensors: Iterable[Tensor]) -> None:
         """Looks at what a component gave: nothing reads it afterwards, by which unseen work would be noticed."""
@@ -158,12 +171,25 @@ class _Use:
         return tensor.storage_offset() == self.offset and sides in (self.sides, self.sides[::-1]) and lie == self.lie
 
 
+class _Leaving(TorchFunctionMode):
+    def __init__(self, counter: Operations):
+        super().__init__()
+        self._counter = counter
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in _LEAVE:
+            self._counter.has_left()
+        return function(*args, **(kwargs or {}))
+
+
 class _Memory:
     """What is known of tensors by where they lie: the model's own, their shadows, what was multiplied with them."""
 
     def __init__(self, weights: Mapping[str, Tensor], alive: Mapping[str, Tensor]):
         self._own, self._blank = _ByStorage[bool](), _ByStorage[bool]()
         self._shadows, self._uses = _ByStorage[_Shadow](), _ByStorage[list[_Use]]()
+        self._made = _ByStorage[bool]()
+        self.looks = False
         for name, weight in weights.items():
             self._own[weight] = True
             if name in alive:
@@ -176,8 +202,14 @@ class _Memory:
         return bool(tensors) and all(self._own.get(tensor) for tensor in tensors)
 
     def is_blank(self, value: Any) -> bool:
-        """Whether a tensor was made empty and has not been written by any operation; says so once."""
-        return isinstance(value, Tensor) and value.numel() > 0 and bool(self._blank.pop(value))
+        """Whether a tensor was made empty and has not been written by any operation, or came from outside of torch; it
+        is said once."""
+        if not isinstance(value, Tensor) or not value.numel():
+            return False
+        if self.looks and _has_storage(value) and not (self._own.get(value) or self._made.get(value)):
+            self._made[value] = True
+            return True
+        return bool(self._blank.pop(value))
 
     def density(self, operands: Sequence[Tensor], out: Tensor, axes: slice) -> tuple[int, int, bool]:
         """(alive, total) of the weight that a product reads or whose gradient it makes; whether there is one.
@@ -218,6 +250,10 @@ class _Memory:
         """Notes what is known of the results of an operation, from what is known of its arguments."""
         made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        before = {_address(tensor) for tensor in given}
+        for tensor in made:
+            if _address(tensor) not in before:
+                self._made[tensor] = True
         writes = any(_arguments(func).values())
         for tensor in made + given if writes else []:
             self._blank.pop(tensor)
@@ -226,7 +262,7 @@ class _Memory:
                 self._blank[tensor] = True
         if not made or func.is_view or name in FROM_SHAPES:
             return
-        if not writes and _address(made[0]) in {_address(tensor) for tensor in given}:
+        if not writes and _address(made[0]) in before:
             return  # a view by another name
         if self.is_own(*given):
             for tensor in made:

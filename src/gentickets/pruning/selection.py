@@ -158,6 +158,12 @@ def _by_lot(name: str, tied: np.ndarray, count: int) -> np.ndarray:
     return goes
 
 
+def lots(name: str, count: int) -> np.ndarray:
+    """(count,) int64: what each place of a tensor draws, no two the same. Of equals the lowest goes first."""
+    every = np.full((count + 7) // 8, 0xFF, np.uint8)
+    return np.concatenate([np.empty(0, np.int64), *(drawn for _, _, drawn in _lots(name, every))])[:count]
+
+
 def _lots(name: str, tied: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """Block by block of `tied`: which places of the block are set, and the lot that each draws, no two of all the same.
 

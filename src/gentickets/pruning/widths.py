@@ -18,6 +18,7 @@ from gentickets.channels.groups import ChannelGroups
 from gentickets.errors import PruneError
 from gentickets.masks.names import component_of
 from gentickets.options import Scope
+from gentickets.pruning.selection import lots
 
 SizeKey = Literal["parameters", "flops"]
 
@@ -96,8 +97,7 @@ class Candidates:
         standing = np.ones(len(self.groups))
         for numbers in parts:
             own = numbers[self.offered[numbers]]
-            ranked = own[np.argsort(-self.score[own], kind="stable")]
-            standing[ranked] = np.arange(1, len(own) + 1) / max(1, len(own))
+            standing[_ranked(own, self.score)] = np.arange(1, len(own) + 1) / max(1, len(own))
         return standing
 
     def bound(self, at_least: float) -> np.ndarray:
@@ -109,12 +109,13 @@ class Candidates:
             whole = always + int(wide.sum())
             wanted = at_least if isinstance(at_least, Integral) else math.ceil(at_least * whole - 1e-9)
             has = always + int(wide[stays[numbers]].sum())
-            for index in np.argsort(-self.score[numbers], kind="stable"):
+            widths = dict(zip(numbers.tolist(), wide.tolist(), strict=True))
+            for number in _ranked(numbers, self.score).tolist():
                 if has >= wanted:
                     break
-                if self.offered[numbers[index]] and not stays[numbers[index]]:
-                    stays[numbers[index]] = True
-                    has += int(wide[index])
+                if self.offered[number] and not stays[number]:
+                    stays[number] = True
+                    has += int(widths[number])
         return stays
 
     def exchanged(self, kept: np.ndarray, at_least: float, amount: str) -> np.ndarray:
@@ -133,7 +134,7 @@ class Candidates:
                     f"{f' of {where!r}' if where else ''}, and {amount} leaves {left:,}: lower one of them"
                 )
             kept[missing] = True
-            kept[spare[np.argsort(self.score[spare], kind="stable")[: len(missing)]]] = False
+            kept[_ranked(spare, self.score)[len(spare) - len(missing) :]] = False
         return kept
 
     def largest(self, size: int, key: SizeKey, at_least: float | None) -> np.ndarray:
@@ -177,7 +178,7 @@ def keep_one_a_layer(kept: np.ndarray, groups: ChannelGroups, alive: np.ndarray,
         living = numbers[alive[numbers]]
         if not groups.always[layer] and len(living) and not kept[numbers].any():
             warnings.warn(f"every channel of {layer!r} would go: its best one is kept", stacklevel=5)
-            kept[living[score[living].argmax()]] = True
+            kept[_ranked(living, score)[0]] = True
 
 
 def round_up(kept: np.ndarray, groups: ChannelGroups, alive: np.ndarray, score: np.ndarray, multiple: int) -> None:
@@ -190,4 +191,10 @@ def round_up(kept: np.ndarray, groups: ChannelGroups, alive: np.ndarray, score: 
         for layer, numbers in groups.layers.items():
             dropped = numbers[alive[numbers] & ~kept[numbers]]
             missing = -(groups.always[layer] + int(kept[numbers].sum())) % multiple
-            kept[dropped[np.argsort(-score[dropped], kind="stable")[:missing]]] = True
+            kept[_ranked(dropped, score)[:missing]] = True
+
+
+def _ranked(numbers: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """`numbers` of groups, the best first; of equal scores by lot, so that none goes for where it stands."""
+    drawn = lots("", len(score))[numbers]
+    return numbers[np.lexsort((-drawn, -score[numbers]))]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gentickets.errors import Disconnected, MaskError, PruneError
+from gentickets.masks.effect import check_effect
 from gentickets.masks.lineage import begun, continued, shuffled
 from gentickets.masks.liveness import check_connected, empty_layers
 from gentickets.masks.names import (
@@ -269,8 +270,14 @@ def _alike(one: nn.Module, other: nn.Module) -> bool:
 
 
 def covered(model: nn.Module, more: Mapping[str, Any]) -> Masks:
-    """The masks of what a search's arguments choose, all of it alive."""
-    return Masks.dense(model, more.get("components"), more.get("include"), more.get("exclude", ()))
+    """The masks of what a search's arguments choose, all of it alive.
+
+    Raises `MaskError`, where there are example inputs, for a weight of which a zero would not be one in effect.
+    """
+    masks = Masks.dense(model, more.get("components"), more.get("include"), more.get("exclude", ()))
+    if more.get("example_inputs") is not None:
+        check_effect(model, masks, more["example_inputs"])
+    return masks
 
 
 def check_sparsities(sparsities: Iterable[float]) -> None:

@@ -19,6 +19,7 @@ from gentickets.compiled import missing
 from gentickets.data.batches import Batch
 from gentickets.errors import GenticketsError, MaskError
 from gentickets.evaluating import evaluating
+from gentickets.masks.effect import check_effect
 from gentickets.masks.examples import Example, ExampleInputs, compare, examples_of, named_tensors
 from gentickets.masks.names import (
     TRANSPOSED,
@@ -119,6 +120,9 @@ def accelerate(
     for live weights only: make the optimiser after this call, from `model.parameters()`. Leaving the context, or
     `restore(model)`, puts the dense layers back, with the trained weights and 0.0 in the pruned places.
 
+    Gradients that the weights have stay where they are: a look in the middle of an accumulated step loses nothing, and
+    what is added meanwhile is there afterwards, of live weights.
+
     `example_inputs`: component → its input (see `examples`) in a batch of the size that is trained on, or run; of a
     model that is one network, the bare input. By their shapes the work of each layer is known, and by a table of
     measured rates which form is faster: in training, or under `torch.no_grad()` and `torch.inference_mode()` forward
@@ -137,7 +141,8 @@ def accelerate(
     gives no real numbers by which to tell. `choices` says why. A network that is given bare stays the same module, and
     so do the networks of a dict; their layers are swapped, but a lone layer is not.
 
-    Raises `MaskError` where the masks do not fit, or for a component that does not exist.
+    Raises `MaskError` where the masks do not fit, for a component that does not exist, and for a pruned weight of which
+    some module makes another one, in which zeros end.
     """
     fixed = {id(model), *(map(id, model.values()) if isinstance(model, Mapping) else ())}  # in the caller's own hands
     model = as_model(model)
@@ -150,6 +155,8 @@ def accelerate(
     with torch.inference_mode(False), torch.set_grad_enabled(gradients):  # what is made here outlasts the mode
         masks.apply_(model)  # before anything passes through it
         expected, work = _watched(model, examples, gradients)
+        others = [weight for _, layer, weight, _ in _masked_layers(model, masks) if id(layer) not in work]
+        check_effect(model, [name for name in others if not masks[name].all()], example_inputs)
         choices = _choose(model, masks, work, fixed, gradients, choose or faster)
         try:
             _swap_in(model, masks, choices)

@@ -39,6 +39,7 @@ class SparseLayer(nn.Module):
         self.register_parameter("bias", layer.bias)
         self.norm = _live_norm(layer, self.pattern)
         self._layer = (layer,)  # in a tuple: it is no child of this one
+        self._before: tuple[Tensor, Tensor, int] | None = None  # the gradient that the dense weight had, and its parts
         for name in getattr(type_before_parametrizations(layer), "__constants__", ()):
             setattr(self, name, getattr(layer, name))  # its sizes, which a model's code may read
         self.train(layer.training)
@@ -55,6 +56,10 @@ class SparseLayer(nn.Module):
     def release(self) -> None:
         """Empties the weight of the dense layer, once this one stands in its place."""
         weight = underlying(self._layer[0])
+        if (before := weight.grad) is not None:  # of a step that is not over: what comes is added, or it is zeroed
+            live = self._rows_first(before).reshape(-1)[torch.from_numpy(self.pattern.places)]
+            self.values.grad = live
+            self._before = (before, live, live._version)
         weight.data, weight.grad = weight.data.new_empty(0), None
         weight.is_emptied = True  # type: ignore[attr-defined]  # by which `hold` knows an optimiser made too early
         self._forget_derived(weight)
@@ -64,16 +69,30 @@ class SparseLayer(nn.Module):
         """The dense layer in whose place this one is, with its weights as they are now, and 0.0 where pruned."""
         (layer,) = self._layer
         weight = underlying(layer)
-        data = self.values.new_zeros(self._shape)
-        data.view(-1)[torch.from_numpy(self.pattern.places)] = self.values
-        weight.data, weight.is_emptied = self._rows_first(data).contiguous(), False  # type: ignore[attr-defined]
+        weight.data, weight.is_emptied = self._spread(self.values), False  # type: ignore[attr-defined]
         weight.requires_grad_(self.values.requires_grad)
+        weight.grad = self._gradient()
         layer.bias = self.bias  # another one, where one was loaded in its place
         layer.train(self.training)
         if self.norm is not None:
             self.norm.give_back()
         self._forget_derived(weight)
         return layer
+
+    def _spread(self, live: Tensor) -> Tensor:
+        """Numbers of the live weights in the shape of the dense weight, 0.0 elsewhere."""
+        whole = live.new_zeros(self._shape)
+        whole.view(-1)[torch.from_numpy(self.pattern.places)] = live
+        return self._rows_first(whole).contiguous()
+
+    def _gradient(self) -> Tensor | None:
+        """The gradient of the dense weight: that of before where nothing came to it, else that of the live weights."""
+        gradient = self.values.grad
+        if self._before is not None and gradient is not None and gradient is self._before[1]:
+            whole, _, version = self._before
+            if gradient._version == version and whole.dtype == gradient.dtype:
+                return whole
+        return None if gradient is None else self._spread(gradient)
 
     def _forget_derived(self, weight: Tensor) -> None:
         """Under the old spectral norm a layer keeps the weight of its last pass, until the next one."""

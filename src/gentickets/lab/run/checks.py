@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import warnings
+from contextlib import nullcontext, suppress
 
 import numpy as np
 import torch
@@ -10,12 +11,15 @@ from torch import nn
 
 from gentickets.catalogue import is_code, running
 from gentickets.data import Batches, ImageSet, batch_of, check_room
-from gentickets.errors import PruneError, RecipeError
+from gentickets.data.batches import Batch
+from gentickets.errors import MaskError, PruneError, RecipeError
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.run.plan import check_fits
 from gentickets.lab.run.trainer import make_fabric
 from gentickets.lab.task import build_model, check_step
+from gentickets.masks.effect import check_effect
 from gentickets.masks.names import components_of
+from gentickets.objectives.base import Objective
 from gentickets.pruning.prune import prune
 from gentickets.pruning.scores import scored
 
@@ -37,9 +41,22 @@ def check_buildable(recipe: Recipe, images: ImageSet) -> None:
     if own:
         trained_for = recipe.build_objective()
         rows = np.arange(3 * trained_for.batches_per_step) % len(images)
-        check_step(model.name, net, trained_for, batch_of(images, rows, "cpu", trained_for.wants_labels))
+        batch = batch_of(images, rows, "cpu", trained_for.wants_labels)
+        check_step(model.name, net, trained_for, batch)
+        _check_effect(recipe, net, trained_for, batch)
     _try_criterion(recipe, net, images)
     make_fabric(recipe)
+
+
+def _check_effect(recipe: Recipe, model: nn.Module, objective: Objective, batch: Batch) -> None:
+    """Raises `RecipeError` for a weight that would be pruned and of which a zero would not be one in effect."""
+    with warnings.catch_warnings(), suppress(NotImplementedError):
+        warnings.simplefilter("ignore")  # what is left dense is said when it is
+        masks = recipe.build_method().covered(model)
+        try:
+            check_effect(model, masks, objective.example_inputs(model.eval(), batch))
+        except MaskError as error:
+            raise RecipeError(f"model.name={recipe.model.name}: {error} (in a recipe: search.exclude=)") from None
 
 
 def _try_criterion(recipe: Recipe, model: nn.Module, images: ImageSet) -> None:
