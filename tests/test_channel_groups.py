@@ -596,7 +596,8 @@ def test_what_only_equal_shares_keep_right_is_not_offered(heads):
     torch.manual_seed(heads)
     net, x = Attending(heads).eval(), torch.randn(2, 5, 6)
     groups = gt.channel_groups(net, x)
-    assert list(groups.layers) == ["wide"] and len(groups) == 32
+    assert list(groups.layers) == ["wide"]
+    assert len(groups) == 32
     assert "its code says how many channels" in groups.whole["qkv"]
     for fraction in (0.1, 0.25, 0.3, 0.5, 0.9):
         masks = gt.prune(gt.magnitude(net), fraction=fraction, granularity="channel", groups=groups)

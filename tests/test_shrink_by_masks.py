@@ -370,7 +370,8 @@ def test_what_is_of_the_example_alone_is_no_constant(kind):
     masks = without_inputs(model)
     shrinking = Shrinking(model, masks, example)
     masked = masks.apply_(clone(model))
-    assert shrinking.removed == {"": 0} and not shrinking.folded
+    assert shrinking.removed == {"": 0}
+    assert not shrinking.folded
     assert_same_numbers(masked, shrinking.model, *example)
     assert_same_numbers(masked, shrinking.model, *other)
 
@@ -387,7 +388,8 @@ def test_what_is_a_constant_in_every_call_is_folded_and_told():
     """Of images of other sizes, batches and numbers too."""
     model = Holding(lambda net, h, a, n: h.mean((2, 3)), images=True)
     shrinking = Shrinking(model, without_inputs(model), images(8))
-    assert shrinking.removed == {"": 2} and shrinking.folded == {"last.bias": 3}
+    assert shrinking.removed == {"": 2}
+    assert shrinking.folded == {"last.bias": 3}
     masked = without_inputs(model).apply_(clone(model))
     for other in (images(8), images(16), images(8, batch=5)):
         assert_same_numbers(masked, shrinking.model, other)
@@ -615,6 +617,67 @@ def test_state_of_another_shape_than_its_weight_is_not_carried_over():
         shrinking.carry_state(old, new, model)
     assert "\n" not in str(told.value)
     assert not new.state
+
+
+class Shampoo(torch.optim.Optimizer):
+    """Keeps a sum over rows and one over columns of a matrix (Gupta et al. 2018), and a momentum."""
+
+    def __init__(self, params, lr=0.05, told=True):
+        super().__init__(params, {"lr": lr} if told else {})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for weight in self.param_groups[0]["params"]:
+            state = self.state[weight]
+            state["momentum"] = weight.grad.clone()
+            if weight.dim() == 2:
+                state["left"], state["right"] = weight.grad @ weight.grad.T, weight.grad.T @ weight.grad
+            weight -= 0.05 * state["momentum"]
+
+
+class Momentum(Shampoo):
+    """Its momentum alone."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step(closure)
+        for state in self.state.values():
+            state.pop("left", None), state.pop("right", None)
+
+
+class Particular(Momentum):
+    """Is not made by its defaults."""
+
+    def __init__(self, params, more):
+        super().__init__(params)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "refused"), [(Shampoo, "left"), (Momentum, ""), (lambda p: Particular(p, 1), "momentum"),
+                          (torch.optim.Adam, "")],
+)  # fmt: skip
+def test_state_of_a_square_weight_is_cut_only_where_it_is_a_number_for_each_weight(kind, refused, bias):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8, bias), nn.ReLU(), nn.Linear(8, 8, bias))
+    x = torch.randn(4, 8)
+    groups = gt.channel_groups(model, x)
+    masks = gt.prune(gt.magnitude(model), fraction=0.5, granularity="channel", groups=groups)
+    old = kind(model.parameters())
+    model(x).sum().backward()
+    old.step()
+    shrinking = Shrinking(model, masks, x)
+    new = kind(shrinking.model.parameters())
+    if refused:
+        with pytest.raises(
+            gt.GenticketsError, match=rf"keeps '{refused}' of '0\.weight', which was cut, .* leave"
+        ) as told:
+            shrinking.carry_state(old, new, model)
+        assert "\n" not in str(told.value)
+        return
+    shrinking.carry_state(old, new, model)
+    for weight in shrinking.model.parameters():
+        assert {value.shape for value in new.state[weight].values() if value.numel() > 1} == {weight.shape}
 
 
 @pytest.mark.parametrize("kind", ["Adam", "SGD", "RMSprop", "Rprop", "ASGD", "Adagrad", "NAdam", "Adadelta"])

@@ -374,10 +374,10 @@ def _layers_called(run: Run) -> list[str]:
 def _places(run: Run) -> dict[Node, tuple[str, int]]:
     """What each layer makes in a run → its name, and how often it was called before."""
     before: Counter[str] = Counter()
-    found = {}
+    found: dict[Node, tuple[str, int]] = {}
     for operation in run.operations:
         if operation.layer is not None:
-            found |= {node: (operation.layer, before[operation.layer]) for node in operation.made}
+            found |= dict.fromkeys(operation.made, (operation.layer, before[operation.layer]))
             before[operation.layer] += 1
     return found
 

@@ -32,6 +32,7 @@ from gentickets.masks.names import (
     named_weights,
     unwrap,
 )
+from gentickets.masks.state import goes_with_weights, is_square
 from gentickets.masks.value import Masks
 
 
@@ -63,7 +64,7 @@ class Shrinking:
         again: list[str] = []
         for component, example in examples.items():
             graph = trace(masked, component, example)
-            reads = Reads(graph, example, component_at(filled, component) if filled is not None else None)
+            reads = Reads(graph, example, component_at(filled, component) if component in zeros else None)  # type: ignore[arg-type]
             plan = _plan(graph, masks, reads, example)
             self.removed[component] = len(plan.gone)
             _tell_uncalled(graph, plan)
@@ -94,7 +95,9 @@ class Shrinking:
 
         State tensors of a weight's shape are sliced as the weight was; single numbers are copied. Raises
         `GenticketsError` where the state of a weight that was cut has another shape than the weight (Adafactor's
-        row and column means): there is no saying which part of it belongs to what is left.
+        row and column means), and where that of a square one has its shape without being a number for each weight, or
+        nothing tells whether it is (Shampoo's sums over rows): there is no saying which part of it belongs to what is
+        left.
         """
         names = {id(weight): name for name, weight in named_weights(old_model).items()}
         targets = named_weights(self.model)
@@ -108,6 +111,13 @@ class Shrinking:
                         raise GenticketsError(
                             f"{type(old).__name__} keeps {key!r} of {name!r} in another shape than that of the weight, "
                             f"which was cut: leave carry_state out and let the smaller network's optimiser start anew"
+                        )
+                    doubtful = slices and is_square(weight) and isinstance(value, Tensor) and value.numel() > 1
+                    if doubtful and not goes_with_weights(old, key):
+                        raise GenticketsError(
+                            f"{type(old).__name__} keeps {key!r} of {name!r}, which was cut, in the shape of that "
+                            f"square weight, but may not keep a number for each weight in it: leave carry_state out "
+                            f"and let the smaller network's optimiser start anew"
                         )
                 new.state[targets[name]] = {key: _carried(value, weight, slices) for key, value in entry.items()}
         if any(weight.device != target.device for weight in old.state for target in held.values()):
@@ -226,8 +236,8 @@ def _moved(model: nn.Module, device: str | torch.device) -> nn.Module:
 def _cut(
     model: nn.Module, graph: ChannelGraph, plan: Removal, reads: Sequence[Read]
 ) -> tuple[dict[str, Slices], dict[str, Tensor]]:
-    """Cuts one component of `model` in place, whose layers read what `reads` says. Returns the slices of the tensors that lost something, by name, and what
-    was folded into biases, by theirs."""
+    """Cuts one component of `model` in place, whose layers read what `reads` says. Returns the slices of the tensors
+    that lost something, by name, and what was folded into biases, by theirs."""
     constants: dict[str, Tensor] = {}
     layers = layers_of(model, graph)
     for node in plan.alive:
