@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -170,17 +171,23 @@ def _said(model: nn.Module) -> dict[str, dict[str, Any]]:
     for name, layer in named_layers(model):
         own = not type_before_parametrizations(layer).__module__.startswith("torch.nn")
         kept = {key: value for key, value in vars(layer).items() if key not in _OF_EVERY_MODULE}
-        told = {key: _told(value, own) for key, value in kept.items() if not (key[:1] == "_" and _holds_more(value))}
+        told = {key: _told(value, own) for key, value in kept.items() if not _is_of_a_version(layer, key, value)}
         found[name] = {key: value for key, value in told.items() if value is not _UNTOLD}
     return {name: said for name, said in found.items() if said}
 
 
-def _holds_more(value: object) -> bool:
-    """What a package keeps in such a thing under a private name may be of its version."""
-    return isinstance(value, tuple | list | Mapping)
+def _is_of_a_version(layer: nn.Module, key: str, value: object) -> bool:
+    """Whether something may be another in the next version of a package, or where its folder lies elsewhere: what it
+    keeps in containers, under private names or by names of paths."""
+    if set(key.split("_")) & {"path", "file", "dir", "folder", "host", "device"} and not _is_number(value):
+        return True
+    holds_more = isinstance(value, tuple | list | Mapping) and not _is_number(value)
+    module = sys.modules.get(type_before_parametrizations(layer).__module__)
+    installed = {"site-packages", "dist-packages"} & {*Path(getattr(module, "__file__", None) or "").parts}
+    return (holds_more or key[:1] == "_") if installed else (holds_more and key[:1] == "_")
 
 
-_OF_EVERY_MODULE = {*vars(nn.Module()), "device", "host"}
+_OF_EVERY_MODULE = {*vars(nn.Module())}
 
 _UNTOLD = object()
 """Stands for what cannot be written down."""
