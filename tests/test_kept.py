@@ -270,6 +270,11 @@ WORDS = {
     "a configuration": (
         lambda: Told({"act": "tanh"}), lambda: Told({"act": "sin"}), r"act is \{'act': 'sin'\} there, and was another",
     ),
+    "a size that is not all numbers": (
+        lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d((None, 1))),
+        lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d((1, None))),
+        r"1\.output_size is \(1, None\) there, and was \[None, 1\] in",
+    ),
     "torch's own": (
         lambda: nn.TransformerEncoderLayer(8, 2, 16, activation="relu"),
         lambda: nn.TransformerEncoderLayer(8, 2, 16, activation=nn.functional.silu),
@@ -296,7 +301,7 @@ def test_a_class_that_is_told_something_else_is_another_network(kind, tmp_path):
     with pytest.raises(TicketError, match=f"another network: {message}") as caught:
         gt.load_small(path, make_model=other)
     assert "\n" not in str(caught.value)
-    if kind not in ("a private word", "a configuration", "torch's own"):
+    if kind not in ("a private word", "a configuration", "torch's own", "a size that is not all numbers"):
         with pytest.raises(TicketError, match="another network: act"):
             gt.save_small(make(), path, other)
 

@@ -182,7 +182,10 @@ def _is_of_a_version(layer: nn.Module, key: str, value: object) -> bool:
     if set(key.split("_")) & {"path", "file", "dir", "folder", "host", "device"} and not _is_number(value):
         return True
     holds_more = isinstance(value, tuple | list | Mapping) and not _is_number(value)
-    module = sys.modules.get(type_before_parametrizations(layer).__module__)
+    place = type_before_parametrizations(layer).__module__
+    if place.startswith("torch.nn"):
+        return key[:1] == "_"
+    module = sys.modules.get(place)
     installed = {"site-packages", "dist-packages"} & {*Path(getattr(module, "__file__", None) or "").parts}
     return (holds_more or key[:1] == "_") if installed else (holds_more and key[:1] == "_")
 
