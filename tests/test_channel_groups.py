@@ -572,3 +572,33 @@ def test_components_without_groups_of_gains_go_by_filters():
         "discriminator.trunk.layers.2.weight",
     }
     assert set(channel_scores(model, "generator", groups)) == {f"generator.layers.{i}.weight" for i in (1, 4)}
+
+
+class Attending(nn.Module):
+    """Attention as in ViT, MAE, DINO and DiT: a head is as wide as the stream says."""
+
+    def __init__(self, heads: int):
+        super().__init__()
+        self.enter, self.qkv, self.leave = nn.Linear(6, 16), nn.Linear(16, 48), nn.Linear(16, 16)
+        self.wide, self.narrow, self.out, self.heads = nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 6), heads
+
+    def forward(self, x):
+        h = self.enter(x)
+        b, n, c = h.shape
+        q, k, v = self.qkv(h).reshape(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        h = h + self.leave(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, c))
+        return self.out(h + self.narrow(F.gelu(self.wide(h))))
+
+
+@pytest.mark.parametrize("heads", [2, 4, 8])
+def test_what_only_equal_shares_keep_right_is_not_offered(heads):
+    """`c // heads` is right where stream and heads lose the same share; every choice of what is offered must do."""
+    torch.manual_seed(heads)
+    net, x = Attending(heads).eval(), torch.randn(2, 5, 6)
+    groups = gt.channel_groups(net, x)
+    assert list(groups.layers) == ["wide"]
+    assert len(groups) == 32
+    assert "its code says how many channels" in groups.whole["qkv"]
+    for fraction in (0.1, 0.25, 0.3, 0.5, 0.9):
+        masks = gt.prune(gt.magnitude(net), fraction=fraction, granularity="channel", groups=groups)
+        assert Shrinking(net, masks, x).removed[""] == int(32 * fraction)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -229,6 +230,100 @@ def test_a_file_of_another_class_is_refused(make, message, kept):
         gt.load_small(kept, make_model=make)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+class Told(nn.Module):
+    """What it computes is said by a word, a function, or what has such things in it."""
+
+    def __init__(self, act, place="/data/here", device="cpu"):
+        super().__init__()
+        self.act, self.place, self.device, self.cache = act, place, device, None
+        self.name_or_path = place.rpartition("/")[2]
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        act = self.act
+        act = act["act"] if isinstance(act, dict) else act[0] if isinstance(act, list) else act
+        h = self.first(x)
+        return self.last(getattr(torch, act)(h) if isinstance(act, str) else h if act is None else act(h))
+
+
+WORDS = {
+    "a word": (lambda: Told("tanh"), lambda: Told("sin"), "act is sin there, and was another in"),
+    "a private word": (lambda: Private("tanh"), lambda: Private("sin"), "_mode is sin there, and was another in"),
+    "a function": (lambda: Told(torch.tanh), lambda: Told(torch.sin), "act is sin there, and was tanh in"),
+    "one of Python": (
+        lambda: Told(nn.functional.silu), lambda: Told(nn.functional.relu),
+        r"act is relu \(relu\) there, and was silu \(silu\) in",
+    ),
+    "nothing": (lambda: Told(torch.tanh), lambda: Told(None), "act is None there, and was tanh in"),
+    "a lambda": (
+        lambda: Told(lambda h: h.tanh()), lambda: Told(lambda h: h.sin()),
+        r"act is .*<lambda>.* there, and was .*<lambda>.* in",
+    ),
+    "a function of several": (
+        lambda: Told(partial(nn.functional.leaky_relu, negative_slope=0.1)),
+        lambda: Told(partial(nn.functional.leaky_relu, negative_slope=0.2)),
+        r"act is .* there, and was .* in",
+    ),
+    "a list": (lambda: Told(["tanh"]), lambda: Told(["sin"]), r"act is \['sin'\] there, and was another in"),
+    "a configuration": (
+        lambda: Told({"act": "tanh"}), lambda: Told({"act": "sin"}), r"act is \{'act': 'sin'\} there, and was another",
+    ),
+    "a size that is not all numbers": (
+        lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d((None, 1))),
+        lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d((1, None))),
+        r"1\.output_size is \(1, None\) there, and was \[None, 1\] in",
+    ),
+    "torch's own": (
+        lambda: nn.TransformerEncoderLayer(8, 2, 16, activation="relu"),
+        lambda: nn.TransformerEncoderLayer(8, 2, 16, activation=nn.functional.silu),
+        r"activation is silu \(silu\) there, and was relu",
+    ),
+}  # fmt: skip
+
+
+class Private(Told):
+    def __init__(self, mode):
+        super().__init__(None)
+        self._mode = mode
+
+    def forward(self, x):
+        return self.last(getattr(torch, self._mode)(self.first(x)))
+
+
+@pytest.mark.parametrize("kind", list(WORDS))
+def test_a_class_that_is_told_something_else_is_another_network(kind, tmp_path):
+    make, other, message = WORDS[kind]
+    path = tmp_path / "s.safetensors"
+    gt.save_small(make(), path, make)
+    assert gt.load_small(path, make_model=make)
+    with pytest.raises(TicketError, match=f"another network: {message}") as caught:
+        gt.load_small(path, make_model=other)
+    assert "\n" not in str(caught.value)
+    if kind not in ("a private word", "a configuration", "torch's own", "a size that is not all numbers"):
+        with pytest.raises(TicketError, match="another network: act"):
+            gt.save_small(make(), path, other)
+
+
+def test_a_file_names_no_place_and_is_read_at_another(tmp_path):
+    path = tmp_path / "s.safetensors"
+    gt.save_small(made := Told("tanh"), path, lambda: Told("tanh"))
+    assert not any(word in path.read_bytes() for word in (b"/data", b"tanh"))
+    assert gt.load_small(path, make_model=lambda: Told("tanh", place="/home/there", device="cuda:1"))
+    made.cache = {"seen": 3}  # what its code keeps is no word
+    gt.save_small(made, path, lambda: Told("tanh"))
+
+
+def test_a_file_of_before_words_were_kept_is_read(tmp_path, monkeypatch):
+    from gentickets.channels import kept
+
+    told = kept._told
+    path = tmp_path / "s.safetensors"
+    with monkeypatch.context() as at:
+        at.setattr(kept, "_told", lambda value, own: told(value, own) if type(value) in (int, float) else kept._UNTOLD)
+        gt.save_small(Told("tanh"), path, lambda: Told("tanh"))
+    assert gt.load_small(path, make_model=lambda: Told("tanh"))
 
 
 @pytest.mark.parametrize(

@@ -35,11 +35,13 @@ class ChannelGraph:
     unknown. `makes` and `reads`: the node that a layer makes → the label of each of its output and input channels;
     `raw`: the node of a parameter that code reads by itself. `axes`: node → the axis along which its channels go.
     `group` maps a label to its group; `fixed` holds the groups that must stay whole, each with what asks for it.
+    `training`: what the component does in training, where it is something else that can be followed.
     """
 
     component: str
     net: nn.Module
     run: Run
+    training: Run | None = field(default=None, kw_only=True)
     names: Mapping[int, str] = field(default_factory=dict)
     operations: list[Operation] = field(default_factory=list)
     labels: dict[Node, np.ndarray] = field(default_factory=dict)
@@ -103,6 +105,11 @@ class ChannelGraph:
         return all(self.group(label) in self._fixed for label in labels.reshape(-1).tolist())
 
     # -- nodes --------------------------------------------------------------------------------------------
+
+    @property
+    def runs(self) -> list[Run]:
+        """What the component does, in evaluation and in training."""
+        return [self.run, *([self.training] if self.training is not None else [])]
 
     @property
     def uncalled(self) -> list[str]:

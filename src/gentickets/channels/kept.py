@@ -8,11 +8,17 @@ is over every bit. What makes the whole network is given by whoever opens it, an
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
 from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -159,31 +165,102 @@ def _difference(whole: nn.Module, small: nn.Module) -> Difference:
 
 
 def _said(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Numbers that modules keep for their code, and words where they are torch's own: those of others may name a place
-    or a machine."""
+    """What modules keep for their code: numbers, names of functions, words. Of modules that are not torch's own, whose
+    words may name a place or a machine, a word is a digest, and one that looks like that is left out."""
     found = {}
     for name, layer in named_layers(model):
-        own = type_before_parametrizations(layer).__module__.startswith("torch.nn")
-        said = {key: _as_list(value) for key, value in vars(layer).items() if key[:1] != "_" and _is_plain(value)}
-        found[name] = {key: value for key, value in said.items() if key != "training" and (own or _is_number(value))}
+        own = not type_before_parametrizations(layer).__module__.startswith("torch.nn")
+        kept = {key: value for key, value in vars(layer).items() if key not in _OF_EVERY_MODULE}
+        told = {key: _told(value, own) for key, value in kept.items() if not _is_of_a_version(layer, key, value)}
+        found[name] = {key: value for key, value in told.items() if value is not _UNTOLD}
     return {name: said for name, said in found.items() if said}
 
 
+def _is_of_a_version(layer: nn.Module, key: str, value: object) -> bool:
+    """Whether something may be another in the next version of a package, or where its folder lies elsewhere: what it
+    keeps in containers, under private names or by names of paths."""
+    if set(key.split("_")) & {"path", "file", "dir", "folder", "host", "device"} and not _is_number(value):
+        return True
+    holds_more = isinstance(value, tuple | list | Mapping) and not _is_number(value)
+    place = type_before_parametrizations(layer).__module__
+    if place.startswith("torch.nn"):
+        return key[:1] == "_"
+    module = sys.modules.get(place)
+    installed = {"site-packages", "dist-packages"} & {*Path(getattr(module, "__file__", None) or "").parts}
+    return (holds_more or key[:1] == "_") if installed else (holds_more and key[:1] == "_")
+
+
+_OF_EVERY_MODULE = {*vars(nn.Module())}
+
+_UNTOLD = object()
+"""Stands for what cannot be written down."""
+
+_MAY_BE_A_PLACE = re.compile(r"[/\\]|^(cpu|cuda|mps|xpu|meta)(:\d+)?$")
+
+
+def _told(value: Any, own: bool) -> Any:
+    """What a file says of a value that a module keeps: numbers as they are, the name of a function, of other things the
+    digest of all that is in them."""
+    if isinstance(value, _PLAIN) and not isinstance(value, str):
+        return value
+    if not own and _is_plain(value):
+        return _as_list(value)
+    if isinstance(value, tuple | list) and all(map(_is_number, value)):
+        return _as_list(value)
+    parts = _parts_of(value)
+    if parts is _UNTOLD or callable(value):
+        return parts
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _parts_of(value: Any) -> Any:
+    """A value in what JSON has, functions and classes by their names."""
+    if isinstance(value, str):
+        return _UNTOLD if _MAY_BE_A_PLACE.search(value) else value
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, Enum | torch.dtype):
+        return str(value)
+    if isinstance(value, partial):
+        return _all_told(["partial", value.func, *value.args, dict(value.keywords)])
+    if isinstance(value, tuple | list):
+        return _all_told(value)
+    if isinstance(value, Mapping):  # what a package keeps for itself may be of its version
+        told = {str(key): _parts_of(each) for key, each in value.items() if str(key)[:1] != "_"}
+        return _UNTOLD if any(each is _UNTOLD for each in told.values()) else told
+    if isinstance(value, FunctionType | MethodType | type):
+        code = getattr(value, "__code__", None)
+        inside = f" of {', '.join(code.co_names)}" if value.__name__ == "<lambda>" and code is not None else ""
+        return f"{value.__qualname__} ({value.__name__}){inside}"  # torch gives some of its own one of them alone
+    return value.__name__ if isinstance(value, BuiltinFunctionType) else _UNTOLD
+
+
+def _all_told(values: Iterable[Any]) -> Any:
+    told = [_parts_of(each) for each in values]
+    return _UNTOLD if any(each is _UNTOLD for each in told) else told
+
+
 def _is_number(value: object) -> bool:
-    return all(map(_is_number, value)) if isinstance(value, list) else isinstance(value, int | float)
+    return all(map(_is_number, value)) if isinstance(value, tuple | list) else isinstance(value, int | float)
 
 
 def _check_said(whole: nn.Module, said: Mapping[str, Mapping[str, Any]]) -> None:
     """Raises `TicketError` where a module says something else of itself; what only one of them says may be of another
     version of its package."""
+    layers = dict(named_layers(whole))
     for name, now in _said(whole).items():
         before = said.get(name, {})
-        for key in now.keys() & before.keys():
+        for key in sorted(now.keys() & before.keys()):
             if now[key] != before[key]:
+                value, was = vars(layers[name])[key], str(before[key])
                 raise TicketError(
-                    f"make_model makes another network: {joined(name, key)} is {str(now[key])[:40]} there, and was "
-                    f"{str(before[key])[:40]} in what was made smaller"
+                    f"make_model makes another network: {joined(name, key)} is "
+                    f"{str(now[key] if callable(value) else value)[:40]} there, and was "
+                    f"{'another' if _DIGEST.fullmatch(was) else was[:40]} in what was made smaller"
                 )
+
+
+_DIGEST = re.compile("[0-9a-f]{16}")
 
 
 def _kind(layer: nn.Module) -> str:
@@ -264,11 +341,7 @@ def _check_same(again: nn.Module, small: nn.Module) -> None:
             if isinstance(here, Tensor) and isinstance(there, Tensor):
                 same = _equal(here, there)
             else:
-                same = (
-                    key.startswith("_")
-                    or not (_is_plain(here) and _is_plain(there))
-                    or _as_list(here) == _as_list(there)
-                )
+                same = key.startswith("_") or not (key in ours and key in theirs) or _is_alike(here, there)
             if not same:
                 said = "" if isinstance(here, Tensor) else f" is {str(there)[:40]} there and {str(here)[:40]} here"
                 mend = ", a tensor that is no buffer and is another there: register_buffer" if not said else ""
@@ -277,6 +350,16 @@ def _check_same(again: nn.Module, small: nn.Module) -> None:
     for name, _, tensor in _places(small):
         if name not in mine or not _equal(tensor, mine[name]):
             raise TicketError(f"make_model makes another network: {name} is not what the smaller one has")
+
+
+def _is_alike(here: Any, there: Any) -> bool:
+    """Whether two modules keep the same for their code, as far as that can be said."""
+    if _is_plain(here) and _is_plain(there):
+        return bool(_as_list(here) == _as_list(there))
+    lists = all(isinstance(each, tuple | list) for each in (here, there))
+    one, other = _parts_of(here), _parts_of(there)
+    compared = lists or callable(here) or callable(there)
+    return not compared or one is _UNTOLD or other is _UNTOLD or bool(one == other)
 
 
 def _is_plain(value: object) -> bool:

@@ -1,14 +1,18 @@
 """Which channels of a component go, by the masks of its layers.
 
 A channel can go where pruned weights alone led to it or from it: where nothing that matters reads it, or where what it
-holds does not depend on the input; then the constant is folded into the bias of the layers that read it. Channels that
-live and die together (see `labels`) go together or not at all.
+holds does not depend on the input; then the constant is folded into the bias of the layers that read it. What is one
+number in the example's call is no constant yet: it may be of its size, of its batch, of a number among the arguments,
+of one draw of chance, or a noise whose strength is still zero. So it is looked at in other calls too (see `Reads`).
+Channels that live and die together (see `labels`) go together or not at all.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,14 +21,90 @@ from torch import Tensor, nn
 
 from gentickets.channels.graph import ChannelGraph
 from gentickets.channels.layers import is_grouped, is_linear, mixes_channels, stores_inputs_first
-from gentickets.channels.trace import Node
+from gentickets.channels.trace import Node, Recorder, Run
+from gentickets.masks.examples import Call, Example, other_calls, tolerance
 from gentickets.masks.layers import weight_norm_lengths
 from gentickets.masks.names import (
     TRANSPOSED,
     WEIGHT_PLACES,
+    clone,
     joined,
+    named_layers,
 )
 from gentickets.masks.value import Masks
+
+Read = Mapping[tuple[str, int], Tensor]
+"""(layer, how often it was called before) → what it read."""
+
+
+class Reads:
+    """What the layers of a component read in the call that was recorded and in others, in which it calls the same ones.
+
+    `filled`: the component with numbers in what starts from zero; `calls`: the others of its example that it runs in.
+    """
+
+    def __init__(self, graph: ChannelGraph, example: Example, filled: nn.Module | None):
+        self._graph, self._example, self._filled = graph, example, filled
+        self._names = _layers_called(graph.run)
+        self.calls, self.masked = self._others_of(graph.net, _read(graph.run))
+
+    @cached_property
+    def once_filled(self) -> Run | None:
+        """What the filled component does with the example; None where that is something else, or not finite."""
+        run = self._again(clone(self._filled), Call("", self._example)) if self._filled is not None else None
+        return run if run is not None and all(bool(one.isfinite().all()) for one in run.outputs.values()) else None
+
+    @cached_property
+    def filled(self) -> list[Read]:
+        """As `masked`, with numbers in what starts from zero; empty where there is nothing like that."""
+        if self._filled is None or self.once_filled is None:
+            return []
+        return self._others_of(self._filled, _read(self.once_filled))[1]
+
+    def _others_of(self, net: nn.Module, first: Read) -> tuple[list[Call], list[Read]]:
+        calls, found, net = [], [first], clone(net)  # what it keeps of these calls is not to stay
+        for ways in other_calls(self._example):
+            ran = ((call, run) for call in ways if (run := self._again(net, call)) is not None)
+            if (one := next(ran, None)) is not None:
+                calls.append(one[0])
+                found.append(_read(one[1]))
+        return calls, found
+
+    def _again(self, net: nn.Module, call: Call) -> Run | None:
+        """Another run of a network; None where it does not run, or reaches other layers."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                run = Recorder(net).record(call.example, call.seed)
+        except Exception:  # it is no input for it
+            return None
+        return run if _layers_called(run) == self._names else None
+
+    def hang_on(self, differs: Callable[[Read], bool]) -> list[str]:
+        """The numbers of one's own modules on which it hangs what some layers read."""
+        own = [
+            (name, key)
+            for name, module in named_layers(self._graph.net)
+            for key, value in vars(module).items()
+            if type(value) is float and not type(module).__module__.startswith("torch.")
+        ]
+
+        def changed(numbers: Sequence[tuple[str, str]]) -> bool:
+            net = clone(self._graph.net)
+            layers = dict(named_layers(net))
+            for name, key in numbers:
+                setattr(layers[name], key, 0.75 * getattr(layers[name], key) + 0.1)
+            run = self._again(net, Call("", self._example))
+            return run is not None and differs(_read(run))
+
+        if not own or not changed(own):
+            return []
+        found = [number for number in own if changed([number])] if len(own) <= _ONE_BY_ONE else own
+        return [joined(joined(self._graph.component, name), key) for name, key in found or own]
+
+
+_ONE_BY_ONE = 8
+"""Up to how many numbers of modules are changed one by one."""
 
 
 class Removal:
@@ -33,8 +113,9 @@ class Removal:
     Of each node, its cells are counted as in its labels (see `ChannelGraph`).
     """
 
-    def __init__(self, graph: ChannelGraph, masks: Masks):
-        self.graph, self.masks = graph, masks
+    def __init__(self, graph: ChannelGraph, masks: Masks, reads: Reads):
+        self.graph, self.masks, self._others = graph, masks, reads
+        self._calls = _places(graph.run)
         self.nodes = list(graph.run.nodes)
         self.groups = {node: graph.groups(graph.labels[node]).reshape(-1) for node in self.nodes}
         self.mixing = {node for node in self.nodes if mixes_channels(graph.layer_of(node)) and node in graph.makes}
@@ -187,8 +268,10 @@ class Removal:
             unpruned = self.varying[node] & (self.needed[node] | ~read_when_dense[node])
             candidates -= {int(g) for g in self.groups[node][unpruned]}
             alive, read = self.alive[node], self.groups[source][self.reads[node]]
-            matters = alive[self.needed[node]].any(0)
-            stays = matters & (self._read(node, self.varying[source]) | ~self._foldable(node))
+            stays = alive[self.needed[node]].any(0)
+            constant = stays & ~self._read(node, self.varying[source])
+            if constant.any():
+                stays &= ~(constant & self._foldable(node))
             if _is_normed(layer):  # a norm sees the whole weight: only what is zero can be cut out of it unseen
                 stays |= alive.any(0)
                 candidates -= {int(g) for g in self.groups[node][alive.any(1)]}
@@ -202,20 +285,25 @@ class Removal:
 
     def _foldable(self, node: Node) -> np.ndarray:
         """Which input channels of a layer, being constant, are worth a constant in each of its outputs: zero, or the
-        same everywhere."""
+        same everywhere and in every call."""
         layer, source = self.graph.layer_of(node), _source(node)
-        value = _by_channel(source.value, _input_axis(layer, source))
-        if source.value.dim() == 2:
-            return np.ones(len(value), dtype=bool)
-        zero = value.eq(0).all(1).numpy() & ~self._read(node, self.trainable[source])
+        calls = [self._by_channel(node, reads) for reads in (self._others.masked, self._others.filled) if reads]
+        zero = np.all([value.eq(0).all(1).numpy() for values in calls for value in values], axis=0)
+        zero &= ~self._read(node, self.trainable[source])
         if isinstance(layer, TRANSPOSED):
             return zero
-        same = zero | value.eq(value[:, :1]).all(1).numpy()
+        same = zero | np.all([_is_one_number(torch.cat(values, 1)) for values in calls], axis=0)
         if is_linear(layer):
             return same
         assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
         padded = layer.padding_mode == "zeros" and (isinstance(layer.padding, str) or any(layer.padding))
         return zero if padded else same
+
+    def _by_channel(self, node: Node, reads: Sequence[Read]) -> list[Tensor]:
+        """(channels, numbers) of what a layer reads in each call."""
+        found = [read[self._calls[node]] for read in reads]
+        axes = [value.dim() - 1 if is_linear(self.graph.layer_of(node)) else 1 for value in found]
+        return [value.movedim(axis, 0).reshape(value.shape[axis], -1) for value, axis in zip(found, axes, strict=True)]
 
     def _never_all(self, candidates: set[int]) -> set[int]:
         for node in self.nodes:
@@ -226,21 +314,36 @@ class Removal:
                 warnings.warn(
                     f"component {self.graph.component!r}: every channel of {name!r} is dead; one is kept: "
                     f"prune less of it, or with scope='layer', which leaves each layer some",
-                    stacklevel=5,
+                    stacklevel=6,
                 )
         return candidates
 
-    def folded(self, node: Node) -> Tensor | None:
-        """What the constants that a layer no longer reads add to its bias, (outputs,), or None."""
-        source, layer = _source(node), self.graph.layer_of(node)
-        gone = np.array([int(g) in self.gone for g in self.groups[source]])
-        lost = self._read(node, gone) & ~self._read(node, self.varying[source])
+    def folded(self, node: Node, reads: Sequence[Read]) -> Tensor | None:
+        """What the constants that a layer no longer reads add to its bias, (outputs,), or None; by what it `reads` in
+        the masked network, or in the filled one."""
+        layer, lost = self.graph.layer_of(node), self._lost(node)
         if not lost.any():
             return None
-        constant = _by_channel(source.value, _input_axis(layer, source))[:, 0]
+        constant = self._by_channel(node, reads[:1])[0][:, 0]
         weight = _out_in(layer, layer.weight.detach()).sum(2)[:, lost]  # type: ignore[operator, union-attr]
         wide = torch.complex128 if weight.is_complex() else torch.float64
         return weight.to(wide) @ constant[lost].to(wide)
+
+    def _lost(self, node: Node) -> np.ndarray:
+        """Which of a layer's input channels go as constants."""
+        source = _source(node)
+        gone = np.array([int(g) in self.gone for g in self.groups[source]])
+        return self._read(node, gone) & ~self._read(node, self.varying[source])
+
+    def hangs_on(self) -> list[str]:
+        """The numbers that code of one's own keeps on its modules, and what is folded would be another without."""
+        lost = {node: lost for node in self.alive if (lost := self._lost(node)).any()}
+
+        def differs(read: Read) -> bool:
+            pairs = ((self._by_channel(node, [self._others.masked[0], read]), of) for node, of in lost.items())
+            return any(not _is_one_number(torch.cat(both, 1)[torch.from_numpy(of)]).all() for both, of in pairs)
+
+        return self._others.hang_on(differs) if lost else []
 
 
 def _source(node: Node) -> Node:
@@ -253,9 +356,35 @@ def _input_axis(layer: nn.Module | None, source: Node) -> int:
     return source.value.dim() - 1 if is_linear(layer) else 1
 
 
-def _by_channel(value: Tensor, axis: int) -> Tensor:
-    """(channels, numbers) of the first example of a batch."""
-    return value[:1].movedim(axis, 0).flatten(1) if axis else value.reshape(len(value), -1)
+_ADDED_OTHERWISE = 2e-6
+"""The relative difference that another order of adding makes."""
+
+
+def _is_one_number(values: Tensor) -> np.ndarray:
+    """Of each row: whether it holds one number, to rounding: the kernel for another size adds in another order."""
+    first, allowed = values[:, :1], tolerance(values.dtype, _ADDED_OTHERWISE)
+    near = (values - first).abs() <= allowed * first.abs().clamp(min=float(values.abs().max()) / 100)
+    return (near | (values == first)).all(1).numpy()
+
+
+def _layers_called(run: Run) -> list[str]:
+    return [operation.layer for operation in run.operations if operation.layer is not None]
+
+
+def _places(run: Run) -> dict[Node, tuple[str, int]]:
+    """What each layer makes in a run → its name, and how often it was called before."""
+    before: Counter[str] = Counter()
+    found: dict[Node, tuple[str, int]] = {}
+    for operation in run.operations:
+        if operation.layer is not None:
+            found |= dict.fromkeys(operation.made, (operation.layer, before[operation.layer]))
+            before[operation.layer] += 1
+    return found
+
+
+def _read(run: Run) -> Read:
+    """What layers that read one tensor read."""
+    return {place: node.operation.sources[0].value for node, place in _places(run).items()}  # type: ignore[union-attr]
 
 
 def _over_cells(value: Tensor, shape: tuple[int, ...], reduce: Any) -> np.ndarray:

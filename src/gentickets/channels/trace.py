@@ -172,8 +172,8 @@ class Recorder(TorchFunctionMode):
         self._versions: dict[int, int | None] = {}
         self._writers: dict[int, Operation] = {}
 
-    def record(self, example: Example) -> Run:
-        """The run. Raises whatever the component's code does."""
+    def record(self, example: Example, seed: int = 0) -> Run:
+        """The run, chance falling as from `seed`. Raises whatever the component's code does."""
         given = example.map(torch.clone)
         self.net.train(self.training)
         for module in self.net.modules():
@@ -181,7 +181,7 @@ class Recorder(TorchFunctionMode):
                 module.eval()
         try:
             with torch.no_grad(), torch.random.fork_rng(devices=[]), self._calls():
-                torch.random.default_generator.manual_seed(0)
+                torch.random.default_generator.manual_seed(seed)
                 for tensor in given.tensors:
                     self.run.inputs.append(self._make(None, tensor))
                 with self:

@@ -3,13 +3,16 @@
 A copy without some of its channels is made and run on the example, operation by operation beside the whole one. Each
 operation is given what the whole network has in the channels that are left, and must make of it what the whole
 network's does. Whatever fails reads a number off a module that has to follow (`channels`, `num_heads` …): that is
-found by trying; or else the channels that it reads and makes stay.
+found by trying; or else the channels that it reads and makes stay. Widths that fall by the same share keep many a sum
+right by chance (`channels // heads`): each kind of channels loses a share of its own.
 """
 
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -44,9 +47,9 @@ def try_cuts(graph: ChannelGraph, example: Example, training: Run | None) -> Non
     """Fixes the channels that the code of a component needs to be as many as they are, and finds what it reads off its
     modules that has to follow them (`graph.mends`)."""
     chance = np.random.default_rng(0)
-    runs = [graph.run]
     if training is not None and not _failures(graph, example, training, set()):  # else it is another each time
-        runs.append(training)
+        graph.training = training
+    runs = graph.runs
     passed, tried = 0, set[int]()
     while passed < _MOST:
         gone = _some(graph, chance, tried)
@@ -64,12 +67,29 @@ def try_cuts(graph: ChannelGraph, example: Example, training: Run | None) -> Non
             continue
         passed, tried = 0, set()
         if failures and not _mended(graph, example, whole, gone, failures) and not _give_up(graph, failures):
-            _find_the_counted(graph, example, runs, failures[0])
+            _find_the_counted(graph, example, failures[0], gone)
         settle(graph)
 
 
+def goes_along(graph: ChannelGraph, example: Example, gone: set[int]) -> bool:
+    """Whether the code of a component does the same without those very groups, as far as each operation goes. If not,
+    what has to follow or to stay is known to the graph from here on."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for whole in graph.runs if gone else ():
+            if failures := _failures(graph, example, whole, gone):
+                break
+        else:
+            return True
+        if not _mended(graph, example, whole, gone, failures) and not _give_up(graph, failures):
+            _find_the_counted(graph, example, failures[0], gone)
+        settle(graph)
+    return False
+
+
 def _some(graph: ChannelGraph, chance: np.random.Generator, tried: set[int]) -> set[int]:
-    """Half of the groups that may go, those first that were not tried, so that each node keeps some channel."""
+    """Some of the groups that may go, so that each node keeps some channel: of those that lie in the same nodes what
+    was not tried, or a share of their own, a quarter to three quarters."""
     places = [np.unique(graph.groups(graph.along(node, axis))) for node, axis in graph.axes.items()]
     places += [np.unique(graph.groups(labels)) for labels in (*graph.makes.values(), *graph.reads.values())]
     fixed = graph.fixed
@@ -80,14 +100,32 @@ def _some(graph: ChannelGraph, chance: np.random.Generator, tried: set[int]) -> 
         for group in own:
             holders.setdefault(group, []).append(len(left))
         left.append(len(own))
+    kinds: dict[tuple[int, ...], list[int]] = {}
+    for group in free:
+        kinds.setdefault(tuple(holders[group]), []).append(group)
+    order: list[int] = []
+    met: set[Fraction] = set()
+    for kind, share in zip(kinds.values(), chance.permutation(len(kinds)).tolist(), strict=True):
+        new = [group for group in kind if group not in tried]
+        most = len(new) if 0 < len(new) < len(kind) else _share(len(kind), share / max(1, len(kinds) - 1), met)
+        order += chance.permutation(new or kind)[:most].tolist()
     gone: set[int] = set()
-    order = sorted(chance.permutation(free).tolist(), key=tried.__contains__)
-    for group in order[: max(1, len(free) // 2)]:
+    for group in order:
         if all(left[place] > 1 for place in holders[group]):
             gone.add(group)
             for place in holders[group]:
                 left[place] -= 1
     return gone
+
+
+def _share(count: int, place: float, met: set[Fraction]) -> int:
+    """How many of a kind go: from a quarter to three quarters, by its place from 0 to 1 among all kinds; another share
+    than those that were `met`, where there is one."""
+    wanted = (0.25 + 0.5 * place) * count
+    between = sorted(range(-(-count // 4), 3 * count // 4 + 1), key=lambda many: abs(many - wanted))
+    found = next((many for many in between if Fraction(many, count) not in met), max(1, round(wanted)))
+    met.add(Fraction(found, count))
+    return found
 
 
 def _burst(graph: ChannelGraph, example: Example, masked: nn.Module, gone: set[int]) -> bool:
@@ -276,17 +314,21 @@ def _counted(operation: Operation) -> str:
     return f"{operation.name} (its code says how many channels)"
 
 
-def _find_the_counted(graph: ChannelGraph, example: Example, runs: Sequence[Run], failure: _Failure) -> None:
-    """Fixes the channels of those layers without some of which the run fails, wherever it does. Raises `Untraceable`
-    where it is none of them."""
-    fixed, changed = graph.fixed, False
-    for labels in list(graph.makes.values()):
-        groups = np.unique(graph.groups(labels))
-        free = [group for group in groups.tolist() if group not in fixed]
-        some = set(free[: max(1, len(groups) // 2)]) if len(groups) > 1 else set()
-        if some and any(_failures(graph, example, whole, some) for whole in runs):
-            changed |= graph.fix(labels, _counted(failure.operation))
-    if not changed:
+def _find_the_counted(graph: ChannelGraph, example: Example, failure: _Failure, gone: set[int]) -> None:
+    """Fixes the channels of those layers without some of which a run fails, wherever it does: without half of them, or
+    those that are `gone`. Where it fails only without what goes of several layers, all that stays. Raises `Untraceable`
+    where that is nothing."""
+    for half in (True, False):
+        fixed, changed = graph.fixed, False
+        for labels in list(graph.makes.values()):
+            groups = np.unique(graph.groups(labels))
+            free = [group for group in groups.tolist() if group not in fixed]
+            some = set(free[: max(1, len(groups) // 2)] if half else gone & set(free)) if len(groups) > 1 else set()
+            if some and any(_failures(graph, example, whole, some) for whole in graph.runs):
+                changed |= graph.fix(labels, _counted(failure.operation))
+        if changed:
+            return
+    if not graph.fix(np.array(sorted(gone)), _counted(failure.operation)):
         raise Untraceable(
             f"component {graph.component!r} cannot be traced at {failure.operation.line} (it fails with fewer channels "
             f"of whatever layer): its masks still hold (masks.hold), but it cannot be shrunk or pruned by groups; "

@@ -219,6 +219,9 @@ def _words(shipment: Shipment, shrinking: Shrinking) -> Iterable[str]:
     for name, gone in shrinking.removed.items():
         if not gone and not shipment.removed[name] and (before or now):
             yield f"{name}: no channel could go; {_BOUND}."
+    if folded := list(shrinking.folded):
+        more = f" and {len(folded) - 3} more" if len(folded) > 3 else ""
+        yield f"What pruned channels hold whatever the input was folded into {', '.join(folded[:3])}{more}."
     if left := shrinking.masks.total - shrinking.masks.alive:
         yield f"{count(left, 'weight')} of what is left are zero; their masks are in the file."
 

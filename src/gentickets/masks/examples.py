@@ -156,26 +156,139 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f".{key}", part) for key, part in getattr(value, "__dict__", {}).items())
 
 
-def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, Tensor):
+def _mapped(value: Any, change: Callable[[Any], Any], kind: type | tuple[type, ...] = Tensor) -> Any:
+    """Nested arguments with everything of a kind changed."""
+    if isinstance(value, kind):
         return change(value)
     if isinstance(value, Mapping):
-        changed = {key: _mapped(part, change) for key, part in value.items()}
+        changed = {key: _mapped(part, change, kind) for key, part in value.items()}
         if type(value) is dict or not isinstance(value, MutableMapping):
             return changed
         same = copy.copy(value)  # of its class, whose parts may be read by attribute
         same.update(changed)
         return same
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_mapped(part, change) for part in value))
+        return type(value)(*(_mapped(part, change, kind) for part in value))
     if isinstance(value, list | tuple):
-        return type(value)(_mapped(part, change) for part in value)
+        return type(value)(_mapped(part, change, kind) for part in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         changed = {
-            field.name: _mapped(getattr(value, field.name), change) for field in dataclasses.fields(value) if field.init
+            field.name: _mapped(getattr(value, field.name), change, kind)
+            for field in dataclasses.fields(value)
+            if field.init
         }
         return dataclasses.replace(value, **changed)
     return value
+
+
+# -- the same call in other ways ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a component, and the seed from which chance falls in it; `what` says in words how it differs from its
+    example."""
+
+    what: str
+    example: Example
+    seed: int = 0
+
+
+def other_calls(example: Example) -> list[list[Call]]:
+    """Calls that differ from an example in what belongs to the example alone: its numbers and the draw of chance, the
+    size of the batch, that of images and of sequences, Python's numbers among the arguments. Of each, ways to try until
+    one runs."""
+    found = [
+        [Call("other numbers", _drawn(example), 1), Call("another draw of chance", example, 1)],
+        [Call("another size of the batch", _longer(example))],
+        _other_sizes(example, "another size of the images", _images(example)),
+        _other_sizes(example, "another length", _sequences(example)),
+        [Call("other numbers among the arguments", other) for other in _other_numbers(example)],
+    ]
+    return [ways for ways in found if ways]
+
+
+def _drawn(example: Example) -> Example:
+    generator = torch.Generator().manual_seed(0)
+    return example.map(
+        lambda tensor: (
+            torch.randn(tensor.shape, generator=generator).to(tensor.dtype) if tensor.is_floating_point() else tensor
+        )
+    )
+
+
+def _longer(example: Example) -> Example:
+    batch = example.batch
+    return example.map(
+        lambda tensor: torch.cat([tensor, tensor[:1]]) if tensor.dim() and len(tensor) == batch else tensor
+    )
+
+
+_Axes = Callable[[Tensor], range]
+"""Along which axes of a tensor its size is changed."""
+
+
+def _images(example: Example) -> list[_Axes]:
+    """Where heights and widths may lie: behind the channels, in all that has any, or before them."""
+    if not any(tensor.dim() > 3 for tensor in example.tensors):
+        return []
+    return [
+        lambda tensor: range(2, tensor.dim() if tensor.dim() > 3 else 2),
+        lambda tensor: range(2, tensor.dim()),
+        lambda tensor: range(1, tensor.dim() - 1 if tensor.dim() > 3 else 1),
+    ]
+
+
+def _sequences(example: Example) -> list[_Axes]:
+    """Where lengths may lie: on axis 1 of what has three, and of all as long; of whole numbers, where nothing has; or
+    on axis 2."""
+    three = [tensor for tensor in example.tensors if tensor.dim() == 3]
+    first = next(iter(three or [t for t in example.tensors if t.dim() == 2 and not t.is_floating_point()]), None)
+    if first is None:
+        return []
+    length = first.shape[1]
+    along: list[_Axes] = [lambda t: range(1, 2 if t.dim() in (2, 3) and t.shape[1] == length else 1)]
+    return along + ([lambda t: range(2, 3 if t.dim() == 3 else 2)] if three else [])
+
+
+def _other_sizes(example: Example, what: str, along: list[_Axes]) -> list[Call]:
+    """Half the size first, which costs less."""
+    found = []
+    for axes in along:
+        for half in (True, False):
+            other = example.map(lambda tensor, axes=axes, half=half: _resized(tensor, axes(tensor), half))  # type: ignore[misc]
+            if [tensor.shape for tensor in other.tensors] != [tensor.shape for tensor in example.tensors]:
+                found.append(Call(what, other))
+    return found
+
+
+def _resized(tensor: Tensor, axes: range, half: bool) -> Tensor:
+    for axis in axes:
+        size = tensor.shape[axis]
+        tensor = tensor.narrow(axis, 0, max(1, size // 2)) if half else torch.cat([tensor, tensor], axis)
+    return tensor
+
+
+def _other_numbers(example: Example) -> list[Example]:
+    """With all of Python's numbers changed, or one kind of them; a bool is a choice, and no number."""
+    changes: dict[type, Callable[[Any], Any]] = {
+        float: lambda number: 0.75 * number + 0.1,
+        int: lambda number: number - 1 if number > 1 else number + 1,
+    }
+    found: list[Example] = []
+    for kinds in ((float, int), (float,), (int,)):
+        met: list[float] = []
+
+        def other(number: Any, kinds: tuple[type, ...] = kinds, met: list[float] = met) -> Any:
+            if type(number) not in kinds:
+                return number
+            met.append(number)
+            return changes[type(number)](number)
+
+        changed = Example(*(_mapped(given, other, (int, float)) for given in (example.args, dict(example.kwargs))))
+        if met:
+            found.append(changed)
+    return found
 
 
 # -- the same from two networks? -----------------------------------------------------------------------------------
@@ -201,9 +314,9 @@ def tolerance(dtype: torch.dtype, floor: float = 1e-5) -> float:
 class Comparison:
     """How two sets of outputs compare: `numbers` compared, the `worst` difference and the `place` of it.
 
-    `worst` is relative to the largest number of its tensor (or to 1, if that is larger) and in units of what is
-    allowed there: up to 1 the two are equal to rounding; infinite where a tensor is missing, of another shape or dtype,
-    or not finite where the other is.
+    `worst` is relative to the largest number of its tensor (or to 1, or the `least` that was said, if that is larger)
+    and in units of what is allowed there: up to 1 the two are equal to rounding; infinite where a tensor is missing, of
+    another shape or dtype, or not finite where the other is.
     """
 
     numbers: int
@@ -218,10 +331,14 @@ class Comparison:
 
 
 def compare(
-    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], allowed: Callable[[torch.dtype], float] = tolerance
+    expected: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    allowed: Callable[[torch.dtype], float] = tolerance,
+    least: float = 1.0,
 ) -> Comparison:
     """Compares outputs (see `outputs`) number by number. Whole numbers and booleans are compared by shape alone:
-    rounding may turn a comparison in the model. NaN equals NaN, infinity itself."""
+    rounding may turn a comparison in the model. NaN equals NaN, infinity itself. `least`: what a tensor's largest
+    number is taken for where it is smaller."""
     numbers, worst, place, difference = 0, 0.0, "", 0.0
     for path in dict.fromkeys((*expected, *found)):
         one, other = expected.get(path), found.get(path)
@@ -230,14 +347,14 @@ def compare(
         if not (one.is_floating_point() or one.is_complex()) or not one.numel():
             continue
         numbers += one.numel()
-        gap, scale = _largest_gap(one, other)
+        gap, scale = _largest_gap(one, other, least)
         if not (relative := gap / scale / allowed(one.dtype)) <= worst:
             worst, place, difference = relative, path, gap
     return Comparison(numbers, worst, place, difference)
 
 
-def _largest_gap(one: Tensor, other: Tensor) -> tuple[float, float]:
-    """(largest difference, largest number of `one` or 1), over what is finite; infinite where only one of them is."""
+def _largest_gap(one: Tensor, other: Tensor, least: float) -> tuple[float, float]:
+    """(largest difference, largest number of `one` or `least`), over what is finite; infinite where only one is."""
     wide = torch.complex128 if one.is_complex() else torch.float64
     one, other = one.detach().cpu().to(wide), other.detach().cpu().to(wide)
     finite = torch.isfinite(one)
@@ -247,7 +364,7 @@ def _largest_gap(one: Tensor, other: Tensor) -> tuple[float, float]:
         return float("inf"), 1.0
     if not bool(finite.any()):
         return 0.0, 1.0
-    return float((one - other)[finite].abs().max()), max(1.0, float(one[finite].abs().max()))
+    return float((one - other)[finite].abs().max()), max(least, float(one[finite].abs().max()))
 
 
 def nothing_to_compare(component: str) -> GenticketsError:
