@@ -574,6 +574,19 @@ class Bound:
 
     def __post_init__(self):
         raise ValueError(f"strength={self.strength} is too much")
+
+
+class OfFunctions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 64)
+        self.steps = [lambda code: self.layer(code).unflatten(1, (1, 8, 8))]
+
+    def forward(self, code):
+        return self.steps[0](code)
+
+
+def of_functions(): return {**gan(), "generator": OfFunctions()}
 """
 
 
@@ -595,6 +608,10 @@ class Bound:
             r"component 'discriminator' .*\(argument 1: float32 3x1x8x8\): TypeError: .* argument: 'labels'",
         ),
         ("model=theirs.py:tall objective.latent_size=6", "samples are 1x10x6, and the images 1x8x8: change the model"),
+        (
+            "model=theirs.py:of_functions objective.latent_size=6",
+            r"model=theirs.py:of_functions: 'generator\.steps' uses 'generator' of the model.*make it a method",
+        ),
         ("objective=theirs.py:Halfs", r"objective.name=theirs.py:Halfs: .*did you mean Halves\?"),
         ("objective={name: theirs.py:Halves, shore: 1}", r"objective.shore: .* takes share, other.*did you mean share"),
         ("objective={name: theirs.py:Halves, share: 0.7}", "objective.share=0.7 and other=0.5 do not make 1"),

@@ -7,7 +7,6 @@ Names are those of `model.named_parameters()` without the prefixes that wrappers
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -16,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from gentickets.errors import MaskError
+from gentickets.masks.copying import copied
 
 Model = nn.Module | Mapping[str, nn.Module]
 """A module whose children are the components, or a mapping from their names to them."""
@@ -171,15 +171,8 @@ def named_state(model: Model) -> dict[str, Tensor]:
 
 
 def clone(model: Model) -> nn.Module:
-    """A deep copy. Where old-style spectral or weight norm left a derived weight in a layer's attributes,
-    which `copy.deepcopy` refuses, the copy gets it detached."""
-    derived = {
-        id(value): value.detach().clone()
-        for _, layer in named_layers(model)
-        for value in vars(layer).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
-    return copy.deepcopy(as_model(model), derived)
+    """A deep copy, of which nothing leads back to the model (see `gentickets.masks.copying`). Raises `MaskError`."""
+    return copied(as_model(model))
 
 
 def component_of(name: str) -> str:

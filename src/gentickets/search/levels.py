@@ -125,7 +125,7 @@ class Rounds:
         self.kept_weights, self.span = retrain != "rewind", retrain_span(retrain, steps, rewind_step)
         self.example_inputs, self.origin = example_inputs, dict(origin or {})
         self.initial = draw(make_model)
-        self._initial_state = {name: tensor.detach().clone() for name, tensor in named_state(self.initial).items()}
+        self._initial_state = named_state(clone(self.initial))
         self._drawn = _digests(self._initial_state)
         self._told: Told | None = None
         self._rounds: int | None = None
