@@ -10,6 +10,7 @@ import pickle
 import re
 import shutil
 import sys
+import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from gentickets.data import ImageSet
 from gentickets.errors import DataError, RecipeError, TicketError
 from gentickets.lab.recipe import make_recipe, read_recipe, with_keys
 from gentickets.lab.recipe.file import kept_recipe
+from gentickets.lab.run.checks import check_buildable
 from gentickets.lab.run.stage import load_data
 from gentickets.lab.study.study import read_study
 from gentickets.lab.task import made_model
@@ -643,6 +645,55 @@ def test_what_does_not_go_together_is_one_line(tmp_path, monkeypatch, made, said
     words = re.findall(r"[\w.]+=(?:\{.*?\}|\S+)", said)
     found = refused(tmp_path, "find", "gan.yaml", "--allow-code", "evaluation={metrics: [kid], samples: 64}", *words)
     assert re.search(message, found), found
+
+
+COUNTING = """
+import torch
+from torch import nn
+
+
+class Counting(nn.Linear):
+    seen = 0
+    size = 0
+
+    def forward(self, x):
+        self.size = len(x)
+        self.seen += 1
+        return super().forward(x)
+
+
+class Sized(nn.Linear):
+    size = 0
+
+    def forward(self, x):
+        self.size = len(x)
+        return super().forward(x)
+
+
+def gan(layer):
+    generator = nn.Sequential(layer(6, 64), nn.Unflatten(1, (1, 8, 8)))
+    return {"generator": generator, "discriminator": nn.Sequential(nn.Flatten(), nn.Linear(64, 1))}
+
+
+def counting(): return gan(Counting)
+def sized(): return gan(Sized)
+"""
+
+
+@pytest.mark.parametrize("name", ["counting", "sized"])
+def test_what_no_file_of_a_run_holds_is_told(tmp_path, monkeypatch, name):
+    (tmp_path / "count.py").write_text(COUNTING)
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "gan.yaml").write_text(RECIPE)
+    monkeypatch.chdir(tmp_path)
+    recipe = read_recipe("gan.yaml", [f"model=count.py:{name}", "objective.latent_size=6"], allow_code=True)
+    images = load_data(recipe.data)[0]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_buildable(recipe, images)
+    told = [str(warning.message) for warning in caught if "neither a parameter" in str(warning.message)]
+    assert len(told) == (name == "counting")
+    assert all("'generator.0.seen' changes from step to step" in words for words in told)
 
 
 def test_options_go_below_what_is_named_alone(at):

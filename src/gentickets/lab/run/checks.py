@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
 
 import numpy as np
@@ -15,7 +16,7 @@ from gentickets.lab.recipe import Recipe
 from gentickets.lab.run.plan import check_fits
 from gentickets.lab.run.trainer import make_fabric
 from gentickets.lab.task import build_model, check_step
-from gentickets.masks.names import components_of
+from gentickets.masks.names import changed_rest, components_of, named_rest
 from gentickets.pruning.prune import prune
 from gentickets.pruning.scores import scored
 
@@ -37,7 +38,17 @@ def check_buildable(recipe: Recipe, images: ImageSet) -> None:
     if own:
         trained_for = recipe.build_objective()
         rows = np.arange(3 * trained_for.batches_per_step) % len(images)
-        check_step(model.name, net, trained_for, batch_of(images, rows, "cpu", trained_for.wants_labels))
+        batch = batch_of(images, rows, "cpu", trained_for.wants_labels)
+        check_step(model.name, net, trained_for, batch)
+        once = named_rest(net)
+        check_step(model.name, net, trained_for, batch)
+        if names := changed_rest(once, named_rest(net)):
+            warnings.warn(
+                f"model={model.name}: {min(names)!r} changes from step to step and is neither a parameter nor a "
+                f"persistent buffer: no ticket and no level of a run holds it, and what is read back begins with it "
+                f"anew; make it a buffer (register_buffer)",
+                stacklevel=2,
+            )
     _try_criterion(recipe, net, images)
     make_fabric(recipe)
 
