@@ -13,6 +13,7 @@ import sys
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,13 +26,14 @@ from torch import nn
 
 import gentickets as gt
 from gentickets import data
-from gentickets.catalogue import Named
+from gentickets.catalogue import Named, changed_code, digests
 from gentickets.cli import main, telling
 from gentickets.data import ImageSet
 from gentickets.errors import DataError, RecipeError, TicketError
 from gentickets.lab.recipe import make_recipe, read_recipe, with_keys
 from gentickets.lab.recipe.file import kept_recipe
 from gentickets.lab.run.checks import check_buildable
+from gentickets.lab.run.folder import check_same_code
 from gentickets.lab.run.stage import load_data
 from gentickets.lab.study.study import read_study
 from gentickets.lab.task import made_model
@@ -401,6 +403,61 @@ def test_changed_code_shrinks_nothing(at, small, tmp_path):
     assert "the code of mine.py:make_gan has changed since the run began: put it back" in found
     found = refused(tmp_path, "find", "runs/own/recipe.yaml", "--allow-code")
     assert "the code of mine.py:bars, mine.py:brightness" in found
+
+
+def test_files_that_code_imports_are_part_of_it(tmp_path, monkeypatch):
+    files = {
+        "nets/mine.py": "import numpy, torch.nn\nfrom layers import act\ndef make():\n    import late.deep\n",
+        "nets/layers.py": "from parts import norms as n, none\nimport gentickets",
+        "nets/parts/__init__.py": "from .sizes import *\nfrom . import norms",
+        "nets/parts/sizes.py": "import layers",
+        "nets/parts/norms.py": "from ..above import x",
+        "nets/late/deep.py": "",
+        "nets/unused.py": "",
+        "other.py": "",
+        "pack/__init__.py": "import other",
+        "pack/inner/__init__.py": "",
+        "pack/inner/models.py": "from ..layers import act\nfrom . import sizes\ndef make(): pass",
+        "pack/inner/sizes.py": "import broken",
+        "pack/layers.py": "act = 1",
+        "broken.py": "def (",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    beside = {f"nets/{name}.py" for name in ("layers", "parts/__init__", "parts/sizes", "parts/norms", "late/deep")}
+    found = digests(["nets/mine.py:make", "adversarial"])
+    assert set(found) == {"nets/mine.py:make", *beside}
+    for name in beside:
+        assert found[name] == hashlib.sha256(files[name].encode()).hexdigest()
+    models = SimpleNamespace(__file__=str(tmp_path / "pack/inner/models.py"))
+    monkeypatch.setattr("gentickets.catalogue._imported", lambda *_: models)
+    found = digests(["pack.inner.models:make"])
+    of_pack = {f"pack/{name}.py" for name in ("__init__", "inner/__init__", "inner/sizes", "layers")}
+    assert set(found) == {"pack.inner.models:make", *of_pack, "other.py", "broken.py"}
+    assert changed_code(found, found) == []
+    assert changed_code({**found, "other.py": "x"}, found) == ["other.py"]
+    old = {"pack.inner.models:make": found["pack.inner.models:make"]}  # of before imports were told
+    assert changed_code(old, found) == []
+    assert changed_code({}, found) == ["pack.inner.models:make"]
+
+
+def test_a_run_goes_on_with_the_files_that_its_code_imports_alone(at, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("from layers import MORE\n" + MINE)
+    (tmp_path / "layers.py").write_text("MORE = 1")
+    shutil.copytree(at / "runs/own", tmp_path / "runs/own")
+    monkeypatch.chdir(tmp_path)
+    recipe = read_recipe("runs/own/recipe.yaml", allow_code=True)
+    now = recipe.code()
+    assert now["layers.py"] == hashlib.sha256(b"MORE = 1").hexdigest()
+    before = {name: digest for name, digest in now.items() if name != "layers.py"}
+    for known in (before, now):
+        check_same_code(Path("runs/own"), {"code": known}, recipe)
+    (tmp_path / "layers.py").write_text("MORE = 2")
+    check_same_code(Path("runs/own"), {"code": before}, recipe)  # of before imports were told
+    with pytest.raises(RecipeError, match=r"the code of layers\.py has changed since the run began: put it back"):
+        check_same_code(Path("runs/own"), {"code": now}, recipe)
 
 
 # -- what can be pruned -----------------------------------------------------------------------------------------
