@@ -414,6 +414,8 @@ def test_files_that_code_imports_are_part_of_it(tmp_path, monkeypatch):
         "nets/parts/norms.py": "from ..above import x",
         "nets/late/deep.py": "",
         "nets/unused.py": "",
+        "nets/__init__.py": "",
+        "nets.py": "",
         "other.py": "",
         "pack/__init__.py": "import other",
         "pack/inner/__init__.py": "",
@@ -565,7 +567,7 @@ THEIRS = """
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
+import numpy as np, torch
 from torch import nn
 
 import gentickets as gt
@@ -635,6 +637,13 @@ class Bound:
         raise ValueError(f"strength={self.strength} is too much")
 
 
+def by_numpy():
+    nets = gan()
+    weight = nets["generator"][0].weight
+    weight.data = torch.from_numpy(np.random.normal(size=weight.shape)).float()
+    return nets
+
+
 class OfFunctions(nn.Module):
     def __init__(self):
         super().__init__()
@@ -670,6 +679,10 @@ def of_functions(): return {**gan(), "generator": OfFunctions()}
         (
             "model=theirs.py:of_functions objective.latent_size=6",
             r"model=theirs.py:of_functions: 'generator\.steps' uses 'generator' of the model.*make it a method",
+        ),
+        (
+            "model=theirs.py:by_numpy objective.latent_size=6",
+            r"model=theirs.py:by_numpy: 'generator\.0\.weight' is drawn otherwise from the same seed: draw from torch",
         ),
         ("objective=theirs.py:Halfs", r"objective.name=theirs.py:Halfs: .*did you mean Halves\?"),
         ("objective={name: theirs.py:Halves, shore: 1}", r"objective.shore: .* takes share, other.*did you mean share"),

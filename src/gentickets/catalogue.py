@@ -208,7 +208,7 @@ def digests(names: Iterable[str]) -> dict[str, str]:
         source = match["file"] or getattr(_imported(match["module"], name), "__file__", None)
         found[name] = _digest(Path(source), name) if source else "none"
         if source and Path(source).suffix == ".py":
-            module = tuple((match["module"] or "").split("."))
+            module = tuple(match["module"].split(".")) if match["module"] else ()
             beside = _imported_files(Path(source).resolve(), module)
             called = Path(source).parent if match["file"] else Path()
             found |= {(called / file).as_posix(): _digest(path, name) for file, path in beside.items()}

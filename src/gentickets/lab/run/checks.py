@@ -16,7 +16,7 @@ from gentickets.lab.recipe import Recipe
 from gentickets.lab.run.plan import check_fits
 from gentickets.lab.run.trainer import make_fabric
 from gentickets.lab.task import build_model, check_step
-from gentickets.masks.names import changed_rest, components_of, named_rest
+from gentickets.masks.names import changed_rest, components_of, named_rest, named_state
 from gentickets.pruning.prune import prune
 from gentickets.pruning.scores import scored
 
@@ -28,6 +28,8 @@ def check_buildable(recipe: Recipe, images: ImageSet) -> None:
     with nullcontext() if own else torch.device("meta"):
         net = build_model(recipe, images, seed=0)
     check_fits(recipe, net, images.shape)
+    if is_code(model.name):
+        _check_drawn_by_seed(recipe, net, images)
     has, needs = components_of(net), recipe.build_objective().components
     if missing := [name for name in needs if name not in has]:
         raise RecipeError(
@@ -51,6 +53,16 @@ def check_buildable(recipe: Recipe, images: ImageSet) -> None:
             )
     _try_criterion(recipe, net, images)
     make_fabric(recipe)
+
+
+def _check_drawn_by_seed(recipe: Recipe, model: nn.Module, images: ImageSet) -> None:
+    """Raises `RecipeError` where another draw of the same seed is another model than `model`."""
+    again = named_state(build_model(recipe, images, seed=0))
+    if differing := changed_rest(named_state(model), again):
+        raise RecipeError(
+            f"model={recipe.model.name}: {next(iter(differing))!r} is drawn otherwise from the same seed: draw from "
+            f"torch's global generator (torch.randn, nn.init), not from that of numpy or random"
+        )
 
 
 def _try_criterion(recipe: Recipe, model: nn.Module, images: ImageSet) -> None:
