@@ -665,6 +665,15 @@ class Aliased(nn.Module):
         self.register_buffer("seen", self.body.weight.data)
 
 
+class OfFunctions(nn.Module):
+    """A layer that is called by a function that closes over it."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(4, 3)
+        self.steps = [lambda x: self.body(x)]
+
+
 def of_any_width():
     return {"body": nn.Linear(4, int(torch.randint(3, 1000, ())))}
 
@@ -678,6 +687,7 @@ MODELS_BROKEN = {
     "equal each time": (constant, "draws the same weights at every call"),
     "by a generator of its own": (own_draw, "otherwise from the same seed"),
     "a buffer that lies in a weight": (Aliased, "does not bring 'seen' back"),
+    "of functions": (OfFunctions, "is not to be copied: 'steps' uses the model itself"),
     "of any width": (of_any_width, "does not fit the next model"),
     "gives nothing": (lambda: Net(Act(lambda x: print(end=""))), "does not take its example input: TypeError"),
     "says nothing": (lambda: {"body": nn.Sequential(nn.Linear(4, 3), Act(lambda x: "x"))}, "gives no tensor"),

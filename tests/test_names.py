@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -81,6 +84,51 @@ def test_two_linear_layers_of_one_weight_are_prunable_once():
     assert list(gt.Masks.dense(model)) == ["0.weight"]
     normed = nn.Sequential(parametrizations.spectral_norm(nn.Linear(4, 4)))
     assert list(gt.Masks.dense(normed)) == ["0.parametrizations.weight.original"]
+
+
+class TiedByMemory(nn.Module):
+    """The tied autoencoder of many answers: its decoder's weight is the encoder's, transposed."""
+
+    def __init__(self):
+        super().__init__()
+        self.e, self.d = nn.Linear(8, 4), nn.Linear(4, 8)
+        self.d.weight.data = self.e.weight.data.t()
+
+
+def test_two_parameters_over_one_memory_are_refused():
+    said = r"'[ed]\.weight' and '[ed]\.weight' are two parameters over one memory.*one Parameter"
+    apart = nn.ModuleDict({"e": nn.Linear(8, 4), "d": nn.Linear(4, 8)})
+    masks = gt.prune(gt.magnitude(apart), fraction=0.5)
+    for refused in (gt.Masks.dense, masks.apply_, gt.magnitude, gt.Ticket(masks, apart).install):
+        with pytest.raises(gt.GenticketsError, match=said):
+            refused(TiedByMemory())
+    with pytest.raises(gt.MaskError, match=said):
+        gt.imp(TiedByMemory, lambda *_: None, steps=2, rounds=1)
+    with pytest.raises(gt.MaskError, match="over one memory"):
+        gt.Masks.dense(TiedByMemory(), include="e.weight")  # in a ticket they come apart, whoever is pruned
+
+
+@given(st.integers(0, 2**32))
+def test_parameters_overlap_exactly_where_they_have_an_entry_in_common(seed):
+    """Two views of one matrix, of any rows and columns with any steps, transposed or not, beside marks on it."""
+    rng = np.random.default_rng(seed)
+    flat, marks, views = torch.zeros(7, 9), [], []
+    for _ in range(2):
+        starts, steps = rng.integers(0, 5, 2), rng.integers(1, 4, 2)
+        cut = tuple(slice(int(start), None, int(step)) for start, step in zip(starts, steps, strict=True))
+        marks.append(torch.zeros(7, 9, dtype=torch.bool))
+        marks[-1][cut] = True
+        view = flat[cut]
+        views.append(view.t() if rng.random() < 0.5 else view)
+    model = nn.ModuleDict({name: nn.Linear(1, 1, bias=False) for name in "ab"})
+    for layer, view in zip(model.values(), views, strict=True):
+        layer.weight = nn.Parameter(view)
+        assert layer.weight.data_ptr() == view.data_ptr()
+    if bool((marks[0] & marks[1]).any()):
+        with pytest.raises(gt.MaskError, match="over one memory"):
+            gt.Masks.dense(model)
+    else:
+        assert len(gt.Masks.dense(model)) == 2
 
 
 # -- what a model is ---------------------------------------------------------------------------------------

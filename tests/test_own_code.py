@@ -10,8 +10,10 @@ import pickle
 import re
 import shutil
 import sys
+import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,12 +26,14 @@ from torch import nn
 
 import gentickets as gt
 from gentickets import data
-from gentickets.catalogue import Named
+from gentickets.catalogue import Named, changed_code, digests
 from gentickets.cli import main, telling
 from gentickets.data import ImageSet
 from gentickets.errors import DataError, RecipeError, TicketError
 from gentickets.lab.recipe import make_recipe, read_recipe, with_keys
 from gentickets.lab.recipe.file import kept_recipe
+from gentickets.lab.run.checks import check_buildable
+from gentickets.lab.run.folder import check_same_code
 from gentickets.lab.run.stage import load_data
 from gentickets.lab.study.study import read_study
 from gentickets.lab.task import made_model
@@ -401,6 +405,63 @@ def test_changed_code_shrinks_nothing(at, small, tmp_path):
     assert "the code of mine.py:bars, mine.py:brightness" in found
 
 
+def test_files_that_code_imports_are_part_of_it(tmp_path, monkeypatch):
+    files = {
+        "nets/mine.py": "import numpy, torch.nn\nfrom layers import act\ndef make():\n    import late.deep\n",
+        "nets/layers.py": "from parts import norms as n, none\nimport gentickets",
+        "nets/parts/__init__.py": "from .sizes import *\nfrom . import norms",
+        "nets/parts/sizes.py": "import layers",
+        "nets/parts/norms.py": "from ..above import x",
+        "nets/late/deep.py": "",
+        "nets/unused.py": "",
+        "nets/__init__.py": "",
+        "nets.py": "",
+        "other.py": "",
+        "pack/__init__.py": "import other",
+        "pack/inner/__init__.py": "",
+        "pack/inner/models.py": "from ..layers import act\nfrom . import sizes\ndef make(): pass",
+        "pack/inner/sizes.py": "import broken",
+        "pack/layers.py": "act = 1",
+        "broken.py": "def (",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    beside = {f"nets/{name}.py" for name in ("layers", "parts/__init__", "parts/sizes", "parts/norms", "late/deep")}
+    found = digests(["nets/mine.py:make", "adversarial"])
+    assert set(found) == {"nets/mine.py:make", *beside}
+    for name in beside:
+        assert found[name] == hashlib.sha256(files[name].encode()).hexdigest()
+    models = SimpleNamespace(__file__=str(tmp_path / "pack/inner/models.py"))
+    monkeypatch.setattr("gentickets.catalogue._imported", lambda *_: models)
+    found = digests(["pack.inner.models:make"])
+    of_pack = {f"pack/{name}.py" for name in ("__init__", "inner/__init__", "inner/sizes", "layers")}
+    assert set(found) == {"pack.inner.models:make", *of_pack, "other.py", "broken.py"}
+    assert changed_code(found, found) == []
+    assert changed_code({**found, "other.py": "x"}, found) == ["other.py"]
+    old = {"pack.inner.models:make": found["pack.inner.models:make"]}  # of before imports were told
+    assert changed_code(old, found) == []
+    assert changed_code({}, found) == ["pack.inner.models:make"]
+
+
+def test_a_run_goes_on_with_the_files_that_its_code_imports_alone(at, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("from layers import MORE\n" + MINE)
+    (tmp_path / "layers.py").write_text("MORE = 1")
+    shutil.copytree(at / "runs/own", tmp_path / "runs/own")
+    monkeypatch.chdir(tmp_path)
+    recipe = read_recipe("runs/own/recipe.yaml", allow_code=True)
+    now = recipe.code()
+    assert now["layers.py"] == hashlib.sha256(b"MORE = 1").hexdigest()
+    before = {name: digest for name, digest in now.items() if name != "layers.py"}
+    for known in (before, now):
+        check_same_code(Path("runs/own"), {"code": known}, recipe)
+    (tmp_path / "layers.py").write_text("MORE = 2")
+    check_same_code(Path("runs/own"), {"code": before}, recipe)  # of before imports were told
+    with pytest.raises(RecipeError, match=r"the code of layers\.py has changed since the run began: put it back"):
+        check_same_code(Path("runs/own"), {"code": now}, recipe)
+
+
 # -- what can be pruned -----------------------------------------------------------------------------------------
 
 ODD = """
@@ -506,7 +567,7 @@ THEIRS = """
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
+import numpy as np, torch
 from torch import nn
 
 import gentickets as gt
@@ -574,6 +635,26 @@ class Bound:
 
     def __post_init__(self):
         raise ValueError(f"strength={self.strength} is too much")
+
+
+def by_numpy():
+    nets = gan()
+    weight = nets["generator"][0].weight
+    weight.data = torch.from_numpy(np.random.normal(size=weight.shape)).float()
+    return nets
+
+
+class OfFunctions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 64)
+        self.steps = [lambda code: self.layer(code).unflatten(1, (1, 8, 8))]
+
+    def forward(self, code):
+        return self.steps[0](code)
+
+
+def of_functions(): return {**gan(), "generator": OfFunctions()}
 """
 
 
@@ -595,6 +676,14 @@ class Bound:
             r"component 'discriminator' .*\(argument 1: float32 3x1x8x8\): TypeError: .* argument: 'labels'",
         ),
         ("model=theirs.py:tall objective.latent_size=6", "samples are 1x10x6, and the images 1x8x8: change the model"),
+        (
+            "model=theirs.py:of_functions objective.latent_size=6",
+            r"model=theirs.py:of_functions: 'generator\.steps' uses 'generator' of the model.*make it a method",
+        ),
+        (
+            "model=theirs.py:by_numpy objective.latent_size=6",
+            r"model=theirs.py:by_numpy: 'generator\.0\.weight' is drawn otherwise from the same seed: draw from torch",
+        ),
         ("objective=theirs.py:Halfs", r"objective.name=theirs.py:Halfs: .*did you mean Halves\?"),
         ("objective={name: theirs.py:Halves, shore: 1}", r"objective.shore: .* takes share, other.*did you mean share"),
         ("objective={name: theirs.py:Halves, share: 0.7}", "objective.share=0.7 and other=0.5 do not make 1"),
@@ -626,6 +715,55 @@ def test_what_does_not_go_together_is_one_line(tmp_path, monkeypatch, made, said
     words = re.findall(r"[\w.]+=(?:\{.*?\}|\S+)", said)
     found = refused(tmp_path, "find", "gan.yaml", "--allow-code", "evaluation={metrics: [kid], samples: 64}", *words)
     assert re.search(message, found), found
+
+
+COUNTING = """
+import torch
+from torch import nn
+
+
+class Counting(nn.Linear):
+    seen = 0
+    size = 0
+
+    def forward(self, x):
+        self.size = len(x)
+        self.seen += 1
+        return super().forward(x)
+
+
+class Sized(nn.Linear):
+    size = 0
+
+    def forward(self, x):
+        self.size = len(x)
+        return super().forward(x)
+
+
+def gan(layer):
+    generator = nn.Sequential(layer(6, 64), nn.Unflatten(1, (1, 8, 8)))
+    return {"generator": generator, "discriminator": nn.Sequential(nn.Flatten(), nn.Linear(64, 1))}
+
+
+def counting(): return gan(Counting)
+def sized(): return gan(Sized)
+"""
+
+
+@pytest.mark.parametrize("name", ["counting", "sized"])
+def test_what_no_file_of_a_run_holds_is_told(tmp_path, monkeypatch, name):
+    (tmp_path / "count.py").write_text(COUNTING)
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "gan.yaml").write_text(RECIPE)
+    monkeypatch.chdir(tmp_path)
+    recipe = read_recipe("gan.yaml", [f"model=count.py:{name}", "objective.latent_size=6"], allow_code=True)
+    images = load_data(recipe.data)[0]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_buildable(recipe, images)
+    told = [str(warning.message) for warning in caught if "neither a parameter" in str(warning.message)]
+    assert len(told) == (name == "counting")
+    assert all("'generator.0.seen' changes from step to step" in words for words in told)
 
 
 def test_options_go_below_what_is_named_alone(at):

@@ -1,9 +1,11 @@
 """The searches: rounds, rewinding, what the others start from, controls; with a train function of one's own."""
 
 import itertools
+import warnings
 
 import pytest
 import torch
+from torch import nn
 
 import gentickets as gt
 from gentickets.masks.names import named_state
@@ -67,6 +69,73 @@ def test_rewinding_to_step_0_is_the_initial_draw(make_autoencoder):
     initial = named_state(make_autoencoder())
     assert all(torch.equal(t, initial[name]) for name, t in last.ticket.weights.items())
     assert [call[:2] for call in train.calls] == [(0, 3), (0, 3)]
+
+
+class Fading(nn.Module):
+    """It counts its passes, in a number, in a buffer that is not persistent, and in a layer that it keeps in a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.seen, self.kept = nn.Linear(4, 4), 0, [nn.BatchNorm1d(4)]
+        self.register_buffer("count", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        self.seen += 1
+        self.count += 1
+        self.kept[0](x)
+        return self.layer(x) * min(1.0, self.seen / 10)
+
+
+def counted(model):
+    return model.seen, int(model.count), int(model.kept[0].num_batches_tracked)
+
+
+@pytest.mark.filterwarnings("ignore:.*neither a parameter")
+@pytest.mark.parametrize("rewind_step", [0, 2])
+def test_what_is_no_weight_is_rewound_too(rewind_step):
+    starts = []
+
+    def train(model, masks, start_step, end_step):
+        starts.append((start_step, *counted(model)))
+        for _ in range(start_step, end_step):
+            model(torch.ones(3, 4))
+
+    levels = list(gt.imp(Fading, train, steps=6, rounds=2, rewind_step=rewind_step, fraction=0.5))
+    rewound = (rewind_step,) * 4
+    assert starts == [(0,) * 4, *[rewound] * (3 if rewind_step else 2)]
+    assert counted(levels[0].model) == (6,) * 3
+    starts.clear()
+    list(gt.search_controls(levels[-1], Fading, train, steps=6))
+    assert starts == [rewound, (0,) * 4]
+    starts.clear()
+    list(gt.imp(Fading, train, steps=6, rounds=3, rewind_step=rewind_step, fraction=0.5, after=levels[2]))
+    assert starts == [rewound]
+
+
+def test_with_weights_that_stay_the_rest_stays_too():
+    starts = []
+
+    def train(model, masks, start_step, end_step):
+        starts.append(counted(model))
+        for _ in range(start_step, end_step):
+            model(torch.ones(3, 4))
+
+    levels = list(gt.imp(Fading, train, steps=6, rounds=1, fraction=0.5, retrain="fine-tune"))
+    assert starts == [(0,) * 3, (6,) * 3]
+    list(gt.search_controls(levels[-1], Fading, train, steps=6, arms="random_mask"))
+    assert starts[2:] == [(6,) * 3]
+
+
+def test_what_a_ticket_does_not_hold_is_told():
+    def train(model, masks, start_step, end_step):
+        for _ in range(start_step, end_step):
+            model(torch.ones(3, 4))
+
+    with pytest.warns(UserWarning, match="'count' changes in training .*as it was at step 2.*make it a buffer"):
+        list(gt.imp(Fading, train, steps=6, rounds=0, rewind_step=2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(gt.imp(Fading, train, steps=6, rounds=0))  # from step 0 everything is as it is drawn
 
 
 @pytest.mark.parametrize("others", ["rewind", "initial", "trained", "fresh"])

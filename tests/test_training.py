@@ -133,6 +133,63 @@ def test_dropout_is_resumed_too(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
 
 
+class Counting(nn.Module):
+    """What it gives follows from a number, from a buffer that is not persistent, and from a state of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.seen, self.own = nn.Linear(64, 64), 0, {"passes": [0], "mean": torch.zeros(())}
+        self.register_buffer("count", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.seen += 1
+            self.count += 0.5
+            self.own = {"passes": [self.own["passes"][0] + 1], "mean": self.own["mean"] * 0.9 + x.mean()}
+        scale = min(1.0, self.seen / 20) + self.count / 10 + self.own["passes"][0] / 30 + self.own["mean"]
+        return self.layer(x) * scale
+
+    def get_extra_state(self):
+        return self.own
+
+    def set_extra_state(self, state):
+        self.own = state
+
+
+def test_what_is_no_weight_is_resumed_too(tmp_path):
+    torch.manual_seed(1)
+    decoder = nn.Sequential(nn.Linear(64, 64), nn.Unflatten(1, (1, 8, 8)))
+    model = nn.ModuleDict({"encoder": nn.Sequential(nn.Flatten(), Counting()), "decoder": decoder})
+    whole, cut = clone(model), clone(model)
+    expected = train(whole, Autoencoding(), Source(), SETTINGS).averaged
+    checkpoint = interrupted_after(11, tmp_path, cut, Autoencoding(), SETTINGS)
+    for _ in range(2):  # resumed twice: what the first resumption put back goes into the next checkpoint
+        again = clone(model)
+        asked = iter([False] * 3 + [True])
+        with contextlib.suppress(KeyboardInterrupt):
+            train(again, Autoencoding(), Source(), SETTINGS, checkpoint=checkpoint, stop=asked.__next__)
+    again = clone(model)
+    found = train(again, Autoencoding(), Source(), SETTINGS, checkpoint=checkpoint).averaged
+    assert_same_bits(again, whole)
+    assert_same_bits(found, expected)
+    assert again.encoder[1].seen == whole.encoder[1].seen == SETTINGS.steps
+    assert torch.equal(again.encoder[1].count, whole.encoder[1].count)
+    assert torch.equal(found.encoder.network[1].count, expected.encoder.network[1].count)
+    assert again.encoder[1].own["passes"] == whole.encoder[1].own["passes"]
+
+
+def test_a_checkpoint_of_before_there_was_more_than_weights_in_it_is_resumed(tmp_path):
+    model, objective = family("ae")
+    whole, cut = clone(model), clone(model)
+    train(whole, objective, Source(), SETTINGS)
+    checkpoint = interrupted_after(11, tmp_path, cut, objective, SETTINGS)
+    state = checkpoint.load()
+    assert not any(state.pop("rest"))  # of a model that has no such thing there is nothing in it
+    checkpoint.save(state)
+    train(model, objective, Source(), SETTINGS, checkpoint=checkpoint)
+    assert_same_bits(model, whole)
+
+
 def test_a_stop_after_the_last_step_loses_nothing(tmp_path):
     model, objective = family("ae")
     whole = clone(model)

@@ -6,6 +6,7 @@ builds it (`Named.build(objective=…)`), and the others, which are its options.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import functools
 import hashlib
@@ -89,6 +90,8 @@ CATALOGUE: Mapping[str, Mapping[str, str]] = MappingProxyType(
 )
 """Kind → name → where it is. A new thing is one file, and one line here. Metrics and sources are named beside those
 that judging and data know."""
+
+_OURS = Path(__file__).resolve().parent
 
 _CODE = re.compile(r"(?P<file>.+\.py):(?P<inside>[A-Za-z_]\w*)|(?P<module>[A-Za-z_][\w.]*):(?P<within>[A-Za-z_]\w*)")
 
@@ -196,14 +199,68 @@ def load(kind: str, name: str) -> Callable[..., Any]:
 
 
 def digests(names: Iterable[str]) -> dict[str, str]:
-    """Name → SHA-256 of the file that its code is in, for those that name code. Raises `RecipeError`."""
+    """Name → SHA-256 of the file that its code is in, for those that name code; and file → SHA-256 of what these files
+    import, by import statements, of what lies beside them or below. Raises `RecipeError`."""
     found = {}
     for name in sorted({name for name in names if is_code(name)}):
         match = _CODE.fullmatch(name)
         assert match is not None
         source = match["file"] or getattr(_imported(match["module"], name), "__file__", None)
-        found[name] = hashlib.sha256(_read(Path(source), name)).hexdigest() if source else "none"
-    return found
+        found[name] = _digest(Path(source), name) if source else "none"
+        if source and Path(source).suffix == ".py":
+            module = tuple(match["module"].split(".")) if match["module"] else ()
+            beside = _imported_files(Path(source).resolve(), module)
+            called = Path(source).parent if match["file"] else Path()
+            found |= {(called / file).as_posix(): _digest(path, name) for file, path in beside.items()}
+    return dict(sorted(found.items()))
+
+
+def changed_code(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What of `digests` is another now. What a file imports was not told by older versions: that is as it was."""
+    return sorted(name for name in now if (is_code(name) or name in before) and before.get(name) != now[name])
+
+
+def _digest(path: Path, name: str) -> str:
+    return hashlib.sha256(_read(path, name)).hexdigest()
+
+
+def _imported_files(source: Path, module: tuple[str, ...]) -> dict[Path, Path]:
+    """What a file imports by statement of what is in its folder or below, and what these files do: place there → file.
+
+    `module`: the parts of the name by which the file is itself imported, if it is; nothing where it is installed.
+    """
+    package = module if source.name == "__init__.py" else module[:-1]
+    root = source.parents[len(package)]
+    if {"site-packages", "dist-packages"} & {*root.parts} or root == _OURS.parent:
+        return {}
+    found, waiting = {source: Path()}, [source]
+    named = [module]
+    while waiting:
+        for parts in (*named, *_imports(waiting.pop(), root)):
+            for depth in range(1, len(parts) + 1):
+                place = root.joinpath(*parts[:depth])
+                for file in (place.with_name(f"{place.name}.py"), place / "__init__.py"):
+                    if file not in found and file.is_file() and not file.is_relative_to(_OURS):
+                        found[file] = file.relative_to(root)
+                        waiting.append(file)
+        named.clear()
+    return {place: file for file, place in found.items() if file != source}
+
+
+def _imports(path: Path, root: Path) -> Iterator[tuple[str, ...]]:
+    """The modules that a file's import statements may mean, as the parts of their names; none of a broken file."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):  # running it says so
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (tuple(alias.name.split(".")) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = path.parent.relative_to(root).parts
+            within = package[: len(package) - node.level + 1] if node.level else ()
+            module = (*within, *(node.module.split(".") if node.module else ()))
+            yield from ((*module, *(() if alias.name == "*" else (alias.name,))) for alias in node.names)
 
 
 _FAULTS = (Exception, SystemExit)

@@ -32,7 +32,7 @@ from gentickets.masks.names import (
     named_weights,
     unwrap,
 )
-from gentickets.masks.state import goes_with_weights, is_square
+from gentickets.masks.state import goes_with_weights, is_doubtful, tensors_of_state
 from gentickets.masks.value import Masks
 
 
@@ -112,8 +112,9 @@ class Shrinking:
                             f"{type(old).__name__} keeps {key!r} of {name!r} in another shape than that of the weight, "
                             f"which was cut: leave carry_state out and let the smaller network's optimiser start anew"
                         )
-                    doubtful = slices and is_square(weight) and isinstance(value, Tensor) and value.numel() > 1
-                    if doubtful and not goes_with_weights(old, key):
+                    doubtful = slices and is_doubtful(weight)
+                    kept = [place for place, of in tensors_of_state(value, (key,)) if of.shape == weight.shape]
+                    if doubtful and not all(goes_with_weights(old, place, weight) for place in kept):
                         raise GenticketsError(
                             f"{type(old).__name__} keeps {key!r} of {name!r}, which was cut, in the shape of that "
                             f"square weight, but may not keep a number for each weight in it: leave carry_state out "

@@ -14,7 +14,7 @@ import torch
 from rich.table import Column, Table
 from torch import Tensor, nn
 
-from gentickets.catalogue import digests, is_code, running
+from gentickets.catalogue import changed_code, digests, is_code, running
 from gentickets.channels.export import Format, export, format_of
 from gentickets.channels.kept import save_small
 from gentickets.channels.shrinking import Shrinking
@@ -121,9 +121,9 @@ def _recipe_of(run: Path, allow_code: bool) -> tuple[Recipe, tuple[int, int, int
 def _as_it_was(recipe: Recipe, run: Path, origin: Mapping[str, Any]) -> Recipe:
     """The recipe, where the code of its model is that of the run. Raises `RecipeError` where it may not run."""
     named = recipe.model.named
-    if digests([named.name]).items() <= dict(origin.get("code") or {}).items():
-        return recipe
-    raise RecipeError(f"{run}: the code of {named.name} has changed since the run began: put it back")
+    if changed := changed_code(origin.get("code") or {}, digests([named.name])):
+        raise RecipeError(f"{run}: the code of {', '.join(changed)} has changed since the run began: put it back")
+    return recipe
 
 
 def _shipment(recipe: Recipe, channels: int, size: int, ticket: Ticket, as_trained: bool) -> Shipment:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from gentickets.catalogue import Named, is_code, own_fault, running, taken
 from gentickets.data import Batch, Batches, ImageSet, Labelled, given
 from gentickets.data.sources import Source
-from gentickets.errors import GenticketsError, RecipeError
+from gentickets.errors import GenticketsError, MaskError, RecipeError
 from gentickets.lab.recipe import DataPart, Recipe
 from gentickets.masks.examples import examples_of
-from gentickets.masks.names import as_model, components_of
+from gentickets.masks.names import as_model, clone, components_of
 from gentickets.objectives import Objective
 from gentickets.training.seeds import derived_seed
 
@@ -128,6 +128,10 @@ def check_step(name: str, model: nn.Module, objective: Objective, batch: Batch) 
                 f"model={name}: {what} are {sides}, and the images {wanted}: change the model, or data.size and "
                 f"data.channels"
             )
+    try:
+        clone(model)  # with what these passes have left in it
+    except MaskError as error:
+        raise RecipeError(f"model={name}: {error}") from None
 
 
 def _called(objective: Objective) -> str:

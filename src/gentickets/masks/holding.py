@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from gentickets.masks.names import (
     named_layers,
     named_weights,
 )
+from gentickets.masks.state import Place, goes_with_weights, is_doubtful, tensors_of_state
 from gentickets.notebook import short, shown
 
 if TYPE_CHECKING:
@@ -79,10 +79,7 @@ class Hold:
         self._by_id: dict[int, HeldWeight] = {}
         self._ours: set[int] = set()
         self._stepping: set[int] = set()
-        self._tried: dict[
-            int, dict[_Place, list[bool]]
-        ] = {}  # by optimiser: what another of its class keeps, and where
-        self._told: set[tuple[int, _Place]] = set()
+        self._told: set[tuple[int, Place]] = set()
         self.strangers = 0  # steps of optimisers that were not given: after each of them every weight is looked at
         self.passing: nn.Module | None = None  # what is being passed through: its parts need not look again
         self._handles: list[Any] = []
@@ -312,34 +309,26 @@ class Hold:
     def _drop_momentum(self, optimizer: torch.optim.Optimizer) -> None:
         zero_dead([
             (value, held) for parameter, state in optimizer.state.items() if (held := self._by_id.get(id(parameter)))
-            for place, value in _tensors(state)
+            for place, value in tensors_of_state(state)
             if value.shape == parameter.shape and self._is_kept_for_each_weight(optimizer, place, parameter)
         ])  # fmt: skip
 
-    def _is_kept_for_each_weight(self, optimizer: torch.optim.Optimizer, place: _Place, parameter: Tensor) -> bool:
+    def _is_kept_for_each_weight(self, optimizer: torch.optim.Optimizer, place: Place, parameter: Tensor) -> bool:
         """Whether a state of a weight's shape is a number for each of its weights, and no matrix over one of its sides.
 
-        A square weight does not tell Adam's moments from Shampoo's statistics. An oblong one of the optimiser does, or,
-        where it has none, one that another of its class is given to step.
+        Where nothing tells, it is left as it is, and that is told.
         """
-        if parameter.dim() not in (0, 2) or len(set(parameter.shape)) > 1:
+        if not is_doubtful(parameter) or (parameter.dim() and type(optimizer) in _EACH_BY_ITSELF):
             return True
-        if parameter.dim() and type(optimizer) in _EACH_BY_ITSELF:
-            return True
-        oblong = {p: state for p, state in optimizer.state.items() if p.dim() == 2 and p.shape[0] != p.shape[1]}
-        told = [v.shape == p.shape for p, state in oblong.items() for at, v in _tensors(state) if at == place]
-        if not told:
-            if id(optimizer) not in self._tried:
-                self._tried[id(optimizer)] = _tried_out(optimizer, parameter)
-            told = self._tried[id(optimizer)].setdefault(place, [])
-        if not told and (id(optimizer), place) not in self._told:
+        known = goes_with_weights(optimizer, place, parameter)
+        if known is None and (id(optimizer), place) not in self._told:
             self._told.add((id(optimizer), place))
             warnings.warn(
                 f"{type(optimizer).__name__} keeps {'.'.join(map(str, place))!r} of square weights in their shape, and "
                 f"it could not be tried whether that is a number for each weight: it is left as it is where pruned",
                 stacklevel=5,
             )
-        return bool(told) and all(told)
+        return bool(known)
 
     # -- around loads and passes --------------------------------------------------------------------------
 
@@ -581,42 +570,6 @@ def _places(model: nn.Module) -> dict[int, tuple[nn.Module, str]]:
 
 def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
     return (parameter for group in optimizer.param_groups for parameter in group["params"])
-
-
-_Place = tuple[Any, ...]
-"""Where a tensor lies in the state of a parameter: the keys on the way to it."""
-
-
-def _tensors(state: object, place: _Place = ()) -> Iterator[tuple[_Place, Tensor]]:
-    """The tensors of an optimiser's state, however deep they lie in it."""
-    if isinstance(state, Tensor):
-        yield place, state
-    elif isinstance(state, Mapping | list | tuple):
-        for key, value in state.items() if isinstance(state, Mapping) else enumerate(state):
-            yield from _tensors(value, (*place, key))
-
-
-def _tried_out(optimizer: torch.optim.Optimizer, like: Tensor) -> dict[_Place, list[bool]]:
-    """Where another optimiser of the class, with the same options, keeps what is of an oblong weight's shape, and where
-    it keeps something else; nothing of one that cannot be made or stepped so."""
-    kind: Any = type(optimizer)
-    options = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
-    devices = [like.device] if like.device.type == "cuda" else []
-    try:
-        takes = inspect.signature(kind).parameters
-        every = any(one.kind is one.VAR_KEYWORD for one in takes.values())
-        known = {key: value for key, value in {**optimizer.defaults, **options}.items() if every or key in takes}
-        with torch.random.fork_rng(devices=devices), torch.enable_grad():
-            weight = nn.Parameter(torch.randn(3, 5, dtype=like.dtype, device=like.device))
-            twin = kind([weight], **known)
-            twin.param_groups[0].update(options)
-            step = getattr(kind.step, "__wrapped__", kind.step)  # of which no hook hears, ours included
-            for _ in range(2):
-                weight.grad = torch.randn_like(weight)
-                step(twin)
-            return {place: [value.shape == weight.shape] for place, value in _tensors(twin.state[weight])}
-    except Exception:  # of a stranger's code, that may want other arguments, a closure, or other weights
-        return {}
 
 
 def _check_can_be_held(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:

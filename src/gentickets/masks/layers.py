@@ -13,7 +13,9 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.lib.stride_tricks import as_strided
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
@@ -55,8 +57,8 @@ def prunable_weights(
     way; `components` keeps the named children only.
 
     Raises `MaskError` for a component that does not exist, for an entry of `include` or `exclude` that fits no
-    parameter, for a parameter that has no shape yet, where nothing is left to prune, and for a weight of which a zero
-    would not be a zero in effect (see `check_zeros`).
+    parameter, for a parameter that has no shape yet, where nothing is left to prune, for a weight of which a zero would
+    not be a zero in effect (see `check_zeros`), and for two parameters over one memory (see `check_own_memory`).
     """
     if isinstance(components, nn.Module):  # as in dense(generator, discriminator)
         raise MaskError(f"{A_MODEL_IS}; not two modules")
@@ -76,6 +78,7 @@ def prunable_weights(
             f"include={include}, exclude={as_names(exclude)})" + (hint or ": name others with include=")
         )
     found = {name: with_shape(name, weights[name]) for name in chosen}
+    check_own_memory(weights)
     check_zeros(model, frozenset(chosen))
     return found
 
@@ -111,6 +114,51 @@ def with_shape(name: str, weight: W) -> W:
             f"give the layer nn.Parameter(weight.detach().clone())"
         )
     return weight
+
+
+def check_own_memory(weights: Mapping[str, Tensor]) -> None:
+    """Raises `MaskError` for two parameters that have numbers in common, as `b.data = a.data.t()` makes them: what is
+    pruned of one would be pruned of the other, and in a copy of the model, as every ticket is, they come apart."""
+    before: list[tuple[int, str]] = []  # (where it ends, its name), of those that began earlier and may reach further
+    for start, end, name in sorted(_reaches(weights)):
+        before = [(until, other) for until, other in before if until > start]
+        for _, other in before:
+            if weights[name].device == weights[other].device and _overlap(weights[name], weights[other]):
+                raise MaskError(
+                    f"{other!r} and {name!r} are two parameters over one memory, which come apart in every copy of the "
+                    f"model, and each ticket is one: give both layers the one Parameter (b.weight = a.weight), or read "
+                    f"it in forward (F.linear(x, a.weight.t()))"
+                )
+        before.append((end, name))
+
+
+def _reaches(weights: Mapping[str, Tensor]) -> Iterator[tuple[int, int, str]]:
+    """(first byte, the one behind the last, name) of every tensor that lies in memory."""
+    for name, weight in weights.items():
+        plain = not is_lazy(weight) and not weight.is_meta and weight.layout == torch.strided
+        try:
+            start = weight.data_ptr() if plain else 0
+        except RuntimeError:  # a tensor that others keep for it
+            continue
+        if start and weight.numel():
+            steps = sum((side - 1) * step for side, step in zip(weight.shape, weight.stride(), strict=True))
+            yield start, start + (steps + 1) * weight.element_size(), name
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors, whose spans in memory do, have a byte in common."""
+    (start, end, _), (also, until, _) = (span for tensor in (one, other) for span in _reaches({"": tensor}))
+    begin = min(start, also)
+    taken = np.zeros(max(end, until) - begin, dtype=bool)
+    for tensor, at in ((one, start), (other, also)):
+        size = tensor.element_size()
+        axes = [(side, step * size) for side, step in zip(tensor.shape, tensor.stride(), strict=True) if step]
+        sides, steps = zip(*axes, (size, 1), strict=True)
+        own = as_strided(taken[at - begin :], sides, steps)
+        if own.any():
+            return True
+        own[...] = True
+    return False
 
 
 # -- what is derived of them ------------------------------------------------------------------------------------------

@@ -14,9 +14,11 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from gentickets.errors import MaskError
+from gentickets.masks.copying import copied
 
 Model = nn.Module | Mapping[str, nn.Module]
 """A module whose children are the components, or a mapping from their names to them."""
@@ -57,6 +59,8 @@ WEIGHT_PLACES = (
     "parametrizations.weight.original",
     "parametrizations.weight.original1",
 )
+
+_PLAIN, _EXTRA = frozenset({bool, int, float, str}), "get_extra_state"
 
 
 def as_model(model: Any) -> nn.Module:
@@ -177,16 +181,69 @@ def named_state(model: Model) -> dict[str, Tensor]:
     return found
 
 
+def named_rest(model: Model) -> dict[str, Any]:
+    """What training may change that is in no `named_state`, by name: numbers and text in the attributes of layers,
+    buffers that are not persistent, and plain `get_extra_state`s (as `….get_extra_state`). Copies, for `put_rest`."""
+    found: dict[str, Any] = {}
+    for layer_name, layer in named_layers(model):
+        for name, value in vars(layer).items():
+            if type(value) in _PLAIN and name != "training":
+                found[joined(layer_name, name)] = value
+        for name in layer._non_persistent_buffers_set:
+            if (buffer := layer._buffers.get(name)) is not None:
+                found[joined(layer_name, name)] = buffer.detach().clone()
+        if type(layer).get_extra_state is not nn.Module.get_extra_state:
+            state = layer.get_extra_state()
+            if _is_plain(state):
+                found[joined(layer_name, _EXTRA)] = copy.deepcopy(state)
+    return found
+
+
+def put_rest(model: Model, rest: Mapping[str, Any]) -> None:
+    """Puts what `named_rest` told of a model of the same layers back."""
+    layers = dict(named_layers(model))
+    for full, value in rest.items():
+        layer_name, _, name = full.rpartition(".")
+        layer = layers.get(layer_name)
+        if layer is None:
+            continue
+        if name == _EXTRA:
+            layer.set_extra_state(copy.deepcopy(value))
+        elif isinstance(buffer := layer._buffers.get(name), Tensor):
+            layer._buffers[name] = value.to(buffer.device, copy=True)
+        else:
+            setattr(layer, name, value)
+
+
+def changed_rest(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `now` that were not so before."""
+    return {name: value for name, value in now.items() if name not in before or not _same(before[name], value)}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(type(key) in _PLAIN and _is_plain(inside) for key, inside in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in _PLAIN or (isinstance(value, Tensor) and value.is_leaf)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Tensor):
+        same = one.shape == other.shape and one.dtype == other.dtype
+        return same and torch.equal(one.nan_to_num(), other.to(one.device).nan_to_num())
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(value, other[key]) for key, value in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other or (one != one and other != other))  # a NaN is what it was
+
+
 def clone(model: Model) -> nn.Module:
-    """A deep copy. Where old-style spectral or weight norm left a derived weight in a layer's attributes,
-    which `copy.deepcopy` refuses, the copy gets it detached."""
-    derived = {
-        id(value): value.detach().clone()
-        for _, layer in named_layers(model)
-        for value in vars(layer).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
-    return copy.deepcopy(as_model(model), derived)
+    """A deep copy, of which nothing leads back to the model (see `gentickets.masks.copying`). Raises `MaskError`."""
+    return copied(as_model(model))
 
 
 def component_of(name: str) -> str:

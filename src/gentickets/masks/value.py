@@ -18,7 +18,14 @@ from gentickets.durations import size
 from gentickets.errors import MaskError
 from gentickets.masks.adapters import mask_adapters
 from gentickets.masks.holding import Hold
-from gentickets.masks.layers import check_zeros, divided_by_zero, prunable_weights, warn_of_left_out, with_shape
+from gentickets.masks.layers import (
+    check_own_memory,
+    check_zeros,
+    divided_by_zero,
+    prunable_weights,
+    warn_of_left_out,
+    with_shape,
+)
 from gentickets.masks.names import Model, Shadows, as_names, check_components, component_of, named_weights
 from gentickets.masks.taken import taken_from, zeros_of
 from gentickets.memory import as_bits, nonzero, pack
@@ -368,7 +375,8 @@ class Masks(Mapping[str, Tensor]):
     def check_fits(self, model: Model) -> dict[str, nn.Parameter]:
         """The model's weights by name. Raises `MaskError` that names the first mask that fits none.
 
-        None fits a weight of which a zero would not be a zero in effect (see `prunable.check_zeros`).
+        None fits a weight of which a zero would not be a zero in effect (see `layers.check_zeros`), nor a model that
+        has two parameters over one memory (see `layers.check_own_memory`).
         """
         weights = named_weights(model)
         for name, shape in self._shapes.items():
@@ -379,6 +387,7 @@ class Masks(Mapping[str, Tensor]):
             if tuple(with_shape(name, weights[name]).shape) != shape:
                 found = tuple(weights[name].shape)
                 raise MaskError(f"{name!r} is {found} in the model and {shape} in the masks")
+        check_own_memory(weights)
         check_zeros(model, self)
         return weights
 

@@ -9,7 +9,6 @@ from typing import ClassVar, Literal, Unpack
 
 from gentickets.arguments import check_arguments
 from gentickets.catalogue import Named
-from gentickets.masks.names import clone
 from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
 from gentickets.options import Count, Scope
@@ -76,7 +75,7 @@ def _levels(
         dense = shared.dense(everything)
         yield dense
     # From the ticket, not from `shared.initial`: a resumed search must score the weights that it will train.
-    initial = dense.ticket.install(clone(dense.model))
+    initial = dense.restarted()
     for index, sparsity in enumerate(sparsities[done:], start=done + 1):
         masks = prune_gradually(initial, score, sparsity, iterations=iterations, within=everything, scope=scope)
         yield shared.retrain(index, masks, dense)

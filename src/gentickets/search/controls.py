@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from gentickets.errors import PruneError
-from gentickets.masks.names import as_names, clone
+from gentickets.masks.names import as_names
 from gentickets.masks.ticket import Ticket
 from gentickets.search.levels import (
     Level,
@@ -17,7 +18,7 @@ from gentickets.search.levels import (
     check_count,
     draw,
     random_mask_control,
-    redrawn_weights_control,
+    redrawn_weights,
     retrain_span,
     trained,
 )
@@ -80,11 +81,12 @@ def _controls(
     for arm, (start, end) in spans.items():
         if arm == "random_mask":
             ticket = random_mask_control(level, seed)
+            model = replace(level, ticket=ticket).restarted()
         else:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derived_seed(seed, level.index, 1))
-                ticket = redrawn_weights_control(level, make_model)
-        model = ticket.install(clone(level.model))
+                ticket, drawn = redrawn_weights(level, make_model)
+            model = ticket.install(drawn)
         if telling is None:
             averaged = trained(train, model, ticket.masks, start, end)
         else:

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal
 
 from gentickets.errors import GenticketsError
 from gentickets.files import read_file, replace_file
-from gentickets.masks.names import clone
 from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
 from gentickets.options import Share
@@ -57,7 +56,7 @@ class FewImages(Rewound):
         if (kept := _kept(work.folder())) is not None:
             work.recall(steps, kept[1])
             return kept[0]
-        model, few = before.ticket.install(clone(before.model)), work.few(self.image_share)
+        model, few = before.restarted(), work.few(self.image_share)
         end = self.rewind_step + steps
         work.train(model, before.masks, self.rewind_step, end, batches=few, finding=True)
         scores = work.criterion(self.criterion)(model, before.masks)

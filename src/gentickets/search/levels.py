@@ -21,11 +21,13 @@ from gentickets.masks.liveness import check_connected, empty_layers
 from gentickets.masks.names import (
     Model,
     as_model,
+    changed_rest,
     check_components,
     clone,
     component_at,
     component_of,
     components_of,
+    named_rest,
     named_state,
     named_weights,
     unwrap,
@@ -67,6 +69,7 @@ class Level:
     `held`: the masks that the model is held to, where it is smaller than the ticket's; `span`: the (start, end) steps
     of the training, where the search says. `averaged`: where the training gave averages, a module whose children are
     those of components, or one of the whole; masks are drawn from the raw weights of `model`, and never from these.
+    `begun`: the model as it was at the step that the ticket goes back to, where the search knows; nobody trains it.
     """
 
     index: int
@@ -77,6 +80,12 @@ class Level:
     held: Masks | None = None
     span: tuple[int, int] | None = None
     averaged: nn.Module | None = None
+    begun: nn.Module | None = None
+
+    def restarted(self) -> nn.Module:
+        """A new model from the ticket, which has the rest (counters, buffers that are not persistent) as it was when
+        training was at the step of the ticket's weights; as it is in `model`, where nobody knows that."""
+        return self.ticket.install(clone(self.model if self.begun is None else self.begun))
 
     @property
     def judged(self) -> nn.Module:
@@ -126,8 +135,9 @@ class Rounds:
         self.kept_weights, self.span = retrain != "rewind", retrain_span(retrain, steps, rewind_step)
         self.example_inputs, self.origin = example_inputs, dict(origin or {})
         self.initial = draw(make_model)
-        self._initial_state = {name: tensor.detach().clone() for name, tensor in named_state(self.initial).items()}
-        self._drawn = _digests(self._initial_state)
+        self._begun = clone(self.initial)
+        self._drawn = _digests(named_state(self._begun))
+        self._initial_state = named_state(self._begun) if others == "initial" else {}
         self._told: Told | None = None
         self._rounds: int | None = None
 
@@ -152,13 +162,29 @@ class Rounds:
 
     def dense(self, masks: Masks) -> Level:
         """Level 0: trained to the rewind step, remembered there, trained to the end."""
-        model = self.initial
+        model, drawn = self.initial, named_rest(self._begun)
         with self._telling(DENSE, masks, self.steps):
             if self.rewind_step:
                 self.train(model, masks, 0, self.rewind_step)
+                self._begun = clone(model)
             ticket = Ticket(masks, model, self._origin(0, masks, ()))
             averaged = self.train(model, masks, self.rewind_step, self.steps)
-        return Level(0, masks, model, ticket, self._drawn, span=(0, self.steps), averaged=averaged)
+        if self.rewind_step and not self.kept_weights:
+            self._warn_of_the_rest(drawn, named_rest(model))
+        span = (0, self.steps)
+        return Level(0, masks, model, ticket, self._drawn, span=span, averaged=averaged, begun=self._begun)
+
+    def _warn_of_the_rest(self, drawn: Mapping[str, Any], ended: Mapping[str, Any]) -> None:
+        """Tells of what had changed by the rewind step and went on to change, and no ticket holds."""
+        rewound = named_rest(self._begun)
+        if names := changed_rest(drawn, rewound).keys() & changed_rest(rewound, ended).keys():
+            name = min(names)
+            warnings.warn(
+                f"{name!r} changes in training and is neither a parameter nor a persistent buffer: rounds begin with "
+                f"it as it was at step {self.rewind_step}, but whoever loads a ticket does not; make it a buffer "
+                f"(register_buffer)",
+                stacklevel=4,
+            )
 
     def train(self, model: nn.Module, masks: Masks, start_step: int, end_step: int) -> nn.Module | None:
         """The caller's training, as `trained`."""
@@ -181,11 +207,13 @@ class Rounds:
                 raise
         elif gone := empty_layers(masks):
             warnings.warn(f"level {index}: nothing is left of {', '.join(gone)}", stacklevel=3)
-        model = ticket.install(clone(previous.model))
+        begun = previous.model if self.kept_weights or previous.begun is None else previous.begun
+        model = ticket.install(clone(begun))
         with self._telling(f"round {index}", masks, self.span[1] - self.span[0]):
             averaged = self.train(model, masks, *self.span)
         drawn = previous.drawn or self._drawn
-        return Level(index, masks, model, ticket, drawn, span=self.span, averaged=averaged)
+        rest = previous.model if self.kept_weights else previous.begun
+        return Level(index, masks, model, ticket, drawn, span=self.span, averaged=averaged, begun=rest)
 
     def _origin(self, index: int, masks: Masks, lineage: Any) -> dict[str, Any]:
         how = {"rewind_step": self.rewind_step, "retrain": self.retraining}
@@ -317,13 +345,18 @@ def redrawn_weights_control(level: Level, make_model: MakeModel) -> Ticket:
     already, and with it the weights with which the search began, those of the ticket, or those that were trained from
     it. Give it another seed then: `lambda: make_gan(seed=1)`.
     """
+    return redrawn_weights(level, make_model)[0]
+
+
+def redrawn_weights(level: Level, make_model: MakeModel) -> tuple[Ticket, nn.Module]:
+    """`redrawn_weights_control`, and the model that its weights are of, to be trained."""
     origin = {**level.ticket.origin, "rewind_step": 0, "retrain": "rewind", "control": "redrawn_weights"}
     model = draw_anew(make_model, "the re-drawn control")
     found = {name: tensor for name, tensor in named_state(model).items() if name in level.masks}
     _check_drawn_anew(found, level.drawn or {}, "the re-drawn control")
     for weights in (level.ticket.weights, named_state(level.model)):
         _check_drawn_anew(_living(found, level.masks), _digests(_living(weights, level.masks)), "the re-drawn control")
-    return Ticket(level.masks, model, origin)
+    return Ticket(level.masks, model, origin), model
 
 
 def draw(make_model: MakeModel) -> nn.Module:

@@ -11,7 +11,7 @@ from torch import nn
 
 from gentickets.arguments import check_arguments
 from gentickets.masks.lineage import continued, rounds_of
-from gentickets.masks.names import as_names, clone
+from gentickets.masks.names import as_names
 from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
 from gentickets.options import Around, Others, Retrain, Steps, Tickets
@@ -65,7 +65,7 @@ def _levels(
         dense = shared.dense(everything)
         yield dense
     for index, ticket in enumerate(tickets, start=done + 1):
-        moved = ticket.transfer(dense.ticket.install(clone(dense.model)), **how)
+        moved = ticket.transfer(dense.restarted(), **how)
         masks = everything.replace(moved.masks)
         facts = {**dense.ticket.origin, "transfer": moved.origin["transfer"], "from": ticket.origin}
         before = rounds_of(ticket.origin) or rounds_of(dense.ticket.origin)

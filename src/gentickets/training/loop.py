@@ -25,7 +25,16 @@ from gentickets.data.batches import Batch, Labelled
 from gentickets.errors import Diverged, GenticketsError
 from gentickets.evaluating import evaluating
 from gentickets.masks.holding import Hold
-from gentickets.masks.names import clone, component_of, named_state, named_weights, unwrap
+from gentickets.masks.names import (
+    changed_rest,
+    clone,
+    component_of,
+    named_rest,
+    named_state,
+    named_weights,
+    put_rest,
+    unwrap,
+)
 from gentickets.masks.value import Masks
 from gentickets.objectives.base import Objective
 from gentickets.sparse import Accelerated, Choice, accelerate, restore
@@ -232,6 +241,7 @@ class _Loop:
         if settings.ema is not None:
             for name in objective.averaged:
                 setattr(self.averaged, name, Average(clone(getattr(unwrap(model), name)), settings.ema))
+        self.begun = list(map(named_rest, self._networks()))
         self.rng = torch.Generator(device=fabric.device)
         self.images, self.seconds = 0, 0.0
         # A loss is looked at before its step on a CPU; on a GPU that would stall it, so at reports.
@@ -524,7 +534,14 @@ class _Loop:
             "ended": self.ended,
             "hooks": [hook.state_dict() for hook in self.hooks],
             "masks": self._moved(),
+            "rest": [
+                changed_rest(*of_one) for of_one in zip(self.begun, map(named_rest, self._networks()), strict=True)
+            ],
         }
+
+    def _networks(self) -> list[nn.Module]:
+        """The model, and those that average its components."""
+        return [self.model, *(average.network for _, average in self._averages())]
 
     def _moved(self) -> dict[str, Tensor]:
         """The packed masks, where they move."""
@@ -574,6 +591,8 @@ class _Loop:
             for name, tensor in state["model"].items():
                 own[name].copy_(tensor)
         self.averaged.load_state_dict(state["averaged"])
+        for network, rest in zip(self._networks(), state.get("rest", ()), strict=False):  # an older version's has none
+            put_rest(network, rest)
         for name, saved in state["optimizers"].items():
             self.optimizers[name].load_state_dict(saved)
         self.scaler.load_state_dict(state["scaler"])

@@ -18,7 +18,7 @@ from gentickets.lab.run.plan import check_fits
 from gentickets.lab.run.trainer import make_fabric
 from gentickets.lab.task import build_model, check_step
 from gentickets.masks.effect import check_effect
-from gentickets.masks.names import components_of
+from gentickets.masks.names import changed_rest, components_of, named_rest, named_state
 from gentickets.objectives.base import Objective
 from gentickets.pruning.prune import prune
 from gentickets.pruning.scores import scored
@@ -31,6 +31,8 @@ def check_buildable(recipe: Recipe, images: ImageSet) -> None:
     with nullcontext() if own else torch.device("meta"):
         net = build_model(recipe, images, seed=0)
     check_fits(recipe, net, images.shape)
+    if is_code(model.name):
+        _check_drawn_by_seed(recipe, net, images)
     has, needs = components_of(net), recipe.build_objective().components
     if missing := [name for name in needs if name not in has]:
         raise RecipeError(
@@ -43,9 +45,23 @@ def check_buildable(recipe: Recipe, images: ImageSet) -> None:
         rows = np.arange(3 * trained_for.batches_per_step) % len(images)
         batch = batch_of(images, rows, "cpu", trained_for.wants_labels)
         check_step(model.name, net, trained_for, batch)
+        _tell_of_the_rest(recipe, net, trained_for, batch)
         _check_effect(recipe, net, trained_for, batch)
     _try_criterion(recipe, net, images)
     make_fabric(recipe)
+
+
+def _tell_of_the_rest(recipe: Recipe, model: nn.Module, objective: Objective, batch: Batch) -> None:
+    """Warns of what a step of training changes and no file holds."""
+    once = named_rest(model)
+    check_step(recipe.model.name, model, objective, batch)
+    if names := changed_rest(once, named_rest(model)):
+        warnings.warn(
+            f"model={recipe.model.name}: {min(names)!r} changes from step to step and is neither a parameter nor a "
+            f"persistent buffer: no ticket and no level of a run holds it, and what is read back begins with it "
+            f"anew; make it a buffer (register_buffer)",
+            stacklevel=3,
+        )
 
 
 def _check_effect(recipe: Recipe, model: nn.Module, objective: Objective, batch: Batch) -> None:
@@ -57,6 +73,16 @@ def _check_effect(recipe: Recipe, model: nn.Module, objective: Objective, batch:
             check_effect(model, masks, objective.example_inputs(model.eval(), batch))
         except MaskError as error:
             raise RecipeError(f"model.name={recipe.model.name}: {error} (in a recipe: search.exclude=)") from None
+
+
+def _check_drawn_by_seed(recipe: Recipe, model: nn.Module, images: ImageSet) -> None:
+    """Raises `RecipeError` where another draw of the same seed is another model than `model`."""
+    again = named_state(build_model(recipe, images, seed=0))
+    if differing := changed_rest(named_state(model), again):
+        raise RecipeError(
+            f"model={recipe.model.name}: {next(iter(differing))!r} is drawn otherwise from the same seed: draw from "
+            f"torch's global generator (torch.randn, nn.init), not from that of numpy or random"
+        )
 
 
 def _try_criterion(recipe: Recipe, model: nn.Module, images: ImageSet) -> None:

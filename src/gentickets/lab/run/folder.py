@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from gentickets import __version__
+from gentickets.catalogue import changed_code
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.files import read_file, replace_file
 from gentickets.lab.recipe import Recipe
@@ -223,8 +224,7 @@ def opened(folder: Path, asked: Recipe) -> tuple[Recipe, dict[str, Any]] | None:
 
 def check_same_code(folder: Path, origin: Mapping[str, Any], recipe: Recipe) -> None:
     """Raises `RecipeError` where code that a recipe names is not what it was when the run began."""
-    before, now = origin.get("code") or {}, recipe.code()
-    if changed := sorted(name for name in now if before.get(name) != now[name]):
+    if changed := changed_code(origin.get("code") or {}, recipe.code()):
         raise RecipeError(
             f"{folder}: the code of {', '.join(changed)} has changed since the run began: put it back, or take name=… "
             f"for a new run, or --fresh"

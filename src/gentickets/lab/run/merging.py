@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gentickets.catalogue import changed_code
 from gentickets.errors import RecipeError
 from gentickets.files import link_or_copy
 from gentickets.lab.recipe import Recipe, parsed
@@ -76,7 +77,8 @@ def _check_alike(first: _Source, other: _Source) -> None:
     if differing := differing_keys(*dumps):
         raise RecipeError(f"{first.folder} and {other.folder} differ in {'; '.join(differing)} (first {first.folder})")
     grounds = [disk.ground_of(one.origin) for one in (first, other)]
-    if grounds[0]["code"] != grounds[1]["code"]:
+    codes = [ground.pop("code") for ground in grounds]
+    if changed_code(*codes) or changed_code(*reversed(codes)):
         raise RecipeError(f"{first.folder} and {other.folder} were made by different code of the same name")
     for name, value in grounds[0].items():
         if value != grounds[1][name]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gentickets.catalogue import changed_code
 from gentickets.data import line
 from gentickets.errors import RecipeError, TicketError
 from gentickets.lab.recipe import Recipe
@@ -48,16 +49,20 @@ def train_one(
         # The whole ticket: two controls of a level may share its masks.
         digest = hashlib.sha256(ticket.to_bytes()).hexdigest() if ticket is not None else None
         origin = {"asked": recipe.dump(), "ticket": digest, "data": [train.fingerprint, held_out.fingerprint]}
-        if code := recipe.code():
-            origin["code"] = code
+        code = recipe.code()
         there = disk.read_origin(folder) if (folder / "origin.json").exists() else None
-        if there is not None and {key: there.get(key) for key in origin} != origin:
+        if there is not None and (
+            {key: there.get(key) for key in origin} != origin or changed_code(there.get("code") or {}, code)
+        ):
             raise RecipeError(
                 f"{folder} was made by another recipe or ticket, or of other data or code: take another --name"
             )
         # Equal bits need an equal number of threads.
         threads = (there or {}).get("threads") or threads_of(recipe, train, workers=1)
-        disk.write_json(folder / "origin.json", {**origin, "threads": threads, "told": dict(train.told)})
+        disk.write_json(
+            folder / "origin.json",
+            {**origin, **({"code": code} if code else {}), "threads": threads, "told": dict(train.told)},
+        )
         torch.set_num_threads(threads)
         judge = make_judge(recipe, train, held_out)
         with stopping(urgent=interrupt) as stop:

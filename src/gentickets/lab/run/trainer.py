@@ -22,7 +22,7 @@ from gentickets.lab.run.parcels import packed
 from gentickets.lab.run.ranks import Job, check_launched, handed_over, launched
 from gentickets.lab.run.validation import Validation
 from gentickets.lab.task import build_batches
-from gentickets.masks.names import named_state
+from gentickets.masks.names import named_rest, named_state, put_rest
 from gentickets.masks.value import Masks
 from gentickets.metrics.cost import training_flops
 from gentickets.objectives import Objective
@@ -143,6 +143,7 @@ class Trainer:
         """
         key = f"{self.stage} {start_step}-{end_step} {masks.fingerprint}{' finding' if finding else ''}"
         before = {name: tensor.detach().clone() for name, tensor in named_state(model).items()}
+        rest = named_rest(model)
         begun = [copy.deepcopy(hook.state_dict()) for hook in hooks]
         if self.validation is not None and not finding:
             hooks = [*hooks, self.validation]
@@ -171,11 +172,12 @@ class Trainer:
             self._account(model, masks, trained, objective, finding)
         except Diverged as error:
             self.outcome.status, self.outcome.reason = "diverged", str(error)
-            _restore_if_broken(model, before)
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in named_state(model).values()):
+                _restore(model, before, rest)
         except Damaged as error:  # the weights of the best evaluation, which only training from the start makes again
             warnings.warn(f"{error}: dropped, and this training begins anew", stacklevel=2)
             (self.folder / publishing.CHECKPOINT).unlink()
-            _restore(model, before)
+            _restore(model, before, rest)
             for hook, state in zip(hooks[:-1], begun, strict=True):  # which have gone on from the checkpoint already
                 hook.load_state_dict(state)
             return self.train(
@@ -288,15 +290,9 @@ def has_bfloat16(accelerator: str) -> bool:
 
 
 @torch.no_grad()
-def _restore_if_broken(model: nn.Module, before: Mapping[str, torch.Tensor]) -> None:
-    """After a divergence: weights that are not finite go back to what this training started from."""
-    state = named_state(model)
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
-        _restore(model, before)
-
-
-@torch.no_grad()
-def _restore(model: nn.Module, before: Mapping[str, torch.Tensor]) -> None:
+def _restore(model: nn.Module, before: Mapping[str, torch.Tensor], rest: Mapping[str, Any]) -> None:
+    """Puts a model back to what a training started from."""
     state = named_state(model)
     for name, tensor in before.items():
         state[name].copy_(tensor)
+    put_rest(model, rest)
