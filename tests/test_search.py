@@ -138,6 +138,16 @@ def test_what_a_ticket_does_not_hold_is_told():
         list(gt.imp(Fading, train, steps=6, rounds=0))  # from step 0 everything is as it is drawn
 
 
+def test_a_hook_that_no_round_would_have_is_told(make_autoencoder):
+    def make():
+        model = make_autoencoder()
+        model.encoder[0].weight.register_hook(lambda gradient: gradient * 0)
+        return model
+
+    with pytest.warns(UserWarning, match=r"'encoder\.0\.weight' has a hook on its gradient"):
+        gt.imp(make, Recorder(), steps=2, rounds=1)
+
+
 @pytest.mark.parametrize("others", ["rewind", "initial", "trained", "fresh"])
 def test_what_an_unpruned_component_starts_from(make_autoencoder, others):
     draws = []

@@ -135,6 +135,7 @@ class Rounds:
         self.kept_weights, self.span = retrain != "rewind", retrain_span(retrain, steps, rewind_step)
         self.example_inputs, self.origin = example_inputs, dict(origin or {})
         self.initial = draw(make_model)
+        _warn_of_hooks_on_weights(self.initial)
         self._begun = clone(self.initial)
         self._drawn = _digests(named_state(self._begun))
         self._initial_state = named_state(self._begun) if others == "initial" else {}
@@ -400,6 +401,18 @@ def draw_anew(make_model: MakeModel, what: str) -> nn.Module:
         return made
 
     return draw(make)
+
+
+def _warn_of_hooks_on_weights(model: nn.Module) -> None:
+    """Copies of a parameter have none of its hooks, by torch's own rule: the rounds would be trained without them."""
+    for name, weight in named_weights(model).items():
+        if weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None):
+            warnings.warn(
+                f"{name!r} has a hook on its gradient, which copies of a parameter do not keep: the rounds of a search "
+                f"are trained without it; do that in forward, or register it in train",
+                stacklevel=5,
+            )
+            return
 
 
 def _digests(state: Mapping[str, Tensor]) -> dict[str, str]:
