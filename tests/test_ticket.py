@@ -539,6 +539,8 @@ def test_two_tensors_of_a_ticket_do_not_overwrite_each_other(same_memory) -> Non
     with pytest.raises(TicketError, match=rf"'emb\.weight' and 'head\.weight' {said}"):
         untied.ticket().install(tied)
     assert all(torch.equal(before[name], tensor) for name, tensor in tied.state_dict().items())
+    if same_memory:
+        return  # no copy of such a model keeps it, whatever a ticket holds
     with torch.no_grad():
         untied.head.weight.copy_(untied.emb.weight)
     untied.ticket().install(tied)
