@@ -250,3 +250,24 @@ def test_a_ticket_of_a_model_that_keeps_activations_is_another_than_the_dense_on
     dense, ticket = gt.imp(Keeping, train, steps=3, rounds=1, fraction=0.7)
     assert not torch.equal(dense.model(X), ticket.model(X))
     ticket.masks.audit(ticket.model)
+
+
+def test_what_notes_layers_down_or_only_made_the_model_is_no_use_of_it():
+    seen = {}
+    net = Net()
+    for layer in net.modules():
+        layer.register_forward_hook(lambda layer, args, out: seen.update({layer: out}))
+    net(X)
+    assert len(seen) == 3
+    made = clone(net)
+    assert torch.equal(made(X), net(X))
+
+    class Local(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = net
+
+        def forward(self, x):
+            return self.inner(x)
+
+    assert clone(Local()).inner is not net

@@ -40,6 +40,9 @@ _ENDS = (
 )
 """What leads to nothing."""
 
+_BEFORE_COPIES = ("__init__", "__new__")
+"""Methods that no copy calls: what they close over went into the original."""
+
 _PLAIN = frozenset({str, bool, int, float, type(None)})
 
 _KEPT = (
@@ -80,7 +83,8 @@ def _attributes(model: nn.Module) -> Iterator[tuple[str, object]]:
                 yield prefix + name, value
         for made in type(layer).__mro__:
             if "<locals>" in made.__qualname__:
-                yield from ((prefix + n, value) for n, value in vars(made).items() if isinstance(value, FunctionType))
+                own = {name: value for name, value in vars(made).items() if name not in _BEFORE_COPIES}
+                yield from ((prefix + name, value) for name, value in own.items() if isinstance(value, FunctionType))
 
 
 def _reached(root: object, parts: Callable[[Any], Iterable[object]], seen: dict[int, object]) -> Iterator[Any]:
@@ -127,6 +131,8 @@ def _check_apart(model: nn.Module, made: nn.Module, memo: Mapping[int, Any]) -> 
             return _of_function(one)
         if isinstance(one, weakref.ref):
             return (one(),)
+        if isinstance(one, dict):
+            return one.values()  # what is a key is noted down, as by hooks, and not used
         return gc.get_referents(one) if isinstance(one, _KEPT) or id(one) in copies else ()
 
     seen: dict[int, object] = {id(layer): layer for layer in made.modules()}  # each is looked at under its own name
