@@ -35,13 +35,21 @@ def _same_seed() -> None:
     torch.manual_seed(0)
 
 
+_HANDLERS, _HOOK = {which: signal.getsignal(which) for which in POLITE}, sys.unraisablehook
+"""Before any test, and before the fixtures of whole modules, which are set up before those of their tests."""
+
+
 @pytest.fixture(autouse=True)
 def _same_signals() -> Iterator[None]:
-    """The program ends deaf to signals; where a test ran it in here, the next one's processes would inherit that."""
-    handlers, hook = {which: signal.getsignal(which) for which in POLITE}, sys.unraisablehook
+    """The program ends deaf to signals; where a test or a fixture ran it in here, processes would inherit that."""
+    _hear_as_before()
     yield
-    sys.unraisablehook = hook
-    for which, handler in handlers.items():
+    _hear_as_before()
+
+
+def _hear_as_before() -> None:
+    sys.unraisablehook = _HOOK
+    for which, handler in _HANDLERS.items():
         signal.signal(which, handler)
 
 
