@@ -15,16 +15,18 @@ import json
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from scipy import stats
 
 from campaign import error_rates
 from campaign.__main__ import CHECKOUT, entries
-from gentickets.lab.results.estimation import MOST_SEEDS, Cells, Estimate
+from gentickets.lab.results.estimation import MOST_SEEDS, Answer, Cells, Estimate
 from gentickets.lab.results.reading import ARMS
 from gentickets.lab.results.verdict import MARGIN
 from gentickets.lab.results.verdict_words import ratio
@@ -58,7 +60,8 @@ class Claim:
 class Outcome:
     """A claim beside what came out.
 
-    `seeds`: all of the ticket's run; of these `failed` at this level or an earlier one, and `missing` have no row here.
+    `seeds`: all of the ticket's run; of these `failed` at this level or an earlier one, and `missing` have no row here;
+    `beside_missing`: the same of what it is compared with. An estimate of None: that came through on no seed.
     `one_network`: the metric is over the features of a single network, whose seed moves it by as much as the margin.
     """
 
@@ -67,10 +70,18 @@ class Outcome:
     seeds: int
     failed: int
     missing: int
+    beside_missing: Mapping[str, int]
     one_network: bool
     to_dense: Estimate | None
     beside: Mapping[str, Estimate | None]
     price: str
+
+    def _ahead(self, name: str) -> Answer:
+        """As a run's verdict says it: a control that came through on no seed is beaten."""
+        if self.beside_missing[name] > 0:
+            return "undecided"
+        estimate = self.beside[name]
+        return estimate.ahead(MARGIN) if estimate else "shown" if self.seeds > 1 else "undecided"
 
     @property
     def verdict(self) -> str:
@@ -81,17 +92,19 @@ class Outcome:
             return f"undecided: {count(self.missing, 'seed')} still to come"
         whole = self.to_dense is not None and self.to_dense.seeds == self.seeds  # else the dense model lacks some
         first = self.to_dense.not_worse_by(MARGIN) if self.to_dense and whole else "undecided"
-        ahead = {name: one.ahead(MARGIN) if one else "undecided" for name, one in self.beside.items()}
+        ahead = {name: self._ahead(name) for name in self.beside}
         against = ["worse than " + (self.claim.told.removeprefix("of ") or "dense")] if first == "refuted" else []
         against += [f"not ahead of {name}" for name, answer in ahead.items() if answer == "refuted"]
         if against:
             return f"**refuted**: {join(against)}"
-        unknown = [f"as good{_more(self.to_dense, 'seeds_for_not_worse')}"] if first == "undecided" else []
-        unknown += [
-            f"ahead of {name}{_more(self.beside[name], 'seeds_for_ahead')}"
-            for name, answer in ahead.items()
-            if answer == "undecided"
-        ]
+        needed = (
+            {"as good": _more(self.to_dense, "seeds_for_not_worse") if whole else ""} if first == "undecided" else {}
+        )
+        for name, answer in ahead.items():
+            if answer == "undecided":
+                complete = not self.beside_missing[name]
+                needed[f"ahead of {name}"] = _more(self.beside[name], "seeds_for_ahead") if complete else ""
+        unknown = [what + more for what, more in needed.items()]
         if unknown:
             return f"undecided: {join(unknown)}"
         if self.one_network:
@@ -109,21 +122,23 @@ def outcome(claim: Claim, results: Path = RESULTS) -> Outcome | None:
     if claim.run is None:
         return None
     cells = _cells_of(results, claim.run, claim.metric)
-    for cell in (claim.ticket, claim.dense, *claim.beside.values()):
-        if cell not in cells.values:
-            raise KeyError(f"{claim.run}.csv: no {cell}, of {', '.join(map(str, cells.values))}")
     rows = _read(results / f"{claim.run}.csv")
+    there = Counter(_cell(row) for row in rows)
+    for cell in (claim.ticket, claim.dense, *claim.beside.values()):
+        if cell not in there:
+            raise KeyError(f"{claim.run}.csv: no {cell}, of {', '.join(there)}")
+    through = cells.values.get(claim.ticket, {})
     ours = [row for row in rows if _cell(row) == claim.ticket]
     chain = [row for row in rows if _is_above(row, ours[0])]
     seeds, here = {row["seed"] for row in chain}, {row["seed"] for row in ours}
     failed = {row["seed"] for row in chain if row["status"] != "complete"}
-    failed |= {seed for seed in here if int(seed) not in cells.values[claim.ticket]}
     return Outcome(
         claim=claim,
         sparsity=sum(float(row["sparsity"]) for row in ours) / len(ours),
         seeds=len(seeds),
-        failed=len(failed - {seed for seed in here if int(seed) in cells.values[claim.ticket]}),
+        failed=len((failed | here) - {seed for seed in here if int(seed) in through}),
         missing=len(seeds - here - failed),
+        beside_missing={name: len(here) - there[cell] for name, cell in claim.beside.items()},
         one_network=claim.metric in OVER_FEATURES
         and claim.ticket not in _networks_of(results, claim.run, claim.metric),
         to_dense=cells.compare(claim.ticket, claim.dense),
@@ -198,6 +213,24 @@ def dense(metric: str, *runs: str, results: Path = RESULTS) -> list[str]:
     return lines
 
 
+def ranks(run: str, other: str, metric: str, results: Path = RESULTS) -> list[str]:
+    """How alike two judges order the networks of one run: Spearman's rank correlation, of all and of the tickets."""
+    one, two = (
+        {
+            (row["seed"], row["arm"], row["level"]): float(row[metric])
+            for row in _read(results / f"{name}.csv")
+            if row[metric]
+        }
+        for name in (run, other)
+    )
+    both = sorted(one.keys() & two.keys())
+    lines = ["| networks | how many | rank correlation |", "|---|---|---|"]
+    for name, of in (("all", both), ("dense and tickets alone", [place for place in both if place[1] == "ticket"])):
+        found = stats.spearmanr([one[place] for place in of], [two[place] for place in of]).statistic
+        lines.append(f"| {name} | {len(of)} | {found:.2f} |")
+    return lines
+
+
 def wrong(results: Path = RESULTS) -> list[str]:
     """How often the rules are wrong: of the simulated rows those of 2, 4 and 10 seeds with noise of 3 and 10 %."""
     rows = json.loads((results / "error-rates.json").read_text(encoding="utf-8"))["rows"]
@@ -216,14 +249,22 @@ def progress(results: Path = RESULTS) -> list[str]:
 
 def renewed(page: str) -> str:
     """A page with what stands between marks written again: `table`, `short table`, `progress`, `ladder RUN
-    METRIC`, `rewinds EARLY LATE METRIC`, `dense METRIC RUN…`, `wrong`."""
+    METRIC`, `rewinds EARLY LATE METRIC`, `dense METRIC RUN…`, `ranks RUN OTHER METRIC`,
+    `wrong`."""
     return _MARKED.sub(lambda found: "\n".join([found[1], "", *_lines(found[2]), "", found[3]]), page)
 
 
 def _lines(what: str) -> list[str]:
     name, *said = what.split()
     of_runs: dict[str, Callable[..., list[str]]]
-    of_runs = {"ladder": ladder, "rewinds": rewinds, "dense": dense, "wrong": wrong, "progress": progress}
+    of_runs = {
+        "ladder": ladder,
+        "rewinds": rewinds,
+        "dense": dense,
+        "ranks": ranks,
+        "wrong": wrong,
+        "progress": progress,
+    }
     if name in of_runs:
         return of_runs[name](*said)
     return {"table": table, "short table": short_table}[what]((one, outcome(one)) for one in claims())

@@ -1,10 +1,12 @@
 """Is the dense model one to compare with?"""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 
+from gentickets.lab.recipe.file import read_recipe
 from gentickets.lab.results import baseline
 from gentickets.lab.results.baseline import Point, Reference, falls_short, reference_of, still_falling
 from gentickets.lab.results.reading import Summary
@@ -31,16 +33,48 @@ def test_a_noisy_run_is_not_excused_by_its_own_noise():
 
 
 def test_a_dense_model_is_held_to_the_best_point_of_its_reference(monkeypatch):
-    overfits = Reference("made", (Point(50, 10.0, 0.2, 4), Point(100, 12.0, 0.2, 4)))
-    assert (overfits.best, overfits.full) == overfits.points
-    assert falls_short(dense(12.0), overfits)
+    curve = Reference("made", (Point(50, 10.0, 0.2, 4), Point(100, 12.0, 0.2, 4)))
+    assert (curve.best, curve.full) == curve.points
+    assert falls_short(dense(12.0), curve)
     run = make_run({0: (10.5, 10.6), 1: (9.0, 11.0)}, random_mask={1: (20.0, 30.0)})
-    monkeypatch.setattr("gentickets.lab.results.verdict.reference_of", lambda run: overfits)
+    monkeypatch.setattr("gentickets.lab.results.verdict.reference_of", lambda run: curve)
+    assert "overfits" not in " ".join(sentences(judge(run), run))  # it stops at step 1
+    for result in run.of("ticket", 0):
+        object.__setattr__(result, "end_step", 100)
     said = " ".join(sentences(judge(run), run))
     assert (
         "not worse than its reference by more than 10%: 10.6, where its reference is 10.0 ± 0.2 after 50 steps" in said
     )
-    assert "Dense models that stop earlier are better (10.0 after 50 steps, 12.0 after 100)" in said
+    assert "It overfits: dense models that stop earlier are better (10.0 after 50 steps, 12.0 after 100)" in said
+
+
+def test_what_is_worse_within_chance_says_by_how_much(monkeypatch):
+    noisy = Reference("made", (Point(100, 1.0, 0.2, 4),))
+    run = make_run({0: (1.29, 1.31), 1: (1.3, 1.32)}, random_mask={1: (2.0, 2.5)})
+    monkeypatch.setattr("gentickets.lab.results.verdict.reference_of", lambda run: noisy)
+    said = " ".join(sentences(judge(run), run))
+    assert "The dense model is worse than its reference by 30%, which may be chance: 1.30, where its reference" in said
+
+
+def test_without_a_dense_model_to_compare_with_nothing_is_judged(monkeypatch):
+    run = make_run({0: (1.3, 1.31), 1: (1.3, 1.31)}, random_mask={1: (1.3, 1.31)})
+    monkeypatch.setattr(
+        "gentickets.lab.results.verdict.reference_of", lambda run: Reference("made", (Point(9, 0.1, 0.01, 4),))
+    )
+    verdict = judge(run)
+    assert verdict.no_verdict == "baseline"
+    assert set(verdict.not_worse.values()) == {"undecided"}
+    assert not any("stays within" in said for said in sentences(verdict, run))
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "vae", "gan"])
+def test_the_presets_of_the_package_are_those_that_the_references_are_of(name):
+    recipe = read_recipe(Path(__file__).parent.parent / "recipes" / "quickstart" / f"{name}.yaml", [], "full").dump()
+    entries = [entry for entry in baseline._references() if entry["preset"] == f"recipes/quickstart/{name}.yaml:full"]
+    parts = ("model", "objective")
+    assert [{part: baseline._said(part, entry["of"][part]) for part in parts} for entry in entries] == [
+        {part: baseline._said(part, recipe[part]) for part in parts}
+    ]
 
 
 def test_chance_is_allowed_for():

@@ -122,6 +122,16 @@ def test_a_distance_by_one_classifier_is_said_to_be_one(tmp_path):
     assert found(tmp_path, replace(run, levels=levels), **told).verdict == "shown by one classifier only"
 
 
+def test_a_control_that_lacks_a_seed_leaves_it_open_and_one_that_failed_is_beaten(tmp_path):
+    dense, ticket = (1.0, 1.0, 1.01, 1.0), (1.0, 1.01, 1.0, 1.0)
+    for control, said in (
+        ((2.0, 2.1, "missing", "missing"), "undecided: ahead of random mask"),
+        (("diverged",) * 4, "**shown**"),
+    ):
+        run = make_run({0: dense, 1: ticket}, seeds=4, random_mask={1: control})
+        assert found(tmp_path, run, beside={"random mask": "random_mask/1"}).verdict == said
+
+
 def test_a_claim_is_judged_at_the_level_with_controls_that_is_nearest():
     named = paper._named({"run": "table1-wgan-desk", "nearest": 0.737})
     assert (named["ticket"], named["beside"]["random mask"]) == ("ticket/3", "random_mask/3")

@@ -198,8 +198,9 @@ def test_seeds_that_do_not_differ_show_nothing(n):
 
 def test_values_of_any_size_have_an_interval():
     found = cells(a=[1.0, 1e60], b=[1e60, 1.0]).compare("a", "b")
-    assert found.low < found.ratio < found.high
+    assert 0 < found.low < found.ratio < found.high
     assert math.isfinite(found.high)
+    assert found.not_worse_by(0.05) == found.ahead(0.05) == "undecided"
 
 
 @pytest.mark.parametrize("n", [3, 5])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,7 @@ from gentickets.lab.results.reading import Metric, Run
 from gentickets.lab.results.verdict import judge
 from gentickets.lab.results.verdict_words import headline, sentences
 from gentickets.lab.results.words import join, number, percent, plus_minus, tell_apart
-from made_runs import make_run
+from made_runs import make_level, make_run
 
 
 def told(run: Run) -> str:
@@ -259,6 +260,39 @@ def test_a_seed_whose_chain_ended_earlier_refutes_every_deeper_ticket(status):
     assert told(run).count("on 1 of 4 seeds.") == 1
 
 
+def test_a_chain_that_ended_early_has_other_controls_and_none_is_waited_for():
+    """Of nine rounds asked for, auto: at 3, 6 and 9; a chain that ended at 4 has them at 2, 3 and 4."""
+    bad, ended = times(1.3), ("disconnected",) * 4
+    controls = {level: times(1.3) for level in (2, 3)}
+    run = make_run({0: DENSE, 1: GOOD, 2: bad, 3: GOOD, 4: ended}, seeds=4, rounds=9, random_mask=controls)
+    run.recipe["controls"] = {"levels": "auto", "redrawn_weights": False}
+    for seed in range(4):
+        run.levels.append(make_level(seed, 4, "random_mask", "disconnected", True))
+    assert judge(run).answer == "shown"
+    text = told(run)
+    assert "not finished" not in text
+    assert "yet" not in text
+    left_out = replace(run, levels=run.levels[:-1], left_out=frozenset({(3, "random_mask", 4)}))
+    assert "not finished" not in told(left_out)
+    waiting = replace(run, levels=run.levels[:-1])
+    assert "not finished: 1 result" in told(waiting)
+
+
+def test_what_is_refuted_by_a_failed_seed_is_not_told_by_the_others_ratio():
+    run = make_run({0: DENSE, 1: (*GOOD[:3], "diverged"), 2: ("diverged", *GOOD[1:])}, seeds=4)
+    text = told(run)
+    assert "Shown not to be within" not in text
+    assert "Refuted by a seed that failed: 20.0% to 36.0%." in text
+    assert text.count("diverged on 1 of 4 seeds") == 2
+
+
+def test_values_beyond_any_model_are_no_values():
+    controls = {1: (*times(2)[:3], 1e150)}
+    run = make_run({0: DENSE, 1: GOOD}, seeds=4, random_mask=controls)
+    assert judge(run).answer == "shown"
+    assert "which failed on 1 seed (0.500 [" in told(run)
+
+
 def test_only_levels_in_a_row_are_told_as_a_range():
     shares = {1: 1.2, 2: 1.2, 3: 1.2, 4: 1.2}
     run = make_run({0: DENSE, **{level: times(share) for level, share in shares.items()}}, seeds=4)
@@ -297,8 +331,8 @@ def test_of_a_dense_value_about_zero_no_share_is_taken():
     assert judge(run).answer == "undecided"
     assert "nothing tells how much chance there is in it (no share of a value that is about 0)" in text
     below = make_run({0: (-2.0, -2.01), 1: (-1.95, -1.97)})
-    assert "(+2.24% [" in told(below)
-    assert "differences are told, as shares of the dense mean" in told(below)
+    assert "(+2.24% [" in told(below)  # beside dense
+    assert "differences are told, as shares of the mean that they are beside" in told(below)
 
 
 # -- the papers' rule, beside it --------------------------------------------------------------------------------

@@ -107,11 +107,12 @@ def verdict_cells(run: Run, verdict: Verdict) -> list[str]:
     found = verdict.judged or verdict.deepest
     level = found.level if found else None
     one_seed = verdict.seeds == 1
+    none = "–" if verdict.no_verdict in ("dense", "baseline", "levels") else "none"
     return [
         run.title,
         verdict.label,
         plus_minus(verdict.dense),
-        *("one seed" if one_seed else percent(reached, none="none") for reached in _reached(verdict)),
+        *("one seed" if one_seed else percent(reached, none=none) for reached in _reached(verdict)),
         percent(found.sparsity) if found else "–",
         *(plus_minus(verdict.at(arm, level)) for arm in ARMS),
         _SAID[verdict.answer],

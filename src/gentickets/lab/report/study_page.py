@@ -133,7 +133,9 @@ def sentences(comparison: Comparison) -> list[str]:
     if comparison.seeds == 1:
         said.append("With one seed nothing is measured against a spread: better and worse may be chance.")
     else:
-        methods = sorted({row.to_dense.method for row in comparison.rows if row.to_dense})
+        methods = sorted(
+            {row.to_dense.method for row in comparison.rows if row.to_dense and row.to_dense.low is not None}
+        )
         said.append(f"Ratios to the dense model seed by seed, 95 % intervals ({join(methods)}); each row by itself.")
         said.append(
             "How trainings scatter is told by all arms with the same dense model; an arm's own page knows its own."

@@ -9,6 +9,7 @@ that is said.
 
 from __future__ import annotations
 
+import inspect
 import math
 import statistics
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from gentickets.catalogue import CATALOGUE, load
 from gentickets.lab.results.reading import Run, Summary
 from gentickets.lab.results.words import number
 
@@ -62,8 +64,8 @@ def identity(run: Run) -> dict[str, Any]:
     metric = run.metrics()[run.primary]
     data = run.origin.get("data")
     return {
-        "model": _said(run.recipe.get("model")),
-        "objective": _said(run.recipe.get("objective")),
+        "model": _said("model", run.recipe.get("model")),
+        "objective": _said("objective", run.recipe.get("objective")),
         "images": data.get("fingerprint") if isinstance(data, Mapping) else None,
         "metric": metric.label,
     }
@@ -75,7 +77,8 @@ def reference_of(run: Run) -> Reference | None:
         return None
     wanted = identity(run)
     for entry in _references():
-        if entry["of"] == wanted:
+        parts = {part: _said(part, entry["of"][part]) for part in ("model", "objective")}
+        if {**entry["of"], **parts} == wanted:
             points = tuple(Point(**point) for point in entry["curve"])
             return Reference(entry["preset"], points, run.metrics()[run.primary].lower_is_better)
     return None
@@ -88,10 +91,23 @@ def falls_short(dense: Summary, reference: Reference) -> bool:
     """
     if dense.mean is None:
         return False
-    best = reference.best
-    worse = dense.mean - best.mean if reference.lower_is_better else best.mean - dense.mean
-    error = best.deviation * math.sqrt(1 / dense.n + 1 / best.seeds)
-    return worse > max(2 * error, ALLOWED * abs(best.mean))
+    error = reference.best.deviation * math.sqrt(1 / dense.n + 1 / reference.best.seeds)
+    return worse_by(dense, reference) > max(2 * error / abs(reference.best.mean), ALLOWED)
+
+
+def worse_by(dense: Summary, reference: Reference) -> float:
+    """By which share of it the dense model is worse than its reference; below 0 where it is better."""
+    assert dense.mean is not None
+    best = reference.best.mean
+    return (dense.mean - best if reference.lower_is_better else best - dense.mean) / abs(best)
+
+
+def overfits(run: Run, reference: Reference) -> bool:
+    """Whether dense models that stop before a run's do are better, by more than chance."""
+    best, full = reference.best, reference.full
+    steps = max((result.end_step for result in run.of("ticket", 0)), default=0)
+    error = math.hypot(best.deviation / math.sqrt(best.seeds), full.deviation / math.sqrt(full.seeds))
+    return steps > best.steps and abs(full.mean - best.mean) > 2 * error
 
 
 def still_falling(run: Run) -> float | None:
@@ -124,9 +140,15 @@ def told(dense: Summary, reference: Reference) -> str:
     return f"{number(dense.mean)}, where its reference is {bar}"
 
 
-def _said(part: Any) -> dict[str, Any]:
-    """What of a part of a recipe is said: keys that are null are as if they were not there."""
-    return {key: value for key, value in part.items() if value is not None} if isinstance(part, Mapping) else {}
+def _said(kind: str, part: Any) -> dict[str, Any]:
+    """What a part of a recipe says: keys that are null, or what they are by default, are as if they were not there."""
+    if not isinstance(part, Mapping):
+        return {}
+    name, defaults = part.get("name"), dict[str, Any]()
+    if isinstance(name, str) and name in CATALOGUE[kind]:
+        taken = inspect.signature(load(kind, name)).parameters
+        defaults = {key: one.default for key, one in taken.items()}
+    return {key: value for key, value in part.items() if value is not None and value != defaults.get(key)}
 
 
 @cache

@@ -58,7 +58,7 @@ _ALPHA = (1 - CONFIDENCE) / 2
 _DRAWS = 10_000
 _ROUNDING = 1e-12
 _LARGEST = 700.0
-"""The exponential of more is no number."""
+"""The exponential of more is no number, and that of less 0."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class _Scale:
         return math.log(value) if self.logarithms else value / self.unit
 
     def ratio(self, change: float) -> float:
-        return float(np.exp(min(change, _LARGEST))) if self.logarithms else 1 + change
+        return float(np.exp(np.clip(change, -_LARGEST, _LARGEST))) if self.logarithms else 1 + change
 
     @property
     def near(self) -> float:
@@ -252,7 +252,7 @@ class Cells:
             return math.inf, 1.0, None, "one seed"
         own = float(np.var(worse, ddof=1))
         shared = self._shared(pair, scale) if n < ENOUGH else None
-        if own <= _ROUNDING**2 and not shared:
+        if own <= _ROUNDING**2 and (shared or 0.0) <= _ROUNDING**2:
             return 0.0, n - 1, None, "seeds that do not differ"
         if n >= ENOUGH:
             return math.sqrt(own / n), n - 1, _bootstrapped(worse), "bootstrap over the seeds"

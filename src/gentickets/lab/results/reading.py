@@ -10,6 +10,7 @@ import csv
 import errno
 import io
 import json
+import math
 import re
 import statistics
 import warnings
@@ -24,6 +25,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from gentickets.errors import RecipeError
 from gentickets.files import read_file, replace_file
 from gentickets.lab.recipe.plain_yaml import read_yaml
+from gentickets.lab.recipe.recipe import ControlsPart
 from gentickets.sealed import Damaged, check_json, unsealed_json
 
 Arm = Literal["ticket", "random_mask", "redrawn_weights"]
@@ -198,7 +200,8 @@ class Summary:
     """One metric of one arm at one level, over the seeds.
 
     `mean` and `deviation` are over the `n` seeds that have a finite value; `deviation` is the sample standard
-    deviation, None for fewer than two. The seeds without a value are counted by what happened to them.
+    deviation, None for fewer than two. The seeds without a value are counted by what happened to them: `ended` are
+    those whose chain ended at an earlier level, `missing` those that are asked for and still to come.
     """
 
     arm: Arm
@@ -210,11 +213,12 @@ class Summary:
     diverged: int = 0
     disconnected: int = 0
     missing: int = 0
+    ended: int = 0
 
     @property
     def failed(self) -> int:
-        """How many seeds were trained and came to nothing."""
-        return self.diverged + self.disconnected
+        """How many seeds were trained and came to nothing, here or before."""
+        return self.diverged + self.disconnected + self.ended
 
     @property
     def complete(self) -> bool:
@@ -224,13 +228,15 @@ class Summary:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder as it was read. `levels` are sorted by seed, level, and arm in the order of `ARMS`."""
+    """A run folder as it was read. `levels` are sorted by seed, level, and arm in the order of `ARMS`; `left_out`:
+    (seed, arm, level) of controls that their level cannot have."""
 
     folder: Path
     name: str
     recipe: dict[str, Any]
     origin: dict[str, Any]
     levels: list[LevelResult]
+    left_out: frozenset[tuple[int, str, int]] = frozenset()
 
     @property
     def title(self) -> str:
@@ -267,19 +273,21 @@ class Run:
         return [r for r in self.levels if r.arm == arm and (level is None or r.level == level)]
 
     def summary(self, key: str) -> dict[tuple[Arm, int], Summary]:
-        """(arm, level) → the metric `key` over all seeds, for every arm and level that any seed has."""
-        places = sorted({(ARMS.index(result.arm), result.level) for result in self.levels})
-        return {
-            (ARMS[arm], level): _summarise(
-                self.of(ARMS[arm], level), key, len(self.seeds), self._ended(level) if arm == 0 else []
-            )
-            for arm, level in places
-        }
-
-    def _ended(self, level: int) -> list[LevelResult]:
-        """The failures of tickets, of other seeds than came to `level`, that ended their chains before it."""
-        there = {result.seed for result in self.of("ticket", level)}
-        return [r for r in self.of("ticket") if r.level < level and r.status != "complete" and r.seed not in there]
+        """(arm, level) → the metric `key` over all seeds, for every arm and level that any seed has, and the controls
+        that are still to come beside a ticket."""
+        asked = {seed: asked_of(self, seed) for seed in self.seeds}
+        there = {(result.arm, result.level) for result in self.levels}
+        levels = {level for arm, level in there if arm == "ticket"}
+        there |= {(arm, level) for of in asked.values() for arm, level in of if arm != "ticket" and level in levels}
+        found: dict[tuple[Arm, int], Summary] = {}
+        for arm, level in sorted(there, key=lambda place: (ARMS.index(place[0]), place[1])):
+            results = self.of(arm, level)
+            to_come = {seed for seed in self.seeds if (arm, level) in asked[seed]} - {r.seed for r in results}
+            ended = len(self.seeds) - len({r.seed for r in results}) - len(to_come) if arm == "ticket" else 0
+            one = _summarise(arm, level, results, key)
+            sparsity = one.sparsity if results else found["ticket", level].sparsity
+            found[arm, level] = replace(one, sparsity=sparsity, missing=one.missing + len(to_come), ended=ended)
+        return found
 
 
 def mean_known(values: Iterable[float | None]) -> float | None:
@@ -288,32 +296,70 @@ def mean_known(values: Iterable[float | None]) -> float | None:
     return statistics.fmean(known) if known else None
 
 
-def _summarise(results: list[LevelResult], key: str, seeds: int, ended: list[LevelResult]) -> Summary:
-    """`results`: one arm at one level; `ended`: what ended the chains of other seeds before it.
-
-    A complete level whose value is not finite counts as diverged.
-    """
-    values = []
-    diverged, disconnected = (sum(r.status == status for r in ended) for status in ("diverged", "disconnected"))
-    for result in results:
-        metric = result.metrics.get(key)
-        if result.status == "disconnected":
-            disconnected += 1
-        elif result.status == "diverged" or (metric is not None and not abs(metric.value) < _BEYOND):
-            diverged += 1
-        elif metric is not None:
-            values.append(metric.value)
+def _summarise(arm: Arm, level: int, results: list[LevelResult], key: str) -> Summary:
+    """`results`: one arm at one level. A complete level whose value is none of a model that came through diverged."""
+    values = [metric.value for result in results if (metric := came_through(result, key)) is not None]
+    measured = [result for result in results if result.status == "complete" and key in result.metrics]
+    failed = {status: sum(r.status == status for r in results) for status in ("diverged", "disconnected")}
     return Summary(
-        arm=results[0].arm,
-        level=results[0].level,
-        sparsity=statistics.fmean(result.sparsity for result in results),
+        arm=arm,
+        level=level,
+        sparsity=statistics.fmean(result.sparsity for result in results) if results else math.nan,
         mean=statistics.fmean(values) if values else None,
         deviation=statistics.stdev(values) if len(values) > 1 else None,
         n=len(values),
-        diverged=diverged,
-        disconnected=disconnected,
-        missing=seeds - len(values) - diverged - disconnected,
+        diverged=failed["diverged"] + len(measured) - len(values),
+        disconnected=failed["disconnected"],
+        missing=len(results) - len(measured) - sum(failed.values()),
     )
+
+
+def came_through(result: LevelResult, key: str) -> Metric | None:
+    """The metric `key` of a complete level, where it has a value that a model can have."""
+    metric = result.metrics.get(key)
+    return metric if result.status == "complete" and metric is not None and abs(metric.value) < _BEYOND else None
+
+
+# -- what is asked for --------------------------------------------------------------------------------------
+
+
+def asked_of(run: Run, seed: int) -> frozenset[tuple[Arm, int]]:
+    """(arm, level) of all that a seed of a run comes to have, as its recipe says and its chain allows.
+
+    Where the recipe says nothing of controls they are those that any seed has. Raises `RecipeError` for controls that
+    are none.
+    """
+    search = run.recipe.get("search")
+    rounds = search.get("rounds") if isinstance(search, dict) else None
+    chain = [result for result in run.of("ticket") if result.seed == seed]
+    goes_on = run.recipe.get("on_failure", "stop") == "continue"
+    last = max(run.depth, rounds if isinstance(rounds, int) else 0)
+    if chain and (chain[-1].status == "disconnected" or (chain[-1].status == "diverged" and not goes_on)):
+        last = chain[-1].level
+    part = _controls(run)
+    found: set[tuple[Arm, int]] = {("ticket", level) for level in range(last + 1)}
+    if part is None:
+        found |= {(result.arm, result.level) for result in run.levels if result.level <= last}
+    else:
+        found |= {(arm, level) for arm in ARMS[1:] if getattr(part, arm) for level in part.chosen(last)}
+    return frozenset(place for place in found if (seed, *place) not in run.left_out)
+
+
+def control_levels(run: Run) -> list[int]:
+    """The levels of a run at which some seed has controls, or is to have them."""
+    return sorted({level for seed in run.seeds for arm, level in asked_of(run, seed) if arm != "ticket"})
+
+
+def _controls(run: Run) -> ControlsPart | None:
+    said = run.recipe.get("controls")
+    if not isinstance(said, dict):
+        return None
+    try:
+        return ControlsPart.model_validate({key: said[key] for key in ControlsPart.model_fields if key in said})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(key) for key in ("controls", *first["loc"]))
+        raise RecipeError(f"{run.folder / 'recipe.yaml'}: {place}: {first['msg']}") from None
 
 
 # -- reading ------------------------------------------------------------------------------------------------
@@ -339,7 +385,8 @@ def read_run(folder: Path | str) -> Run:
     for path, content in ((recipe_path, recipe), (origin_path, origin)):
         if not isinstance(content, dict):
             raise RecipeError(f"{path}: holds no mapping at its top level")
-    return Run(folder, str(recipe.get("name") or folder.resolve().name), recipe, origin, levels)
+    name = str(recipe.get("name") or folder.resolve().name)
+    return Run(folder, name, recipe, origin, levels, frozenset(_read_left_out(folder)))
 
 
 def _read_levels(folder: Path) -> Iterator[LevelResult]:
@@ -349,6 +396,14 @@ def _read_levels(folder: Path) -> Iterator[LevelResult]:
             place = _LEVEL_FOLDER.fullmatch(level_folder.name)
             if seed and place and _is_own_folder(level_folder) and (level_folder / "metrics.json").is_file():
                 yield _read_level(level_folder, int(seed[1]), int(place[1]), place[2] or "ticket")
+
+
+def _read_left_out(folder: Path) -> Iterator[tuple[int, str, int]]:
+    """The marks of controls that their level cannot have."""
+    for mark in folder.glob("seed-*/.level-*.none"):
+        seed, place = _SEED_FOLDER.fullmatch(mark.parent.name), _LEVEL_FOLDER.fullmatch(mark.name[1:-5])
+        if seed and place and place[2]:
+            yield int(seed[1]), place[2], int(place[1])
 
 
 def _is_own_folder(path: Path) -> bool:
@@ -370,9 +425,8 @@ def _read_level(folder: Path, seed: int, level: int, arm: str) -> LevelResult:
 
 
 def _check_agreement(levels: list[LevelResult]) -> None:
-    """Raises `RecipeError` where levels would be compared by different metrics, rulers, or in opposite directions."""
+    """Raises `RecipeError` where levels would be compared by different metrics, or in opposite directions."""
     direction: dict[str, bool] = {}
-    ruler: str | None = None
     for result in levels:
         path = result.folder / "metrics.json"
         if result.primary != levels[0].primary:
@@ -380,13 +434,6 @@ def _check_agreement(levels: list[LevelResult]) -> None:
         for key, metric in result.metrics.items():
             if direction.setdefault(key, metric.lower_is_better) != metric.lower_is_better:
                 raise RecipeError(f"{path}: lower_is_better of {key!r} is not that of the other levels")
-        label = result.metrics[result.primary].label if result.primary in result.metrics else ruler
-        ruler = ruler or label
-        if label != ruler:
-            raise RecipeError(
-                f"{path}: {result.primary!r} is {label!r}, and {ruler!r} in other levels: numbers of two rulers cannot "
-                f"be compared"
-            )
 
 
 @cache

@@ -58,6 +58,8 @@ def run_of(
         if place in found:
             raise ScoreError(f"two scores of {_said(*place)}: one value for each seed")
         if isinstance(sparsity, Real) and isinstance(place[1], int):
+            if not 0 <= float(sparsity) < 1:
+                raise ScoreError(f"sparsity {sparsity!r} of {_said(*place)}: a share from 0 to below 1")
             told.setdefault(place[1], {})[place] = float(sparsity)
         if value is not None:  # one that is to come
             found[place] = _value(value, place)

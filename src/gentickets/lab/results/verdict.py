@@ -20,14 +20,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import ValidationError
-
 from gentickets.errors import RecipeError
-from gentickets.lab.recipe.recipe import ControlsPart
 from gentickets.lab.results import paper_rule
 from gentickets.lab.results.baseline import Reference, falls_short, reference_of
 from gentickets.lab.results.estimation import CONFIDENCE, Answer, Cells, Estimate, holm
-from gentickets.lab.results.reading import ARMS, Arm, Run, Summary
+from gentickets.lab.results.reading import ARMS, Arm, Run, Summary, came_through
 
 CONTROLS = ARMS[1:]
 ARM_NAMES: dict[Arm, str] = {
@@ -153,12 +150,11 @@ def judge(run: Run, cells: Cells | None = None) -> Verdict:
     """
     metric = run.metrics().get(run.primary)
     lower = metric.lower_is_better if metric else True
-    summary, margin, asked = run.summary(run.primary), margin_of(run), controls_of(run)
+    check_one_ruler(run)
+    summary, margin = run.summary(run.primary), margin_of(run)
     cells = cells or Cells(values_of(run, run.primary), lower, by_network_of(run, run.primary))
     levels = tuple(
-        _level(level, summary, cells, margin, asked.get(level, ()))
-        for level in range(1, run.depth + 1)
-        if ("ticket", level) in summary
+        _level(level, summary, cells, margin) for level in range(1, run.depth + 1) if ("ticket", level) in summary
     )
     reference = reference_of(run)
     no_verdict = _no_verdict(summary.get(DENSE), levels, reference)
@@ -176,7 +172,11 @@ def judge(run: Run, cells: Cells | None = None) -> Verdict:
         reference=reference,
         deepest=None if no_verdict in ("dense", "baseline") else _deepest(levels),
         judged=judged,
-        not_worse={place: _not_worse(place, summary, cells, margin)[0] for place in summary if place[1]},
+        not_worse={
+            place: "undecided" if no_verdict == "baseline" else _not_worse(place, summary, cells, margin)[0]
+            for place in summary
+            if place[1]
+        },
         more_seeds=more,
         cells=cells,
     )
@@ -194,29 +194,24 @@ def margin_of(run: Run) -> float:
     return float(margin)
 
 
-def controls_of(run: Run) -> dict[int, tuple[Arm, ...]]:
-    """Level → the controls that the run's recipe asks for there. Empty where it says nothing of controls."""
-    said = run.recipe.get("controls")
-    if not isinstance(said, dict):
-        return {}
-    try:
-        part = ControlsPart.model_validate({key: said[key] for key in ControlsPart.model_fields if key in said})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(key) for key in ("controls", *first["loc"]))
-        raise RecipeError(f"{run.folder / 'recipe.yaml'}: {place}: {first['msg']}") from None
-    search = run.recipe.get("search")
-    rounds = search.get("rounds") if isinstance(search, dict) else None
-    kinds = tuple(control for control in CONTROLS if getattr(part, control))
-    return dict.fromkeys(part.chosen(rounds if isinstance(rounds, int) else run.depth), kinds)
+def check_one_ruler(run: Run) -> None:
+    """Raises `RecipeError` where levels were measured by two rulers: their numbers cannot be compared."""
+    ruler: str | None = None
+    for result in run.levels:
+        label = result.metrics[result.primary].label if result.primary in result.metrics else ruler
+        ruler = ruler or label
+        if label != ruler:
+            raise RecipeError(
+                f"{result.folder / 'metrics.json'}: {result.primary!r} is {label!r}, and {ruler!r} in other levels: "
+                f"measure them all alike (gentickets evaluate {run.folder})"
+            )
 
 
 def values_of(run: Run, key: str) -> dict[tuple[str, int], dict[int, float]]:
     """(arm, level) → seed → the metric, of every level that came through with a finite value."""
     found: dict[tuple[str, int], dict[int, float]] = {}
     for result in run.levels:
-        metric = result.metrics.get(key)
-        if result.status == "complete" and metric is not None and math.isfinite(metric.value):
+        if (metric := came_through(result, key)) is not None:
             found.setdefault((result.arm, result.level), {})[result.seed] = metric.value
     return found
 
@@ -225,28 +220,19 @@ def by_network_of(run: Run, key: str) -> dict[tuple[str, int], dict[int, tuple[f
     """The same with what each network found, of every level that was measured by several."""
     found: dict[tuple[str, int], dict[int, tuple[float, ...]]] = {}
     for result in run.levels:
-        metric = result.metrics.get(key)
-        if result.status == "complete" and metric is not None and metric.spread is not None and metric.by_network:
+        metric = came_through(result, key)
+        if metric is not None and metric.spread is not None and metric.by_network:
             found.setdefault((result.arm, result.level), {})[result.seed] = metric.by_network
     return found
 
 
-def _level(
-    level: int, summary: Mapping[tuple[Arm, int], Summary], cells: Cells, margin: float, asked: tuple[Arm, ...]
-) -> Level:
+def _level(level: int, summary: Mapping[tuple[Arm, int], Summary], cells: Cells, margin: float) -> Level:
     ticket = summary["ticket", level]
     answer, to_dense = _not_worse(("ticket", level), summary, cells, margin)
-    ahead = []
-    for control in CONTROLS:
-        if (control, level) in summary:
-            ahead.append(_beside(ticket, summary[control, level], cells, margin))
-        elif control in asked:
-            seeds = ticket.n + ticket.failed + ticket.missing
-            none = Summary(control, level, ticket.sparsity, None, None, 0, missing=seeds)
-            ahead.append(_beside(ticket, none, cells, margin))
+    ahead = tuple(_beside(ticket, summary[c, level], cells, margin) for c in CONTROLS if (c, level) in summary)
     first = to_dense.p_worse_by(margin) if to_dense and ticket.complete else 1.0
     p = max([first, *(beside.p for beside in ahead)]) if ahead else 1.0
-    return Level(level, ticket.sparsity, ticket, to_dense, answer, tuple(ahead), p)
+    return Level(level, ticket.sparsity, ticket, to_dense, answer, ahead, p)
 
 
 def _not_worse(

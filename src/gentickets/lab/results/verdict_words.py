@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from gentickets.lab.results.baseline import ALLOWED, still_falling, told
+from gentickets.lab.results.baseline import ALLOWED, Reference, overfits, still_falling, told, worse_by
 from gentickets.lab.results.estimation import MOST_SEEDS, Answer, Estimate
-from gentickets.lab.results.reading import Arm, Run, Summary
-from gentickets.lab.results.verdict import ARM_NAMES, CONTROLS, Beside, Level, Verdict, controls_of
+from gentickets.lab.results.reading import Run, Summary, asked_of
+from gentickets.lab.results.verdict import ARM_NAMES, CONTROLS, Beside, Level, Verdict
 from gentickets.lab.results.words import count, join, number, percent, share
 
 _FALL = 0.05
@@ -71,6 +71,11 @@ def ratio(estimate: Estimate | None) -> str:
     return f"{mean} [{', '.join(ends)}]" if ends else mean
 
 
+def _of(estimate: Estimate | None, what: str) -> str:
+    """`1.02 [0.98, 1.06] of dense`; of differences `+2.1% [-1.9%, +6.0%] beside dense`."""
+    return f"{ratio(estimate)} {'of' if estimate is None or estimate.logarithms else 'beside'} {what}"
+
+
 def _change(ratio: float) -> str:
     return f"{100 * (ratio - 1):+.3g}%"
 
@@ -84,7 +89,7 @@ def _say_reach(verdict: Verdict) -> list[str]:
         return []
     said, bound = [], f"within {share(verdict.margin)} of the dense model"
     if verdict.deepest:
-        found = f"{ratio(verdict.deepest.to_dense)} of dense there"
+        found = f"{_of(verdict.deepest.to_dense, 'dense')} there"
         said.append(f"Shown to be {bound} up to {percent(verdict.deepest.sparsity)} sparsity ({found}).")
     after = [level for level in verdict.levels if level.level > (verdict.deepest.level if verdict.deepest else 0)]
     for answer, words in (
@@ -92,9 +97,11 @@ def _say_reach(verdict: Verdict) -> list[str]:
         ("undecided", f"Undecided whether {bound}"),
         ("refuted", f"Shown not to be {bound}"),
     ):
-        here = [level for level in after if level.not_worse == answer and level.to_dense]
+        here = [level for level in after if level.not_worse == answer and level.to_dense and not level.ticket.failed]
         if here:
             said.append(f"{words}: {_levels(here)}.")
+    if failed := [percent(level.sparsity) for level in verdict.levels if level.ticket.failed]:
+        said.append(f"Refuted by a seed that failed: {failed[0]}{f' to {failed[-1]}' if failed[1:] else ''}.")
     return said
 
 
@@ -117,7 +124,7 @@ def _refuted(verdict: Verdict) -> str:
         at = worse[0]
         if at.ticket.failed:
             return f"at {percent(at.sparsity)} it {_what_happened(at.ticket, verdict.seeds)}"
-        return f"at {percent(at.sparsity)} it is already {ratio(at.to_dense)} of the dense model"
+        return f"at {percent(at.sparsity)} it is already {_of(at.to_dense, 'the dense model')}"
     at = next(level for level in controlled if level.not_worse != "refuted")
     beaten = join(f"the {ARM_NAMES[b.control]}" for b in at.ahead if b.answer == "refuted")
     return f"at {percent(at.sparsity)} it is not ahead of {beaten}"
@@ -175,13 +182,13 @@ def _say_beside(beside: Beside, seeds: int) -> str:
         "undecided": f"undecided whether it is ahead of {control}",
     }[beside.answer]
     failed = f", which failed on {count(beside.other.failed, 'seed')}" if beside.other.failed else ""
-    return f"{words}{failed} ({ratio(beside.estimate)} of it; better in {beside.estimate.better:.0%} of pairs of seeds)"
+    return f"{words}{failed} ({_of(beside.estimate, 'it')}; better in {beside.estimate.better:.0%} of pairs of seeds)"
 
 
 def _say_controls_that_match(verdict: Verdict) -> list[str]:
     """The honest negative: a control that is shown to do as well as the dense model."""
-    said = []
-    for control in CONTROLS:
+    said: list[str] = []
+    for control in CONTROLS if verdict.no_verdict != "baseline" else ():
         tested = [level for level in verdict.levels if any(b.control == control for b in level.ahead)]
         matching = [level for level in tested if verdict.not_worse.get((control, level.level)) == "shown"]
         if not matching:
@@ -220,16 +227,11 @@ def _at(verdict: Verdict, level: int) -> str:
 
 
 def _say_failures(verdict: Verdict) -> list[str]:
-    said: list[str] = []
-    known: dict[Arm, int] = {}
-    for (arm, level), found in verdict.summary.items():
-        new = found.failed != known.get(arm, 0) if arm == "ticket" else found.failed
-        if level and new:
-            said.append(
-                f"At {percent(found.sparsity)} sparsity the {ARM_NAMES[arm]} {_what_happened(found, verdict.seeds)}."
-            )
-        known[arm] = found.failed
-    return said
+    return [
+        f"At {percent(found.sparsity)} sparsity the {ARM_NAMES[arm]} {_what_happened(found, verdict.seeds)}."
+        for (arm, level), found in verdict.summary.items()
+        if (found.diverged or found.disconnected) and level
+    ]
 
 
 def _what_happened(arm: Summary | None, seeds: int) -> str:
@@ -239,6 +241,7 @@ def _what_happened(arm: Summary | None, seeds: int) -> str:
     counts = (
         ("diverged", arm.diverged),
         ("lost every path through a component", arm.disconnected),
+        ("had ended before", arm.ended),
         ("is missing", arm.missing),
     )
     if seeds == 1:
@@ -254,14 +257,7 @@ def _say_baseline(verdict: Verdict, run: Run) -> list[str]:
     if verdict.reference is None:
         said.append("No reference of this dense model is known: whether it was trained far enough was not judged.")
     elif verdict.dense and verdict.no_verdict != "baseline":
-        best, full = verdict.reference.best, verdict.reference.full
-        bound = f"not worse than its reference by more than {share(ALLOWED)}"
-        said.append(f"The dense model is {bound}: {told(verdict.dense, verdict.reference)}.")
-        if best != full:
-            ends = f"{number(best.mean)} after {best.steps:,} steps, {number(full.mean)} after {full.steps:,}"
-            said.append(
-                f"Dense models that stop earlier are better ({ends}): beside one of these no ticket was judged."
-            )
+        said += _say_reference(verdict.dense, verdict.reference, run)
     fall = still_falling(run)
     if fall is not None and fall > _FALL:
         quarters = f"its training loss fell by {fall:.0%} from the third quarter to the last"
@@ -269,9 +265,25 @@ def _say_baseline(verdict: Verdict, run: Run) -> list[str]:
     return said
 
 
+def _say_reference(dense: Summary, reference: Reference, run: Run) -> list[str]:
+    """How the dense model stands to its reference, and whether it goes on past its best."""
+    away = worse_by(dense, reference)
+    bound = f"not worse than its reference by more than {share(ALLOWED)}"
+    if away > ALLOWED:
+        bound = f"worse than its reference by {away:.0%}, which may be chance"
+    said = [f"The dense model is {bound}: {told(dense, reference)}."]
+    if overfits(run, reference):
+        best, full = reference.best, reference.full
+        ends = f"{number(best.mean)} after {best.steps:,} steps, {number(full.mean)} after {full.steps:,}"
+        said.append(
+            f"It overfits: dense models that stop earlier are better ({ends}), and none was judged beside these."
+        )
+    return said
+
+
 def _say_caveats(verdict: Verdict, run: Run) -> list[str]:
     said = _say_baseline(verdict, run)
-    if missing := _missing(run, verdict):
+    if missing := _missing(run):
         said.append(f"The run is not finished: {count(missing, 'result')} of a seed at a level still to come.")
     if verdict.deepest is not None and verdict.deepest.level == run.depth:
         said.append("The deepest level is shown too: how far the ticket would go was not reached.")
@@ -288,7 +300,7 @@ def _say_rulers(run: Run) -> list[str]:
     said = []
     measured = [result.metrics[result.primary] for result in run.levels if result.primary in result.metrics]
     networks = {len(metric.by_network or ()) for metric in measured}
-    if networks == {0} and "classifier" in measured[0].label:
+    if networks == {0} and run.origin.get("features") and "classifier" in measured[0].label:
         said.append(
             "Measured by one classifier: another would see the ratio some 5% otherwise, which no interval holds."
         )
@@ -301,19 +313,10 @@ def _say_rulers(run: Run) -> list[str]:
     return said
 
 
-def _missing(run: Run, verdict: Verdict) -> int:
-    """How many results are still to come. A seed whose chain failed has none to come."""
-    search = run.recipe.get("search")
-    rounds = search.get("rounds") if isinstance(search, dict) else None
-    depth = max(run.depth, rounds if isinstance(rounds, int) else 0)
-    asked = {("ticket", level) for level in range(depth + 1)} | set(verdict.summary)
-    asked |= {(control, level) for level, controls in controls_of(run).items() for control in controls}
-    missing = 0
-    for seed in run.seeds:
-        results = [result for result in run.levels if result.seed == seed]
-        if not any(r.arm == "ticket" and r.status != "complete" for r in results):
-            missing += len(asked - {(r.arm, r.level) for r in results})
-    return missing
+def _missing(run: Run) -> int:
+    """How many results are still to come."""
+    there = {(result.seed, result.arm, result.level) for result in run.levels}
+    return sum((seed, *place) not in there for seed in run.seeds for place in asked_of(run, seed))
 
 
 def _say_rules(verdict: Verdict) -> list[str]:
@@ -322,10 +325,13 @@ def _say_rules(verdict: Verdict) -> list[str]:
         return []
     if verdict.seeds == 1:
         return ["With one seed, better and worse may be chance: there is no interval, and nothing is shown."]
-    methods = {level.to_dense.method for level in verdict.levels if level.to_dense}
+    estimates = [level.to_dense for level in verdict.levels if level.to_dense and level.to_dense.low is not None]
+    methods = {estimate.method for estimate in estimates}
     said = [f"Ratios are taken seed by seed; intervals are 95 % ({join(sorted(methods))})."] if methods else []
-    if any(level.to_dense and not level.to_dense.logarithms for level in verdict.levels):
-        said.append("Of values that are not all above 0 differences are told, as shares of the dense mean.")
+    if not all(estimate.logarithms for estimate in estimates):
+        said.append(
+            "Of values that are not all above 0 differences are told, as shares of the mean that they are beside."
+        )
     if sum(bool(level.ahead) for level in verdict.levels) > 1 and verdict.answer:
         said.append(
             "That a ticket wins is judged at all levels with controls together (Holm); each interval by itself."

@@ -12,10 +12,21 @@ from gentickets.errors import RecipeError
 from gentickets.files import replace_file
 from gentickets.lab.results.estimation import Answer, Cells, Estimate, mean_interval
 from gentickets.lab.results.paper_rule import spread_of, within
-from gentickets.lab.results.reading import ARMS, Arm, LevelResult, Metric, Run, Summary, mean_known, read_run, to_csv
+from gentickets.lab.results.reading import (
+    ARMS,
+    Arm,
+    LevelResult,
+    Metric,
+    Run,
+    Summary,
+    control_levels,
+    mean_known,
+    read_run,
+    to_csv,
+)
 from gentickets.lab.results.verdict import DENSE, Verdict, by_network_of, judge, margin_of, not_worse, values_of
 from gentickets.lab.results.words import share
-from gentickets.lab.study.small_dense import PREFIX, control_levels
+from gentickets.lab.study.small_dense import PREFIX
 from gentickets.lab.study.study import Record, read_record
 
 Kind = Literal["dense", "ticket", "random_mask", "redrawn_weights", "small_dense"]

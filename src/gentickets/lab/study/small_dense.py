@@ -8,9 +8,9 @@ from typing import Any
 from gentickets.catalogue import Named, is_code, running
 from gentickets.channels.small import Architecture
 from gentickets.errors import GenticketsError
-from gentickets.lab.recipe import ControlsPart, Recipe, parsed
+from gentickets.lab.recipe import Recipe, parsed
 from gentickets.lab.recipe.owned import REQUIRED, owner
-from gentickets.lab.results.reading import Run
+from gentickets.lab.results.reading import Run, control_levels
 
 PREFIX = "small-dense-"
 
@@ -55,11 +55,6 @@ def _control_sizes(run: Run) -> Iterator[int]:
         costs = [result.cost for result in run.of("ticket", level) if result.cost]
         if costs:
             yield costs[0].alive_parameters
-
-
-def control_levels(run: Run) -> list[int]:
-    """The levels of a run that have controls."""
-    return ControlsPart.model_validate(run.recipe.get("controls") or {}).chosen(run.depth)
 
 
 def same_size(model: Named, shape: tuple[int, ...], parameters: int) -> tuple[Named, int] | None:
