@@ -25,6 +25,7 @@ from gentickets.errors import HardwareError, RecipeError
 from gentickets.lab.recipe import make_recipe, read_recipe
 from gentickets.lab.recipe.older import SHORT
 from gentickets.lab.report import write_study
+from gentickets.lab.results.reading import Cost
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run import plan, publishing, trainer
 from gentickets.lab.run.prepare import prepared
@@ -34,6 +35,7 @@ from gentickets.lab.study.comparison import read_comparison, write_study_csv
 from gentickets.lab.study.small_dense import NEAR, parameters_of, same_size, sizes
 from gentickets.lab.study.study import COMPARED, METHODS, read_study, run_study
 from gentickets.lab.task import build_model
+from made_runs import make_run
 
 TABLE2 = Path(__file__).parent.parent / "recipes" / "paper" / "table2.yaml"
 TINY = {
@@ -445,21 +447,14 @@ def test_each_size_of_ticket_has_a_small_dense_net(whole):
 
 @given(st.lists(st.integers(1, 10**6), min_size=1, max_size=12))
 def test_sizes_near_each_other_are_one(counts):
-    class Result:
-        def __init__(self, alive):
-            self.cost = type("Cost", (), {"alive_parameters": alive})
+    def of_size(alive):
+        run = make_run({0: (1.0,), 1: (1.0,)}, seeds=1)
+        for result in run.levels:
+            object.__setattr__(result, "cost", Cost(alive, alive, 1.0, 1.0, 1, 1))
+        run.recipe["controls"] = {"levels": [1]}
+        return run
 
-    class Fake:
-        depth = 1
-        recipe = {"controls": {"levels": [1]}}  # noqa: RUF012
-
-        def __init__(self, alive):
-            self.alive = alive
-
-        def of(self, arm, level):
-            return [Result(self.alive)]
-
-    found = sizes([Fake(alive) for alive in counts])
+    found = sizes([of_size(alive) for alive in counts])
     assert all(later < (1 - NEAR) * earlier for earlier, later in itertools.pairwise(found))
     assert all(any((1 - NEAR) * size <= alive <= size for size in found) for alive in counts)
 
