@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
 import signal
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing import connection, reduction
+from multiprocessing import connection, reduction, resource_tracker
 from typing import Any
 
 from gentickets.errors import GenticketsError
@@ -84,18 +85,19 @@ def side_by_side(workers: int, work: Work, tell: Callable[[Any], None]) -> None:
     `work` and what it tells must be picklable. The first failure asks the others to stop, and is raised when all have
     ended; so is KeyboardInterrupt where a stop was asked for. However this is left, no process of it is left behind.
     """
-    context = multiprocessing.get_context("spawn")
-    with _unheard_by_children():  # multiprocessing's own helper is one
-        events: multiprocessing.Queue[Any] = context.Queue()
-        crew = _Crew(context, work, events)
-    listener = threading.Thread(target=_listen, args=(events, tell), daemon=True)
+    with (
+        _unheard_by_children()
+    ):  # multiprocessing's own helper is one; its start lets signals in again, so it comes first
+        resource_tracker.ensure_running()
+    crew = _Crew(multiprocessing.get_context("spawn"), work)
+    # A thread of its own: a terminal that takes no more lines holds up neither trainings nor a stop.
+    listener = threading.Thread(target=crew.listen, args=(tell,), daemon=True)
     listener.start()
     with stopping() as asked:
         try:
             crew.run(workers, asked)
         finally:
             crew.dismiss(asked)
-            events.put(None)
             listener.join(timeout=5)
     for error in crew.failures:
         raise error
@@ -113,23 +115,27 @@ def _unheard_by_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _listen(events: multiprocessing.Queue[Any], tell: Callable[[Any], None]) -> None:
-    while (event := events.get()) is not None:
-        tell(event)
+@dataclass(frozen=True)
+class _Ended:
+    """A process's last word: what came of it."""
+
+    error: Exception | None
 
 
 @dataclass
 class _Crew:
-    """The processes, and what became of them."""
+    """The processes, and what became of them.
+
+    Each has a pipe of its own, both ways, and shares nothing else: a process may be killed at any instant, and with a
+    queue or an event of multiprocessing it would keep the lock that it held.
+    """
 
     context: Any
     work: Work
-    events: Any
     failures: list[Exception] = field(default_factory=list)
     _members: list[tuple[Any, Any]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._halt = self.context.Event()
+    _told: queue.SimpleQueue[Any] = field(default_factory=queue.SimpleQueue)
+    _dismissed: bool = False
 
     def run(self, workers: int, asked: Asked) -> None:
         """Returns when all have done their work, or a stop was asked for, or one has failed."""
@@ -138,65 +144,79 @@ class _Crew:
         busy = {pipe for _, pipe in self._members}
         while busy and not (asked() or self.failures):
             for pipe in connection.wait(busy, timeout=0.2):
-                busy.discard(pipe)
-                self._hear(pipe)
+                if self._has_ended(pipe):
+                    busy.discard(pipe)
 
     def dismiss(self, asked: Asked) -> None:
         """Lets every process end: those that train save their state first, within the grace time."""
-        if asked() or self.failures:
-            self._halt.set()
+        self._dismissed = True
+        for _, pipe in self._members:
+            with suppress(OSError):  # gone
+                pipe.send(None)
         deadline = time.monotonic() + GRACE_SECONDS
         while living := [(process, pipe) for process, pipe in self._members if process.is_alive()]:
             for pipe in connection.wait([pipe for _, pipe in living], timeout=0.1):
-                self._hear(pipe)
+                self._has_ended(pipe)
             if time.monotonic() > deadline or asked.times >= _URGENT:
                 for process, _ in living:
                     process.kill()
         for process, pipe in self._members:
             process.join()
             pipe.close()
+        self._told.put(None)
+
+    def listen(self, tell: Callable[[Any], None]) -> None:
+        """Passes on what the processes tell, until they are dismissed. That it cannot be told is a failure too."""
+        try:
+            while (event := self._told.get()) is not None:
+                tell(event)
+        except Exception as error:
+            self.failures.append(error)
 
     def _hired(self) -> tuple[Any, Any]:
         ours, theirs = self.context.Pipe()
-        process = self.context.Process(target=_member, args=(theirs, self.work, self.events, self._halt), daemon=True)
+        process = self.context.Process(target=_member, args=(theirs, self.work), daemon=True)
         with _unheard_by_children():
             process.start()
         theirs.close()
         return process, ours
 
-    def _hear(self, pipe: Any) -> None:
-        """What came of a process: nothing, an error, or it is gone without a word."""
+    def _has_ended(self, pipe: Any) -> bool:
+        """Takes the next word of a process, or that it is gone without one; whether it was the last."""
         try:
-            outcome = pipe.recv()
+            word = pipe.recv()
         except (EOFError, OSError):
             process = next(process for process, own in self._members if own is pipe)
             process.join(timeout=5)
-            if process.exitcode != 0 and not self._halt.is_set():
+            if process.exitcode != 0 and not self._dismissed:
                 self.failures.append(
                     GenticketsError(
                         "a training's process was killed from outside (too little memory?): the same command goes on"
                     )
                 )
-            return
-        if outcome is not None:
-            self.failures.append(outcome)
+            return True
+        if not isinstance(word, _Ended):
+            self._told.put(word)
+            return False
+        if word.error is not None:
+            self.failures.append(word.error)
+        return True
 
 
 # -- in a process of its own ------------------------------------------------------------------------------------------
 
 
-def _member(pipe: Any, work: Work, events: Any, halt: Any) -> None:
+def _member(pipe: Any, work: Work) -> None:
     """Does its work, and tells what came of it."""
     _end_with_parent()
-    events.cancel_join_thread()
     outcome: Exception | None = None
     try:
-        work(events.put, _Sparingly(halt.is_set))
+        work(pipe.send, _Sparingly(pipe.poll))
     except KeyboardInterrupt:
         pass
     except Exception as error:
         outcome = _portable(error)
-    pipe.send(outcome)
+    pipe.send(_Ended(outcome))
 
 
 def _portable(error: Exception) -> Exception:
@@ -224,13 +244,13 @@ def _end_with_parent() -> None:
 
 
 class _Sparingly:
-    """Asks a question that costs a lock between processes at most some twice a second."""
+    """Asks a question of the system at most some twice a second, until the answer is yes."""
 
     def __init__(self, ask: Callable[[], bool]):
-        self._ask, self._next = ask, 0.0
+        self._ask, self._next, self._answer = ask, 0.0, False
 
     def __call__(self) -> bool:
-        if time.monotonic() < self._next:
-            return False
-        self._next = time.monotonic() + 0.5
-        return self._ask()
+        if not self._answer and time.monotonic() >= self._next:
+            self._next = time.monotonic() + 0.5
+            self._answer = self._ask()
+        return self._answer
