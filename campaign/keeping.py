@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gentickets.lab.results.reading import LevelResult, read_run, to_csv
+from gentickets.lab.results.reading import LevelResult, read_run
+from gentickets.lab.results.tables import to_csv
 from gentickets.lab.study.comparison import read_comparison
 
 

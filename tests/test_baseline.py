@@ -9,7 +9,7 @@ import yaml
 from gentickets.lab.recipe.file import read_recipe
 from gentickets.lab.results import baseline
 from gentickets.lab.results.baseline import Point, Reference, falls_short, reference_of, still_falling
-from gentickets.lab.results.reading import Summary
+from gentickets.lab.results.summary import Summary
 from gentickets.lab.results.verdict import judge
 from gentickets.lab.results.verdict_words import headline, sentences
 from made_runs import make_run

@@ -13,7 +13,8 @@ from scipy import stats
 
 from gentickets.lab.recipe import kept_recipe, make_recipe
 from gentickets.lab.results.estimation import ENOUGH, Cells
-from gentickets.lab.results.reading import LevelResult, Metric, parse, read_run, write_csv
+from gentickets.lab.results.reading import LevelResult, Metric, parse, read_run
+from gentickets.lab.results.tables import write_csv
 from gentickets.lab.results.verdict import judge
 from gentickets.lab.results.verdict_words import sentences
 from gentickets.lab.run.level import metrics_json

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from campaign import __main__ as campaign
 from campaign import keeping, paper
-from gentickets.lab.results.reading import to_csv, write_csv
+from gentickets.lab.results.tables import to_csv, write_csv
 from gentickets.lab.results.verdict import judge
 from made_runs import make_run
 

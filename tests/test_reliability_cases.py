@@ -16,7 +16,9 @@ import torch
 from gentickets.errors import DataError, GenticketsError, RecipeError
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.report import write_report
-from gentickets.lab.results.reading import read_run, write_csv
+from gentickets.lab.results.reading import read_run
+from gentickets.lab.results.summary import summarise
+from gentickets.lab.results.tables import write_csv
 from gentickets.lab.results.verdict import judge
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run import publishing
@@ -107,7 +109,7 @@ def test_a_value_that_no_model_has_counts_as_diverged_and_the_page_is_written_wh
     metrics = disk.read_metrics(level(run))["metrics"]
     metrics["reconstruction_mse"]["value"] = 1e308
     says(level(run) / "metrics.json", metrics=metrics)
-    assert read_run(run).summary("reconstruction_mse")["ticket", 1].diverged == 1
+    assert summarise(read_run(run), "reconstruction_mse")["ticket", 1].diverged == 1
     assert judge(read_run(run)).matches_up_to is None
     shutil.rmtree(run / "figures", ignore_errors=True)
     (run / "figures").write_text("somebody else's")

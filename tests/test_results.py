@@ -13,7 +13,9 @@ import yaml
 from PIL import Image
 
 from gentickets.errors import RecipeError
-from gentickets.lab.results.reading import read_run, write_csv
+from gentickets.lab.results.reading import read_run
+from gentickets.lab.results.summary import summarise
+from gentickets.lab.results.tables import write_csv
 
 CONTROL_LEVELS = (2, 4)
 SHAPES = {
@@ -155,7 +157,7 @@ def test_what_is_not_complete_is_left_out(folder):
 
 
 def test_the_summary_has_means_deviations_and_failures(folder):
-    summary = read_run(folder).summary("reconstruction_mse")
+    summary = summarise(read_run(folder), "reconstruction_mse")
     dense = summary["ticket", 0]
     assert dense.mean == pytest.approx(0.0125)
     assert dense.deviation == pytest.approx(0.001 / math.sqrt(2))
@@ -166,13 +168,13 @@ def test_the_summary_has_means_deviations_and_failures(folder):
 
 def test_a_value_that_is_not_finite_counts_as_diverged(folder):
     edit_metrics(folder, lambda found: found["metrics"]["reconstruction_mse"].update(value=math.nan))
-    assert read_run(folder).summary("reconstruction_mse")["ticket", 3].diverged == 1
+    assert summarise(read_run(folder), "reconstruction_mse")["ticket", 3].diverged == 1
 
 
 def test_a_seed_that_the_recipe_asks_for_and_is_not_there_is_missing(folder):
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"seeds": [0, 1, 2]}))
-    dense = read_run(folder).summary("reconstruction_mse")["ticket", 0]
+    dense = summarise(read_run(folder), "reconstruction_mse")["ticket", 0]
     assert (dense.n, dense.missing, dense.complete) == (2, 1, False)
 
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gentickets.lab.recipe import make_recipe
-from gentickets.lab.results.reading import read_run, write_csv
+from gentickets.lab.results.reading import read_run
+from gentickets.lab.results.tables import write_csv
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.again import evaluate_again
 from gentickets.lab.run.seed import SeedRun

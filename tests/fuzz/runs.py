@@ -19,7 +19,8 @@ from PIL import Image
 from gentickets.lab.listings import LISTINGS, run_table
 from gentickets.lab.recipe import Recipe, make_recipe
 from gentickets.lab.report import verdict_table, write_report
-from gentickets.lab.results.reading import read_run, write_csv
+from gentickets.lab.results.reading import read_run
+from gentickets.lab.results.tables import write_csv
 from gentickets.lab.run.again import evaluate_again
 from gentickets.lab.run.prepare import prepared
 from gentickets.lab.run.work import run_all

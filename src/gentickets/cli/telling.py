@@ -25,7 +25,8 @@ def report(
     if output is not None and (output.is_dir() or output.suffix.lower() not in (".html", ".htm")):
         raise GenticketsError(f"--out {output}: a file is needed, whose name ends in .html")
     from gentickets.lab.report import verdict_table, write_report
-    from gentickets.lab.results.reading import read_run, write_csv
+    from gentickets.lab.results.reading import read_run
+    from gentickets.lab.results.tables import write_csv
 
     if len(runs) == 1 and output is None and (runs[0] / "study.yaml").is_file():
         show_study(runs[0])

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from gentickets.files import replace_file
-from gentickets.lab.results.reading import Summary
+from gentickets.lab.results.summary import Summary
 from gentickets.lab.results.words import percent
 
 INK, FAINT = "#24292f", "#d0d7de"

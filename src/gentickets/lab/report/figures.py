@@ -32,7 +32,8 @@ from gentickets.lab.report.drawing import (
 )
 from gentickets.lab.report.drawing import MARKERS as SHAPES
 from gentickets.lab.report.settling import draw_history, read_histories
-from gentickets.lab.results.reading import ARMS, Arm, Metric, Run, Summary
+from gentickets.lab.results.reading import ARMS, Arm, Metric, Run
+from gentickets.lab.results.summary import Summary, summarise
 from gentickets.lab.results.verdict import ARM_NAMES
 from gentickets.lab.results.words import number, percent
 
@@ -72,7 +73,7 @@ def _draw_metric(run: Run, key: str, metric: Metric) -> Drawing | None:
     main = key == run.primary
     better = "lower" if metric.lower_is_better else "higher"
     label = "\n".join([*textwrap.wrap(metric.label, 40), f"({better} is better)"])
-    chart = _chart(run.summary(key), label, (7.0, 3.9) if main else (5.2, 3.5), columns=5 if main else 3)
+    chart = _chart(summarise(run, key), label, (7.0, 3.9) if main else (5.2, 3.5), columns=5 if main else 3)
     if chart is None:
         return None
     figure, lines = chart

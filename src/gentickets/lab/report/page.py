@@ -28,7 +28,8 @@ from gentickets.lab.report.rendering import environment, inlined
 from gentickets.lab.report.settling import settling_sentences
 from gentickets.lab.report.side_by_side import SideBySide, opened, side_by_side
 from gentickets.lab.results.estimation import Answer
-from gentickets.lab.results.reading import ARMS, LevelResult, Run, mean_known, read_run
+from gentickets.lab.results.reading import ARMS, LevelResult, Run, read_run
+from gentickets.lab.results.summary import mean_known, summarise
 from gentickets.lab.results.verdict import ARM_NAMES, DENSE, Verdict, judge
 from gentickets.lab.results.verdict_words import PILLS, headline, ratio, sentences
 from gentickets.lab.results.words import number, percent, plus_minus, share
@@ -339,7 +340,7 @@ def _timings(run: Run) -> list[dict[str, Any]]:
 def _numbers(run: Run, verdict: Verdict) -> dict[str, Any]:
     """The table of all numbers: its metrics, whether it has early-stopping steps, and a row an arm and level."""
     metrics = run.metrics()
-    summaries = {key: run.summary(key) for key in metrics}
+    summaries = {key: summarise(run, key) for key in metrics}
     stopping = stopping_steps(run)
     rows = []
     for (arm, level), primary in sorted(verdict.summary.items(), key=lambda item: (item[0][1], ARMS.index(item[0][0]))):

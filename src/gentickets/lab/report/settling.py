@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from gentickets.errors import RecipeError
 from gentickets.lab.report.drawing import DASHES, INK, MARKERS, PALETTE, Drawing, draw_cells, finish, thin
 from gentickets.lab.results.reading import LevelResult, Run, parse
+from gentickets.lab.results.summary import summarise
 from gentickets.lab.results.words import join, number, percent
 
 _NUMBERED = 9
@@ -126,9 +127,10 @@ def settling_sentences(run: Run) -> list[str]:
         watched = of_level[0].watched
         seeds = join(f"{history.words} (seed {history.level.seed})" for history in of_level)
         unsettled = sum(not history.watched.settled for history in of_level)
+        sparsity = summarise(run, run.primary)["ticket", level].sparsity
         newest = "; there the newest mask was taken" if unsettled else ""
         said.append(
-            f"Level {level}, {percent(run.summary(run.primary)['ticket', level].sparsity)}: the mask {seeds}{newest}. "
+            f"Level {level}, {percent(sparsity)}: the mask {seeds}{newest}. "
             f"Settled: {watched.window} masks in a row, in every component less than {number(watched.tolerance)} apart"
             + (", of what independent masks would be." if of_level[0].relative else ".")
             + f" {of_level[0].chance_words}"

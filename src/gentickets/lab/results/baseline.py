@@ -21,7 +21,8 @@ from typing import Any
 import yaml
 
 from gentickets.catalogue import CATALOGUE, load
-from gentickets.lab.results.reading import Run, Summary
+from gentickets.lab.results.reading import Run
+from gentickets.lab.results.summary import Summary
 from gentickets.lab.results.words import number
 
 ALLOWED = 0.1

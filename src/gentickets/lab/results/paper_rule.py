@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from gentickets.lab.results.reading import Arm, Summary
+from gentickets.lab.results.reading import Arm
+from gentickets.lab.results.summary import Summary
 
 RULE = "worse than the dense mean by no more than its standard deviation"
 

@@ -1,20 +1,11 @@
-"""A run folder read back as values, its two CSV files, and its summary over the seeds.
-
-What was measured is in `results.csv`, which is equal byte for byte for equal runs. How long it took is in
-`timings.csv`, which never is.
-"""
+"""A run folder read back as values."""
 
 from __future__ import annotations
 
-import csv
-import errno
-import io
 import json
-import math
 import re
 import statistics
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -23,9 +14,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, TypeAdapter, ValidationError
 
 from gentickets.errors import RecipeError
-from gentickets.files import read_file, replace_file
+from gentickets.files import read_file
 from gentickets.lab.recipe.plain_yaml import read_yaml
-from gentickets.lab.recipe.recipe import ControlsPart
 from gentickets.sealed import Damaged, check_json, unsealed_json
 
 Arm = Literal["ticket", "random_mask", "redrawn_weights"]
@@ -195,35 +185,10 @@ class LevelResult:
         return path if path.is_file() and not path.is_symlink() else None
 
 
-@dataclass(frozen=True)
-class Summary:
-    """One metric of one arm at one level, over the seeds.
-
-    `mean` and `deviation` are over the `n` seeds that have a finite value; `deviation` is the sample standard
-    deviation, None for fewer than two. The seeds without a value are counted by what happened to them: `ended` are
-    those whose chain ended at an earlier level, `missing` those that are asked for and still to come.
-    """
-
-    arm: Arm
-    level: int
-    sparsity: float
-    mean: float | None
-    deviation: float | None
-    n: int
-    diverged: int = 0
-    disconnected: int = 0
-    missing: int = 0
-    ended: int = 0
-
-    @property
-    def failed(self) -> int:
-        """How many seeds were trained and came to nothing, here or before."""
-        return self.diverged + self.disconnected + self.ended
-
-    @property
-    def complete(self) -> bool:
-        """True where every seed has a value."""
-        return self.n > 0 and not self.failed and not self.missing
+def came_through(result: LevelResult, key: str) -> Metric | None:
+    """The metric `key` of a complete level, where it has a value that a model can have."""
+    metric = result.metrics.get(key)
+    return metric if result.status == "complete" and metric is not None and abs(metric.value) < _BEYOND else None
 
 
 @dataclass(frozen=True)
@@ -271,98 +236,6 @@ class Run:
     def of(self, arm: Arm, level: int | None = None) -> list[LevelResult]:
         """The results of an arm, at one level or at all, in the order of seeds."""
         return [r for r in self.levels if r.arm == arm and (level is None or r.level == level)]
-
-    def summary(self, key: str) -> dict[tuple[Arm, int], Summary]:
-        """(arm, level) → the metric `key` over all seeds, for every arm and level that any seed has, and the controls
-        that are still to come beside a ticket."""
-        asked = {seed: asked_of(self, seed) for seed in self.seeds}
-        there = {(result.arm, result.level) for result in self.levels}
-        levels = {level for arm, level in there if arm == "ticket"}
-        there |= {(arm, level) for of in asked.values() for arm, level in of if arm != "ticket" and level in levels}
-        found: dict[tuple[Arm, int], Summary] = {}
-        for arm, level in sorted(there, key=lambda place: (ARMS.index(place[0]), place[1])):
-            results = self.of(arm, level)
-            to_come = {seed for seed in self.seeds if (arm, level) in asked[seed]} - {r.seed for r in results}
-            ended = len(self.seeds) - len({r.seed for r in results}) - len(to_come) if arm == "ticket" else 0
-            one = _summarise(arm, level, results, key)
-            sparsity = one.sparsity if results else found["ticket", level].sparsity
-            found[arm, level] = replace(one, sparsity=sparsity, missing=one.missing + len(to_come), ended=ended)
-        return found
-
-
-def mean_known(values: Iterable[float | None]) -> float | None:
-    """The mean of the values that are there; None without one."""
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
-
-
-def _summarise(arm: Arm, level: int, results: list[LevelResult], key: str) -> Summary:
-    """`results`: one arm at one level. A complete level whose value is none of a model that came through diverged."""
-    values = [metric.value for result in results if (metric := came_through(result, key)) is not None]
-    measured = [result for result in results if result.status == "complete" and key in result.metrics]
-    failed = {status: sum(r.status == status for r in results) for status in ("diverged", "disconnected")}
-    return Summary(
-        arm=arm,
-        level=level,
-        sparsity=statistics.fmean(result.sparsity for result in results) if results else math.nan,
-        mean=statistics.fmean(values) if values else None,
-        deviation=statistics.stdev(values) if len(values) > 1 else None,
-        n=len(values),
-        diverged=failed["diverged"] + len(measured) - len(values),
-        disconnected=failed["disconnected"],
-        missing=len(results) - len(measured) - sum(failed.values()),
-    )
-
-
-def came_through(result: LevelResult, key: str) -> Metric | None:
-    """The metric `key` of a complete level, where it has a value that a model can have."""
-    metric = result.metrics.get(key)
-    return metric if result.status == "complete" and metric is not None and abs(metric.value) < _BEYOND else None
-
-
-# -- what is asked for --------------------------------------------------------------------------------------
-
-
-def asked_of(run: Run, seed: int) -> frozenset[tuple[Arm, int]]:
-    """(arm, level) of all that a seed of a run comes to have, as its recipe says and its chain allows.
-
-    Where the recipe says nothing of controls they are those that any seed has. Raises `RecipeError` for controls that
-    are none.
-    """
-    search = run.recipe.get("search")
-    rounds = search.get("rounds") if isinstance(search, dict) else None
-    chain = [result for result in run.of("ticket") if result.seed == seed]
-    goes_on = run.recipe.get("on_failure", "stop") == "continue"
-    last = max(run.depth, rounds if isinstance(rounds, int) else 0)
-    if chain and (chain[-1].status == "disconnected" or (chain[-1].status == "diverged" and not goes_on)):
-        last = chain[-1].level
-    part = _controls(run)
-    found: set[tuple[Arm, int]] = {("ticket", level) for level in range(last + 1)}
-    if part is None:
-        found |= {(result.arm, result.level) for result in run.levels if result.level <= last}
-    else:
-        found |= {(arm, level) for arm in ARMS[1:] if getattr(part, arm) for level in part.chosen(last)}
-    return frozenset(place for place in found if (seed, *place) not in run.left_out)
-
-
-def control_levels(run: Run) -> list[int]:
-    """The levels of a run at which some seed has controls, or is to have them."""
-    return sorted({level for seed in run.seeds for arm, level in asked_of(run, seed) if arm != "ticket"})
-
-
-def _controls(run: Run) -> ControlsPart | None:
-    said = run.recipe.get("controls")
-    if not isinstance(said, dict):
-        return None
-    try:
-        return ControlsPart.model_validate({key: said[key] for key in ControlsPart.model_fields if key in said})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(key) for key in ("controls", *first["loc"]))
-        raise RecipeError(f"{run.folder / 'recipe.yaml'}: {place}: {first['msg']}") from None
-
-
-# -- reading ------------------------------------------------------------------------------------------------
 
 
 def read_run(folder: Path | str) -> Run:
@@ -475,56 +348,3 @@ def _is_number(value: object) -> bool:
 
 def _one_line(error: object) -> str:
     return " ".join(str(error).split())
-
-
-# -- writing ------------------------------------------------------------------------------------------------
-
-
-def write_csv(run: Run) -> Path:
-    """Writes `results.csv` and, apart, `timings.csv` into the run's folder. Returns the path of the first.
-
-    One row a level, in the order of `run.levels`. Floats are written so that reading gives the same float. Beside what
-    several networks measured stands the spread over them. A folder that cannot be written, such as somebody else's, is
-    left as it was, with a warning.
-    """
-    keys = sorted(run.metrics())
-    heads = ["seed", "level", "arm", "status", "sparsity", "alive", "total", "start_step", "end_step"]
-    place = heads[:3]
-    rows = []
-    for result in run.levels:
-        row = {head: getattr(result, head) for head in heads}
-        if result.validation is not None:
-            row["early_stopping_step"] = result.validation.early_stopping_step
-        for key, metric in result.metrics.items():
-            row |= {key: metric.value, f"{key}_spread": metric.spread, f"{key}_samples": metric.samples}
-        rows.append(row)
-    heads += ["early_stopping_step"] if any(result.validation for result in run.levels) else []
-    for key in keys:
-        spread = [f"{key}_spread"] if any(row.get(f"{key}_spread") is not None for row in rows) else []
-        heads += [key, *spread, f"{key}_samples"]
-    tables = {"results.csv": to_csv(heads, rows)}
-    clocks = ["find_seconds", "train_seconds", "evaluate_seconds", "images"]
-    timed = [
-        {head: getattr(r, head) for head in place} | {clock: getattr(r.timing, clock) for clock in clocks}
-        for r in run.levels
-        if r.timing is not None
-    ]
-    tables["timings.csv"] = to_csv(place + clocks, timed)
-    try:
-        for name, table in tables.items():
-            replace_file(run.folder / name, table)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EROFS, errno.EPERM, errno.EISDIR):
-            raise
-        warnings.warn(f"{run.folder / name} cannot be written ({error.strerror}): left as it was", stacklevel=2)
-    return run.folder / "results.csv"
-
-
-def to_csv(heads: list[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(heads)
-    for row in rows:
-        cells = (row.get(head) for head in heads)
-        writer.writerow(["" if c is None else repr(c) if isinstance(c, float) else c for c in cells])
-    return text.getvalue().encode()

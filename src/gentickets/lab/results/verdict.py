@@ -24,7 +24,8 @@ from gentickets.errors import RecipeError
 from gentickets.lab.results import paper_rule
 from gentickets.lab.results.baseline import Reference, falls_short, reference_of
 from gentickets.lab.results.estimation import CONFIDENCE, Answer, Cells, Estimate, holm
-from gentickets.lab.results.reading import ARMS, Arm, Run, Summary, came_through
+from gentickets.lab.results.reading import ARMS, Arm, Run, came_through
+from gentickets.lab.results.summary import Summary, summarise
 
 CONTROLS = ARMS[1:]
 ARM_NAMES: dict[Arm, str] = {
@@ -151,7 +152,7 @@ def judge(run: Run, cells: Cells | None = None) -> Verdict:
     metric = run.metrics().get(run.primary)
     lower = metric.lower_is_better if metric else True
     check_one_ruler(run)
-    summary, margin = run.summary(run.primary), margin_of(run)
+    summary, margin = summarise(run, run.primary), margin_of(run)
     cells = cells or Cells(values_of(run, run.primary), lower, by_network_of(run, run.primary))
     levels = tuple(
         _level(level, summary, cells, margin) for level in range(1, run.depth + 1) if ("ticket", level) in summary

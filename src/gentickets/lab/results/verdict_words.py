@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from gentickets.lab.results.baseline import ALLOWED, Reference, overfits, still_falling, told, worse_by
 from gentickets.lab.results.estimation import MOST_SEEDS, Answer, Estimate
-from gentickets.lab.results.reading import Run, Summary, asked_of
+from gentickets.lab.results.reading import Run
+from gentickets.lab.results.summary import Summary, asked_of
 from gentickets.lab.results.verdict import ARM_NAMES, CONTROLS, Beside, Level, Verdict
 from gentickets.lab.results.words import count, join, number, percent, share
 

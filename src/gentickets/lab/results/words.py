@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gentickets.lab.results.reading import Summary  # a type only: reading a run loads torch, and words do not
+    from gentickets.lab.results.summary import Summary  # a type only: reading a run loads torch, and words do not
 
 
 def number(value: float | None, digits: int = 3) -> str:

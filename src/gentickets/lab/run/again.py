@@ -9,7 +9,8 @@ import torch
 
 from gentickets.errors import GenticketsError
 from gentickets.lab.recipe import parsed
-from gentickets.lab.results.reading import read_run, write_csv
+from gentickets.lab.results.reading import read_run
+from gentickets.lab.results.tables import write_csv
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run import publishing
 from gentickets.lab.run.claims import Claims

@@ -19,7 +19,8 @@ from gentickets.catalogue import own_faults
 from gentickets.data import ImageSet
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab.judging import Judge
-from gentickets.lab.results.reading import read_run, write_csv
+from gentickets.lab.results.reading import read_run
+from gentickets.lab.results.tables import write_csv
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run import publishing
 from gentickets.lab.run.claims import Claim, Claims, sweep

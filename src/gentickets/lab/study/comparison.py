@@ -12,18 +12,9 @@ from gentickets.errors import RecipeError
 from gentickets.files import replace_file
 from gentickets.lab.results.estimation import Answer, Cells, Estimate, mean_interval
 from gentickets.lab.results.paper_rule import spread_of, within
-from gentickets.lab.results.reading import (
-    ARMS,
-    Arm,
-    LevelResult,
-    Metric,
-    Run,
-    Summary,
-    control_levels,
-    mean_known,
-    read_run,
-    to_csv,
-)
+from gentickets.lab.results.reading import ARMS, Arm, LevelResult, Metric, Run, read_run
+from gentickets.lab.results.summary import Summary, control_levels, mean_known, summarise
+from gentickets.lab.results.tables import to_csv
 from gentickets.lab.results.verdict import DENSE, Verdict, by_network_of, judge, margin_of, not_worse, values_of
 from gentickets.lab.results.words import share
 from gentickets.lab.study.small_dense import PREFIX
@@ -209,8 +200,8 @@ def _rows(title: str, label: str, run: Run, verdict: Verdict, own: bool = True) 
     """Every row of a run, level by level, the dense model first; compared with the dense model of `verdict`, which is
     its own, or else that of another run."""
     places = sorted({(result.level, ARMS.index(result.arm)) for result in run.levels})
-    summaries = {key: run.summary(key) for key in run.metrics()}
-    primary = run.summary(run.primary)
+    summaries = {key: summarise(run, key) for key in run.metrics()}
+    primary = summarise(run, run.primary)
     dense, cells = verdict.dense, verdict.cells
     for level, index in places:
         arm: Arm = ARMS[index]

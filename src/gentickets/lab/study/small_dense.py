@@ -10,7 +10,8 @@ from gentickets.channels.small import Architecture
 from gentickets.errors import GenticketsError
 from gentickets.lab.recipe import Recipe, parsed
 from gentickets.lab.recipe.owned import REQUIRED, owner
-from gentickets.lab.results.reading import Run, control_levels
+from gentickets.lab.results.reading import Run
+from gentickets.lab.results.summary import control_levels
 
 PREFIX = "small-dense-"
 
