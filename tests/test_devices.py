@@ -14,9 +14,10 @@ from gentickets.compiled import missing
 from gentickets.errors import GenticketsError, HardwareError, RecipeError
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.run import ranks
+from gentickets.lab.run.hardware import make_fabric
 from gentickets.lab.run.parcels import packed, unpacked
 from gentickets.lab.run.prepare import load_data
-from gentickets.lab.run.trainer import Trainer, make_fabric
+from gentickets.lab.run.trainer import Trainer
 from gentickets.lab.task import build_model
 from gentickets.masks.names import clone, named_state
 from gentickets.masks.value import Masks

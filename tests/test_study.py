@@ -27,7 +27,7 @@ from gentickets.lab.recipe.older import SHORT
 from gentickets.lab.report import write_study
 from gentickets.lab.results.reading import Cost
 from gentickets.lab.run import folder as disk
-from gentickets.lab.run import plan, publishing, trainer
+from gentickets.lab.run import hardware, plan, publishing, trainer
 from gentickets.lab.run.prepare import prepared
 from gentickets.lab.run.stage import load_data
 from gentickets.lab.run.work import run_all
@@ -537,7 +537,7 @@ def test_the_arms_recipes_are_valid_by_themselves(file):
 
 
 def test_an_arm_that_the_machine_cannot_run_is_left_out_with_its_reason(file, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "has_bfloat16", lambda accelerator: False)
+    monkeypatch.setattr(hardware, "has_bfloat16", lambda accelerator: False)
     raw = {**TINY, "study": {"arms": {"imp": {}, "mixed": {"training.precision": "bf16-mixed"}}, "small_dense": False}}
     study = read_study(file(raw))
     left_out = run_study(study, tmp_path / "out", lambda stage: lambda event: None)
@@ -548,7 +548,7 @@ def test_an_arm_that_the_machine_cannot_run_is_left_out_with_its_reason(file, tm
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_a_precision_that_the_machine_lacks_is_refused_where_every_arm_needs_it(precision, file, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "has_bfloat16", lambda accelerator: False)
+    monkeypatch.setattr(hardware, "has_bfloat16", lambda accelerator: False)
     raw = {**TINY, "training": {**TINY["training"], "precision": precision, "accelerator": "cpu"}}
     with pytest.raises(HardwareError, match=f"training.precision={precision}: this cpu has no .* 32-true"):
         run_study(read_study(file(raw), methods=["imp"]), tmp_path / "other", lambda stage: lambda event: None)

@@ -14,8 +14,8 @@ from gentickets.data import Batches, ImageSet, batch_of, check_room
 from gentickets.data.batches import Batch
 from gentickets.errors import MaskError, PruneError, RecipeError
 from gentickets.lab.recipe import Recipe
+from gentickets.lab.run.hardware import make_fabric
 from gentickets.lab.run.plan import check_fits
-from gentickets.lab.run.trainer import make_fabric
 from gentickets.lab.task import build_model, check_step
 from gentickets.masks.effect import check_effect
 from gentickets.masks.names import changed_rest, components_of, named_rest, named_state

@@ -22,8 +22,8 @@ from gentickets.lab.judging import Judge
 from gentickets.lab.recipe import Recipe, parsed
 from gentickets.lab.results.reading import Run
 from gentickets.lab.results.words import count
+from gentickets.lab.run.hardware import make_fabric
 from gentickets.lab.run.seed import steps_of_seed
-from gentickets.lab.run.trainer import make_fabric
 from gentickets.lab.task import build_model
 from gentickets.masks.names import named_state
 from gentickets.masks.value import Masks

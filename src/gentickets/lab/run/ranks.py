@@ -30,11 +30,13 @@ from lightning_fabric import Fabric
 
 from gentickets.catalogue import load
 from gentickets.data import ImageSet
-from gentickets.errors import DataError, Diverged, GenticketsError, HardwareError
+from gentickets.errors import DataError, Diverged, GenticketsError
 from gentickets.interruptions import POLITE
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.recipe.recipe import code_in
+from gentickets.lab.run.hardware import launched
 from gentickets.lab.run.parcels import unpacked
+from gentickets.lab.run.stage import load_data
 from gentickets.lab.task import build_batches
 from gentickets.training.devices import several_devices
 from gentickets.training.loop import train
@@ -252,8 +254,6 @@ def _train(job: Job, fabric: Fabric, ranks: Together, images: dict[str, ImageSet
 
 def _ready(job: Job, fabric: Fabric, images: dict[str, ImageSet]) -> tuple[Any, Any, Any, Any]:
     """Model, objective, masks and batches of a job."""
-    from gentickets.lab.run.prepare import load_data  # which trains by way of this module
-
     for name in code_in(job.recipe.dump()):
         load("model", name)  # by what a pickle calls it there is then a module
     model, objective, masks = unpacked(job.network)
@@ -269,21 +269,6 @@ def _ready(job: Job, fabric: Fabric, images: dict[str, ImageSet]) -> tuple[Any, 
 
 
 # -- those that torchrun started ---------------------------------------------------------------------------------------
-
-
-def launched() -> int | None:
-    """How many processes torchrun started, of which this is one; None where it did not."""
-    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else None
-
-
-def check_launched(devices: int) -> None:
-    """Raises `HardwareError` where torchrun started another number of processes than there are to be devices."""
-    started = launched()
-    if started not in (None, devices):
-        raise HardwareError(
-            f"training.devices={devices}: torchrun started {started} processes; take training.devices={started}, "
-            f"or start the command without it"
-        )
 
 
 def serve_launched() -> None:

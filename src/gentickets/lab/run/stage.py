@@ -12,7 +12,7 @@ from gentickets.data import ImageSet, load_splits
 from gentickets.errors import RecipeError
 from gentickets.lab.judging import Judge
 from gentickets.lab.recipe import DataPart, Recipe
-from gentickets.lab.run.trainer import make_fabric
+from gentickets.lab.run.hardware import make_fabric
 from gentickets.lab.task import image_source
 from gentickets.training.devices import on_threads
 

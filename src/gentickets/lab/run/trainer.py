@@ -15,11 +15,12 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from gentickets.data import Batches, ImageSet
-from gentickets.errors import Diverged, HardwareError
+from gentickets.errors import Diverged
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.run import publishing
+from gentickets.lab.run.hardware import make_fabric
 from gentickets.lab.run.parcels import packed
-from gentickets.lab.run.ranks import Job, check_launched, handed_over, launched
+from gentickets.lab.run.ranks import Job, handed_over
 from gentickets.lab.run.validation import Validation
 from gentickets.lab.task import build_batches
 from gentickets.masks.names import named_rest, named_state, put_rest
@@ -27,7 +28,6 @@ from gentickets.masks.value import Masks
 from gentickets.metrics.cost import training_flops
 from gentickets.objectives import Objective
 from gentickets.sealed import Damaged
-from gentickets.training.devices import one_device
 from gentickets.training.hooks import Hook
 from gentickets.training.loop import BatchSource, Trained, train
 from gentickets.training.progress import Checkpoint, Curve, Progress
@@ -253,40 +253,6 @@ class Trainer:
 
     def _report(self, progress: Progress, start_step: int) -> None:
         self._tell(Event(self.seed, self.stage, self.done + progress.step - start_step, self.total, progress))
-
-
-def make_fabric(recipe: Recipe) -> Fabric:
-    """One device, in the recipe's precision. Raises `HardwareError` where the machine lacks what the recipe wants."""
-    training = recipe.training
-    check_launched(training.devices)
-    accelerator = training.accelerator
-    if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    if accelerator == "cuda" and not torch.cuda.is_available():
-        raise HardwareError("training.accelerator=cuda: no CUDA device here; take cpu, or auto")
-    if accelerator == "cuda" and launched() is None and training.devices > torch.cuda.device_count():
-        raise HardwareError(
-            f"training.devices={training.devices}: this machine has {torch.cuda.device_count()} GPUs; take "
-            f"training.devices={torch.cuda.device_count()}"
-        )
-    if training.precision == "bf16-mixed" and not has_bfloat16(accelerator):
-        raise HardwareError(
-            f"training.precision=bf16-mixed: this {accelerator} has no bfloat16 arithmetic, and would be many times "
-            f"slower than in float32; take 32-true"
-        )
-    if training.precision == "16-mixed" and accelerator != "cuda":
-        raise HardwareError(
-            f"training.precision=16-mixed: this {accelerator} has no fast float16 arithmetic; take bf16-mixed or "
-            f"32-true"
-        )
-    return one_device(accelerator, training.precision)
-
-
-def has_bfloat16(accelerator: str) -> bool:
-    """Whether "cpu" or "cuda" computes in bfloat16 by itself, rather than by way of float32."""
-    if accelerator == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) if torch.backends.mkldnn.is_available() else False
 
 
 @torch.no_grad()

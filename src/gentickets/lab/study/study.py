@@ -30,9 +30,10 @@ from gentickets.lab.recipe.owned import owner
 from gentickets.lab.recipe.plain_yaml import read_yaml, write_yaml
 from gentickets.lab.results.reading import read_run
 from gentickets.lab.run import folder as disk
+from gentickets.lab.run.hardware import make_fabric
 from gentickets.lab.run.prepare import Prepared, joined, prepared
 from gentickets.lab.run.sharing import Donors, neighbours
-from gentickets.lab.run.trainer import Tell, make_fabric
+from gentickets.lab.run.trainer import Tell
 from gentickets.lab.run.work import run_all
 from gentickets.lab.study.small_dense import PREFIX, small_dense_recipes
 
