@@ -31,6 +31,7 @@ from gentickets.lab.results.reading import ARMS
 from gentickets.lab.results.verdict import MARGIN
 from gentickets.lab.results.verdict_words import ratio
 from gentickets.lab.results.words import count, join
+from gentickets.lab.study.comparison import KINDS
 
 RESULTS = CHECKOUT / "docs" / "results"
 PAGES = (CHECKOUT / "docs" / "results.md", CHECKOUT / "docs" / "verdict.md", CHECKOUT / "README.md")
@@ -188,6 +189,26 @@ def ladder(run: str, metric: str, results: Path = RESULTS) -> list[str]:
     return lines
 
 
+def study(run: str, metric: str, results: Path = RESULTS) -> list[str]:
+    """Every level of every arm of a study, and its ratio to the dense model of its arm, which is told once where arms
+    share it. Small dense nets are arms of their own, beside the first dense model."""
+    cells, rows = _cells_of(results, run, metric), _read(results / f"{run}.csv")
+    heads = ["arm", "sparsity", "ticket", "of dense", KINDS["random_mask"], KINDS["redrawn_weights"]]
+    lines, told = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"], list[Mapping[int, float]]()
+    for row in {_cell(row): row for row in rows}.values():
+        arm, kind, level = row["arm"], row["kind"], row["level"]
+        values = cells.values.get(_cell(row), {})
+        if kind == "dense" and values not in told:
+            told.append(values)
+            lines.append(f"| {arm} | dense | {_mean(values)} |  |  |  |")
+        if kind in ("ticket", "small_dense"):
+            sparsity = statistics.fmean(float(other["sparsity"]) for other in rows if _cell(other) == _cell(row))
+            of_dense = ratio(cells.compare(_cell(row), f"{arm if kind == 'ticket' else rows[0]['arm']}/dense/0"))
+            controls = [_mean(cells.values.get(f"{arm}/{control}/{level}", {})) for control in ARMS[1:]]
+            lines.append(f"| {' | '.join([arm, _percent(sparsity), _mean(values), of_dense, *controls])} |")
+    return lines
+
+
 def rewinds(early: str, late: str, metric: str, results: Path = RESULTS) -> list[str]:
     """Two runs that differ in how late they rewind: their tickets beside their own dense models and each other."""
     runs = {name: _cells_of(results, name, metric) for name in (early, late)}
@@ -249,8 +270,7 @@ def progress(results: Path = RESULTS) -> list[str]:
 
 def renewed(page: str) -> str:
     """A page with what stands between marks written again: `table`, `short table`, `progress`, `ladder RUN
-    METRIC`, `rewinds EARLY LATE METRIC`, `dense METRIC RUN…`, `ranks RUN OTHER METRIC`,
-    `wrong`."""
+    METRIC`, `study RUN METRIC`, `rewinds EARLY LATE METRIC`, `dense METRIC RUN…`, `ranks RUN OTHER METRIC`, `wrong`."""
     return _MARKED.sub(lambda found: "\n".join([found[1], "", *_lines(found[2]), "", found[3]]), page)
 
 
@@ -260,6 +280,7 @@ def _lines(what: str) -> list[str]:
     of_runs = {
         "ladder": ladder,
         "rewinds": rewinds,
+        "study": study,
         "dense": dense,
         "ranks": ranks,
         "wrong": wrong,

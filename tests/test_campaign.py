@@ -181,6 +181,30 @@ def test_two_rewind_steps_stand_beside_their_own_dense_models_and_each_other(tmp
     assert [cell[0] for cell in first[2:] if cell] == ["3.00", "3.00", "2.00"]
 
 
+def test_a_study_tells_a_dense_model_that_arms_share_once(tmp_path):
+    values = {
+        "one/dense/0": 2.0, "one/ticket/1": 3.0, "one/random_mask/1": 5.0,
+        "two/dense/0": 2.0, "two/ticket/1": 4.0,
+        "three/dense/0": 1.0, "three/ticket/1": 4.0,
+        "small/small_dense/0": 8.0,
+    }  # fmt: skip
+    rows = [
+        dict(zip(("arm", "kind", "level"), cell.split("/"), strict=True))
+        | {"sparsity": 0.5, "seed": seed, "status": "complete", "score": value * (1 + seed)}
+        for cell, value in values.items()
+        for seed in (0, 1)
+    ]
+    (tmp_path / "made.csv").write_bytes(to_csv(list(rows[0]), rows))
+    _, _, *lines = ([cell.strip() for cell in line.split("|")[1:-1]] for line in paper.study("made", "score", tmp_path))
+    assert [line[:2] for line in lines] == [
+        ["one", "dense"], ["one", "50.0 %"], ["two", "50.0 %"], ["three", "dense"], ["three", "50.0 %"],
+        ["small", "50.0 %"],
+    ]  # fmt: skip
+    assert [line[2].split()[0] for line in lines] == ["3.000", "4.500", "6.000", "1.500", "6.000", "12.00"]
+    assert [line[3].split()[0] for line in lines if line[1] != "dense"] == ["1.50", "2.00", "4.00", "4.00"]
+    assert lines[1][4].startswith("7.500")
+
+
 def test_dense_models_are_beside_one_another_by_their_spread(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         kept(make_run({0: (0.9, 1.0, 1.1), 1: (5.0, 6.0, 7.0)}, seeds=3), tmp_path, patch)

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from gentickets.errors import HardwareError, RecipeError
 from gentickets.lab.recipe import make_recipe, read_recipe
 from gentickets.lab.recipe.older import SHORT
 from gentickets.lab.report import write_study
-from gentickets.lab.results.reading import Cost
+from gentickets.lab.results.reading import Cost, Evaluations
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run import hardware, plan, publishing, trainer
 from gentickets.lab.run.prepare import prepared
@@ -257,6 +258,19 @@ def test_the_campaign_keeps_the_table_of_a_study(whole, tmp_path):
     keeping.keep(folder, tmp_path, "tiny")
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.csv"]  # its metric is no mean over networks
     assert (tmp_path / "tiny.csv").read_bytes() == (folder / "study.csv").read_bytes()
+
+
+def test_the_table_of_a_study_says_where_each_training_could_have_stopped(whole):
+    folder, *_ = whole
+    found = read_comparison(folder)
+    assert "early_stopping_step" not in write_study_csv(found).read_text()
+    first, *others = found.rows
+    watched = [replace(result, validation=Evaluations([5, 9], [2.0, 1.0], 9, 7)) for result in first.results]
+    rows = csv.DictReader(
+        write_study_csv(replace(found, rows=[replace(first, results=tuple(watched)), *others])).read_text().splitlines()
+    )
+    assert [row["early_stopping_step"] for row in rows][: len(watched) + 1] == [*["7"] * len(watched), ""]
+    write_study_csv(found)
 
 
 def test_the_rows_of_a_study_are_those_that_its_verdicts_rest_on(whole):

@@ -279,6 +279,8 @@ def write_study_csv(comparison: Comparison) -> Path:
     costs = ["parameters", "alive_parameters", "train_flops", "find_flops", "find_seconds", "train_seconds"]
     costs.append("shared_from")
     keys = list(comparison.metrics)
+    watched = any(result.validation for row in comparison.rows for result in row.results)
+    heads += ["early_stopping_step"] if watched else []
     rows = []
     for row in comparison.rows:
         for result in row.results:
@@ -289,6 +291,8 @@ def write_study_csv(comparison: Comparison) -> Path:
             cells |= {key: metric.value for key, metric in result.metrics.items()}
             if result.cost:
                 cells |= {name: getattr(result.cost, name) for name in ("parameters", "alive_parameters")}
+            if result.validation:
+                cells["early_stopping_step"] = result.validation.early_stopping_step
             rows.append(cells)
     path = comparison.record.folder / "study.csv"
     replace_file(path, to_csv([*heads, *keys, *costs], rows))
