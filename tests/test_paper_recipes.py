@@ -11,6 +11,7 @@ from gentickets.data import ImageSet
 from gentickets.lab.recipe import is_study, read_recipe
 from gentickets.lab.report import write_report, write_study
 from gentickets.lab.results.reading import read_run
+from gentickets.lab.run import folder as disk
 from gentickets.lab.run import plan
 from gentickets.lab.run.checks import check_buildable
 from gentickets.lab.run.prepare import prepared
@@ -43,6 +44,20 @@ def images_for(recipe):
     """Black images of the shape that the recipe's data would have."""
     shape = (4, recipe.data.channels or 1, recipe.data.size, recipe.data.size)
     return ImageSet.from_arrays("black", np.zeros(shape, dtype=np.uint8))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=named)
+def test_a_run_of_every_recipe_goes_on_by_the_same_command(path, tmp_path):
+    arms = [arm.recipe for arm in read_study(path).arms] if path in STUDIES else []
+    for recipe in arms or [read_recipe(path)]:
+        folder = tmp_path / recipe.name
+        folder.mkdir()
+        disk.write_recipe(folder, recipe)
+        origin = {"asked": recipe.dump(), "threads": 1, "gave_up": [], "data": {"fingerprint": "of none"}}
+        disk.write_json(folder / "origin.json", origin)
+        found, _ = disk.opened(folder, recipe)
+        disk.write_recipe(folder, found)  # as whoever goes on does
+        assert disk.opened(folder, recipe)[0].dump() == found.dump()
 
 
 def often(paths, *names):

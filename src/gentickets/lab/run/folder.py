@@ -206,9 +206,9 @@ def opened(folder: Path, asked: Recipe) -> tuple[Recipe, dict[str, Any]] | None:
             )
         return None
     origin, recipe = read_run_origin(folder), read_run_recipe(folder)
-    # Read as a recipe: keys that are newer than the folder have their defaults.
-    before = kept_recipe(origin["asked"], str(folder)).dump()
-    if differing := differing_keys(_fixed(before), _fixed(asked.dump())):
+    # Both read as a folder's: keys that are newer than it have their defaults, and a default that is said is none.
+    before, now = (kept_recipe(one, str(folder)).dump() for one in (origin["asked"], asked.dump()))
+    if differing := differing_keys(_fixed(before), _fixed(now)):
         raise RecipeError(
             f"{folder} was made by another recipe: {'; '.join(differing)}; take name=… for a new run, or --fresh"
         )
