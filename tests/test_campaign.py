@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from campaign import __main__ as campaign
-from campaign import keeping, paper
+from campaign import keeping, paper, tables
 from gentickets.lab.results.tables import to_csv, write_csv
 from gentickets.lab.results.verdict import judge
 from made_runs import make_run
@@ -175,7 +175,7 @@ def test_two_rewind_steps_stand_beside_their_own_dense_models_and_each_other(tmp
             kept(make_run({0: (scale, scale, scale), 1: (3 * scale, 3 * scale, 3 * scale)}, seeds=3), tmp_path, patch)
         (tmp_path / "made.csv").rename(tmp_path / f"{name}.csv")
     _, _, dense, first = (
-        [cell.split() for cell in line.split("|")] for line in paper.rewinds("early", "late", "score", tmp_path)
+        [cell.split() for cell in line.split("|")] for line in tables.rewinds("early", "late", "score", tmp_path)
     )
     assert [cell[0] for cell in dense if cell] == ["dense", "2.00"]
     assert [cell[0] for cell in first[2:] if cell] == ["3.00", "3.00", "2.00"]
@@ -195,7 +195,9 @@ def test_a_study_tells_a_dense_model_that_arms_share_once(tmp_path):
         for seed in (0, 1)
     ]
     (tmp_path / "made.csv").write_bytes(to_csv(list(rows[0]), rows))
-    _, _, *lines = ([cell.strip() for cell in line.split("|")[1:-1]] for line in paper.study("made", "score", tmp_path))
+    _, _, *lines = (
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in tables.study("made", "score", tmp_path)
+    )
     assert [line[:2] for line in lines] == [
         ["one", "dense"], ["one", "50.0 %"], ["two", "50.0 %"], ["three", "dense"], ["three", "50.0 %"],
         ["small", "50.0 %"],
@@ -205,10 +207,32 @@ def test_a_study_tells_a_dense_model_that_arms_share_once(tmp_path):
     assert lines[1][4].startswith("7.500")
 
 
+def test_what_an_arm_costs_is_finding_and_training_of_its_deepest_ticket(tmp_path):
+    rows = [
+        {"arm": arm, "kind": kind, "level": level, "seed": seed,
+         "sparsity": 0.25 * level, "alive_parameters": 10 - level, "find_flops": find,
+         "train_flops": train, "find_seconds": find / 10 * (1 + seed), "train_seconds": train / 10}
+        for arm, kind, level, find, train in (
+            ("one", "dense", 0, 0, 100), ("one", "ticket", 1, 100, 80), ("one", "ticket", 2, 180, 60),
+            ("one", "random_mask", 2, 0, 60), ("two", "dense", 0, 0, 200), ("two", "ticket", 1, 10, 40),
+            ("small", "small_dense", 0, 0, 20),
+        )
+        for seed in (0, 1)
+    ]  # fmt: skip
+    (tmp_path / "made.csv").write_bytes(to_csv(list(rows[0]), rows))
+    _, _, *lines = ([cell.strip() for cell in line.split("|")[1:-1]] for line in tables.costs("made", tmp_path))
+    assert lines == [
+        ["one", "dense", "10", "0", "1e+02", "1.00", "0", "10", "1.00"],
+        ["one", "50.0 %", "8", "1.8e+02", "60", "2.40", "27", "6", "3.30"],
+        ["two", "25.0 %", "9", "10", "40", "0.25", "2", "4", "0.28"],
+        ["small", "0.0 %", "10", "0", "20", "0.20", "0", "2", "0.20"],
+    ]
+
+
 def test_dense_models_are_beside_one_another_by_their_spread(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         kept(make_run({0: (0.9, 1.0, 1.1), 1: (5.0, 6.0, 7.0)}, seeds=3), tmp_path, patch)
-    line = paper.dense("score", "made", results=tmp_path)[-1]
+    line = tables.dense("score", "made", results=tmp_path)[-1]
     assert line == "| made | 0.9, 1, 1.1 | 1 | 10 % | 1.22 |"
 
 
