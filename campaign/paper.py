@@ -198,9 +198,12 @@ def _named(item: dict[str, Any], results: Path = RESULTS) -> dict[str, Any]:
 def _more(estimate: Estimate | None, question: str) -> str:
     """How many more seeds would probably tell, as the end of a phrase."""
     more = getattr(estimate, question)(MARGIN) if estimate else None
-    if more is None:
+    if estimate is None or more is None:
         return ""
-    return f" (some {count(int(more), 'more seed')})" if math.isfinite(more) else f" (not even {MOST_SEEDS} seeds)"
+    if math.isfinite(more):
+        return f" (some {count(int(more), 'more seed')})"
+    differ = math.isfinite(getattr(estimate.if_networks_agreed, question)(MARGIN))
+    return " (first by more classifiers)" if differ else f" (not even {MOST_SEEDS} seeds)"
 
 
 def _is_above(row: Mapping[str, str], ours: Mapping[str, str]) -> bool:

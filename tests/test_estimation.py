@@ -176,6 +176,19 @@ def cut(found, n):
     return Cells({cell: {seed: of[seed] for seed in range(n)} for cell, of in found.values.items()}, True)
 
 
+def test_where_networks_differ_no_number_of_seeds_decides_and_more_networks_would():
+    values = {"a": {}, "b": {}}
+    for seed, scatter in enumerate((0.02, -0.02, 0.01, -0.01)):
+        values["a"][seed] = [0.9 * np.exp(scatter + seen) for seen in (-0.2, 0.0, 0.2)]
+        values["b"][seed] = [1.0, 1.0, 1.0]
+    means = {cell: {seed: float(np.mean(seen)) for seed, seen in of.items()} for cell, of in values.items()}
+    found = Cells(means, True, by_network=values).compare("a", "b")
+    assert found.seeds_for_not_worse(0.05) == math.inf
+    assert found.if_networks_agreed.seeds_for_not_worse(0.05) == 0
+    alone = Cells(means, True).compare("a", "b")
+    assert alone.if_networks_agreed == alone
+
+
 def test_more_levels_and_more_noise_take_more_seeds():
     def noisy(spread):
         scatter = spread * np.array([1.0, -1.0, 0.5, -0.5])

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -102,6 +102,11 @@ class Estimate:
     def ahead(self, margin: float) -> Answer:
         """Whether the first is better at all: refuted where it is not, or by less than `margin` at most."""
         return self._answer(0.0, -self._bound(margin))
+
+    @property
+    def if_networks_agreed(self) -> Estimate:
+        """What more seeds could tell of it if the networks that measured it saw it alike: with many of them they do."""
+        return replace(self, _networks=(0.0, 1))
 
     def seeds_for_not_worse(self, margin: float, levels: int = 1) -> float | None:
         """How many more seeds would decide `not_worse_by` with a probability of `POWER`, from what is known now.

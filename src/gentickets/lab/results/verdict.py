@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from gentickets.errors import RecipeError
@@ -78,6 +78,12 @@ class Level:
     def unfinished(self) -> bool:
         """Whether something of it is still to be trained."""
         return bool(self.ticket.missing) or any(beside.why == "unfinished" for beside in self.ahead)
+
+    @property
+    def if_networks_agreed(self) -> Level:
+        """The level with estimates that are so (`Estimate.if_networks_agreed`)."""
+        ahead = [replace(one, estimate=one.estimate and one.estimate.if_networks_agreed) for one in self.ahead]
+        return replace(self, to_dense=self.to_dense and self.to_dense.if_networks_agreed, ahead=tuple(ahead))
 
     def more_seeds(self, margin: float, levels: int) -> float | None:
         """How many more seeds would probably decide both questions, beside so many `levels` that are looked at.

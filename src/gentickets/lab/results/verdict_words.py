@@ -139,16 +139,18 @@ def _open(verdict: Verdict) -> str:
         return "not every seed has a result of every arm yet"
     if verdict.seeds == 1:
         return "one seed tells nothing of chance"
-    start = ""
+    start, looked_at = "", sum(bool(level.ahead) for level in verdict.levels)
     if judged.answer == "shown":
-        looked_at = sum(bool(level.ahead) for level in verdict.levels)
         start = f"by itself it is shown, but not as one of {looked_at} levels that were looked at; "
     if verdict.more_seeds is None:
         open_ones = [judged.to_dense, *(beside.estimate for beside in judged.ahead if beside.why is None)]
         why = next((found.method for found in open_ones if found and found.low is None), "seeds that have a result")
         return f"{start}nothing tells how much chance there is in it ({why})"
     if math.isinf(verdict.more_seeds):
-        return f"{start}not even {MOST_SEEDS} seeds would decide it as things stand"
+        agreed = judged.if_networks_agreed.more_seeds(verdict.margin, looked_at)
+        differ = agreed is not None and math.isfinite(agreed)
+        why = ": the networks that measure it differ by too much, and more of them would (evaluation.classifiers)"
+        return f"{start}not even {MOST_SEEDS} seeds would decide it as things stand{why if differ else ''}"
     return f"{start}some {count(int(verdict.more_seeds), 'more seed')} would probably decide it"
 
 
