@@ -48,7 +48,7 @@ def test_other_images_are_refused(run):
     before = contents(folder)
     pictures(images, 1)
     with pytest.raises(RecipeError, match="has changed since; put it back"):
-        evaluate_again(folder, None, None, None, lambda event: None)
+        evaluate_again(folder, {}, lambda event: None)
     assert contents(folder) == before
 
 
@@ -64,8 +64,8 @@ def test_an_interrupted_evaluation_leaves_the_run_as_it_was(run, monkeypatch):
 
     monkeypatch.setattr(module, "measure_level", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        evaluate_again(folder, 24, None, None, lambda event: None)
+        evaluate_again(folder, {"samples": 24}, lambda event: None)
     assert contents(folder) == before
     monkeypatch.setattr(module, "measure_level", measure)
-    evaluate_again(folder, 24, None, None, lambda event: None)
+    evaluate_again(folder, {"samples": 24}, lambda event: None)
     assert json.loads((folder / "origin.json").read_text())["asked"]["evaluation"]["samples"] == 24

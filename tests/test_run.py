@@ -213,13 +213,18 @@ def test_after_another_evaluation_the_old_one_is_another_recipe(gentickets, tmp_
         "evaluation": {"samples": 64, "classifiers": 1},
     }
     gentickets("find", "recipe.yaml", recipe=recipe)
-    gentickets("evaluate", "runs/tiny", "--samples", "80", recipe=recipe)
+    assert "_spread" not in (tmp_path / "runs" / "tiny" / "results.csv").read_text()
+    assert "classifiers" in one_line(gentickets("evaluate", "runs/tiny", "--classifiers", "0", expect=2))
+    gentickets("evaluate", "runs/tiny", "--samples", "80", "--classifiers", "2", recipe=recipe)
     rows = (tmp_path / "runs" / "tiny" / "results.csv").read_text()
     assert ",80," in rows
     assert ",64," not in rows
+    assert ",frechet_spread," in rows
     line = one_line(gentickets("find", "recipe.yaml", "search.rounds=2", recipe=recipe, expect=2))
     assert "evaluation.samples (80 there, 64 here)" in line
-    gentickets("find", "recipe.yaml", "search.rounds=2", "evaluation.samples=80", recipe=recipe)
+    gentickets(
+        "find", "recipe.yaml", "search.rounds=2", "evaluation.samples=80", "evaluation.classifiers=2", recipe=recipe
+    )
 
 
 @pytest.mark.parametrize("method", ["snip", "grasp", "synflow", "magnitude-at-init", "random-at-init"])

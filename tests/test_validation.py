@@ -107,7 +107,7 @@ def test_raw_averaged_and_best_weights_are_told_apart(whole):
 
 def test_evaluating_again_finds_the_same(whole):
     before = found(whole, "level-01")
-    evaluate_again(whole, None, None, None, lambda event: None)
+    evaluate_again(whole, {}, lambda event: None)
     assert found(whole, "level-01") == before
 
 

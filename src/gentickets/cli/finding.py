@@ -327,15 +327,21 @@ def evaluate(
     samples: Annotated[int | None, typer.Option(help="How many samples to generate.")] = None,
     features: Annotated[str | None, typer.Option(help="classifier, inception, efficientnet-lite0 or none.")] = None,
     inception_weights: Annotated[Path | None, typer.Option(help="A local file with Inception's weights.")] = None,
+    classifiers: Annotated[
+        int | None, typer.Option(help="How many classifiers the features are averaged over.")
+    ] = None,
     allow_code: AllowCode = False,
 ) -> None:
-    """Measure every level of a run again, with other samples or features, and renew its results and report."""
+    """Measure every level of a run again, with other samples, features or more classifiers, and renew its results and
+    report."""
     from gentickets.lab.report import verdict_table, write_report
     from gentickets.lab.run.again import evaluate_again
 
     weights = str(inception_weights) if inception_weights else None
+    said = {"samples": samples, "features": features, "inception_weights": weights, "classifiers": classifiers}
+    changes = {key: value for key, value in said.items() if value is not None}
     with progress() as bars:
-        evaluate_again(run, samples, features, weights, Teller(bars, None), allow_code)
+        evaluate_again(run, changes, Teller(bars, None), allow_code)
     page = write_report([run])
     out.print(verdict_table([run]))
     out.print(f"results: {run / 'results.csv'}\nreport:  {page}")

@@ -149,7 +149,7 @@ def _open(verdict: Verdict) -> str:
     if math.isinf(verdict.more_seeds):
         agreed = judged.if_networks_agreed.more_seeds(verdict.margin, looked_at)
         differ = agreed is not None and math.isfinite(agreed)
-        why = ": the networks that measure it differ by too much, and more of them would (evaluation.classifiers)"
+        why = ": the networks that measure it differ by too much, and more of them would (evaluate --classifiers)"
         return f"{start}not even {MOST_SEEDS} seeds would decide it as things stand{why if differ else ''}"
     return f"{start}some {count(int(verdict.more_seeds), 'more seed')} would probably decide it"
 

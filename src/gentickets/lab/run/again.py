@@ -1,7 +1,8 @@
-"""Judging again: every complete level of a run, by other samples or features."""
+"""Judging again: every complete level of a run, by other samples, features or more classifiers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +22,15 @@ from gentickets.lab.run.stage import check_same_data, load_data, make_judge
 from gentickets.lab.run.trainer import Event, Tell
 
 
-def evaluate_again(
-    folder: Path,
-    samples: int | None,
-    features: str | None,
-    weights: str | None,
-    tell: Tell,
-    allow_code: bool = False,
-) -> None:
-    """Measures every complete level of a run anew, with other samples or features, and writes its results.
+def evaluate_again(folder: Path, changes: Mapping[str, Any], tell: Tell, allow_code: bool = False) -> None:
+    """Measures every complete level of a run anew, by other keys of its `evaluation`, and writes its results.
 
     All is measured before anything is written: where it ends early the run is as it was. Raises `RecipeError` for a
     folder that is no run, or where the data are not those that the run was trained and judged on.
     """
     recipe = disk.read_run_recipe(folder)
-    changes = {"samples": samples, "features": features, "inception_weights": weights}
     raw = recipe.dump()
-    raw["evaluation"] |= {key: value for key, value in changes.items() if value is not None}
+    raw["evaluation"] |= changes
     recipe = parsed(raw, str(folder), allow_code)
     origin = disk.read_run_origin(folder)
     recipe.check()
