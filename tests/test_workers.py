@@ -177,7 +177,7 @@ def test_a_run_that_is_judged_anew_is_judged_by_one_recipe(tmp_path):
     old = begun(tmp_path)
     slow = worker(old)
     assert slow.make_one()
-    evaluate_again(old.folder, 50, None, None, ignore)
+    evaluate_again(old.folder, {"samples": 50}, ignore)
     with pytest.raises(RecipeError, match="judged anew"):
         slow.make_one()
     finish(joined(old.folder))
@@ -194,7 +194,7 @@ def test_who_judges_anew_and_was_stopped_for_long_writes_nothing(tmp_path, monke
 
     monkeypatch.setattr(again, "measure_level", stopped)
     with pytest.raises(GenticketsError, match="was worked on meanwhile"):
-        evaluate_again(run.folder, 50, None, None, ignore)
+        evaluate_again(run.folder, {"samples": 50}, ignore)
     assert (run.folder / "seed-0/level-00/metrics.json").read_bytes() == before
     finish(run)
 

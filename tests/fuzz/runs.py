@@ -147,7 +147,7 @@ def shipped(recipe: Recipe, folder: Path) -> None:
 
 
 def evaluated(recipe: Recipe, folder: Path) -> None:
-    evaluate_again(folder, 32, None, None, lambda event: None)
+    evaluate_again(folder, {"samples": 32}, lambda event: None)
 
 
 def resumed(recipe: Recipe, folder: Path) -> None:
