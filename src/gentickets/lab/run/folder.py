@@ -19,6 +19,7 @@ import errno
 import fcntl
 import math
 import os
+import platform
 import re
 import shutil
 import stat
@@ -233,14 +234,18 @@ def check_same_code(folder: Path, origin: Mapping[str, Any], recipe: Recipe) -> 
 
 def check_same_versions(folder: Path, origin: Mapping[str, Any]) -> None:
     """Raises `RecipeError` where a run began with other versions: its numbers would be of neither."""
-    began = origin.get("versions") or {}
-    now = {"gentickets": __version__, "torch": torch.__version__}
-    for name, version in now.items():
-        if began.get(name, version) != version:
+    began = origin["versions"] if isinstance(origin.get("versions"), dict) else {}
+    for name, version in versions().items():
+        if name != "python" and began.get(name, version) != version:
             raise RecipeError(
                 f"{folder} began with {name} {began[name]}, and here is {version}: install that, or take name=… for a "
                 f"new run"
             )
+
+
+def versions() -> dict[str, str]:
+    """What a run is made with, by name."""
+    return {"gentickets": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def new_id() -> str:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from gentickets import __version__
 from gentickets.cores import cores, held_memory
 from gentickets.data import ImageSet, line
 from gentickets.lab.judging import Judge
@@ -194,11 +193,7 @@ def _origin(
         "asked": asked.dump(),
         "command": command,
         "started": date.today().isoformat(),
-        "versions": {
-            "gentickets": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": disk.versions(),
         "machine": machine(),
         "data": {
             "name": train.name,

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from gentickets.catalogue import changed_code
 from gentickets.data import line
 from gentickets.errors import RecipeError, TicketError
-from gentickets.lab.recipe import Recipe
+from gentickets.lab.recipe import Recipe, kept_recipe
+from gentickets.lab.recipe.file import differing_keys
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.checks import check_buildable
 from gentickets.lab.run.processes import interrupt, stopping
@@ -51,22 +51,44 @@ def train_one(
         origin = {"asked": recipe.dump(), "ticket": digest, "data": [train.fingerprint, held_out.fingerprint]}
         code = recipe.code()
         there = disk.read_origin(folder) if (folder / "origin.json").exists() else None
-        if there is not None and (
-            {key: there.get(key) for key in origin} != origin or changed_code(there.get("code") or {}, code)
-        ):
-            raise RecipeError(
-                f"{folder} was made by another recipe or ticket, or of other data or code: take another --name"
-            )
+        if there is not None:
+            _check_same(folder, there, origin)
+            disk.check_same_code(folder, there, recipe)
+            if not (folder / f"seed-{seed}" / "trained").exists():
+                disk.check_same_versions(folder, there)
         # Equal bits need an equal number of threads.
         threads = (there or {}).get("threads") or threads_of(recipe, train, workers=1)
-        disk.write_json(
-            folder / "origin.json",
-            {**origin, **({"code": code} if code else {}), "threads": threads, "told": dict(train.told)},
-        )
+        began = (there or {}).get("versions") or disk.versions()
+        found = {"threads": threads, "told": dict(train.told), "versions": began}
+        disk.write_json(folder / "origin.json", {**origin, **({"code": code} if code else {}), **found})
         torch.set_num_threads(threads)
         judge = make_judge(recipe, train, held_out)
         with stopping(urgent=interrupt) as stop:
             return SeedRun(recipe, folder, seed, train, judge, tell, stop).run_one(ticket)
+
+
+def _check_same(folder: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises `RecipeError` that says what differs, where a folder holds something else than is asked for now."""
+    asked = there.get("asked")
+    threads = there.get("threads", 1)  # the oldest do not say it
+    if (
+        not isinstance(asked, dict)
+        or not isinstance(there.get("data"), list)
+        or type(threads) is not int
+        or threads < 1
+    ):
+        raise RecipeError(f"{folder} holds what `gentickets train` did not make: take another --name")
+    # Both read as a folder's: keys that are newer than it have their defaults, and a default that is said is none.
+    before, after = (kept_recipe(one, str(folder)).dump() for one in (asked, now["asked"]))
+    if differing := differing_keys(before, after):
+        raise RecipeError(f"{folder} was made by another recipe: {'; '.join(differing)}; take another --name")
+    if (kept := there.get("ticket")) != now["ticket"]:
+        came = "without a ticket" if kept is None else "from another ticket" if now["ticket"] else "from a ticket"
+        raise RecipeError(f"{folder} was trained {came}: take another --name")
+    if there["data"] != now["data"]:
+        raise RecipeError(
+            f"{folder}: the images are others than when it was made: put them back, or take another --name"
+        )
 
 
 def _of_a_level(file: Path) -> Ticket:
