@@ -17,6 +17,7 @@ from gentickets.lab.results.estimation import Cells
 from gentickets.lab.results.reading import ARMS
 from gentickets.lab.results.verdict_words import ratio
 from gentickets.lab.study.comparison import KINDS
+from gentickets.options import CONTROLS
 
 RESULTS = CHECKOUT / "docs" / "results"
 
@@ -47,7 +48,7 @@ def study(run: str, metric: str, results: Path = RESULTS) -> list[str]:
         if kind in ("ticket", "small_dense"):
             sparsity = statistics.fmean(float(other["sparsity"]) for other in rows if cell_of(other) == cell_of(row))
             of_dense = ratio(cells.compare(cell_of(row), f"{arm if kind == 'ticket' else rows[0]['arm']}/dense/0"))
-            controls = [_mean(cells.values.get(f"{arm}/{control}/{level}", {})) for control in ARMS[1:]]
+            controls = [_mean(cells.values.get(f"{arm}/{control}/{level}", {})) for control in CONTROLS]
             lines.append(f"| {' | '.join([arm, percent(sparsity), _mean(values), of_dense, *controls])} |")
     return lines
 

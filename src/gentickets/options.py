@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Ge, Gt, Le, Len, Lt
 
@@ -23,6 +23,10 @@ NotNegative = Annotated[float, Ge(0)]
 Count = Annotated[int, Ge(1)]
 Steps = Annotated[int, Ge(0)]
 Tickets = Annotated[int, Ge(0), Le(10**4)]
+
+Control = Literal["random_mask", "redrawn_weights"]
+"""What a ticket is compared with: its mask shuffled within each layer, and its mask kept over weights drawn anew."""
+CONTROLS: tuple[Control, ...] = get_args(Control)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from gentickets.errors import PruneError
 from gentickets.masks.names import as_names
 from gentickets.masks.ticket import Ticket
+from gentickets.options import CONTROLS
 from gentickets.search.levels import (
     Level,
     MakeModel,
@@ -22,7 +23,6 @@ from gentickets.search.levels import (
     retrain_span,
     trained,
 )
-from gentickets.search.method import ARMS
 from gentickets.search.progress import Told
 from gentickets.training.seeds import derived_seed
 
@@ -34,7 +34,7 @@ def search_controls(
     *,
     steps: int,
     seed: int = 0,
-    arms: Iterable[str] = ARMS,
+    arms: Iterable[str] = CONTROLS,
     rewind_step: int | None = None,
     progress: bool = False,
 ) -> Iterator[tuple[str, Level]]:
@@ -59,8 +59,8 @@ def search_controls(
     if isinstance(ticket, Level | Ticket) and not ticket.masks.sparsity:
         raise PruneError("the dense model has no controls: nothing of it is pruned; give a later level")
     arms = as_names(arms)
-    if unknown := [arm for arm in arms if arm not in ARMS]:
-        raise PruneError(f"arms={unknown[0]!r} is none of {', '.join(ARMS)}")
+    if unknown := [arm for arm in arms if arm not in CONTROLS]:
+        raise PruneError(f"arms={unknown[0]!r} is none of {', '.join(CONTROLS)}")
     level = ticket if isinstance(ticket, Level) else _level_of(ticket, make_model, arms, seed)
     span = _span(level.ticket, steps, rewind_step)
     return _controls(level, make_model, train, steps, seed, arms, span, Told if progress else None)

@@ -37,9 +37,6 @@ from gentickets.search.levels import (
 from gentickets.training.hooks import Hook
 from gentickets.training.loop import BatchSource, Trained
 
-ARMS = ("random_mask", "redrawn_weights")
-"""The controls: the mask shuffled within its layers, and the mask kept over weights drawn anew."""
-
 
 class Training(Protocol):
     """Trains a model in place, held to masks, checkpointed; None where it diverged, which the run records.

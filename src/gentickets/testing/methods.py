@@ -21,9 +21,10 @@ from gentickets.masks.names import named_state
 from gentickets.masks.value import Masks
 from gentickets.objectives.autoencoding import Autoencoding
 from gentickets.objectives.base import Objective
+from gentickets.options import CONTROLS
 from gentickets.pruning.prune import TiesBroken
 from gentickets.search.levels import Level, MakeModel
-from gentickets.search.method import ARMS, Method
+from gentickets.search.method import Method
 from gentickets.testing.bench import Bench, tiny_images, tiny_model
 from gentickets.testing.demands import built, changed, copies, demand, titled
 
@@ -195,7 +196,7 @@ class _Check:
         work = bench.work()
         if not self.method.has_controls(work, level.index):
             return
-        for arm in ARMS:
+        for arm in CONTROLS:
             where = f"the {arm} control of level {level.index} of {self.name}"
             bench.drawing(1000 + level.index)
             try:

@@ -28,7 +28,7 @@ from gentickets.errors import GenticketsError, PruneError, RecipeError
 from gentickets.lab.recipe.complaints import complaints
 from gentickets.lab.recipe.named import NamedPart, SearchPart, check_may_run, metrics_asked, named_part, search_part
 from gentickets.lab.recipe.older import of_today
-from gentickets.options import Execution, Schedule
+from gentickets.options import CONTROLS, Control, Execution, Schedule
 
 if TYPE_CHECKING:  # a recipe is read and refused without torch, whose import takes two seconds
     from gentickets.objectives import Objective
@@ -137,7 +137,13 @@ class ControlsPart(_Part):
     redrawn_weights: Flag = True
     """Whether the ticket's mask is trained over weights that are drawn again."""
 
+    @property
+    def arms(self) -> list[Control]:
+        """The controls that are wanted, in their order."""
+        return [arm for arm in CONTROLS if getattr(self, arm)]
+
     def chosen(self, rounds: int) -> list[int]:
+        """The levels that have them in a chain of so many rounds."""
         if self.levels == "auto":
             return sorted({max(1, math.ceil(rounds * share)) for share in (1 / 3, 2 / 3, 1)}) if rounds else []
         if self.levels == "all":

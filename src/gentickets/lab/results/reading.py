@@ -16,11 +16,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 from gentickets.errors import RecipeError
 from gentickets.files import read_file
 from gentickets.lab.recipe.plain_yaml import read_yaml
+from gentickets.options import Control
 from gentickets.sealed import Damaged, check_json, unsealed_json
 
-Arm = Literal["ticket", "random_mask", "redrawn_weights"]
+Arm = Literal["ticket", Control]
 ARMS: tuple[Arm, ...] = get_args(Arm)
-"""The ticket chain, and its two controls: the mask shuffled, and the mask kept over weights drawn anew."""
+"""The ticket chain, and its controls."""
 
 _LEVEL_FOLDER = re.compile(r"level-(\d{2,4}|10000)(?:-(random_mask|redrawn_weights))?")
 _SEED_FOLDER = re.compile(r"seed-(0|[1-9]\d{0,12})")

@@ -106,7 +106,7 @@ def asked_of(run: Run, seed: int) -> frozenset[tuple[Arm, int]]:
     if part is None:
         found |= {(result.arm, result.level) for result in run.levels if result.level <= last}
     else:
-        found |= {(arm, level) for arm in ARMS[1:] if getattr(part, arm) for level in part.chosen(last)}
+        found |= {(arm, level) for arm in part.arms for level in part.chosen(last)}
     return frozenset(place for place in found if (seed, *place) not in run.left_out)
 
 

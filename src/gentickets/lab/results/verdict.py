@@ -24,10 +24,10 @@ from gentickets.errors import RecipeError
 from gentickets.lab.results import paper_rule
 from gentickets.lab.results.baseline import Reference, falls_short, reference_of
 from gentickets.lab.results.estimation import CONFIDENCE, Answer, Cells, Estimate, holm
-from gentickets.lab.results.reading import ARMS, Arm, Run, came_through
+from gentickets.lab.results.reading import Arm, Run, came_through
 from gentickets.lab.results.summary import Summary, summarise
+from gentickets.options import CONTROLS
 
-CONTROLS = ARMS[1:]
 ARM_NAMES: dict[Arm, str] = {
     "ticket": "ticket",
     "random_mask": "random mask",

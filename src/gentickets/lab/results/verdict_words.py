@@ -9,8 +9,9 @@ from gentickets.lab.results.baseline import ALLOWED, Reference, overfits, still_
 from gentickets.lab.results.estimation import MOST_SEEDS, Answer, Estimate
 from gentickets.lab.results.reading import Run
 from gentickets.lab.results.summary import Summary, asked_of
-from gentickets.lab.results.verdict import ARM_NAMES, CONTROLS, Beside, Level, Verdict
+from gentickets.lab.results.verdict import ARM_NAMES, Beside, Level, Verdict
 from gentickets.lab.results.words import count, join, number, percent, share
+from gentickets.options import CONTROLS
 
 _FALL = 0.05
 """By so much the training loss of a dense model falls in its last quarter that was still learning."""

@@ -16,7 +16,7 @@ from gentickets.errors import RecipeError
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run import publishing
-from gentickets.search.method import ARMS
+from gentickets.options import CONTROLS
 
 _NAME = re.compile(r"seed-(\d{1,18})/level-(\d{2,5})(?:-(\w+))?")
 
@@ -38,7 +38,7 @@ class Piece:
     def of(cls, name: str) -> Piece:
         """The piece of a name. Raises `RecipeError` where it is none."""
         match = _NAME.fullmatch(name)
-        if match is None or match[3] not in (None, *ARMS):
+        if match is None or match[3] not in (None, *CONTROLS):
             raise RecipeError(f"{name[:80]!r} is no piece of a run: seed-0/level-03, or seed-0/level-03-random_mask")
         return cls(int(match[1]), int(match[2]), match[3] or "ticket")
 
@@ -54,7 +54,7 @@ def pieces_of(recipe: Recipe) -> list[Piece]:
 
 def controls_of(recipe: Recipe, seed: int, levels: Sequence[int]) -> list[Piece]:
     """The controls that a recipe wants at these levels of a seed."""
-    return [Piece(seed, level, arm) for level in levels for arm in ARMS if getattr(recipe.controls, arm)]
+    return [Piece(seed, level, arm) for level in levels for arm in recipe.controls.arms]
 
 
 def builds_on(piece: Piece) -> Piece | None:
@@ -152,7 +152,7 @@ class Board:
         if piece.arm == "ticket":
             return piece.level <= self.recipe.rounds
         controls = self.recipe.controls
-        return bool(getattr(controls, piece.arm)) and piece.level in controls.chosen(self.recipe.rounds)
+        return piece.arm in controls.arms and piece.level in controls.chosen(self.recipe.rounds)
 
     def needs(self, piece: Piece, found: Standing | None = None) -> str | None:
         """What a piece that is to come waits for, in words; None where it can be made now."""

@@ -20,7 +20,7 @@ from gentickets.lab.results.words import share
 from gentickets.lab.study.small_dense import PREFIX
 from gentickets.lab.study.study import Record, read_record
 
-Kind = Literal["dense", "ticket", "random_mask", "redrawn_weights", "small_dense"]
+Kind = Literal["dense", Arm, "small_dense"]
 KINDS: dict[Kind, str] = {
     "dense": "dense model",
     "ticket": "ticket",
