@@ -83,7 +83,7 @@ def verdict_table(runs: Sequence[Path | str | Run]) -> Table:
         read = run if isinstance(run, Run) else read_run(run)
         verdict = judge(read)
         means = [cell.partition(" ± ")[0] for cell in verdict_cells(read, verdict)[2:-1]]
-        name = Text(read.title).append(f"\n{verdict.label}", style="dim")
+        name = Text(read.title).append(f"\n{_judged_by(verdict)}", style="dim")
         table.add_row(name, *(Text(mean) for mean in means), Text(_SAID[verdict.answer]))
     return table
 
@@ -111,13 +111,18 @@ def verdict_cells(run: Run, verdict: Verdict) -> list[str]:
     none = "–" if verdict.no_verdict in ("dense", "baseline", "levels") else "none"
     return [
         run.title,
-        verdict.label,
+        _judged_by(verdict),
         plus_minus(verdict.dense),
         *("one seed" if one_seed else percent(reached, none=none) for reached in _reached(verdict)),
         percent(found.sparsity) if found else "–",
         *(plus_minus(verdict.at(arm, level)) for arm in ARMS),
         _SAID[verdict.answer],
     ]
+
+
+def _judged_by(verdict: Verdict) -> str:
+    """The metric, and what sparsities are of where that is not the whole network."""
+    return verdict.label + (f"; sparsity{verdict.of_part}" if verdict.of_part else "")
 
 
 def _reached(verdict: Verdict) -> tuple[float | None, float | None]:
@@ -171,7 +176,7 @@ def _facts(verdict: Verdict) -> list[tuple[str, str]]:
     if found:
         facts = [
             (
-                "sparsity that is judged" if verdict.judged else "sparsity up to which it is shown",
+                ("sparsity that is judged" if verdict.judged else "sparsity up to which it is shown") + verdict.of_part,
                 percent(found.sparsity),
             ),
             (

@@ -64,16 +64,18 @@ def _draw(comparison: Comparison, tickets: dict[str, list[Row]], shown: list[Row
     set_y(axes, [row.point for row in (*shown, *small)])
     failed_too = [row for rows in tickets.values() for row in rows if row.point.failed and row.sparsity < 1]
     _set_ticks(axes, [*shown, *failed_too])
+    of_what = " of the whole network" if comparison.of_network else ""
+    if of_what:
+        axes.set_xlabel(f"sparsity{of_what} (weights that remain, on a log scale)")
     better = "lower" if metric.lower_is_better else "higher"
     axes.set_ylabel("\n".join([*textwrap.wrap(metric.label, 44), f"({better} is better)"]))
     axes.grid(axis="y")
     _legend_above(figure)
     spread = "one seed" if comparison.seeds == 1 else f"mean of {comparison.seeds} seeds ± one sample deviation"
-    caption = (
-        f"{metric.label} against sparsity, every arm's tickets: {spread}. A cross at the top: a seed failed there."
-    )
+    tickets_of = f"{metric.label} against sparsity{of_what}, every arm's tickets"
+    caption = f"{tickets_of}: {spread}. A cross at the top: a seed failed there."
     said = [f"{titles[arm]}: {_said(rows)}" for arm, rows in tickets.items()]
-    return finish(figure, "study", caption, f"Line chart of {metric.label} by sparsity. {'. '.join(said)}.")
+    return finish(figure, "study", caption, f"Line chart of {metric.label} by sparsity{of_what}. {'. '.join(said)}.")
 
 
 def _legend_above(figure: Figure) -> None:

@@ -100,13 +100,20 @@ def headline(comparison: Comparison) -> str:
     if comparison.seeds == 1:
         return f"One seed: what stays {does} may be chance, and is shown of no arm."
     over = count(comparison.seeds, "seed")
-    reach = {arm: verdict.matches_up_to for arm, verdict in comparison.verdicts.items()}
+    reach = {arm: _reached(comparison, arm) for arm in comparison.verdicts}
     deepest = max((sparsity for sparsity in reach.values() if sparsity is not None), default=None)
     if deepest is None:
         return f"No arm's tickets are shown to stay {does} from the first level on ({over})."
     titles = comparison.record.arms
     furthest = join(titles[arm] for arm, sparsity in reach.items() if sparsity and abs(sparsity - deepest) < 5e-4)
-    return f"Shown furthest to stay {does}: {furthest}, up to {percent(deepest)} sparsity ({over})."
+    of_what = " of the whole network" if comparison.of_network else ""
+    return f"Shown furthest to stay {does}: {furthest}, up to {percent(deepest)} sparsity{of_what} ({over})."
+
+
+def _reached(comparison: Comparison, arm: str) -> float | None:
+    """The sparsity, as the rows have it, up to which an arm is shown to be not worse than its dense model."""
+    deepest = comparison.verdicts[arm].deepest
+    return next((row.sparsity for row in comparison.of(arm) if deepest and row.level == deepest.level), None)
 
 
 def sentences(comparison: Comparison) -> list[str]:
@@ -118,6 +125,13 @@ def sentences(comparison: Comparison) -> list[str]:
     if len(comparison.rulers) > 1:
         by = "; ".join(f"{join(titles[arm] for arm in arms)} by {label}" for label, arms in comparison.rulers.items())
         said.append(f"Arms are measured by unlike rulers, each beside its own dense model alone: {by}.")
+    if comparison.of_network:
+        known = ((titles[arm], verdict.part) for arm, verdict in comparison.verdicts.items() if verdict.part)
+        pruned = "; ".join(f"{title}: {part.masked:,} of {part.parameters:,}" for title, part in known)
+        said.append(
+            f"Arms prune unlike parts of the network, so sparsity is of all its parameters here, and on an arm's own "
+            f"page of what it prunes ({pruned})."
+        )
     for arm, verdict in comparison.verdicts.items():
         if verdict.no_verdict == "baseline":
             said.append(f"{titles[arm]}: {headline_of(verdict)}")
@@ -213,13 +227,15 @@ def _interval(row: Row) -> str:
 def _arm_cells(comparison: Comparison, arm: str) -> dict[str, Any]:
     """The line of an arm: how far its tickets match, and whether they beat their own controls."""
     verdict = comparison.verdicts[arm]
-    one = comparison.seeds == 1
+    reached = (verdict.matches_up_to, verdict.within_spread_up_to)
+    told = ["none" if sparsity is None else percent(sparsity) + verdict.of_part for sparsity in reached]
+    matches, within_spread = ["one seed"] * 2 if comparison.seeds == 1 else told
     return {
         "label": arm,
         "page": (comparison.record.folder / arm / "report.html").is_file(),
         "title": comparison.record.arms[arm],
-        "matches": "one seed" if one else percent(verdict.matches_up_to, none="none"),
-        "within_spread": "one seed" if one else percent(verdict.within_spread_up_to, none="none"),
+        "matches": matches,
+        "within_spread": within_spread,
         "answer": _SAID[verdict.answer],
         "words": headline_of(verdict),
     }

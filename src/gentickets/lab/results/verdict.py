@@ -24,6 +24,7 @@ from gentickets.errors import RecipeError
 from gentickets.lab.results import paper_rule
 from gentickets.lab.results.baseline import Reference, falls_short, reference_of
 from gentickets.lab.results.estimation import CONFIDENCE, Answer, Cells, Estimate, holm
+from gentickets.lab.results.part import Part, part_of
 from gentickets.lab.results.reading import Arm, Run, came_through
 from gentickets.lab.results.summary import Summary, summarise
 from gentickets.options import CONTROLS
@@ -111,6 +112,7 @@ class Verdict:
     answer is of, the deepest that is shown, else the one that is nearest to be decided. `deepest`: the last level of
     those that are shown to be not worse without a gap. `not_worse`: the answer for every arm and level by itself.
     `more_seeds`: how many would probably decide what `judged` leaves open, None for unknown, infinite for too many.
+    `part`: what of the network sparsities are of, where that is known.
     """
 
     key: str
@@ -128,6 +130,7 @@ class Verdict:
     not_worse: Mapping[tuple[Arm, int], Answer]
     more_seeds: float | None
     cells: Cells
+    part: Part | None
 
     @property
     def matches_up_to(self) -> float | None:
@@ -138,6 +141,11 @@ class Verdict:
     def within_spread_up_to(self) -> float | None:
         """The same by the field's rule for means (`paper_rule`)."""
         return paper_rule.matches_up_to(self.summary, paper_rule.spread_of, self.lower_is_better)
+
+    @property
+    def of_part(self) -> str:
+        """What follows the word sparsity: ` of the encoder`; nothing for a whole network."""
+        return self.part.words if self.part else ""
 
     @property
     def dense(self) -> Summary | None:
@@ -186,6 +194,7 @@ def judge(run: Run, cells: Cells | None = None) -> Verdict:
         },
         more_seeds=more,
         cells=cells,
+        part=part_of(run),
     )
 
 

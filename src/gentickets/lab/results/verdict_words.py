@@ -30,7 +30,7 @@ PILLS: dict[Answer | None, str] = {
 def headline(verdict: Verdict) -> str:
     """One sentence: whether there is a winning ticket, at which sparsity, over how many seeds."""
     over = "one seed" if verdict.seeds == 1 else count(verdict.seeds, "seed")
-    dense = f"within {share(verdict.margin)} of the dense model"
+    dense, sparsity = f"within {share(verdict.margin)} of the dense model", f"sparsity{verdict.of_part}"
     if verdict.no_verdict == "dense":
         return f"No verdict: the dense model {_what_happened(verdict.dense, verdict.seeds)}."
     if verdict.no_verdict == "baseline" and verdict.dense and verdict.reference:
@@ -39,20 +39,21 @@ def headline(verdict: Verdict) -> str:
     if verdict.no_verdict == "levels":
         return "No verdict yet: there is only the dense model."
     if verdict.no_verdict == "controls" or verdict.judged is None:
-        reached = f"The ticket is {dense} up to {percent(verdict.matches_up_to)} sparsity" if verdict.deepest else ""
+        reached = f"The ticket is {dense} up to {percent(verdict.matches_up_to)} {sparsity}" if verdict.deepest else ""
         reached = reached or f"That the ticket stays {dense} is shown at no sparsity"
         return f"{reached} ({over}); no control was trained, so nothing says that it is the ticket that does it."
     at = percent(verdict.judged.sparsity)
     if verdict.answer == "shown":
-        return f"A winning ticket at {at} sparsity: {dense}, and ahead of {_controls(verdict.judged)} ({over})."
+        return f"A winning ticket at {at} {sparsity}: {dense}, and ahead of {_controls(verdict.judged)} ({over})."
     if verdict.answer == "refuted":
-        return f"No winning ticket at any sparsity that has controls: {_refuted(verdict)} ({over})."
-    return f"Undecided whether there is a winning ticket at {at} sparsity ({over}): {_open(verdict)}."
+        return f"No winning ticket at any {sparsity} that has controls: {_refuted(verdict)} ({over})."
+    return f"Undecided whether there is a winning ticket at {at} {sparsity} ({over}): {_open(verdict)}."
 
 
 def sentences(verdict: Verdict, run: Run) -> list[str]:
     """What was found level by level, and all that has to be known to read it right."""
     return [
+        *_say_part(verdict),
         *_say_reach(verdict),
         *_say_controls(verdict),
         *_say_controls_that_match(verdict),
@@ -80,6 +81,18 @@ def _of(estimate: Estimate | None, what: str) -> str:
 
 def _change(ratio: float) -> str:
     return f"{100 * (ratio - 1):+.3g}%"
+
+
+def _say_part(verdict: Verdict) -> list[str]:
+    """What sparsities are of, where that is not the whole network."""
+    part, level = verdict.part, verdict.judged or verdict.deepest or (verdict.levels[-1] if verdict.levels else None)
+    if part is None or part.is_whole or level is None:
+        return []
+    where = f" in the {join(part.components)}" if all(part.components) else ""
+    return [
+        f"Sparsity is of the {part.masked:,} weights{where} that are masked, not of the network's {part.parameters:,} "
+        f"parameters: {percent(level.sparsity)} of these is {percent(part.of_network(level.sparsity))} of all."
+    ]
 
 
 # -- the dense model ----------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from gentickets.errors import RecipeError
 from gentickets.files import replace_file
 from gentickets.lab.results.estimation import Answer, Cells, Estimate, mean_interval
 from gentickets.lab.results.paper_rule import spread_of, within
+from gentickets.lab.results.part import Part
 from gentickets.lab.results.reading import ARMS, Arm, LevelResult, Metric, Run, read_run
 from gentickets.lab.results.summary import Summary, control_levels, mean_known, summarise
 from gentickets.lab.results.tables import to_csv
@@ -28,6 +29,10 @@ KINDS: dict[Kind, str] = {
     "redrawn_weights": "re-drawn weights",
     "small_dense": "small dense net",
 }
+
+
+_UNLIKE = 0.01
+"""By a larger share of the network's parameters than this, what arms prune is not the same."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A study as it stands. `runs` and `verdicts` by arm; `unread`: arms of which nothing is complete yet."""
+    """A study as it stands. `runs` and `verdicts` by arm; `unread`: arms of which nothing is complete yet.
+
+    `of_network`: whether the rows' sparsities are of all parameters, as arms prune unlike parts of one network.
+    """
 
     record: Record
     runs: dict[str, Run]
@@ -84,6 +92,7 @@ class Comparison:
     metrics: dict[str, Metric]
     seeds: int
     unread: tuple[str, ...]
+    of_network: bool
 
     @property
     def parts(self) -> list[Path]:
@@ -166,9 +175,29 @@ def read_comparison(folder: Path | str) -> Comparison:
     for label, run in runs.items():
         verdicts[label] = judge(run, _cells(label, run, {**runs, **small} if run is first else runs))
         rows += _rows(record.arms[label], label, run, verdicts[label])
+    parts = {label: verdict.part for label, verdict in verdicts.items() if verdict.part}
+    if of_network := _are_unlike(list(parts.values())):
+        rows = [_of_network(row, parts.get(row.arm)) for row in rows]
     rows += _small_rows(rows, next(iter(verdicts.values())), small)
     seeds = max(len(run.seeds) for run in runs.values())
-    return Comparison(record, runs, verdicts, small, rows, first.primary, metrics, seeds, tuple(unread))
+    return Comparison(record, runs, verdicts, small, rows, first.primary, metrics, seeds, tuple(unread), of_network)
+
+
+def _are_unlike(parts: list[Part]) -> bool:
+    """Whether of two arms with one network one prunes more of it: equal sparsities of these are unequal networks."""
+    return any(
+        one.parameters == other.parameters and one.masked - other.masked > _UNLIKE * one.parameters
+        for one in parts
+        for other in parts
+    )
+
+
+def _of_network(row: Row, part: Part | None) -> Row:
+    """The row at the sparsity of the whole network; without a part, nothing of which is pruned yet, as it is."""
+    if part is None:
+        return row
+    sparsity = part.of_network(row.sparsity)
+    return replace(row, sparsity=sparsity, point=replace(row.point, sparsity=sparsity))
 
 
 def _is_begun(run: Path) -> bool:
