@@ -35,9 +35,18 @@ def ladder(run: str, metric: str, results: Path = RESULTS) -> list[str]:
 
 def study(run: str, metric: str, results: Path = RESULTS) -> list[str]:
     """Every level of every arm of a study, and its ratio to the dense model of its arm, which is told once where arms
-    share it. Small dense nets are arms of their own, beside the first dense model."""
+    share it. Small dense nets are arms of their own, beside the first dense model. Where arms prune unlike parts of one
+    network, sparsity is of the whole network, as on the study's own page."""
     cells, rows = cells_of(results, run, metric), read(results / f"{run}.csv")
-    heads = ["arm", "sparsity", "ticket", "of dense", KINDS["random_mask"], KINDS["redrawn_weights"]]
+    of_network = _of_network(rows)
+    heads = [
+        "arm",
+        "sparsity of the network" if of_network else "sparsity",
+        "ticket",
+        "of dense",
+        KINDS["random_mask"],
+        KINDS["redrawn_weights"],
+    ]
     lines, told = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"], list[Mapping[int, float]]()
     for row in {cell_of(row): row for row in rows}.values():
         arm, kind, level = row["arm"], row["kind"], row["level"]
@@ -47,10 +56,23 @@ def study(run: str, metric: str, results: Path = RESULTS) -> list[str]:
             lines.append(f"| {arm} | dense | {_mean(values)} |  |  |  |")
         if kind in ("ticket", "small_dense"):
             sparsity = statistics.fmean(float(other["sparsity"]) for other in rows if cell_of(other) == cell_of(row))
+            sparsity *= of_network.get(arm, 1.0)
             of_dense = ratio(cells.compare(cell_of(row), f"{arm if kind == 'ticket' else rows[0]['arm']}/dense/0"))
             controls = [_mean(cells.values.get(f"{arm}/{control}/{level}", {})) for control in CONTROLS]
             lines.append(f"| {' | '.join([arm, percent(sparsity), _mean(values), of_dense, *controls])} |")
     return lines
+
+
+def _of_network(rows: list[dict[str, str]]) -> dict[str, float]:
+    """Arm → what share of the network's parameters it masks, where arms of equal networks mask unequal shares."""
+    size = {row["arm"]: float(row["parameters"]) for row in rows if row["kind"] == "dense"}
+    share = {
+        row["arm"]: (size[row["arm"]] - float(row["alive_parameters"])) / size[row["arm"]] / float(row["sparsity"])
+        for row in rows
+        if row["kind"] == "ticket" and row["arm"] in size and float(row["parameters"]) == size[row["arm"]]
+    }
+    unlike = any(size[one] == size[other] and share[one] - share[other] > 0.01 for one in share for other in share)
+    return share if unlike else {}
 
 
 def costs(run: str, results: Path = RESULTS) -> list[str]:

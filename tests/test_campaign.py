@@ -181,7 +181,8 @@ def test_two_rewind_steps_stand_beside_their_own_dense_models_and_each_other(tmp
     assert [cell[0] for cell in first[2:] if cell] == ["3.00", "3.00", "2.00"]
 
 
-def test_a_study_tells_a_dense_model_that_arms_share_once(tmp_path):
+@pytest.mark.parametrize(("parameters", "told"), [(100, "50.0 %"), (300, "20.0 %")])
+def test_a_study_tells_a_dense_model_that_arms_share_once(tmp_path, parameters, told):
     values = {
         "one/dense/0": 2.0, "one/ticket/1": 3.0, "one/random_mask/1": 5.0,
         "two/dense/0": 2.0, "two/ticket/1": 4.0,
@@ -191,15 +192,22 @@ def test_a_study_tells_a_dense_model_that_arms_share_once(tmp_path):
     rows = [
         dict(zip(("arm", "kind", "level"), cell.split("/"), strict=True))
         | {"sparsity": 0.5, "seed": seed, "status": "complete", "score": value * (1 + seed)}
+        | {"parameters": parameters if cell.startswith("three") else 100}
+        | {"alive_parameters": 100 if cell.endswith("0") else 80 if cell.startswith("two") else 50}
         for cell, value in values.items()
         for seed in (0, 1)
     ]
+    for row in rows:
+        if parameters == 100:  # all arms prune one part of one network
+            row["alive_parameters"] = 50 if row["kind"] != "dense" else 100
     (tmp_path / "made.csv").write_bytes(to_csv(list(rows[0]), rows))
-    _, _, *lines = (
+    head, _, *lines = (
         [cell.strip() for cell in line.split("|")[1:-1]] for line in tables.study("made", "score", tmp_path)
     )
+    assert head[1] == ("sparsity" if parameters == 100 else "sparsity of the network")
+    three = "50.0 %" if parameters == 100 else "83.3 %"
     assert [line[:2] for line in lines] == [
-        ["one", "dense"], ["one", "50.0 %"], ["two", "50.0 %"], ["three", "dense"], ["three", "50.0 %"],
+        ["one", "dense"], ["one", "50.0 %"], ["two", told], ["three", "dense"], ["three", three],
         ["small", "50.0 %"],
     ]  # fmt: skip
     assert [line[2].split()[0] for line in lines] == ["3.000", "4.500", "6.000", "1.500", "6.000", "12.00"]
