@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gentickets.lab.listings import run_table
 from gentickets.lab.report import verdict_table, write_study
 from gentickets.lab.results.part import Part, part_of
 from gentickets.lab.results.reading import Cost, Count, Run
@@ -105,3 +106,5 @@ def test_arms_that_prune_unlike_parts_stand_on_one_scale(study):
 def test_an_arms_own_page_and_the_terminal_say_it(study):
     table = verdict_table([study / "encoder"])
     assert "sparsity of the encoder" in str(next(iter(table.columns[0].cells)))
+    assert run_table(study / "encoder").title == "tiny-encoder, sparsity of the encoder"
+    assert run_table(study / "both").title == "tiny-both"

@@ -185,10 +185,13 @@ def scaling_words(found: Sequence[Scaled], path: Sequence[Span], plans: Sequence
 
 def run_table(folder: Path) -> Table:
     """Where a run stands: its levels, one a row."""
+    from gentickets.lab.results.part import part_of
     from gentickets.lab.results.reading import read_run
 
     run = read_run(folder)
-    table = Table("seed", "level", "arm", "sparsity", "status", "metric", title=run.name)
+    part = part_of(run)
+    of_part = f", sparsity{part.words}" if part and part.words else ""
+    table = Table("seed", "level", "arm", "sparsity", "status", "metric", title=f"{run.name}{of_part}")
     for level in run.levels:
         metric = level.metrics.get(level.primary)
         shown = f"{metric.value:.5g}" if metric else level.reason or ""
