@@ -36,7 +36,8 @@ _MARKED = re.compile(r"(<!-- campaign\.paper: (.+?) -->)\n.*?(<!-- campaign\.pap
 
 @dataclass(frozen=True)
 class Claim:
-    """One line of `paper.yaml`. Cells are named `ARM/LEVEL` in a run's csv, `ARM/KIND/LEVEL` in a study's."""
+    """One line of `paper.yaml`. Cells are named `ARM/LEVEL` in a run's csv, `ARM/KIND/LEVEL` in a study's. Without
+    `dense` the claim is of what stands `beside` it alone."""
 
     claim: str
     run: str | None = None
@@ -57,6 +58,7 @@ class Outcome:
     `seeds`: all of the ticket's run; of these `failed` at this level or an earlier one, and `missing` have no row here;
     `beside_missing`: the same of what it is compared with. An estimate of None: that came through on no seed.
     `one_network`: the metric is over the features of a single network, whose seed moves it by as much as the margin.
+    `to_dense` of a claim without `dense` is None, and no question.
     """
 
     claim: Claim
@@ -85,7 +87,9 @@ class Outcome:
         if self.missing:
             return f"undecided: {count(self.missing, 'seed')} still to come"
         whole = self.to_dense is not None and self.to_dense.seeds == self.seeds  # else the dense model lacks some
-        first = self.to_dense.not_worse_by(MARGIN) if self.to_dense and whole else "undecided"
+        first: Answer = self.to_dense.not_worse_by(MARGIN) if self.to_dense and whole else "undecided"
+        if not self.claim.dense:
+            first = "shown"
         ahead = {name: self._ahead(name) for name in self.beside}
         against = ["worse than " + (self.claim.told.removeprefix("of ") or "dense")] if first == "refuted" else []
         against += [f"not ahead of {name}" for name, answer in ahead.items() if answer == "refuted"]
@@ -119,7 +123,7 @@ def outcome(claim: Claim, results: Path = RESULTS) -> Outcome | None:
     rows = read(results / f"{claim.run}.csv")
     there = Counter(cell_of(row) for row in rows)
     for cell in (claim.ticket, claim.dense, *claim.beside.values()):
-        if cell not in there:
+        if cell and cell not in there:
             raise KeyError(f"{claim.run}.csv: no {cell}, of {', '.join(there)}")
     through = cells.values.get(claim.ticket, {})
     ours = [row for row in rows if cell_of(row) == claim.ticket]
@@ -134,7 +138,7 @@ def outcome(claim: Claim, results: Path = RESULTS) -> Outcome | None:
         missing=len(seeds - here - failed),
         beside_missing={name: len(here) - there[cell] for name, cell in claim.beside.items()},
         one_network=claim.metric in OVER_FEATURES and claim.ticket not in networks_of(results, claim.run, claim.metric),
-        to_dense=cells.compare(claim.ticket, claim.dense),
+        to_dense=cells.compare(claim.ticket, claim.dense) if claim.dense else None,
         beside={name: cells.compare(claim.ticket, cell) for name, cell in claim.beside.items()},
         price=claim.price or _price(results / f"{claim.run}-timings.csv"),
     )

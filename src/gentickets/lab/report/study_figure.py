@@ -26,8 +26,8 @@ from gentickets.lab.report.drawing import (
 from gentickets.lab.results.words import number, percent
 from gentickets.lab.study.comparison import KINDS, Comparison, Row
 
-_NEAR = 0.93
-"""Of two levels whose densities are closer than this ratio, one is labelled on the axis."""
+_LABEL = 0.09
+"""The share of the axis that a label takes: of two levels that are nearer than that, one is labelled."""
 
 
 def write_study_figure(comparison: Comparison) -> Drawing | None:
@@ -55,7 +55,8 @@ def _draw(comparison: Comparison, tickets: dict[str, list[Row]], shown: list[Row
         failed = [1 - point.sparsity for point in points if point.failed]
         place, height = axes.get_xaxis_transform(), 0.97 - 0.035 * index
         cross: dict[str, Any] = {"marker": "x", "linestyle": "none", "markersize": 6.0, "markeredgewidth": 1.6}
-        axes.plot(failed, [height] * len(failed), transform=place, color=colour, clip_on=False, **cross)
+        if failed:  # a line of nothing lies in the figure's corner, and takes its room there
+            axes.plot(failed, [height] * len(failed), transform=place, color=colour, clip_on=False, **cross)
     small = [row for row in comparison.rows if row.kind == "small_dense" and row.point.mean is not None]
     if small:
         # Each at the sparsity of the ticket that it stands beside.
@@ -91,9 +92,10 @@ def _legend_above(figure: Figure) -> None:
 def _set_ticks(axes: Axes, shown: list[Row]) -> None:
     """A tick at each sparsity that some arm has, those too near for their labels left out."""
     points = sorted((row.point for row in shown), key=lambda point: point.sparsity)
+    near = min(0.93, ((1 - points[-1].sparsity) / (1 - points[0].sparsity)) ** _LABEL)
     kept = points[:1]
     for point in points[1:]:
-        if 1 - point.sparsity < _NEAR * (1 - kept[-1].sparsity):
+        if 1 - point.sparsity < near * (1 - kept[-1].sparsity):
             kept.append(point)
     set_sparsity_axis(axes, kept)
     left, right = axes.get_xlim()
