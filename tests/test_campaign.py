@@ -181,6 +181,15 @@ def test_two_rewind_steps_stand_beside_their_own_dense_models_and_each_other(tmp
     assert [cell[0] for cell in first[2:] if cell] == ["3.00", "3.00", "2.00"]
 
 
+@pytest.mark.parametrize(("other", "said"), [((2.0, 2.1), "**shown**"), ((0.5, 0.55), "**refuted**: not ahead of it")])
+def test_a_claim_without_a_dense_model_is_of_what_stands_beside_it_alone(tmp_path, other, said):
+    run = make_run({0: (0.5, 0.6), 1: (1.0, 1.1)}, random_mask={1: other})  # far worse than dense
+    ours = found(tmp_path, run, dense="", beside={"it": "random_mask/1"})
+    assert ours.to_dense is None
+    assert ours.verdict == said
+    assert "| – | it " in paper.table([(ours.claim, ours)])[-1]
+
+
 @pytest.mark.parametrize(("parameters", "told"), [(100, "50.0 %"), (300, "20.0 %")])
 def test_a_study_tells_a_dense_model_that_arms_share_once(tmp_path, parameters, told):
     values = {
