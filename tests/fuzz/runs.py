@@ -169,8 +169,7 @@ def prepare() -> Attempt:
         recipe, folder = rng.choice(runs)
         (way,) = rng.choices([way for _, way in WAYS], [weight for weight, _ in WAYS])
         with _restored(folder):
-            for _ in range(rng.choice((1, 1, 1, 2, 3))):
-                file = rng.choice(files[folder])
+            for file in rng.sample(files[folder], rng.choice((1, 1, 1, 2, 3))):  # each once: what is changed is no JSON
                 if file.is_file() and not file.is_symlink():
                     change(rng, folder, file)
             way(recipe, folder)
