@@ -97,10 +97,11 @@ class Moments:
         if not all(bool(part.isfinite().all()) for part in (self._mean, self._scatter, *self._held)):
             raise DataError("a Gaussian of features that are not finite: there is none")
         if self._folded:
-            return Gaussian(self._mean, _root(self._scatter / (self.count - 1)), self.count)
+            # As a file holds it, too: the last digit of a distance hangs on the order in memory.
+            return Gaussian(self._mean, _root(self._scatter / (self.count - 1)).contiguous(), self.count)
         features = torch.cat(self._held)
         mean = features.mean(0)
-        return Gaussian(mean, _contrasts(features - mean).T / (self.count - 1) ** 0.5, self.count)
+        return Gaussian(mean, (_contrasts(features - mean).T / (self.count - 1) ** 0.5).contiguous(), self.count)
 
 
 def _contrasts(centred: Tensor) -> Tensor:
