@@ -67,11 +67,16 @@ main()
 """
 
 
+def hearing():
+    """Ignores no signal, as what a shell begins in the background does of SIGINT."""
+    for which in POLITE:
+        signal.signal(which, signal.SIG_DFL)
+
+
 def program(*words, **more):
     environment = {**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, *words], env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, **more
-    )
+    more = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "preexec_fn": hearing, **more}
+    return subprocess.Popen([sys.executable, *words], env=environment, text=True, **more)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +121,7 @@ def test_a_signal_at_any_moment_of_a_run_that_starts_from_nothing(tmp_path):
         place.mkdir(exist_ok=True)
         (place / "recipe.yaml").write_text(json.dumps({**TINY, "seeds": [0, 1]}))
         return subprocess.Popen(
-            find, cwd=place, env=environment, start_new_session=True, text=True,
+            find, cwd=place, env=environment, start_new_session=True, text=True, preexec_fn=hearing,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
 

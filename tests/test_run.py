@@ -153,7 +153,7 @@ def test_train_dense_and_from_a_ticket(gentickets, tmp_path):
     line = one_line(
         gentickets("train", "recipe.yaml", "--ticket", f"{redrawn}/ticket.safetensors", "--name", "again", expect=2)
     )
-    assert "another recipe or ticket" in line
+    assert "was trained from another ticket" in line
     gentickets("train", "recipe.yaml", "--ticket", f"{redrawn}/ticket.safetensors", "--name", "redrawn")
     again = disk.load_weights(tmp_path / "runs" / "redrawn" / "seed-0" / "trained" / "trained.safetensors")
     found = disk.load_weights(tmp_path / redrawn / "trained.safetensors")
