@@ -14,6 +14,7 @@ from scipy import stats
 from campaign import error_rates
 from campaign.__main__ import CHECKOUT, entries
 from gentickets.lab.results.estimation import Cells
+from gentickets.lab.results.part import Part, are_unlike
 from gentickets.lab.results.reading import ARMS
 from gentickets.lab.results.verdict_words import ratio
 from gentickets.lab.study.comparison import KINDS
@@ -38,10 +39,10 @@ def study(run: str, metric: str, results: Path = RESULTS) -> list[str]:
     share it. Small dense nets are arms of their own, beside the first dense model. Where arms prune unlike parts of one
     network, sparsity is of the whole network, as on the study's own page."""
     cells, rows = cells_of(results, run, metric), read(results / f"{run}.csv")
-    of_network = _of_network(rows)
+    parts = _parts(rows)
     heads = [
         "arm",
-        "sparsity of the network" if of_network else "sparsity",
+        "sparsity of the network" if parts else "sparsity",
         "ticket",
         "of dense",
         KINDS["random_mask"],
@@ -56,23 +57,24 @@ def study(run: str, metric: str, results: Path = RESULTS) -> list[str]:
             lines.append(f"| {arm} | dense | {_mean(values)} |  |  |  |")
         if kind in ("ticket", "small_dense"):
             sparsity = statistics.fmean(float(other["sparsity"]) for other in rows if cell_of(other) == cell_of(row))
-            sparsity *= of_network.get(arm, 1.0)
+            sparsity = parts[arm].of_network(sparsity) if arm in parts else sparsity
             of_dense = ratio(cells.compare(cell_of(row), f"{arm if kind == 'ticket' else rows[0]['arm']}/dense/0"))
             controls = [_mean(cells.values.get(f"{arm}/{control}/{level}", {})) for control in CONTROLS]
             lines.append(f"| {' | '.join([arm, percent(sparsity), _mean(values), of_dense, *controls])} |")
     return lines
 
 
-def _of_network(rows: list[dict[str, str]]) -> dict[str, float]:
-    """Arm → what share of the network's parameters it masks, where arms of equal networks mask unequal shares."""
-    size = {row["arm"]: float(row["parameters"]) for row in rows if row["kind"] == "dense"}
-    share = {
-        row["arm"]: (size[row["arm"]] - float(row["alive_parameters"])) / size[row["arm"]] / float(row["sparsity"])
+def _parts(rows: list[dict[str, str]]) -> dict[str, Part]:
+    """Arm → what it masks, where arms mask unlike parts of one network; else empty."""
+    size = {row["arm"]: int(row["parameters"]) for row in rows if row["kind"] == "dense"}
+    found = {
+        row["arm"]: Part(
+            round((size[row["arm"]] - int(row["alive_parameters"])) / float(row["sparsity"])), size[row["arm"]], ()
+        )
         for row in rows
-        if row["kind"] == "ticket" and row["arm"] in size and float(row["parameters"]) == size[row["arm"]]
+        if row["kind"] == "ticket" and int(row["parameters"]) == size.get(row["arm"])
     }
-    unlike = any(size[one] == size[other] and share[one] - share[other] > 0.01 for one in share for other in share)
-    return share if unlike else {}
+    return found if are_unlike(found.values()) else {}
 
 
 def costs(run: str, results: Path = RESULTS) -> list[str]:

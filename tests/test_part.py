@@ -20,14 +20,11 @@ from gentickets.lab.results.verdict_words import headline, sentences
 from gentickets.lab.study.comparison import read_comparison
 from gentickets.lab.study.study import read_study, run_study
 from made_runs import make_run
+from tests.disturbed import TINY
 
-TINY = {
-    "name": "tiny",
-    "model": {"name": "linear-autoencoder", "width": 16, "depth": 1, "latent": 4},
-    "data": {"source": "digits", "size": 8},
-    "objective": {"name": "autoencoding"},
-    "evaluation": {"classifiers": 1},
-    "training": {"steps": 6, "batch_size": 16, "threads": 1},
+STUDY = {
+    **TINY,
+    "training": {**TINY["training"], "steps": 6},
     "search": {"rounds": 2, "fraction": 0.5, "rewind_step": 2},
     "controls": {"levels": []},
     "study": {
@@ -82,7 +79,7 @@ def test_a_part_has_never_more_than_all(masked, rest, sparsity):
 def study(tmp_path_factory):
     place = tmp_path_factory.mktemp("part")
     recipe = place / "s.yaml"
-    recipe.write_text(yaml.safe_dump(TINY))
+    recipe.write_text(yaml.safe_dump(STUDY))
     run_study(read_study(recipe, ()), place / "s", lambda stage: lambda event: None)
     return place / "s"
 

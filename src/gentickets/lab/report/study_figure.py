@@ -65,7 +65,7 @@ def _draw(comparison: Comparison, tickets: dict[str, list[Row]], shown: list[Row
     set_y(axes, [row.point for row in (*shown, *small)])
     failed_too = [row for rows in tickets.values() for row in rows if row.point.failed and row.sparsity < 1]
     _set_ticks(axes, [*shown, *failed_too])
-    of_what = " of the whole network" if comparison.of_network else ""
+    of_what = comparison.of_what
     if of_what:
         axes.set_xlabel(f"sparsity{of_what} (weights that remain, on a log scale)")
     better = "lower" if metric.lower_is_better else "higher"

@@ -106,8 +106,7 @@ def headline(comparison: Comparison) -> str:
         return f"No arm's tickets are shown to stay {does} from the first level on ({over})."
     titles = comparison.record.arms
     furthest = join(titles[arm] for arm, sparsity in reach.items() if sparsity and abs(sparsity - deepest) < 5e-4)
-    of_what = " of the whole network" if comparison.of_network else ""
-    return f"Shown furthest to stay {does}: {furthest}, up to {percent(deepest)} sparsity{of_what} ({over})."
+    return f"Shown furthest to stay {does}: {furthest}, up to {percent(deepest)} sparsity{comparison.of_what} ({over})."
 
 
 def _reached(comparison: Comparison, arm: str) -> float | None:

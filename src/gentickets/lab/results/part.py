@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from gentickets.lab.results.reading import Run
@@ -9,6 +10,9 @@ from gentickets.lab.results.words import join
 
 _NEARLY_ALL = 0.9
 """Masks over this share of the parameters are of the whole network: the rest is biases, norms and the like."""
+
+_UNLIKE = 0.01
+"""Parts of one network that differ by a larger share of its parameters are not the same."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,15 @@ class Part:
     def of_network(self, sparsity: float) -> float:
         """What a sparsity of the part is of all parameters, 0 to 1."""
         return sparsity * self.masked / self.parameters
+
+
+def are_unlike(parts: Collection[Part]) -> bool:
+    """Whether of two parts of one network one is more of it: equal sparsities of these are unequal networks."""
+    return any(
+        one.parameters == other.parameters and one.masked - other.masked > _UNLIKE * one.parameters
+        for one in parts
+        for other in parts
+    )
 
 
 def part_of(run: Run) -> Part | None:

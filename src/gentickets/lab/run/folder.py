@@ -207,8 +207,7 @@ def opened(folder: Path, asked: Recipe) -> tuple[Recipe, dict[str, Any]] | None:
             )
         return None
     origin, recipe = read_run_origin(folder), read_run_recipe(folder)
-    # Both read as a folder's: keys that are newer than it have their defaults, and a default that is said is none.
-    before, now = (kept_recipe(one, str(folder)).dump() for one in (origin["asked"], asked.dump()))
+    before, now = read_alike(folder, origin["asked"], asked.dump())
     if differing := differing_keys(_fixed(before), _fixed(now)):
         raise RecipeError(
             f"{folder} was made by another recipe: {'; '.join(differing)}; take name=… for a new run, or --fresh"
@@ -221,6 +220,12 @@ def opened(folder: Path, asked: Recipe) -> tuple[Recipe, dict[str, Any]] | None:
             f"now): put it back, or take --fresh"
         )
     return recipe, origin
+
+
+def read_alike(folder: Path, *asked: Any) -> list[dict[str, Any]]:
+    """What was asked at several times, each read as a folder's: keys that are newer than it have their defaults, and a
+    default that is said is none. Raises `RecipeError`."""
+    return [kept_recipe(one, str(folder)).dump() for one in asked]
 
 
 def check_same_code(folder: Path, origin: Mapping[str, Any], recipe: Recipe) -> None:

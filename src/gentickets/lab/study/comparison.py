@@ -12,7 +12,7 @@ from gentickets.errors import RecipeError
 from gentickets.files import replace_file
 from gentickets.lab.results.estimation import Answer, Cells, Estimate, mean_interval
 from gentickets.lab.results.paper_rule import spread_of, within
-from gentickets.lab.results.part import Part
+from gentickets.lab.results.part import Part, are_unlike
 from gentickets.lab.results.reading import ARMS, Arm, LevelResult, Metric, Run, read_run
 from gentickets.lab.results.summary import Summary, control_levels, mean_known, summarise
 from gentickets.lab.results.tables import to_csv
@@ -29,10 +29,6 @@ KINDS: dict[Kind, str] = {
     "redrawn_weights": "re-drawn weights",
     "small_dense": "small dense net",
 }
-
-
-_UNLIKE = 0.01
-"""By a larger share of the network's parameters than this, what arms prune is not the same."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +89,11 @@ class Comparison:
     seeds: int
     unread: tuple[str, ...]
     of_network: bool
+
+    @property
+    def of_what(self) -> str:
+        """What follows the word sparsity of the rows: ` of the whole network`, or nothing."""
+        return " of the whole network" if self.of_network else ""
 
     @property
     def parts(self) -> list[Path]:
@@ -176,20 +177,11 @@ def read_comparison(folder: Path | str) -> Comparison:
         verdicts[label] = judge(run, _cells(label, run, {**runs, **small} if run is first else runs))
         rows += _rows(record.arms[label], label, run, verdicts[label])
     parts = {label: verdict.part for label, verdict in verdicts.items() if verdict.part}
-    if of_network := _are_unlike(list(parts.values())):
+    if of_network := are_unlike(parts.values()):
         rows = [_of_network(row, parts.get(row.arm)) for row in rows]
     rows += _small_rows(rows, next(iter(verdicts.values())), small)
     seeds = max(len(run.seeds) for run in runs.values())
     return Comparison(record, runs, verdicts, small, rows, first.primary, metrics, seeds, tuple(unread), of_network)
-
-
-def _are_unlike(parts: list[Part]) -> bool:
-    """Whether of two arms with one network one prunes more of it: equal sparsities of these are unequal networks."""
-    return any(
-        one.parameters == other.parameters and one.masked - other.masked > _UNLIKE * one.parameters
-        for one in parts
-        for other in parts
-    )
 
 
 def _of_network(row: Row, part: Part | None) -> Row:
