@@ -13,6 +13,9 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.accelerators import CPUAccelerator
+from lightning_fabric.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -86,6 +89,16 @@ def pretended() -> Iterator[None]:
     _place()
     with _Pretending(), patch.object(torch, "Generator", _generator):
         yield
+
+
+class _Accelerator(CPUAccelerator):
+    def setup_device(self, device: torch.device) -> None:
+        """There is nothing to set up; a processor's refuses any device but its own."""
+
+
+def fabric() -> Fabric:
+    """A Fabric that trains on the pretended device, in float32; to be used within `pretended`."""
+    return Fabric(strategy=SingleDeviceStrategy(device=_place(), accelerator=_Accelerator()))
 
 
 def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -1,6 +1,7 @@
 """Is the dense model one to compare with?"""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 from gentickets.lab.recipe.file import read_recipe
 from gentickets.lab.results import baseline
 from gentickets.lab.results.baseline import Point, Reference, falls_short, reference_of, still_falling
+from gentickets.lab.results.reading import Metric
 from gentickets.lab.results.summary import Summary
 from gentickets.lab.results.verdict import judge
 from gentickets.lab.results.verdict_words import headline, sentences
@@ -131,3 +133,39 @@ def test_how_far_the_loss_still_fell(losses, fall, tmp_path):
     assert still_falling(run) == pytest.approx(fall)
     run.recipe["objective"] = {"name": "adversarial"}
     assert still_falling(run) is None
+
+
+def with_raw(raw, dense=(1.4, 1.42, 1.41), lower_is_better=True):
+    run = make_run({0: dense, 1: dense}, random_mask={1: (9.0, 9.1, 9.2)}, seeds=3, lower_is_better=lower_is_better)
+    levels = [
+        replace(one, metrics=one.metrics | {"score_raw": Metric("score", raw[one.seed], 100, lower_is_better)})
+        if (one.arm, one.level) == ("ticket", 0)
+        else one
+        for one in run.levels
+    ]
+    return replace(run, levels=levels)
+
+
+@pytest.mark.parametrize(
+    ("raw", "lower_is_better", "lags"),
+    [
+        ((1.0, 1.1, 1.05), True, True),
+        ((1.0, 1.1, 1.05), False, False),  # the average is the better one
+        ((2.0, 1.9, 2.1), False, True),
+        ((1.33, 1.38, 1.35), True, False),  # within a tenth
+        ((0.2, 1.5, 1.5), True, False),  # on one seed alone, which may be chance
+    ],
+)
+def test_an_average_that_lags_behind_its_weights_is_no_dense_model_to_compare_with(raw, lower_is_better, lags):
+    run = with_raw(raw, lower_is_better=lower_is_better)
+    verdict = judge(run)
+    assert (verdict.no_verdict == "baseline") == lags
+    assert ("No verdict: the average of the dense model's weights lags behind them" in headline(verdict)) == lags
+    assert bool(sentences(verdict, run))
+
+
+def test_the_lag_is_told_in_numbers():
+    assert headline(judge(with_raw((1.0, 1.1, 1.05)))) == (
+        "No verdict: the average of the dense model's weights lags behind them: it is at 1.41, and the weights that it "
+        "is of 1.05 (3 seeds). Train longer, or average over fewer steps (training.ema)."
+    )

@@ -1,6 +1,8 @@
 """One training on several devices: what two processes train together is what one trains alone."""
 
 import multiprocessing
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -272,3 +274,16 @@ def test_slurm_with_several_tasks_changes_nothing_for_a_training_on_one_device(m
         monkeypatch.setenv(f"SLURM_{name}", value)
     assert make_fabric(make_recipe(RECIPE)).world_size == 1
     assert train(two_ranks.autoencoder(), Autoencoding(), two_ranks.Source(), Settings(steps=1)).step == 1
+
+
+def test_what_fabric_says_of_its_precision_is_not_passed_on():
+    """In a process of its own: where Fabric writes is settled when it is imported."""
+    recipe = {**RECIPE, "training": {**RECIPE["training"], "precision": "bf16-mixed"}}
+    code = f"""
+from gentickets.lab.recipe import make_recipe
+from gentickets.lab.run import hardware
+hardware.has_bfloat16 = lambda accelerator: True
+hardware.make_fabric(make_recipe({recipe!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

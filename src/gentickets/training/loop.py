@@ -57,7 +57,7 @@ _START = 0.05
 
 class BatchSource(Protocol):
     """Images by step: float (batch, channels, height, width) in [-1, 1], a function of the step alone; `Labelled` ones
-    for an objective that wants labels."""
+    for an objective that wants labels. Where they lie is no matter: they are moved to where they are trained on."""
 
     def at(self, step: int) -> Batch: ...
 
@@ -281,7 +281,7 @@ class _Loop:
         with self.holding() as self.held:
             (due,) = self.ranks.any(self.is_due(step + 1, end_step))
             while step < end_step and not self.ended:
-                batch, mine = self._shared(batches.at(step))
+                batch, mine = self._shared(batches.at(step).to(self.fabric.device))
                 losses, gradients = self.step(step, mine, self.needs_gradients(step + 1, end_step))
                 step += 1
                 meter.images += len(batch)

@@ -131,9 +131,12 @@ def sentences(comparison: Comparison) -> list[str]:
             f"Arms prune unlike parts of the network, so sparsity is of all its parameters here, and on an arm's own "
             f"page of what it prunes ({pruned})."
         )
+    unjudged: dict[str, list[str]] = {}  # arms that share a dense model share what is said of it
     for arm, verdict in comparison.verdicts.items():
         if verdict.no_verdict == "baseline":
-            said.append(f"{titles[arm]}: {headline_of(verdict)}")
+            unjudged.setdefault(headline_of(verdict), []).append(titles[arm])
+    said += [f"{join(arms)}: {words}" for words, arms in unjudged.items()]
+    for arm, verdict in comparison.verdicts.items():
         said += [
             f"{titles[arm]}: {sentence}"
             for sentence in sentences_of(verdict, comparison.runs[arm])

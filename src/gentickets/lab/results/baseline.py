@@ -4,7 +4,7 @@ A ticket that betters a dense model of sixty steps has shown nothing. So the pac
 model, an objective and a set of images, the primary metric of the dense model after so many steps, over some seeds
 (`references.yaml`, made by `python -m campaign.references`; the idea is that of MLPerf's reference convergence points).
 A run whose dense model is clearly worse than its own reference gets no verdict. Of other models nothing is known, and
-that is said.
+that is said. Nor is there a verdict where the averages that are judged lag behind the weights that they are of.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from typing import Any
 import yaml
 
 from gentickets.catalogue import CATALOGUE, load
-from gentickets.lab.results.reading import Run
+from gentickets.lab.results.reading import Run, came_through
 from gentickets.lab.results.summary import Summary
 from gentickets.lab.results.words import number
 
 ALLOWED = 0.1
-"""By so much the dense model may be worse than its reference, beside twice the standard error of the difference."""
+"""By so much the dense model may be worse than its reference, or its average than its weights, beside twice the
+standard error of the difference."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,14 @@ class Reference:
     def full(self) -> Point:
         """The dense model after the preset's own number of steps."""
         return self.points[-1]
+
+
+@dataclass(frozen=True)
+class Lag:
+    """How the dense model is judged, by the average of its weights, and how by the weights themselves: means."""
+
+    averaged: float
+    raw: float
 
 
 def identity(run: Run) -> dict[str, Any]:
@@ -109,6 +118,26 @@ def overfits(run: Run, reference: Reference) -> bool:
     steps = max((result.end_step for result in run.of("ticket", 0)), default=0)
     error = math.hypot(best.deviation / math.sqrt(best.seeds), full.deviation / math.sqrt(full.seeds))
     return steps > best.steps and abs(full.mean - best.mean) > 2 * error
+
+
+def lag_of(run: Run) -> Lag | None:
+    """Where the average of the dense model's weights is worse than they are by more than chance and `ALLOWED`.
+
+    So it is where a training is short beside what it averages over: the average is then of a model that is no longer.
+    What learns slower lags more, and is judged worse than it is. None where it does not, or nothing is averaged.
+    """
+    metric = run.metrics().get(run.primary)
+    found = [
+        (averaged.value, raw.value)
+        for result in run.of("ticket", 0)
+        if (averaged := came_through(result, run.primary)) and (raw := came_through(result, f"{run.primary}_raw"))
+    ]
+    if metric is None or not found:
+        return None
+    lag = Lag(*map(statistics.fmean, zip(*found, strict=True)))
+    worse = [averaged - raw if metric.lower_is_better else raw - averaged for averaged, raw in found]
+    error = statistics.stdev(worse) / math.sqrt(len(worse)) if len(worse) > 1 else 0.0
+    return lag if statistics.fmean(worse) > max(2 * error, ALLOWED * abs(lag.raw)) else None
 
 
 def still_falling(run: Run) -> float | None:

@@ -22,7 +22,7 @@ from typing import Literal
 
 from gentickets.errors import RecipeError
 from gentickets.lab.results import paper_rule
-from gentickets.lab.results.baseline import Reference, falls_short, reference_of
+from gentickets.lab.results.baseline import Lag, Reference, falls_short, lag_of, reference_of
 from gentickets.lab.results.estimation import CONFIDENCE, Answer, Cells, Estimate, holm
 from gentickets.lab.results.part import Part, part_of
 from gentickets.lab.results.reading import Arm, Run, came_through
@@ -108,7 +108,8 @@ class Verdict:
     """What one run shows. Sparsities are shares, 0 to 1, and None where no level qualifies.
 
     `answer`: whether there is a winning ticket at a level that has controls; None where there is nothing to judge
-    (`no_verdict` says why). `reference`: that of the dense model, if one is known. `judged`: the level that the
+    (`no_verdict` says why). `reference`: that of the dense model, if one is known. `lag`: how far its average is behind
+    its weights, where it is. `judged`: the level that the
     answer is of, the deepest that is shown, else the one that is nearest to be decided. `deepest`: the last level of
     those that are shown to be not worse without a gap. `not_worse`: the answer for every arm and level by itself.
     `more_seeds`: how many would probably decide what `judged` leaves open, None for unknown, infinite for too many.
@@ -125,6 +126,7 @@ class Verdict:
     answer: Answer | None
     no_verdict: NoVerdict | None
     reference: Reference | None
+    lag: Lag | None
     deepest: Level | None
     judged: Level | None
     not_worse: Mapping[tuple[Arm, int], Answer]
@@ -171,8 +173,8 @@ def judge(run: Run, cells: Cells | None = None) -> Verdict:
     levels = tuple(
         _level(level, summary, cells, margin) for level in range(1, run.depth + 1) if ("ticket", level) in summary
     )
-    reference = reference_of(run)
-    no_verdict = _no_verdict(summary.get(DENSE), levels, reference)
+    reference, lag = reference_of(run), lag_of(run)
+    no_verdict = _no_verdict(summary.get(DENSE), levels, reference, lag)
     answer, judged, more = (None, None, None) if no_verdict else _answer(levels, margin)
     return Verdict(
         key=run.primary,
@@ -185,6 +187,7 @@ def judge(run: Run, cells: Cells | None = None) -> Verdict:
         answer=answer,
         no_verdict=no_verdict,
         reference=reference,
+        lag=lag,
         deepest=None if no_verdict in ("dense", "baseline") else _deepest(levels),
         judged=judged,
         not_worse={
@@ -282,11 +285,13 @@ def _beside(ticket: Summary, other: Summary, cells: Cells, margin: float) -> Bes
     return Beside(other.arm, other, estimate, estimate.ahead(margin), estimate.p_worse_by(0.0))
 
 
-def _no_verdict(dense: Summary | None, levels: tuple[Level, ...], reference: Reference | None) -> NoVerdict | None:
-    """Why there is nothing to judge: what is not there, or that the dense model falls short of its reference."""
+def _no_verdict(
+    dense: Summary | None, levels: tuple[Level, ...], reference: Reference | None, lag: Lag | None
+) -> NoVerdict | None:
+    """Why there is nothing to judge: what is not there, or that the dense model is not one to compare with."""
     if dense is None or not dense.complete:
         return "dense"
-    if reference is not None and falls_short(dense, reference):
+    if lag is not None or (reference is not None and falls_short(dense, reference)):
         return "baseline"
     if not levels:
         return "levels"

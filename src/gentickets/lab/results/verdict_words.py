@@ -33,6 +33,12 @@ def headline(verdict: Verdict) -> str:
     dense, sparsity = f"within {share(verdict.margin)} of the dense model", f"sparsity{verdict.of_part}"
     if verdict.no_verdict == "dense":
         return f"No verdict: the dense model {_what_happened(verdict.dense, verdict.seeds)}."
+    if verdict.no_verdict == "baseline" and verdict.lag:
+        means = f"{number(verdict.lag.averaged)}, and the weights that it is of {number(verdict.lag.raw)}"
+        return (
+            f"No verdict: the average of the dense model's weights lags behind them: it is at {means} ({over}). Train "
+            f"longer, or average over fewer steps (training.ema)."
+        )
     if verdict.no_verdict == "baseline" and verdict.dense and verdict.reference:
         far = told(verdict.dense, verdict.reference)
         return f"No verdict: the dense model is not trained far enough to compare: {far} ({over})."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import torch
@@ -10,6 +11,9 @@ from lightning_fabric import Fabric
 from gentickets.errors import HardwareError
 from gentickets.lab.recipe import Recipe
 from gentickets.training.devices import one_device
+
+# What Fabric says of precision and tensor cores, every process of a run would say at every training.
+logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
 
 
 def make_fabric(recipe: Recipe) -> Fabric:
