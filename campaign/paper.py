@@ -22,10 +22,11 @@ import yaml
 
 from campaign.__main__ import CHECKOUT
 from campaign.tables import OF_RUNS, RESULTS, cell_of, cells_of, networks_of, percent, read
+from gentickets.lab.results.baseline import Lag, lag
 from gentickets.lab.results.estimation import MOST_SEEDS, Answer, Estimate
 from gentickets.lab.results.verdict import MARGIN
 from gentickets.lab.results.verdict_words import ratio
-from gentickets.lab.results.words import count, join
+from gentickets.lab.results.words import count, join, number
 
 PAGES = (CHECKOUT / "docs" / "results.md", CHECKOUT / "docs" / "verdict.md", CHECKOUT / "README.md")
 LIST = Path(__file__).with_name("paper.yaml")
@@ -57,7 +58,8 @@ class Outcome:
 
     `seeds`: all of the ticket's run; of these `failed` at this level or an earlier one, and `missing` have no row here;
     `beside_missing`: the same of what it is compared with. An estimate of None: that came through on no seed.
-    `one_network`: the metric is over the features of a single network, whose seed moves it by as much as the margin.
+    `lag`: of the dense model's average behind its weights. `one_network`: the metric is over the features of a single
+    network, whose seed moves it by as much as the margin.
     `to_dense` of a claim without `dense` is None, and no question.
     """
 
@@ -68,6 +70,7 @@ class Outcome:
     missing: int
     beside_missing: Mapping[str, int]
     one_network: bool
+    lag: Lag | None
     to_dense: Estimate | None
     beside: Mapping[str, Estimate | None]
     price: str
@@ -82,6 +85,10 @@ class Outcome:
     @property
     def verdict(self) -> str:
         """Shown, refuted or undecided, with what decides it."""
+        if self.lag:
+            return (
+                f"no verdict: the dense average lags ({number(self.lag.averaged)}, its weights {number(self.lag.raw)})"
+            )
         if self.failed:
             return f"**refuted**: {self.failed} of {count(self.seeds, 'seed')} failed"
         if self.missing:
@@ -138,9 +145,22 @@ def outcome(claim: Claim, results: Path = RESULTS) -> Outcome | None:
         missing=len(seeds - here - failed),
         beside_missing={name: len(here) - there[cell] for name, cell in claim.beside.items()},
         one_network=claim.metric in OVER_FEATURES and claim.ticket not in networks_of(results, claim.run, claim.metric),
+        lag=_lag_of(rows, claim),
         to_dense=cells.compare(claim.ticket, claim.dense) if claim.dense else None,
         beside={name: cells.compare(claim.ticket, cell) for name, cell in claim.beside.items()},
         price=claim.price or _price(results / f"{claim.run}-timings.csv"),
+    )
+
+
+def _lag_of(rows: Iterable[Mapping[str, str]], claim: Claim) -> Lag | None:
+    """Of the claim's dense model, where the table has its metric by the weights too."""
+    both = (claim.metric, f"{claim.metric}_raw")
+    return lag(
+        [
+            (float(row[both[0]]), float(row[both[1]]))
+            for row in rows
+            if cell_of(row) == claim.dense and all(row.get(key) for key in both)
+        ]
     )
 
 

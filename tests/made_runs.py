@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from gentickets.lab.results.reading import LevelResult, Metric, Run
@@ -27,6 +28,17 @@ def make_run(
     levels.sort(key=lambda r: (r.seed, r.level, order[r.arm]))
     recipe = {"seeds": list(range(seeds)), "search": {"method": "imp", "rounds": rounds}}
     return Run(Path("runs/made"), "made", recipe, {}, levels)
+
+
+def with_weights(run: Run, values: tuple[float, ...]) -> Run:
+    """The run, its values being those of averages; `values`: of the dense model's weights themselves, a seed each."""
+    levels = []
+    for one in run.levels:
+        metrics = dict(one.metrics)
+        if (one.arm, one.level) == ("ticket", 0):
+            metrics["score_raw"] = replace(metrics["score"], value=values[one.seed])
+        levels.append(replace(one, metrics=metrics))
+    return replace(run, levels=levels)
 
 
 def make_level(seed: int, level: int, arm: str, value: float | str, lower_is_better: bool) -> LevelResult:

@@ -1,7 +1,6 @@
 """Is the dense model one to compare with?"""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +9,10 @@ import yaml
 from gentickets.lab.recipe.file import read_recipe
 from gentickets.lab.results import baseline
 from gentickets.lab.results.baseline import Point, Reference, falls_short, reference_of, still_falling
-from gentickets.lab.results.reading import Metric
 from gentickets.lab.results.summary import Summary
 from gentickets.lab.results.verdict import judge
 from gentickets.lab.results.verdict_words import headline, sentences
-from made_runs import make_run
+from made_runs import make_run, with_weights
 
 FULL = Reference("made", (Point(50, 20.0, 1.0, 4), Point(100, 10.0, 0.2, 4)))
 
@@ -135,19 +133,14 @@ def test_how_far_the_loss_still_fell(losses, fall, tmp_path):
     assert still_falling(run) is None
 
 
-def with_raw(raw, dense=(1.4, 1.42, 1.41), lower_is_better=True):
-    run = make_run({0: dense, 1: dense}, random_mask={1: (9.0, 9.1, 9.2)}, seeds=3, lower_is_better=lower_is_better)
-    levels = [
-        replace(one, metrics=one.metrics | {"score_raw": Metric("score", raw[one.seed], 100, lower_is_better)})
-        if (one.arm, one.level) == ("ticket", 0)
-        else one
-        for one in run.levels
-    ]
-    return replace(run, levels=levels)
+def averaged(weights, lower_is_better=True):
+    dense = (1.4, 1.42, 1.41)
+    run = make_run({0: dense, 1: dense}, lower_is_better, seeds=3, random_mask={1: (9.0, 9.1, 9.2)})
+    return with_weights(run, weights)
 
 
 @pytest.mark.parametrize(
-    ("raw", "lower_is_better", "lags"),
+    ("weights", "lower_is_better", "lags"),
     [
         ((1.0, 1.1, 1.05), True, True),
         ((1.0, 1.1, 1.05), False, False),  # the average is the better one
@@ -156,8 +149,8 @@ def with_raw(raw, dense=(1.4, 1.42, 1.41), lower_is_better=True):
         ((0.2, 1.5, 1.5), True, False),  # on one seed alone, which may be chance
     ],
 )
-def test_an_average_that_lags_behind_its_weights_is_no_dense_model_to_compare_with(raw, lower_is_better, lags):
-    run = with_raw(raw, lower_is_better=lower_is_better)
+def test_an_average_that_lags_behind_its_weights_is_no_dense_model_to_compare_with(weights, lower_is_better, lags):
+    run = averaged(weights, lower_is_better)
     verdict = judge(run)
     assert (verdict.no_verdict == "baseline") == lags
     assert ("No verdict: the average of the dense model's weights lags behind them" in headline(verdict)) == lags
@@ -165,7 +158,7 @@ def test_an_average_that_lags_behind_its_weights_is_no_dense_model_to_compare_wi
 
 
 def test_the_lag_is_told_in_numbers():
-    assert headline(judge(with_raw((1.0, 1.1, 1.05)))) == (
+    assert headline(judge(averaged((1.0, 1.1, 1.05)))) == (
         "No verdict: the average of the dense model's weights lags behind them: it is at 1.41, and the weights that it "
         "is of 1.05 (3 seeds). Train longer, or average over fewer steps (training.ema)."
     )

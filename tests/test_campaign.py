@@ -16,7 +16,7 @@ from campaign import __main__ as campaign
 from campaign import keeping, paper, tables
 from gentickets.lab.results.tables import to_csv, write_csv
 from gentickets.lab.results.verdict import judge
-from made_runs import make_run
+from made_runs import make_run, with_weights
 
 ROOT = Path(__file__).parent.parent
 VALUE = st.floats(0.5, 2.0)
@@ -120,6 +120,12 @@ def test_a_distance_by_one_classifier_is_said_to_be_one(tmp_path):
     levels = [replace(r, primary="frechet", metrics={"frechet": r.metrics["score"]}) for r in run.levels]
     told = {"metric": "frechet", "beside": {"random mask": "random_mask/1"}}
     assert found(tmp_path, replace(run, levels=levels), **told).verdict == "shown by one classifier only"
+
+
+def test_averages_that_lag_are_judged_by_no_claim(tmp_path):
+    run = with_weights(make_run({0: (1.4, 1.42, 1.41), 1: (1.0, 1.01, 1.0)}, seeds=3), (1.0, 1.1, 1.05))
+    said = "no verdict: the dense average lags (1.41, its weights 1.05)"
+    assert found(tmp_path, run, beside={}).verdict == said
 
 
 def test_a_control_that_lacks_a_seed_leaves_it_open_and_one_that_failed_is_beaten(tmp_path):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -121,23 +121,29 @@ def overfits(run: Run, reference: Reference) -> bool:
 
 
 def lag_of(run: Run) -> Lag | None:
-    """Where the average of the dense model's weights is worse than they are by more than chance and `ALLOWED`.
-
-    So it is where a training is short beside what it averages over: the average is then of a model that is no longer.
-    What learns slower lags more, and is judged worse than it is. None where it does not, or nothing is averaged.
-    """
+    """How far the average of the dense model's weights is behind them, where it is and something is averaged."""
     metric = run.metrics().get(run.primary)
     found = [
         (averaged.value, raw.value)
         for result in run.of("ticket", 0)
         if (averaged := came_through(result, run.primary)) and (raw := came_through(result, f"{run.primary}_raw"))
     ]
-    if metric is None or not found:
+    return lag(found, metric.lower_is_better) if metric else None
+
+
+def lag(found: Sequence[tuple[float, float]], lower_is_better: bool = True) -> Lag | None:
+    """Where averages are worse than the weights that they are of, by more than chance and `ALLOWED`; else None.
+
+    `found`: the metric by the average and by the weights, of each seed. An average lags where a training is short
+    beside what it averages over: it is then of a model that is no longer. What learns slower lags more, and is judged
+    worse than it is.
+    """
+    if not found:
         return None
-    lag = Lag(*map(statistics.fmean, zip(*found, strict=True)))
-    worse = [averaged - raw if metric.lower_is_better else raw - averaged for averaged, raw in found]
+    means = Lag(*map(statistics.fmean, zip(*found, strict=True)))
+    worse = [averaged - raw if lower_is_better else raw - averaged for averaged, raw in found]
     error = statistics.stdev(worse) / math.sqrt(len(worse)) if len(worse) > 1 else 0.0
-    return lag if statistics.fmean(worse) > max(2 * error, ALLOWED * abs(lag.raw)) else None
+    return means if statistics.fmean(worse) > max(2 * error, ALLOWED * abs(means.raw)) else None
 
 
 def still_falling(run: Run) -> float | None:
