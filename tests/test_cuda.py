@@ -27,6 +27,7 @@ import two_ranks
 from gentickets import models
 from gentickets.channels.shrinking import Shrinking
 from gentickets.masks.names import clone, named_state
+from gentickets.pruning.criteria import by_grasp, by_snip
 from gentickets.training import Checkpoint, Settings, train
 from gentickets.training.devices import one_device
 
@@ -138,6 +139,26 @@ def test_what_draws_noise_is_scored_too(name: str) -> None:
     found = gt.snip(model.to(DEVICE), objective, [two_ranks.IMAGES[:16].to(DEVICE)])
     assert found.keys() == gt.Masks.dense(model).keys()
     assert all(scores.device.type == DEVICE and torch.isfinite(scores.cpu()).all() for scores in found.values())
+
+
+class OnDevice(two_ranks.Source):
+    """Batches that lie where they are trained on, as a run's do."""
+
+    def at(self, step: int) -> Any:
+        return super().at(step).to(DEVICE)
+
+
+@pytest.mark.parametrize("criterion", [by_snip, by_grasp])
+def test_a_model_that_waits_for_its_training_is_scored_where_it_will_be(criterion: Any) -> None:
+    model, objective = family("ae")
+    before, masks = copy.deepcopy(model.state_dict()), gt.Masks.dense(model)
+    expected = criterion(model, masks, objective=objective, batches=two_ranks.Source(), seed=1, score_batches=2)
+    found = criterion(model, masks, objective=objective, batches=OnDevice(), seed=1, score_batches=2)
+    for key, scores in expected.items():
+        assert found[key].device.type == "cpu"
+        close = 1e-3 * float(scores.abs().max()) + 1e-9
+        torch.testing.assert_close(found[key], scores, atol=close, rtol=1e-3, msg=key)
+    assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
 
 
 def test_synflow_prunes_the_same() -> None:

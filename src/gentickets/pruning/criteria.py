@@ -6,13 +6,14 @@ given `objective`, `batches` (by step), `seed` and `example_inputs`; all others 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
 from gentickets.data.batches import Batch
+from gentickets.masks.names import clone
 from gentickets.masks.value import Masks
 from gentickets.objectives.base import Objective
 from gentickets.options import ScoreBatches
@@ -46,8 +47,7 @@ def by_snip(
     score_batches: ScoreBatches = 10,
 ) -> Scores:
     """What the loss would change by without a weight (Lee et al. 2019), on the first batches."""
-    seen = [batches.at(step).cpu() for step in range(score_batches)]
-    return snip(model, objective, seen, seed=seed, include=tuple(masks))
+    return _where_batches_lie(snip, model, masks, objective, batches, score_batches, seed)
 
 
 def by_grasp(
@@ -60,8 +60,28 @@ def by_grasp(
     score_batches: ScoreBatches = 10,
 ) -> Scores:
     """What the flow of gradients would lose without a weight (Wang et al. 2020), on the first batches."""
-    seen = [batches.at(step).cpu() for step in range(score_batches)]
-    return grasp(model, objective, seen, seed=seed, include=tuple(masks))
+    return _where_batches_lie(grasp, model, masks, objective, batches, score_batches, seed)
+
+
+def _where_batches_lie(
+    criterion: Callable[..., Scores],
+    model: nn.Module,
+    masks: Masks,
+    objective: Objective,
+    batches: Batches,
+    count: int,
+    seed: int,
+) -> Scores:
+    """Scored on the device that is trained on, which the batches of a run lie on; the scores lie where the model does.
+
+    A model waits for its training on the CPU, where scoring one of millions of weights takes longer than a GPU trains
+    it.
+    """
+    seen = [batches.at(step) for step in range(count)]
+    home = next(model.parameters()).device
+    there = model if seen[0].device == home else clone(model).to(seen[0].device)
+    found = criterion(there, objective, seen, seed=seed, include=tuple(masks))
+    return Scores({name: scores.to(home) for name, scores in found.items()}, model)
 
 
 @dataclass(frozen=True)
