@@ -37,7 +37,7 @@ def on_threads(count: int) -> Iterator[None]:
 
 
 def _told(precision: str) -> Any:
-    """The precision that Fabric is told. Of "16-mixed" it is not: that is the loop's own (see `loop._Loop.scaler`)."""
+    """The precision that Fabric is told. Of "16-mixed" it is not: that is the loop's own (see `parts.Parts.scaler`)."""
     return "32-true" if precision == "16-mixed" else precision
 
 

@@ -19,28 +19,19 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from gentickets.adam import FusedAdamW
 from gentickets.arguments import check_arguments
 from gentickets.data.batches import Batch, Labelled
 from gentickets.errors import Diverged, GenticketsError
 from gentickets.evaluating import evaluating
 from gentickets.masks.holding import Hold
-from gentickets.masks.names import (
-    changed_rest,
-    clone,
-    component_of,
-    named_rest,
-    named_state,
-    named_weights,
-    put_rest,
-    unwrap,
-)
+from gentickets.masks.names import component_of, named_state, named_weights, unwrap
 from gentickets.masks.value import Masks
 from gentickets.objectives.base import Objective
-from gentickets.sparse import Accelerated, Choice, accelerate, restore
-from gentickets.training.averaging import Average, weight_of_start
+from gentickets.sparse import Accelerated, Choice, accelerate
+from gentickets.training.averaging import weight_of_start
 from gentickets.training.devices import one_device
 from gentickets.training.hooks import Hook, State, check_hooks
+from gentickets.training.parts import Parts
 from gentickets.training.progress import Checkpoint, Curve, Meter, Progress
 from gentickets.training.ranks import Ranks, Together, check_bare
 from gentickets.training.seeds import derived_seed
@@ -212,7 +203,7 @@ def _examples(model: nn.Module, objective: Objective, batch: Batch) -> dict[str,
 
 
 class _Loop:
-    """The moving parts of one training."""
+    """One training: its steps, what is asked after them, and what it goes on from."""
 
     def __init__(
         self,
@@ -233,30 +224,11 @@ class _Loop:
         self.held: Hold | None = None
         fabric.to_device(model)
         model.train()
-        self.parameters = {name: list(getattr(unwrap(model), name).parameters()) for name in objective.components}
-        # Fabric's own loss scaling forgets what overflowed after one optimiser, and a loss may step several.
-        self.scaler = torch.amp.GradScaler(fabric.device.type, enabled=settings.precision == "16-mixed")
-        self.optimizers = {name: self._optimizer(name) for name in self.parameters}
-        self.averaged = nn.Module()
-        if settings.ema is not None:
-            for name in objective.averaged:
-                setattr(self.averaged, name, Average(clone(getattr(unwrap(model), name)), settings.ema))
-        self.begun = list(map(named_rest, self._networks()))
+        self.parts = Parts(model, objective, settings, fabric.device)
         self.rng = torch.Generator(device=fabric.device)
         self.images, self.seconds = 0, 0.0
         # A loss is looked at before its step on a CPU; on a GPU that would stall it, so at reports.
         self._look_at_each = fabric.device.type == "cpu"
-
-    def _optimizer(self, component: str) -> torch.optim.Optimizer:
-        settings, device = self.settings, self.fabric.device.type
-        plain = device == "cpu" and not self.scaler.is_enabled()
-        return (FusedAdamW if plain else torch.optim.AdamW)(
-            self.parameters[component],
-            lr=settings.lr_of(component),
-            betas=(float(settings.betas[0]), float(settings.betas[1])),  # torch takes no whole number, such as 0
-            weight_decay=settings.weight_decay,
-            fused=device in ("cpu", "cuda"),
-        )
 
     @property
     def to_hold(self) -> Masks | None:
@@ -266,7 +238,7 @@ class _Loop:
     def holding(self) -> Any:
         if self.to_hold is None:
             return nullcontext()
-        return self.to_hold.hold(self.model, *self.optimizers.values())
+        return self.to_hold.hold(self.model, *self.parts.optimizers.values())
 
     def run(self, batches: BatchSource, start_step: int, end_step: int, beside: Beside) -> Trained:
         """All steps, from the newest checkpoint or else `start_step` on; to the end, or where a hook ends it."""
@@ -301,7 +273,14 @@ class _Loop:
                     raise KeyboardInterrupt
         choices = () if self.fast is None else self.fast.choices
         return Trained(
-            self.finish(), meter.images, meter.seconds, meter.looked, step, self.optimizers, choices, self.masks
+            self.parts.finished(),
+            meter.images,
+            meter.seconds,
+            meter.looked,
+            step,
+            self.parts.optimizers,
+            choices,
+            self.masks,
         )
 
     def _shared(self, batch: Batch) -> tuple[Batch, Batch]:
@@ -327,27 +306,26 @@ class _Loop:
             seen["+".join(names)] = self.ranks.mean(loss.detach())
             if self._look_at_each:
                 check_finite(seen, step)
-            trained = [parameter for name in names for parameter in self.parameters[name]]
+            trained = [parameter for name in names for parameter in self.parts.parameters[name]]
             for parameter in trained:
                 parameter.grad = None
             # Only into these components: no gradient of G's loss is left lying in D.
-            self.fabric.backward(self.scaler.scale(loss), inputs=trained)
+            self.fabric.backward(self.parts.scaler.scale(loss), inputs=trained)
             self.ranks.average(trained)
-            if self.scaler.is_enabled() and (needs_gradients or self.settings.clip_norm is not None):
+            if self.parts.scaler.is_enabled() and (needs_gradients or self.settings.clip_norm is not None):
                 for name in names:
-                    self.scaler.unscale_(self.optimizers[name])
+                    self.parts.scaler.unscale_(self.parts.optimizers[name])
             if needs_gradients:
                 others = {name: grad for name, grad in gradients.items() if component_of(name) not in names}
                 gradients = others | self._gradients(names)
             if self.settings.clip_norm is not None:
                 self._clip(names)
             for name in names:
-                for group in self.optimizers[name].param_groups:
+                for group in self.parts.optimizers[name].param_groups:
                     group["lr"] = self.settings.lr_of(name) * factor
-                self.scaler.step(self.optimizers[name])
-            self.scaler.update()
-        for name, average in self._averages():
-            average.update_parameters(getattr(unwrap(self.model), name))
+                self.parts.scaler.step(self.parts.optimizers[name])
+            self.parts.scaler.update()
+        self.parts.update_averages()
         return seen, gradients
 
     def _gradients(self, components: Sequence[str]) -> dict[str, Tensor]:
@@ -393,9 +371,9 @@ class _Loop:
 
     def _call_all(self, step: int, end_step: int, batch: Batch, gradients: Mapping[str, Tensor], meter: Meter) -> None:
         is_last = step == end_step
-        networks, accelerated = (self.model, self.averaged), bool(self.fast)
+        networks, accelerated = (self.model, self.parts.averaged), bool(self.fast)
         shown = State(
-            step, self.settings.steps, batch, self.masks, self.optimizers, gradients, networks, accelerated, None
+            step, self.settings.steps, batch, self.masks, self.parts.optimizers, gradients, networks, accelerated, None
         )
         for hook in self.hooks:
             if is_last or hook.is_due(step):
@@ -424,22 +402,12 @@ class _Loop:
         if self.ranks.is_first:
             self.ranks.say(masks)
         stay = self.masks & masks  # what is born begins at 0.0 in the averages too
-        masked = {name: average for name, average in self._averages() if name in stay.components}
+        masked = {name: average for name, average in self.parts.averages() if name in stay.components}
         if masked:
             stay.select(masked).apply_(nn.ModuleDict({name: average.network for name, average in masked.items()}))
             for average in masked.values():
                 average.unsettle()
         self.masks = masks
-
-    def _averages(self) -> Iterator[tuple[str, Average]]:
-        return self.averaged.named_children()  # type: ignore[return-value]
-
-    def finish(self) -> nn.Module:
-        """The averages, as they are handed out: of dense layers, and with singular vectors of their own."""
-        restore(self.averaged)
-        for _, average in self._averages():
-            average.settle()
-        return self.averaged
 
     def _evaluated(self, losses: Iterator[Any], images: int) -> Iterator[Any]:
         """The losses one by one, each computed in the precision asked for, of `images` that are this rank's."""
@@ -478,11 +446,11 @@ class _Loop:
         assert isinstance(self.ranks, Together)
         self.ranks.check_same(_tensors_of(batch), f"the images of step {step}", "give each process the whole batch")
         seed = derived_seed(self.settings.seed, step)
-        check_tried(self.ranks, self.model, self.objective.at(step), batch, self.parameters, seed, self.draws)
+        check_tried(self.ranks, self.model, self.objective.at(step), batch, self.parts.parameters, seed, self.draws)
         self.tried.add(self.draws)
 
     def _autocast(self) -> Any:
-        if self.scaler.is_enabled():
+        if self.parts.scaler.is_enabled():
             return torch.autocast(self.fabric.device.type, torch.float16)
         return self.fabric.autocast()
 
@@ -490,7 +458,7 @@ class _Loop:
         if self.held is not None:
             self.held.mask_gradients()
         for name in names:
-            nn.utils.clip_grad_norm_(self.parameters[name], self.settings.clip_norm)  # type: ignore[arg-type]
+            nn.utils.clip_grad_norm_(self.parts.parameters[name], self.settings.clip_norm)  # type: ignore[arg-type]
 
     def check(self, step: int, losses: Mapping[str, Tensor], batch: Batch) -> None:
         """Now and then: still sparse, still finite, still worth going on with?"""
@@ -498,7 +466,7 @@ class _Loop:
         if self.to_hold is not None and self.held is not None:
             self.held.audit()
             self.held.drop_momentum()
-            masked = {name: net.network for name, net in self._averages() if name in self.to_hold.components}
+            masked = {name: net.network for name, net in self.parts.averages() if name in self.to_hold.components}
             if masked:
                 self.to_hold.select(masked).audit(nn.ModuleDict(masked), "the moving average")
         self._check_weights(step)
@@ -517,41 +485,25 @@ class _Loop:
         return reason
 
     def _check_weights(self, step: int) -> None:
-        if not all(bool(torch.isfinite(p).all()) for ps in self.parameters.values() for p in ps):
+        if not all(bool(torch.isfinite(p).all()) for ps in self.parts.parameters.values() for p in ps):
             raise Diverged(f"step {step}: weights are no longer finite; lower the learning rate or clip_norm")
 
     # -- checkpoints --------------------------------------------------------------------------------------
 
     def state(self, step: int) -> dict[str, Any]:
         return {
+            **self.parts.state(),
             "step": step,
-            "model": named_state(self.model),
-            "averaged": self.averaged.state_dict(),
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "scaler": self.scaler.state_dict(),
-            "rng": torch.get_rng_state(),
-            "device_rng": self._device_rng(),
             "ended": self.ended,
             "hooks": [hook.state_dict() for hook in self.hooks],
             "masks": self._moved(),
-            "rest": [
-                changed_rest(*of_one) for of_one in zip(self.begun, map(named_rest, self._networks()), strict=True)
-            ],
         }
-
-    def _networks(self) -> list[nn.Module]:
-        """The model, and those that average its components."""
-        return [self.model, *(average.network for _, average in self._averages())]
 
     def _moved(self) -> dict[str, Tensor]:
         """The packed masks, where they move."""
         if self.masks is None or not any(hook.moves_masks for hook in self.hooks):
             return {}
         return {name: torch.from_numpy(packed.copy()) for name, packed in self.masks.packed.items()}
-
-    def _device_rng(self) -> Tensor | None:
-        """What a GPU's dropout draws from."""
-        return torch.cuda.get_rng_state(self.fabric.device) if self.fabric.device.type == "cuda" else None
 
     def resume(
         self,
@@ -567,14 +519,14 @@ class _Loop:
         def begin() -> dict[str, Any] | None:
             """The state to go on from, where it is another than that of all ranks; None for a fresh start."""
             state = checkpoint.load() if checkpoint is not None else None
-            # Other tensors: saved where layers ran in another form; no hooks: by an older version. Then it begins anew.
-            if state is not None and set(state["model"]) == set(named_state(self.model)) and "hooks" in state:
+            # Without hooks it is of an older version, and this begins anew as it does with another form's.
+            if state is not None and self.parts.are_of(state) and "hooks" in state:
                 self._load(state)
                 return state
             torch.manual_seed(derived_seed(self.settings.seed, start_step))
             if prepare is None:
                 return None
-            prepare(self.optimizers)
+            prepare(self.parts.optimizers)
             return {**self.state(start_step), "images": 0, "seconds": 0.0} if self.ranks.size > 1 else None
 
         state = self.ranks.by_first(begin)
@@ -586,19 +538,7 @@ class _Loop:
 
     def _load(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state` gave."""
-        own = named_state(self.model)
-        with torch.no_grad():
-            for name, tensor in state["model"].items():
-                own[name].copy_(tensor)
-        self.averaged.load_state_dict(state["averaged"])
-        for network, rest in zip(self._networks(), state.get("rest", ()), strict=False):  # an older version's has none
-            put_rest(network, rest)
-        for name, saved in state["optimizers"].items():
-            self.optimizers[name].load_state_dict(saved)
-        self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["rng"])
-        if state.get("device_rng") is not None:  # a checkpoint of an older version has none
-            torch.cuda.set_rng_state(state["device_rng"], self.fabric.device)
+        self.parts.load(state)
         self.ended = state["ended"]
         for hook, kept in zip(self.hooks, state["hooks"], strict=True):
             hook.load_state_dict(kept)
