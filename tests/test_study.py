@@ -22,11 +22,14 @@ from campaign import keeping
 from gentickets import models
 from gentickets.catalogue import Named
 from gentickets.cli import main
+from gentickets.cli.finding import show_study
 from gentickets.errors import HardwareError, RecipeError
 from gentickets.lab.recipe import make_recipe, read_recipe
 from gentickets.lab.recipe.older import SHORT
-from gentickets.lab.report import write_study
+from gentickets.lab.report import unjudged, write_study
+from gentickets.lab.results.baseline import Lag
 from gentickets.lab.results.reading import Cost, Evaluations
+from gentickets.lab.results.words import join
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run import hardware, plan, publishing, trainer
 from gentickets.lab.run.prepare import prepared
@@ -281,6 +284,20 @@ def test_the_rows_of_a_study_are_those_that_its_verdicts_rest_on(whole):
         assert rows.keys() == {level.level for level in verdict.levels}
         for level in verdict.levels:
             assert (rows[level.level].to_dense, rows[level.level].not_worse) == (level.to_dense, level.not_worse)
+
+
+def test_arms_without_a_dense_model_to_compare_with_are_told_together(whole, monkeypatch, capsys):
+    folder, *_ = whole
+    monkeypatch.setattr("gentickets.lab.results.verdict.lag_of", lambda run: Lag(1.5, 1.2))
+    comparison = read_comparison(folder)
+    (said,) = unjudged(comparison)
+    titles = comparison.record.arms
+    assert said.startswith(f"{join(titles[arm] for arm in comparison.verdicts)}: No verdict: the average of the dense")
+    assert {row.not_worse for row in comparison.rows} == {None}
+    show_study(folder)
+    assert " ".join(said.split()) in " ".join(capsys.readouterr().out.split())
+    monkeypatch.undo()
+    assert unjudged(read_comparison(folder)) == []
 
 
 @pytest.mark.parametrize("label", ["encoder", "snip"])

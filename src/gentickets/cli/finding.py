@@ -225,6 +225,7 @@ def show_study(folder: Path) -> None:
         published_words,
         study_table,
         transfer_table,
+        unjudged,
         write_report,
         write_study,
     )
@@ -238,6 +239,8 @@ def show_study(folder: Path) -> None:
     with locked(folder, wait=True):
         page = write_study(comparison)
     out.print(study_table(comparison))
+    for words in unjudged(comparison):
+        out.print(words)
     if (table := transfer_table(comparison)) is not None:
         out.print(table)
     if (table := published_table(comparison)) is not None:

@@ -2,7 +2,7 @@
 
 from gentickets.lab.report.figures import write_figures
 from gentickets.lab.report.page import verdict_table, write_report
-from gentickets.lab.report.study_page import published_table, published_words, study_table, write_study
+from gentickets.lab.report.study_page import published_table, published_words, study_table, unjudged, write_study
 from gentickets.lab.report.transfers import transfer_table
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "published_words",
     "study_table",
     "transfer_table",
+    "unjudged",
     "verdict_table",
     "write_figures",
     "write_report",

@@ -109,6 +109,15 @@ def headline(comparison: Comparison) -> str:
     return f"Shown furthest to stay {does}: {furthest}, up to {percent(deepest)} sparsity{comparison.of_what} ({over})."
 
 
+def unjudged(comparison: Comparison) -> list[str]:
+    """Of which arms the dense model is none to compare with, and why: those that share one share what is said of it."""
+    arms: dict[str, list[str]] = {}
+    for arm, verdict in comparison.verdicts.items():
+        if verdict.no_verdict == "baseline":
+            arms.setdefault(headline_of(verdict), []).append(comparison.record.arms[arm])
+    return [f"{join(titles)}: {words}" for words, titles in arms.items()]
+
+
 def _reached(comparison: Comparison, arm: str) -> float | None:
     """The sparsity, as the rows have it, up to which an arm is shown to be not worse than its dense model."""
     deepest = comparison.verdicts[arm].deepest
@@ -131,11 +140,7 @@ def sentences(comparison: Comparison) -> list[str]:
             f"Arms prune unlike parts of the network, so sparsity is of all its parameters here, and on an arm's own "
             f"page of what it prunes ({pruned})."
         )
-    unjudged: dict[str, list[str]] = {}  # arms that share a dense model share what is said of it
-    for arm, verdict in comparison.verdicts.items():
-        if verdict.no_verdict == "baseline":
-            unjudged.setdefault(headline_of(verdict), []).append(titles[arm])
-    said += [f"{join(arms)}: {words}" for words, arms in unjudged.items()]
+    said += unjudged(comparison)
     for arm, verdict in comparison.verdicts.items():
         said += [
             f"{titles[arm]}: {sentence}"
