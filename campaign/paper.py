@@ -22,7 +22,7 @@ import yaml
 
 from campaign.__main__ import CHECKOUT
 from campaign.tables import OF_RUNS, RESULTS, cell_of, cells_of, networks_of, percent, read
-from gentickets.lab.results.baseline import Lag, lag
+from gentickets.lab.results.baseline import Lag, lag_of
 from gentickets.lab.results.estimation import MOST_SEEDS, Answer, Estimate
 from gentickets.lab.results.verdict import MARGIN
 from gentickets.lab.results.verdict_words import ratio
@@ -132,6 +132,8 @@ def outcome(claim: Claim, results: Path = RESULTS) -> Outcome | None:
     for cell in (claim.ticket, claim.dense, *claim.beside.values()):
         if cell and cell not in there:
             raise KeyError(f"{claim.run}.csv: no {cell}, of {', '.join(there)}")
+    by_weights = f"{claim.metric}_raw"
+    raw = cells_of(results, claim.run, by_weights).values if by_weights in rows[0] else {}
     through = cells.values.get(claim.ticket, {})
     ours = [row for row in rows if cell_of(row) == claim.ticket]
     chain = [row for row in rows if _is_above(row, ours[0])]
@@ -145,22 +147,10 @@ def outcome(claim: Claim, results: Path = RESULTS) -> Outcome | None:
         missing=len(seeds - here - failed),
         beside_missing={name: len(here) - there[cell] for name, cell in claim.beside.items()},
         one_network=claim.metric in OVER_FEATURES and claim.ticket not in networks_of(results, claim.run, claim.metric),
-        lag=_lag_of(rows, claim),
+        lag=lag_of(cells.values.get(claim.dense, {}), raw.get(claim.dense, {})),
         to_dense=cells.compare(claim.ticket, claim.dense) if claim.dense else None,
         beside={name: cells.compare(claim.ticket, cell) for name, cell in claim.beside.items()},
         price=claim.price or _price(results / f"{claim.run}-timings.csv"),
-    )
-
-
-def _lag_of(rows: Iterable[Mapping[str, str]], claim: Claim) -> Lag | None:
-    """Of the claim's dense model, where the table has its metric by the weights too."""
-    both = (claim.metric, f"{claim.metric}_raw")
-    return lag(
-        [
-            (float(row[both[0]]), float(row[both[1]]))
-            for row in rows
-            if cell_of(row) == claim.dense and all(row.get(key) for key in both)
-        ]
     )
 
 

@@ -288,7 +288,7 @@ def test_the_rows_of_a_study_are_those_that_its_verdicts_rest_on(whole):
 
 def test_arms_without_a_dense_model_to_compare_with_are_told_together(whole, monkeypatch, capsys):
     folder, *_ = whole
-    monkeypatch.setattr("gentickets.lab.results.verdict.lag_of", lambda run: Lag(1.5, 1.2))
+    monkeypatch.setattr("gentickets.lab.results.verdict.lag_of", lambda *_: Lag(1.5, 1.2))
     comparison = read_comparison(folder)
     (said,) = unjudged(comparison)
     titles = comparison.record.arms

@@ -79,8 +79,9 @@ def _where_batches_lie(
     """
     seen = [batches.at(step) for step in range(count)]
     home = next(model.parameters()).device
-    there = model if seen[0].device == home else clone(model).to(seen[0].device)
-    found = criterion(there, objective, seen, seed=seed, include=tuple(masks))
+    if seen[0].device == home:
+        return criterion(model, objective, seen, seed=seed, include=tuple(masks))
+    found = criterion(clone(model).to(seen[0].device), objective, seen, seed=seed, include=tuple(masks))
     return Scores({name: scores.to(home) for name, scores in found.items()}, model)
 
 

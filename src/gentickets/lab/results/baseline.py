@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from gentickets.catalogue import CATALOGUE, load
-from gentickets.lab.results.reading import Run, came_through
+from gentickets.lab.results.reading import Run
 from gentickets.lab.results.summary import Summary
 from gentickets.lab.results.words import number
 
@@ -120,28 +120,18 @@ def overfits(run: Run, reference: Reference) -> bool:
     return steps > best.steps and abs(full.mean - best.mean) > 2 * error
 
 
-def lag_of(run: Run) -> Lag | None:
-    """How far the average of the dense model's weights is behind them, where it is and something is averaged."""
-    metric = run.metrics().get(run.primary)
-    found = [
-        (averaged.value, raw.value)
-        for result in run.of("ticket", 0)
-        if (averaged := came_through(result, run.primary)) and (raw := came_through(result, f"{run.primary}_raw"))
-    ]
-    return lag(found, metric.lower_is_better) if metric else None
-
-
-def lag(found: Sequence[tuple[float, float]], lower_is_better: bool = True) -> Lag | None:
+def lag_of(averaged: Mapping[int, float], raw: Mapping[int, float], lower_is_better: bool = True) -> Lag | None:
     """Where averages are worse than the weights that they are of, by more than chance and `ALLOWED`; else None.
 
-    `found`: the metric by the average and by the weights, of each seed. An average lags where a training is short
+    Seed → the metric of the dense model, by the average and by the weights. An average lags where a training is short
     beside what it averages over: it is then of a model that is no longer. What learns slower lags more, and is judged
     worse than it is.
     """
-    if not found:
+    seeds = sorted(averaged.keys() & raw.keys())
+    if not seeds:
         return None
-    means = Lag(*map(statistics.fmean, zip(*found, strict=True)))
-    worse = [averaged - raw if lower_is_better else raw - averaged for averaged, raw in found]
+    means = Lag(statistics.fmean(averaged[seed] for seed in seeds), statistics.fmean(raw[seed] for seed in seeds))
+    worse = [(averaged[seed] - raw[seed]) * (1 if lower_is_better else -1) for seed in seeds]
     error = statistics.stdev(worse) / math.sqrt(len(worse)) if len(worse) > 1 else 0.0
     return means if statistics.fmean(worse) > max(2 * error, ALLOWED * abs(means.raw)) else None
 

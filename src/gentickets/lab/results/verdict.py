@@ -173,7 +173,8 @@ def judge(run: Run, cells: Cells | None = None) -> Verdict:
     levels = tuple(
         _level(level, summary, cells, margin) for level in range(1, run.depth + 1) if ("ticket", level) in summary
     )
-    reference, lag = reference_of(run), lag_of(run)
+    reference = reference_of(run)
+    lag = lag_of(cells.values.get(DENSE, {}), values_of(run, f"{run.primary}_raw").get(DENSE, {}), lower)
     no_verdict = _no_verdict(summary.get(DENSE), levels, reference, lag)
     answer, judged, more = (None, None, None) if no_verdict else _answer(levels, margin)
     return Verdict(
