@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -22,8 +23,9 @@ import yaml
 
 from campaign.__main__ import CHECKOUT
 from campaign.tables import OF_RUNS, RESULTS, cell_of, cells_of, networks_of, percent, read
-from gentickets.lab.results.baseline import Lag, lag_of
+from gentickets.lab.results.baseline import Lag, Point, Reference, falls_short, lag_of, told
 from gentickets.lab.results.estimation import MOST_SEEDS, Answer, Estimate
+from gentickets.lab.results.summary import Summary
 from gentickets.lab.results.verdict import MARGIN
 from gentickets.lab.results.verdict_words import ratio
 from gentickets.lab.results.words import count, join, number
@@ -38,7 +40,8 @@ _MARKED = re.compile(r"(<!-- campaign\.paper: (.+?) -->)\n.*?(<!-- campaign\.pap
 @dataclass(frozen=True)
 class Claim:
     """One line of `paper.yaml`. Cells are named `ARM/LEVEL` in a run's csv, `ARM/KIND/LEVEL` in a study's. Without
-    `dense` the claim is of what stands `beside` it alone."""
+    `dense` the claim is of what stands `beside` it alone. `longer` names the run whose dense model, the same network
+    on the same images, was trained longer: the claim's own reference."""
 
     claim: str
     run: str | None = None
@@ -46,6 +49,7 @@ class Claim:
     ticket: str = ""
     dense: str = ""
     beside: Mapping[str, str] = field(default_factory=dict)
+    longer: str = ""
     told: str = ""
     price: str = ""
     short: str = ""
@@ -58,8 +62,9 @@ class Outcome:
 
     `seeds`: all of the ticket's run; of these `failed` at this level or an earlier one, and `missing` have no row here;
     `beside_missing`: the same of what it is compared with. An estimate of None: that came through on no seed.
-    `lag`: of the dense model's average behind its weights. `one_network`: the metric is over the features of a single
-    network, whose seed moves it by as much as the margin.
+    `lag`: of the dense model's average behind its weights; `undertrained`: how far the dense model is from what a
+    longer training makes of it, where that is too far to compare with, else nothing. `one_network`: the metric is over
+    the features of a single network, whose seed moves it by as much as the margin.
     `to_dense` of a claim without `dense` is None, and no question.
     """
 
@@ -71,6 +76,7 @@ class Outcome:
     beside_missing: Mapping[str, int]
     one_network: bool
     lag: Lag | None
+    undertrained: str
     to_dense: Estimate | None
     beside: Mapping[str, Estimate | None]
     price: str
@@ -89,6 +95,8 @@ class Outcome:
             return (
                 f"no verdict: the dense average lags ({number(self.lag.averaged)}, its weights {number(self.lag.raw)})"
             )
+        if self.undertrained:
+            return f"no verdict: the dense model is not trained far enough ({self.undertrained})"
         if self.failed:
             return f"**refuted**: {self.failed} of {count(self.seeds, 'seed')} failed"
         if self.missing:
@@ -148,6 +156,7 @@ def outcome(claim: Claim, results: Path = RESULTS) -> Outcome | None:
         beside_missing={name: len(here) - there[cell] for name, cell in claim.beside.items()},
         one_network=claim.metric in OVER_FEATURES and claim.ticket not in networks_of(results, claim.run, claim.metric),
         lag=lag_of(cells.values.get(claim.dense, {}), raw.get(claim.dense, {})),
+        undertrained=_undertrained(claim, cells.values[claim.dense], results) if claim.longer else "",
         to_dense=cells.compare(claim.ticket, claim.dense) if claim.dense else None,
         beside={name: cells.compare(claim.ticket, cell) for name, cell in claim.beside.items()},
         price=claim.price or _price(results / f"{claim.run}-timings.csv"),
@@ -224,6 +233,18 @@ def _is_above(row: Mapping[str, str], ours: Mapping[str, str]) -> bool:
     """Whether a row is of the chain of tickets that `ours` is of, at its level or before."""
     kind = row.get("kind") in (None, "dense", ours.get("kind"))
     return row["arm"] == ours["arm"] and kind and int(row["level"]) <= int(ours["level"])
+
+
+def _undertrained(claim: Claim, dense: Mapping[int, float], results: Path) -> str:
+    """How far a claim's dense model is from that of the run that trained it longer, where that is too far."""
+    longer = list(cells_of(results, claim.longer, claim.metric).values["ticket/0"].values())
+    steps = max(int(row["end_step"]) for row in read(results / f"{claim.longer}.csv"))
+    best = Point(steps, statistics.fmean(longer), statistics.stdev(longer), len(longer))
+    ours, reference = (
+        Summary("ticket", 0, 0.0, statistics.fmean(dense.values()), None, len(dense)),
+        Reference("", (best,)),
+    )
+    return told(ours, reference) if falls_short(ours, reference) else ""
 
 
 def _price(path: Path) -> str:

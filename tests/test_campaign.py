@@ -128,6 +128,19 @@ def test_averages_that_lag_are_judged_by_no_claim(tmp_path):
     assert found(tmp_path, run, beside={}).verdict == said
 
 
+@pytest.mark.parametrize(("longer", "said"), [((0.2, 0.21, 0.2), "no verdict: "), ((0.97, 1.0, 1.0), "as good: ")])
+def test_a_dense_model_far_from_what_longer_training_makes_of_it_is_none_to_compare_with(tmp_path, longer, said):
+    with pytest.MonkeyPatch.context() as patch:
+        kept(make_run({0: longer}, seeds=3), tmp_path, patch)
+    (tmp_path / "made.csv").rename(tmp_path / "made-longer.csv")
+    run = make_run({0: (1.0, 1.0, 1.01), 1: (1.0, 1.01, 1.0)}, seeds=3)
+    told = found(tmp_path, run, beside={}, longer="made-longer").verdict
+    assert told.startswith(said)
+    assert ("the dense model is not trained far enough (1.00, where its reference is 0.203" in told) == (
+        longer[0] < 0.5
+    )
+
+
 def test_a_control_that_lacks_a_seed_leaves_it_open_and_one_that_failed_is_beaten(tmp_path):
     dense, ticket = (1.0, 1.0, 1.01, 1.0), (1.0, 1.01, 1.0, 1.0)
     for control, said in (
