@@ -23,19 +23,20 @@ from gentickets.arguments import check_arguments
 from gentickets.data.batches import Batch, Labelled
 from gentickets.errors import Diverged, GenticketsError
 from gentickets.evaluating import evaluating
-from gentickets.masks.holding import Hold
-from gentickets.masks.names import component_of, named_state, named_weights, unwrap
+from gentickets.masks.names import component_of, named_state, unwrap
 from gentickets.masks.value import Masks
 from gentickets.objectives.base import Objective
 from gentickets.sparse import Accelerated, Choice, accelerate
 from gentickets.training.averaging import weight_of_start
+from gentickets.training.calls import Calls
 from gentickets.training.devices import one_device
-from gentickets.training.hooks import Hook, State, check_hooks
+from gentickets.training.hooks import Hook, check_hooks
 from gentickets.training.parts import Parts
 from gentickets.training.progress import Checkpoint, Curve, Meter, Progress
 from gentickets.training.ranks import Ranks, Together, check_bare
 from gentickets.training.seeds import derived_seed
 from gentickets.training.settings import Settings
+from gentickets.training.sparsity import Sparsity
 from gentickets.training.tried import check_tried
 from gentickets.training.whole_batch import Draw, first_axis_of, whole_batch
 
@@ -140,9 +141,14 @@ def train(
         _warn_of_the_start(settings.ema, end_step - start_step)
     live = masks if may_be_sparse else None
     with _on_live_weights(model, objective, batches, start_step, live, fabric, ranks) as fast:
-        loop = _Loop(model, objective, settings, masks, fabric, ranks, hooks, fast)
+        fabric.to_device(model)
+        model.train()
+        parts = Parts(model, objective, settings, fabric.device)
+        sparsity = Sparsity(masks, parts, fast, moving)
+        calls = Calls(hooks, parts, sparsity, ranks, settings.steps, bool(fast))
+        loop = _Loop(objective, parts, sparsity, calls, fabric, ranks, fast)
         trained = loop.run(batches, start_step, end_step, beside)
-        loop.share_hooks(hooks)
+        calls.share()
         return trained
 
 
@@ -207,38 +213,23 @@ class _Loop:
 
     def __init__(
         self,
-        model: nn.Module,
         objective: Objective,
-        settings: Settings,
-        masks: Masks | None,
+        parts: Parts,
+        sparsity: Sparsity,
+        calls: Calls,
         fabric: Fabric,
         ranks: Ranks,
-        hooks: Sequence[Hook],
         fast: Accelerated | None,
     ):
-        self.model, self.objective, self.settings, self.masks = model, objective, settings, masks
-        self.fabric, self.ranks, self.fast, self.ended = fabric, ranks, fast, False
-        self.hooks = hooks if ranks.is_first else ()
+        self.model, self.objective, self.settings = parts.model, objective, parts.settings
+        self.parts, self.sparsity, self.calls = parts, sparsity, calls
+        self.fabric, self.ranks, self.fast = fabric, ranks, fast
         self.tried: set[tuple[Draw, ...]] = set()
         self.draws: tuple[Draw, ...] = ()
-        self.held: Hold | None = None
-        fabric.to_device(model)
-        model.train()
-        self.parts = Parts(model, objective, settings, fabric.device)
         self.rng = torch.Generator(device=fabric.device)
         self.images, self.seconds = 0, 0.0
         # A loss is looked at before its step on a CPU; on a GPU that would stall it, so at reports.
         self._look_at_each = fabric.device.type == "cpu"
-
-    @property
-    def to_hold(self) -> Masks | None:
-        """The masks of the layers that are dense: sparse ones have no pruned weights that could be written."""
-        return self.masks if self.fast is None else self.fast.masks
-
-    def holding(self) -> Any:
-        if self.to_hold is None:
-            return nullcontext()
-        return self.to_hold.hold(self.model, *self.parts.optimizers.values())
 
     def run(self, batches: BatchSource, start_step: int, end_step: int, beside: Beside) -> Trained:
         """All steps, from the newest checkpoint or else `start_step` on; to the end, or where a hook ends it."""
@@ -250,21 +241,22 @@ class _Loop:
         if curve is not None:
             curve.rewind(step)
         meter = Meter(self.images, self.seconds)
-        with self.holding() as self.held:
-            (due,) = self.ranks.any(self.is_due(step + 1, end_step))
-            while step < end_step and not self.ended:
+        with self.sparsity.hold():
+            (due,) = self.ranks.any(self.calls.are_due(step + 1, end_step))
+            while step < end_step and not self.calls.ended:
                 batch, mine = self._shared(batches.at(step).to(self.fabric.device))
-                losses, gradients = self.step(step, mine, self.needs_gradients(step + 1, end_step))
+                losses, gradients = self.step(step, mine, self.calls.need_gradients(step + 1, end_step))
                 step += 1
                 meter.images += len(batch)
                 if due:
-                    self.call_hooks(step, end_step, batch, gradients, meter)
-                done = self.ended or step == end_step
+                    self.calls.call(step, end_step, batch, gradients, meter)
+                done = self.calls.ended or step == end_step
                 if done or step % beside["report_every"] == 0:
                     self.check(step, losses, batch)
                     _tell(Progress(step, {k: float(v) for k, v in losses.items()}, meter.rate()), beside)
                 asked = stop is not None and stop()
-                stopping, due, untried = self.ranks.any(asked, self.is_due(step + 1, end_step), self.is_untried)
+                upcoming = self.calls.are_due(step + 1, end_step)
+                stopping, due, untried = self.ranks.any(asked, upcoming, self.is_untried)
                 if untried:
                     self.try_out(step - 1, batch)
                 if checkpoint is not None and (stopping or (not done and checkpoint.due())):
@@ -280,7 +272,7 @@ class _Loop:
             step,
             self.parts.optimizers,
             choices,
-            self.masks,
+            self.sparsity.masks,
         )
 
     def _shared(self, batch: Batch) -> tuple[Batch, Batch]:
@@ -317,7 +309,7 @@ class _Loop:
                     self.parts.scaler.unscale_(self.parts.optimizers[name])
             if needs_gradients:
                 others = {name: grad for name, grad in gradients.items() if component_of(name) not in names}
-                gradients = others | self._gradients(names)
+                gradients = others | self.sparsity.gradients(names)
             if self.settings.clip_norm is not None:
                 self._clip(names)
             for name in names:
@@ -327,87 +319,6 @@ class _Loop:
             self.parts.scaler.update()
         self.parts.update_averages()
         return seen, gradients
-
-    def _gradients(self, components: Sequence[str]) -> dict[str, Tensor]:
-        """Weight → its gradient as it is now, of those with masks in these components."""
-        found: dict[str, dict[str, Tensor]] = {component: {} for component in components}
-        for name, weight in named_weights(self.model).items():
-            component = component_of(name)
-            if component in found and self.masks is not None and name in self.masks and weight.grad is not None:
-                found[component][name] = weight.grad.detach().clone()
-        finite = [of for of in found.values() if all(bool(grad.isfinite().all()) for grad in of.values())]
-        return {name: grad for of in finite for name, grad in of.items()}
-
-    # -- hooks --------------------------------------------------------------------------------------------
-
-    def needs_gradients(self, step: int, end_step: int) -> bool:
-        """Whether a hook that is due after so many steps needs them."""
-        return any(hook.needs_gradients and (step == end_step or hook.is_due(step)) for hook in self.hooks)
-
-    def is_due(self, step: int, end_step: int) -> bool:
-        """Whether a hook is to be called after so many steps."""
-        return any(step == end_step or hook.is_due(step) for hook in self.hooks)
-
-    def call_hooks(self, step: int, end_step: int, batch: Batch, gradients: Mapping[str, Tensor], meter: Meter) -> None:
-        """Calls the hooks that are due, and where one of them ended the training the others too.
-
-        The first rank does; the others move their masks with it, and end with it.
-        """
-
-        def call() -> tuple[bool, Tensor]:
-            self._call_all(step, end_step, batch, gradients, meter)
-            return self.ended, torch.get_rng_state()
-
-        self.ended, generator = self.ranks.by_first(call, hear=self._move_to)
-        if not self.ranks.is_first:
-            torch.set_rng_state(generator)
-
-    def share_hooks(self, hooks: Sequence[Hook]) -> None:
-        """At the end: hooks, which were called on the first rank alone, are on the others as they ended there."""
-        if self.ranks.size > 1:
-            ended = self.ranks.told([hook.state_dict() for hook in self.hooks])
-            for hook, state in zip(() if self.ranks.is_first else hooks, ended, strict=False):
-                hook.load_state_dict(state)
-
-    def _call_all(self, step: int, end_step: int, batch: Batch, gradients: Mapping[str, Tensor], meter: Meter) -> None:
-        is_last = step == end_step
-        networks, accelerated = (self.model, self.parts.averaged), bool(self.fast)
-        shown = State(
-            step, self.settings.steps, batch, self.masks, self.parts.optimizers, gradients, networks, accelerated, None
-        )
-        for hook in self.hooks:
-            if is_last or hook.is_due(step):
-                self.ended |= self._call(hook, shown, meter)
-        for hook in self.hooks:
-            if self.ended and not is_last and not hook.is_due(step):
-                self._call(hook, shown, meter)
-
-    def _call(self, hook: Hook, state: State, meter: Meter) -> bool:
-        if not hook.moves_masks:
-            gpus = [self.fabric.device] if self.fabric.device.type == "cuda" else []
-            with meter.looking(), torch.random.fork_rng(devices=gpus):
-                return bool(hook.after_step(state))
-        self._check_weights(state.step)
-        state._move = self._move_to
-        try:
-            return bool(hook.after_step(state))
-        finally:
-            state._move = None
-
-    def _move_to(self, masks: Masks) -> None:
-        """Holds the weights and the averages to other masks from here on."""
-        assert self.masks is not None
-        assert self.held is not None
-        self.held.move_to(masks)
-        if self.ranks.is_first:
-            self.ranks.say(masks)
-        stay = self.masks & masks  # what is born begins at 0.0 in the averages too
-        masked = {name: average for name, average in self.parts.averages() if name in stay.components}
-        if masked:
-            stay.select(masked).apply_(nn.ModuleDict({name: average.network for name, average in masked.items()}))
-            for average in masked.values():
-                average.unsettle()
-        self.masks = masks
 
     def _evaluated(self, losses: Iterator[Any], images: int) -> Iterator[Any]:
         """The losses one by one, each computed in the precision asked for, of `images` that are this rank's."""
@@ -455,21 +366,15 @@ class _Loop:
         return self.fabric.autocast()
 
     def _clip(self, names: Sequence[str]) -> None:
-        if self.held is not None:
-            self.held.mask_gradients()
+        self.sparsity.mask_gradients()
         for name in names:
             nn.utils.clip_grad_norm_(self.parts.parameters[name], self.settings.clip_norm)  # type: ignore[arg-type]
 
     def check(self, step: int, losses: Mapping[str, Tensor], batch: Batch) -> None:
         """Now and then: still sparse, still finite, still worth going on with?"""
         check_finite(losses, step - 1)
-        if self.to_hold is not None and self.held is not None:
-            self.held.audit()
-            self.held.drop_momentum()
-            masked = {name: net.network for name, net in self.parts.averages() if name in self.to_hold.components}
-            if masked:
-                self.to_hold.select(masked).audit(nn.ModuleDict(masked), "the moving average")
-        self._check_weights(step)
+        self.sparsity.audit()
+        self.parts.check_finite(step)
         if self.ranks.size > 1:
             together = [*named_state(self.model).values(), *_tensors_of(batch)]
             self.ranks.check_same(together, f"step {step}: weights or images", "they no longer train one model")
@@ -484,26 +389,10 @@ class _Loop:
         self.model.train()
         return reason
 
-    def _check_weights(self, step: int) -> None:
-        if not all(bool(torch.isfinite(p).all()) for ps in self.parts.parameters.values() for p in ps):
-            raise Diverged(f"step {step}: weights are no longer finite; lower the learning rate or clip_norm")
-
     # -- checkpoints --------------------------------------------------------------------------------------
 
     def state(self, step: int) -> dict[str, Any]:
-        return {
-            **self.parts.state(),
-            "step": step,
-            "ended": self.ended,
-            "hooks": [hook.state_dict() for hook in self.hooks],
-            "masks": self._moved(),
-        }
-
-    def _moved(self) -> dict[str, Tensor]:
-        """The packed masks, where they move."""
-        if self.masks is None or not any(hook.moves_masks for hook in self.hooks):
-            return {}
-        return {name: torch.from_numpy(packed.copy()) for name, packed in self.masks.packed.items()}
+        return {**self.parts.state(), **self.calls.state(), "step": step, "masks": self.sparsity.state()}
 
     def resume(
         self,
@@ -539,12 +428,8 @@ class _Loop:
     def _load(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state` gave."""
         self.parts.load(state)
-        self.ended = state["ended"]
-        for hook, kept in zip(self.hooks, state["hooks"], strict=True):
-            hook.load_state_dict(kept)
-        if state["masks"] and self.masks is not None:
-            packed = {name: bits.numpy() for name, bits in state["masks"].items()}
-            self.masks = Masks.from_packed(packed, self.masks.shapes)
+        self.calls.load(state)
+        self.sparsity.load(state["masks"])
         self.images, self.seconds = int(state["images"]), float(state["seconds"])
 
 

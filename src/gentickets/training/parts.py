@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gentickets.adam import FusedAdamW
+from gentickets.errors import Diverged
 from gentickets.masks.names import changed_rest, clone, named_rest, named_state, put_rest, unwrap
 from gentickets.objectives.base import Objective
 from gentickets.sparse import restore
@@ -68,6 +69,11 @@ class Parts:
     def _networks(self) -> list[nn.Module]:
         """The model, and those that average its components."""
         return [self.model, *(average.network for _, average in self.averages())]
+
+    def check_finite(self, step: int) -> None:
+        """Raises `Diverged` where a weight is no longer finite after so many steps."""
+        if not all(bool(torch.isfinite(p).all()) for ps in self.parameters.values() for p in ps):
+            raise Diverged(f"step {step}: weights are no longer finite; lower the learning rate or clip_norm")
 
     def state(self) -> dict[str, Any]:
         """All of it, and the state of torch's own random numbers, which dropout draws."""
