@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 
 import gentickets as gt
 from gentickets.cli import main
+from gentickets.lab.run.folder import one_line_errors
+from gentickets.lab.run.outputs import check_output
 from test_results import build_run
 
 ROOT = Path(__file__).parent.parent
@@ -118,6 +121,67 @@ def test_a_ticket_of_no_level_is_refused_before_it_is_trained(program, tmp_path,
     model = make_autoencoder()
     gt.Ticket(gt.Masks.dense(model), model, {"level": level}).save("x.ticket")
     assert "a whole number from 0 is needed" in refused(program, "train", "g.yaml", "--ticket", "x.ticket")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["find", "g.yaml", "--time", ""], "--time '' is no duration"),
+        (["find", "g.yaml", "--disk", ""], "--disk '' is no size"),
+        (["find", "g.yaml", "--budget", ""], "--budget '': g.yaml knows full"),
+        (["compare", "g.yaml", "--methods", ","], "--methods: none is named; take some of"),
+        (["find", "g.yaml", "data.source=~nobody-of-this-name/x"], "'~nobody-of-this-name/x' does not exist"),
+        (["find", "g.yaml", "data.source=no such #2"], "'no such #2' does not exist"),
+        (["find", "g.yaml", "evaluation.inception_weights=x"], "would not be read: take evaluation.features=inception"),
+        (["train", "g.yaml", "--seed", "-1"], "--seed"),
+        (["transfer", "t.ticket", "g.yaml", "generator=generator", "--seed", "-1"], "--seed"),
+        (["transfer", "t.ticket", "g.yaml", "generator=generator", "discriminator"], "'discriminator' is no from=to"),
+        (["keys", ""], "a key needs the name of a file"),
+        (["keys", "/"], "a key needs the name of a file"),
+    ],
+)
+def test_what_is_empty_or_half_said_is_not_taken_for_unsaid(program, tmp_path, arguments, message):
+    (tmp_path / "g.yaml").write_text(GAN)
+    assert message in refused(program, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("place", "own"),
+    [
+        ("seed-0/level-01/trained.safetensors", True),
+        ("seed-0/level-01/new.pt2", True),
+        ("seed-0/rewind.safetensors", True),
+        ("figures/d.pt2", True),
+        ("recipe.yaml", True),
+        ("d.pt2", False),
+        ("exports/d.pt2", False),
+        ("../d.pt2", False),
+    ],
+)
+def test_nothing_that_a_run_keeps_is_written_over(tmp_path, place, own):
+    run = build_run(tmp_path / "one", seeds=(0,), levels=2)
+    (tmp_path / "linked").symlink_to(run)
+    for folder in (run, tmp_path / "linked"):
+        if own:
+            with pytest.raises(gt.GenticketsError, match="is among what a run keeps"):
+                check_output(folder / place)
+        else:
+            check_output(folder / place)
+
+
+def test_a_ticket_is_not_written_over_by_what_is_made_of_it(program, tmp_path, make_autoencoder):
+    (tmp_path / "g.yaml").write_text(GAN)
+    model = make_autoencoder()
+    gt.Ticket(gt.Masks.dense(model), model).save("t.safetensors")
+    before = (tmp_path / "t.safetensors").read_bytes()
+    for command in (["shrink", "t.safetensors", "--recipe", "g.yaml"], ["transfer", "t.safetensors", "g.yaml", "a=b"]):
+        assert "t.safetensors is what is read" in refused(program, *command, "--out", "./t.safetensors")
+    assert (tmp_path / "t.safetensors").read_bytes() == before
+
+
+def test_a_file_that_cannot_grow_is_not_told_to_be_what_is_printed(tmp_path):
+    with pytest.raises(gt.GenticketsError, match=r"cannot write to .*: File too large"), one_line_errors(tmp_path):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
 
 
 def test_a_page_is_a_file_of_html(program, tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gentickets.errors import RecipeError
 from gentickets.lab.recipe import make_recipe, read_recipe
-from gentickets.lab.recipe.plain_yaml import read_yaml, write_yaml
+from gentickets.lab.recipe.plain_yaml import read_value, read_yaml, write_yaml
 
 GOOD = {
     "name": "x",
@@ -44,6 +44,32 @@ def test_text_that_looks_like_something_else_stays_text(text):
 ])  # fmt: skip
 def test_scalars_are_those_of_yaml_1_2(text, meant):
     assert read_yaml(text.encode(), "here") == meant
+
+
+@pytest.mark.parametrize(("typed", "meant"), [
+    ("photos #2", "photos #2"), ("#2", "#2"), ("'photos #2'", "photos #2"), ("a\nb", "a\nb"), ("|", "|"),
+    ("---", "---"),
+    (" x ", " x "), ("&a", "&a"), ("C#", "C#"), ("1 # one", "1 # one"), ("500", 500),
+    (" 1e-4 ", 1e-4), ("", None), ("null", None), ("true", True), ("[1, 'a #b']", [1, "a #b"]), ("{a: 1}", {"a": 1}),
+])  # fmt: skip
+def test_of_what_is_typed_nothing_is_left_out(typed, meant):
+    assert read_value(typed, "here") == meant
+
+
+@pytest.mark.parametrize("typed", ["[0, 1] # two", "'a' # b", "{a: 1} #", "a: 1 # b", "run: #2"])
+def test_a_comment_behind_a_list_is_refused(typed):
+    with pytest.raises(RecipeError, match=r"^here has a comment, which YAML leaves out: quote"):
+        read_value(typed, "here")
+
+
+@given(st.text(st.characters(codec="utf-8")))
+def test_text_that_is_typed_is_that_text(typed):
+    try:
+        value = read_value(typed, "here")
+    except RecipeError:
+        return
+    if isinstance(value, str) and typed.strip()[:1] not in ("'", '"'):
+        assert value == typed
 
 
 @pytest.mark.parametrize(("text", "reason"), [

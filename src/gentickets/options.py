@@ -16,6 +16,9 @@ from annotated_types import Ge, Gt, Le, Len, Lt
 
 from gentickets.errors import PruneError
 
+MOST = 10**12
+"""The largest whole number that is taken, in a recipe or by a command."""
+
 Share = Annotated[float, Gt(0), Lt(1)]
 """A share of something, neither nothing nor all of it."""
 Positive = Annotated[float, Gt(0)]

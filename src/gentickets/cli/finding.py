@@ -37,6 +37,7 @@ from gentickets.cli.program import (
     renewed_page,
 )
 from gentickets.errors import GenticketsError
+from gentickets.options import MOST
 
 if TYPE_CHECKING:
     from gentickets.lab.executors import Executor
@@ -76,9 +77,9 @@ def find(
     check_keys(recipe, overrides or (), budget, allow_code)  # what is wrong with it is said without waiting for torch
     by = read_executor(executor, slurm or (), ray or (), detach)
     if is_study(recipe):
-        if time:
+        if time is not None:
             raise GenticketsError(f"--time fits one run, and {recipe} is a study: take --budget, or training.steps=…")
-        if disk:
+        if disk is not None:
             raise GenticketsError(f"--disk fits one run, and {recipe} is a study: take keep=ends")
         loading = load_the_lab()
         from gentickets.lab.study.study import read_study
@@ -86,7 +87,7 @@ def find(
         study = read_study(recipe, overrides or (), None, budget, allow_code)
         run_a_study(study, runs, resume, plan_only, loading, by)
         return
-    seconds, most = parse_time(time) if time else None, parse_size(disk) if disk else None
+    seconds, most = None if time is None else parse_time(time), None if disk is None else parse_size(disk)
     loading = load_the_lab()
     from gentickets.lab.report import verdict_table
     from gentickets.lab.results.reading import read_run
@@ -111,7 +112,7 @@ def find(
     if ready.plan is not None:
         out.print(f"{asked.name}: {ready.plan.words()}")
     else:
-        said = " and ".join(option for option, given in (("--time", time), ("--disk", disk)) if given)
+        said = " and ".join(option for option, given in (("--time", time), ("--disk", disk)) if given is not None)
         out.print(f"{asked.name}: going on with {folder}{f', as it was planned: no say for {said}' if said else ''}")
         if others := Watch(folder).look().counts().get("running"):
             out.print(f"{others} of its pieces are being made by others: `gentickets status {folder}` shows where")
@@ -255,7 +256,7 @@ def train(
     recipe: RecipeFile,
     overrides: Overrides = None,
     ticket: Annotated[Path | None, typer.Option(help="Start from this ticket, and keep to its masks.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the weights, the data order and the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST, help="Seed of the weights, the data order and the noise.")] = 0,
     budget: Budget = None,
     runs: RunsFolder = Path("runs"),
     name: Annotated[str | None, typer.Option(help="Name of the folder; default: the recipe's, with -train.")] = None,
@@ -303,19 +304,23 @@ def transfer(
     output: Annotated[Path, typer.Option("--out", help="The ticket file to write.")] = Path("transferred.ticket"),
     masks_only: Annotated[bool, typer.Option("--masks-only", help="Leave the weights behind.")] = False,
     exclude: Annotated[list[str] | None, typer.Option(help="What stays behind, such as '*.head.*'.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the weights that do not travel.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST, help="Seed of the weights that do not travel.")] = 0,
     budget: Budget = None,
     allow_code: AllowCode = False,
 ) -> None:
     """Carry a ticket's components into the model of a recipe: a VAE's decoder into a GAN's generator, say."""
     from gentickets.lab.recipe import read_recipe
 
+    if bare := next((entry for entry in components if "=" not in entry), None):
+        raise GenticketsError(f"{bare!r} is no from=to: name the component it becomes, such as {bare}={bare}")
     pairs = [entry for entry in components if "." not in entry.partition("=")[0]]
     overrides = [entry for entry in components if entry not in pairs]
     asked = read_recipe(recipe, overrides, budget, allow_code)
+    from gentickets.lab.run.outputs import check_output
     from gentickets.lab.run.single import transferred
 
-    mapping = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    check_output(output, ticket)
+    mapping = dict(pair.split("=", 1) for pair in pairs)
     moved = transferred(ticket, asked, mapping, not masks_only, seed, exclude or ())
     moved.save(output)
     left = ", ".join(moved.origin["transfer"]["left"]) or "nothing"

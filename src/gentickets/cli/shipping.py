@@ -30,11 +30,13 @@ def shrink(
     program that runs without gentickets.
     """
     from gentickets.lab import shipping
+    from gentickets.lab.run.outputs import check_output
 
     if what.is_file() and recipe is None:
         raise GenticketsError(f"{what} does not say which model it is for: add --recipe recipes/….yaml")
     if not what.is_file() and (recipe is not None or overrides):
         raise GenticketsError(f"{what}: --recipe and key=value go with a ticket file; a level knows its recipe")
+    check_output(output, what)
     format = shipping.format_asked(output)
     if recipe is None:
         shipment = shipping.of_level(what, allow_code)
@@ -72,8 +74,10 @@ def export(
     """
     from gentickets.channels.export import SUFFIXES, as_format
     from gentickets.lab import shipping
+    from gentickets.lab.run.outputs import check_output
 
     file = output or Path(f"{component}{SUFFIXES[as_format(format_ or 'torch')]}")
     chosen = shipping.format_asked(file, format_)
+    check_output(file)
     for words in shipping.export_component(shipping.of_level(level, allow_code), component, file, chosen, shrink):
         out.print(words)

@@ -17,11 +17,11 @@ from gentickets.errors import DataError
 def cache_folder(cache: str | os.PathLike[str] | None = None) -> Path:
     """`cache` itself, else the environment's GENTICKETS_CACHE, else `gentickets` in the user's cache."""
     if cache is not None:
-        return Path(cache).expanduser()
+        return Path(os.path.expanduser(cache))
     if named := os.environ.get("GENTICKETS_CACHE"):
-        return Path(named).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "gentickets"
+        return Path(os.path.expanduser(named))
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "gentickets"
 
 
 def content_key(parts: Mapping[str, Any]) -> str:

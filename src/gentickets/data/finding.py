@@ -46,7 +46,7 @@ def find(source: str | Source, test: str | None) -> Source:
     for key, said in (("source", source), ("test", test)):
         if said is not None and "\0" in said:
             raise DataError(f"{key}: {said!r} is no path: name {_taken()}")
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     built_in = source == "digits" or source in hub.SHORT_NAMES
     with _one_line(source):
         local = not built_in and path.exists()
@@ -69,7 +69,7 @@ def find(source: str | Source, test: str | None) -> Source:
 
 
 def _with_test(path: Path, found: Source, test: str) -> Source:
-    held = Path(test).expanduser()
+    held = Path(os.path.expanduser(test))
     with _one_line(test, "test"):
         if not held.exists() and (shards := _globbed(test, "test")) is not None:
             return joined(found, parquet.whole_of_files(*shards), f"data.test ({test})")

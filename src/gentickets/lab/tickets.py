@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from gentickets.errors import GenticketsError, TicketError
-from gentickets.lab.run.publishing import SUMS
+from gentickets.lab.run.outputs import check_output
 from gentickets.masks.difference import Difference, difference
 from gentickets.masks.lineage import is_linked, rounds_of
 from gentickets.masks.ticket import Ticket
@@ -28,10 +28,7 @@ def sign(what: Path, key: Path, output: Path | None) -> tuple[Path, Ticket]:
     """Signs a ticket into `output`, or in its place; returns where it lies. Raises `GenticketsError`."""
     file = ticket_file(what)
     place = file if output is None else output
-    if (place.parent / SUMS).exists():
-        raise GenticketsError(
-            f"{place} is in a level's folder, of which no file may change: write the signed one elsewhere, --out FILE"
-        )
+    check_output(place)
     ticket = Ticket.load(file).sign(key)
     ticket.save(place)
     return place, ticket

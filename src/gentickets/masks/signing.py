@@ -101,6 +101,8 @@ def make_keys(path: Path) -> str:
     of the files is there, and where they cannot be written.
     """
     _need_cryptography()
+    if path.name in ("", ".."):
+        raise GenticketsError(f"a key needs the name of a file, and {str(path)!r} is that of a folder: take my-key")
     from cryptography.hazmat.primitives import serialization as form
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 

@@ -12,7 +12,7 @@ from typing import Any
 from gentickets.errors import RecipeError
 from gentickets.files import read_file
 from gentickets.lab.recipe.older import of_today
-from gentickets.lab.recipe.plain_yaml import read_yaml
+from gentickets.lab.recipe.plain_yaml import read_value, read_yaml
 from gentickets.lab.recipe.recipe import Recipe, code_in, make_recipe, parsed
 from gentickets.lab.recipe.shipped import recipe_file, recipes
 
@@ -61,6 +61,12 @@ def check_asked(recipe: Recipe, where: str) -> None:
         raise RecipeError(
             f"{where}: training.warmup_steps={training.warmup_steps} is not before training.steps={training.steps}"
         )
+    judging = recipe.evaluation
+    if judging.inception_weights is not None and judging.features != "inception":
+        raise RecipeError(
+            f"{where}: evaluation.inception_weights={judging.inception_weights} would not be read: take "
+            f"evaluation.features=inception, which is {judging.features} now, or leave it out"
+        )
     # Without rounds there is the dense model alone, and nobody can take it for more.
     if rounds and isinstance(levels, list) and (beyond := [level for level in levels if level > rounds]):
         raise RecipeError(
@@ -95,9 +101,9 @@ def read_keys(
         raise RecipeError(f"{path} is no recipe: it holds {type(raw).__name__}, not keys and values")
     budgets = _mappings(raw.pop("budgets", {}), f"{path}: budgets")
     budgets.setdefault(FULL, {})
-    chosen = budget or FULL
+    chosen = FULL if budget is None else budget
     if chosen not in budgets:
-        raise RecipeError(f"--budget {chosen}: {path} knows {', '.join(budgets)}")
+        raise RecipeError(f"--budget {chosen or repr(chosen)}: {path} knows {', '.join(budgets)}")
     raw = _in_keys_of_today(with_keys(raw, budgets[chosen], f"{path}: budgets.{chosen}"), path)
     if not allow_code and (code := code_in(raw)):
         raise RecipeError(f"{path} names code ({code[0]}), which would run: say --allow-code if you trust it")
@@ -200,7 +206,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise RecipeError(f"override {shown} is not key=value, such as training.steps=500")
-    value = read_yaml(text, f"override {shown}: the value")
+    value = read_value(text, f"override {shown}: the value")
     place = raw
     for key in keys[:-1]:
         place = _below(place, key, f"override {shown}")

@@ -25,9 +25,7 @@ from gentickets.catalogue import Named, check_known, is_code
 from gentickets.errors import RecipeError
 from gentickets.lab.recipe.complaints import complaints
 from gentickets.lab.recipe.owned import REQUIRED, Option, owner, owners
-from gentickets.options import Names
-
-_MOST = 10**12
+from gentickets.options import MOST, Names
 
 
 class _Chosen(BaseModel):
@@ -273,7 +271,7 @@ def _strict(kind: Any) -> Any:
     if kind is float:
         return Annotated[float, Field(strict=True, allow_inf_nan=False)]
     if kind is int:
-        return Annotated[int, Field(strict=True, le=_MOST)]
+        return Annotated[int, Field(strict=True, le=MOST)]
     if kind is bool:
         return Annotated[bool, Field(strict=True)]
     origin, inner = typing.get_origin(kind), typing.get_args(kind)

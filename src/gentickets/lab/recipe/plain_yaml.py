@@ -78,6 +78,33 @@ def write_yaml(data: Any) -> bytes:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True).encode()
 
 
+def read_value(text: str, where: str) -> Any:
+    """A value as it is typed after `key=`: a number, a truth value, null, a list or a mapping as YAML has them; quoted
+    text; and any other text as it stands.
+
+    In a file ` #` begins a comment and `---` a document; of what is typed nothing is meant to be left out. Raises
+    `RecipeError`, one line that begins with `where`, for a list, a mapping or quoted text with a comment.
+    """
+    value, typed = read_yaml(text, where), text.strip()
+    node = yaml.compose(text, _Loader)
+    if node is None or (isinstance(node, yaml.ScalarNode) and node.style not in ("'", '"')):
+        whole = typed == (node.value if node is not None else "")
+        return value if whole and not isinstance(value, str) else text
+    if _has_comment(text):
+        raise RecipeError(f"{where} has a comment, which YAML leaves out: quote the text around ' #', or leave it out")
+    return value
+
+
+def _has_comment(text: str) -> bool:
+    """Whether ` #` stands between the parts that YAML reads, or after them."""
+    end = 0
+    for token in yaml.scan(text, _Loader):
+        if "#" in text[end : token.start_mark.index]:
+            return True
+        end = max(end, token.end_mark.index)
+    return "#" in text[end:]
+
+
 def read_yaml(text: str | bytes, where: str) -> Any:
     """The plain data in a text, UTF-8 where it is bytes. Raises `RecipeError`, one line that begins with `where`."""
     try:

@@ -28,7 +28,7 @@ from gentickets.errors import GenticketsError, PruneError, RecipeError
 from gentickets.lab.recipe.complaints import complaints
 from gentickets.lab.recipe.named import NamedPart, SearchPart, check_may_run, metrics_asked, named_part, search_part
 from gentickets.lab.recipe.older import of_today
-from gentickets.options import CONTROLS, Control, Execution, Schedule
+from gentickets.options import CONTROLS, MOST, Control, Execution, Schedule
 
 if TYPE_CHECKING:  # a recipe is read and refused without torch, whose import takes two seconds
     from gentickets.objectives import Objective
@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # a recipe is read and refused without torch, whose import ta
 
 # A number is a number: not a truth value, nor text that could be read as one; and always a finite one.
 Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Whole = Annotated[int, Field(strict=True, le=10**12)]
+Whole = Annotated[int, Field(strict=True, le=MOST)]
 Share = Annotated[Real, Field(gt=0, lt=1)]
 Positive = Annotated[Real, Field(gt=0)]
 NotNegative = Annotated[Real, Field(ge=0)]

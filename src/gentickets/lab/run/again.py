@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from gentickets.errors import GenticketsError
+from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab.recipe import parsed
 from gentickets.lab.results.reading import read_run
 from gentickets.lab.results.tables import write_csv
@@ -32,6 +32,8 @@ def evaluate_again(folder: Path, changes: Mapping[str, Any], tell: Tell, allow_c
     raw = recipe.dump()
     raw["evaluation"] |= changes
     recipe = parsed(raw, str(folder), allow_code)
+    if "inception_weights" in changes and recipe.evaluation.features != "inception":
+        raise RecipeError("--inception-weights would not be read: add --features inception, or leave it out")
     origin = disk.read_run_origin(folder)
     recipe.check()
     disk.check_same_code(folder, origin, recipe)

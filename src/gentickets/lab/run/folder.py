@@ -115,7 +115,8 @@ def one_line_errors(folder: Path) -> Iterator[None]:
             raise GenticketsError(
                 f"no space left for {folder}: free some and run the same command again; what is complete is kept"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+        unnamed = error.filename is None and error.strerror is not None  # of a file that was open, to be written
+        if unnamed or error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise GenticketsError(f"cannot write to {folder}: {error.strerror}") from error
         raise
 

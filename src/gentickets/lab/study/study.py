@@ -137,11 +137,15 @@ def read_study(
     recipe = make_recipe(raw, where)
     raw["name"] = f"{recipe.name}-compare"
     raw["title"] = f"{recipe.title or recipe.name}: methods compared"
-    raw["study"] = {"arms": {method: _method_arm(method, recipe) for method in _known(methods or COMPARED)}}
+    raw["study"] = {
+        "arms": {method: _method_arm(method, recipe) for method in _known(COMPARED if methods is None else methods)}
+    }
     return _study(raw, where)
 
 
 def _known(methods: Sequence[str]) -> Sequence[str]:
+    if not methods:
+        raise RecipeError(f"--methods: none is named; take some of {', '.join(METHODS)}")
     for method in methods:
         if method not in METHODS:
             raise RecipeError(f"--methods: {method!r} is none of {', '.join(METHODS)}")
