@@ -40,7 +40,8 @@ Overrides = Annotated[
 ]
 A_TICKET = "runs/quickstart-gan/seed-0/level-03/ticket.safetensors"
 Budget = Annotated[
-    str | None, typer.Option("--budget", help="One that the recipe has; all have full, the recipe as it stands.", show_default=False)
+    str | None,
+    typer.Option("--budget", help="One that the recipe has; all have full: as it stands.", show_default=False),
 ]
 Resume = Annotated[bool, typer.Option("--resume/--fresh", help="Go on with what is there, or start it anew.")]
 PlanOnly = Annotated[bool, typer.Option("--plan", help="Only say what it will take.")]
