@@ -190,6 +190,11 @@ def test_signed_numbers_of_a_tiff_are_refused(bits, content):
         ends(tiff(bits, content, sample_format=2))
 
 
+@pytest.mark.parametrize(("bits", "inks"), [(8, bytes([0, 255, 255, 0] * 8)), (16, little(*[0, 65535, 65535, 0] * 8))])
+def test_a_tiff_of_inks_is_in_colour(bits, inks):
+    assert ends(tiff(bits, inks, 5, channels=4), 3) == [(255, 0, 0)] * 2
+
+
 def test_a_deep_tiff_is_turned_once():
     content = tiff(16, little(*[65535] * 4, *[0] * 4), orientation=6)
     pixels = decode(Example("it", content, None), 8, 1, None)
