@@ -114,6 +114,12 @@ def test_an_image_set_is_read_only_and_checked() -> None:
         ImageSet.from_arrays("mine", np.zeros((2, 1, 4, 4), dtype=np.float32))
     with pytest.raises(DataError, match="for 256 images"):
         ImageSet.from_arrays("mine", images.pixels, np.zeros(3, dtype=np.int64))
+    for masked in (
+        (np.ma.masked_equal(images.pixels, 255), None),
+        (images.pixels, np.ma.masked_less(np.arange(256), 1)),
+    ):
+        with pytest.raises(DataError, match="'mine' has masked values"):
+            ImageSet.from_arrays("mine", *masked)
 
 
 def test_the_fingerprint_tells_pixels_labels_and_shape_apart() -> None:

@@ -310,7 +310,7 @@ def test_all_that_was_done_is_told(place):
         "held out": "one image in ten, drawn by a fixed seed",
         "labels": "none, there are no class folders",
         "colour": "RGB (1 of 43 images are grey)",
-        "shown": "1 transparent, over white, 1 turned as their EXIF says, 1 brought from 16 bits to 8, "
+        "shown": "1 transparent, over white, 1 turned as their EXIF says, 1 of more than 8 bits, brought to 8, "
         "1 of several frames, the first taken",
         "made": "cropped to the centred square and brought to 8x8",
         "left out": "files by suffix (.jxl 1, .txt 1); hidden files (._000.png)",

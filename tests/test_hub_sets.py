@@ -106,6 +106,18 @@ def test_labels_of_the_hub(monkeypatch, labels, label, numbers, classes):
     assert opened().classes == classes
 
 
+def test_splits_of_the_hub_are_matched_by_the_names_of_their_classes(monkeypatch):
+    train = table([1, 2], [0, 1], features=datasets.ClassLabel(names=["cat", "dog"]))
+    test = table([1, 2, 3], [0, 0, 1], features=datasets.ClassLabel(names=["dog", "cat"]))
+    hub_gives(monkeypatch, {"train": train, "test": test})
+    found = opened()
+    assert [example.label for example in found.train.examples()] == [0, 1]
+    assert [example.label for example in found.test.examples()] == [1, 1, 0]
+    assert (found.classes, found.notes) == (
+        ("cat", "dog"), ("classes matched by name, which not all files number alike",)
+    )  # fmt: skip
+
+
 def test_one_of_two_image_columns_of_the_hub_is_not_guessed(monkeypatch):
     two = table([1, 2], column="mask").add_column("scan", [{"bytes": encoded(5), "path": None}] * 2)
     hub_gives(monkeypatch, {"train": two.cast_column("scan", datasets.Image())})

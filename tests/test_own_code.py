@@ -21,6 +21,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
@@ -247,6 +248,84 @@ def test_whatever_form_they_have_the_images_are_the_same(tmp_path_factory, pixel
 
     for one, other in zip(forms(pixels), forms(held), strict=True):
         assert loaded({"train": one, "test": other}) == expected
+
+
+def colours() -> list[Image.Image]:
+    """White above, and below a colour of each image's own."""
+    pixels = np.full((12, 6, 6, 3), 255, np.uint8)
+    pixels[:, 3:] = np.stack([np.arange(12) * 20, 255 - np.arange(12) * 20, np.arange(12) * 7], axis=1)[:, None, None]
+    return [Image.fromarray(one) for one in pixels]
+
+
+def everything(given_images, cache) -> np.ndarray:
+    """All images, in their order."""
+    source = data.given("x", {"train": given_images, "test": given_images[:2]})
+    return data.load(source, size=6, cache=cache).pixels
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "CMYK", "YCbCr", "HSV", "RGBA", "L", "LA", "1"])
+def test_pil_images_are_what_a_viewer_shows(tmp_path, mode):
+    images = [one.quantize(8) if mode == "P" else one.convert(mode) for one in colours()]
+    expected = np.stack([np.asarray(one.convert("RGB")).transpose(2, 0, 1) for one in images])
+    assert np.array_equal(np.broadcast_to(everything(images, tmp_path), expected.shape), expected)
+
+
+def test_pil_images_keep_what_their_files_say(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    clear = [one.convert("RGBA") for one in colours()]
+    for number, one in enumerate(clear):
+        one.putalpha(0 if number == 0 else 255)
+        one.save(tmp_path / f"{number}.png", exif=exif)
+    pixels = everything([Image.open(tmp_path / f"{number}.png") for number in range(12)], tmp_path)
+    assert (pixels[0] == 255).all()
+    assert pixels[1, :, 0, 0].tolist() == [20, 235, 7]
+    assert pixels[1, :, 5, 5].tolist() == [255, 255, 255]
+
+
+def test_faint_images_whose_scale_is_known_stay_faint(tmp_path):
+    pixels = np.zeros((12, 1, 6, 6), np.uint8)
+    pixels[:, 0, 0] = np.arange(12)[:, None] % 2
+    for form in ([Image.fromarray(one[0]) for one in pixels], ImageSet.from_arrays("y", pixels)):
+        of = data.given("x", {"train": form, "test": [Image.new("L", (6, 6), value) for value in (3, 200)]})
+        assert np.array_equal(data.load(of, size=6, cache=tmp_path).pixels, pixels)
+
+
+def keyed() -> Image.Image:
+    image = Image.new("L", (6, 6), 17)
+    image.info["transparency"] = 1
+    return image
+
+
+MASKED = np.ma.masked_equal(np.arange(8 * 36, dtype=np.uint16).reshape(8, 6, 6) % 256, 100)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (colours()[0], "x gives a single PIL image for train: give .*, a list of PIL images"),
+        ((*colours()[:2],), "x gives a single PIL image for train"),
+        ([*colours(), Image.new("L", (5, 6))], "x gives images of 6x6 and of 5x6 for train: resize them to one size"),
+        ([*colours(), np.zeros((6, 6, 3))], "x gives a ndarray among the PIL images of train"),
+        ([keyed()] * 8, "x, image 0 of train has a transparent colour, .*: save it with an alpha channel"),
+        ([Image.new("F", (6, 6))] * 8, r"x, image 0 of train has 32 bits a pixel \(mode F"),
+        ([Image.fromarray(np.full((6, 6), 9, np.uint16))] * 8, "x, image 0 of train has 16 bits a pixel .*mode I;16"),
+        (MASKED, "x gives an array with masked values, .*: give filled"),
+        (list(MASKED), "masked values"),
+        ((MASKED.filled(0), np.ma.masked_array(np.arange(8), mask=np.arange(8) == 1)), "masked values"),
+        (torch.rand(8, 6, 6, requires_grad=True), r"x gives a Tensor that is no array \(Can't call numpy"),
+        (torch.empty(8, 6, 6, device="meta"), "no array .*meta"),
+        (torch.rand(8, 6, 6, dtype=torch.complex64), "is of complex64: save images as uint8"),
+        (torch.rand(8, 6, 6).to_sparse(), "no array .*Sparse"),
+        (torch.rand(8, 6, 6).bfloat16(), "no array .*BFloat16"),
+        ([np.zeros((6, 6)), np.zeros((5, 6))], "x gives a list that is no array"),
+        (np.array([np.zeros((6, 6)), None], object), "x gives a ndarray: give"),
+    ],
+)
+def test_what_would_be_read_amiss_is_refused_in_one_line(tmp_path, found, message):
+    with pytest.raises(DataError, match=message) as caught:
+        data.load_splits(data.given("x", found), size=6, cache=tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import random
 from pathlib import Path
 
@@ -30,12 +31,17 @@ def encoded(value: int, size: int = 8) -> bytes:
     return file.getvalue()
 
 
-def written(path: Path, values, labels=None, *, column: str = "image", label: str = "label") -> Path:
+def written(path: Path, values, labels=None, *, column: str = "image", label: str = "label", names=None) -> Path:
+    """`names`: those that the hub's note in the file declares for the labels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = {column: pa.array([{"bytes": encoded(value), "path": None} for value in values])}
     if labels is not None:
         columns[label] = labels if isinstance(labels, pa.Array) else pa.array(labels)
-    pq.write_table(pa.table(columns), path)
+    table = pa.table(columns)
+    if names is not None:
+        note = {"info": {"features": {label: {"_type": "ClassLabel", "names": names}}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(note)})
+    pq.write_table(table, path)
     return path
 
 
@@ -265,6 +271,47 @@ def test_texts_are_numbered_over_both_splits(tmp_path):
     assert found.classes == ("a", "b", "c")
     assert [example.label for example in found.train.examples()] == [1, 2, 1, 2]
     assert [example.label for example in found.test.examples()] == [2, 0, 0]
+
+
+MATCHED = ("classes matched by name, which not all files number alike",)
+
+
+@pytest.mark.parametrize(("held", "names", "expected", "classes", "note"), [
+    ([1, 0, 0], ["cat", "dog"], [1, 0, 0], ("cat", "dog"), ()),
+    ([1, 0, 0], ["dog", "cat"], [0, 1, 1], ("cat", "dog"), MATCHED),
+    ([1.0, None, 0.0], ["dog", "cat"], [0, None, 1], ("cat", "dog"), MATCHED),
+    ([2, 1, 0], ["ape", "cat", "dog"], [1, 0, 2], ("cat", "dog", "ape"), MATCHED),
+    ([0, 0, 0], ["dog"], [1, 1, 1], ("cat", "dog"), MATCHED),
+    ([1, 0, 0], None, [1, 0, 0], ("cat", "dog"), ("class names that some files alone declare, taken for all",)),
+    (["dog", "cat", "cat"], ["dog", "cat"], None, None, ()),
+], ids=["alike", "swapped", "floats", "more", "fewer", "none", "texts"])  # fmt: skip
+def test_classes_of_files_that_declare_names_are_matched_by_name(tmp_path, held, names, expected, classes, note):
+    written(tmp_path / "train.parquet", [1, 2], [0, 1], names=["cat", "dog"])
+    written(tmp_path / "test.parquet", [1, 2, 3], held, names=names)
+    found = opened(tmp_path)
+    assert (found.classes, found.notes) == (classes, note)
+    if expected is None:
+        assert "holds int and str" in found.test.unlabelled
+    else:
+        assert [example.label for example in found.train.examples()] == [0, 1]
+        assert [example.label for example in found.test.examples()] == expected
+
+
+def test_each_shard_has_names_of_its_own(tmp_path):
+    written(tmp_path / "train-00000-of-00002.parquet", [1, 2], [0, 1], names=["cat", "dog"])
+    written(tmp_path / "train-00001-of-00002.parquet", [3, 4], [0, 1], names=["dog", "ape"])
+    assert labels_of(tmp_path) == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize(("held", "names"), [([0, 2], ["dog", "cat"]), ([0, -1], ["dog", "cat"]), ([0, 1], None)])
+def test_a_number_without_a_name_cannot_be_matched(tmp_path, held, names):
+    written(tmp_path / "train-00000-of-00002.parquet", [1, 2], [0, 1], names=["cat", "dog"])
+    written(tmp_path / "train-00001-of-00002.parquet", [1, 2], [0, 1], names=["dog", "cat"])
+    written(tmp_path / "test.parquet", [1, 2], held, names=names)
+    found = opened(tmp_path)
+    assert found.classes is None
+    assert "in a file that declares no name for it, where others declare unlike ones" in found.test.unlabelled
+    assert [example.label for example in found.test.examples()] == [None, None]
 
 
 def test_a_split_without_the_column_has_no_labels_and_says_so(tmp_path):

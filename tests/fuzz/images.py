@@ -6,7 +6,7 @@ import io
 import random
 
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
 from gentickets.data.decoding import Example, decode, is_grey
 from tests.fuzz.hunt import Attempt, main
@@ -34,6 +34,8 @@ def bases() -> list[bytes]:
         _encoded(deep, "TIFF"), _encoded(clear, "TIFF"),
         _encoded(colour, "BMP"), _encoded(palette, "BMP"), _encoded(colour, "PPM"), _encoded(grey, "PPM"),
         _encoded(colour, "TGA"), _encoded(palette, "PCX"), _encoded(grey, "SGI"), _encoded(colour, "QOI"),
+        _encoded(grey, "PNG", transparency=3), _encoded(colour, "PNG", transparency=(1, 2, 3)), _encoded(clear, "TGA"),
+        *(_encoded(of, "JPEG2000") for of in (deep, colour) if features.check("jpg_2000")),
     ]  # fmt: skip
 
 

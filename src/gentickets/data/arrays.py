@@ -6,7 +6,7 @@ import functools
 import io
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,18 +61,21 @@ def whole(path: Path) -> Source:
     return Source(path.stem, {"arrays": file_identity(path)}, lambda: _open(path, whole=True))
 
 
-def of_memory(name: str, held: Mapping[str, np.ndarray], note: str = "") -> Opened:
-    """Arrays in memory as a file of that name would have them: `train`, `train_labels`, `test`, `test_labels`."""
-    found = {key: _of_memory(key, f"{name}, {key}", array) for key, array in held.items()}
+def of_memory(name: str, held: Mapping[str, np.ndarray], note: str = "", in_bytes: Collection[str] = ()) -> Opened:
+    """Arrays in memory as a file of that name would have them: `train`, `train_labels`, `test`, `test_labels`.
+
+    Those of the keys `in_bytes` go from 0 to 255, whatever numbers are in them.
+    """
+    found = {key: _of_memory(key, f"{name}, {key}", array, key in in_bytes) for key, array in held.items()}
     opened = _splits(Path(name), found, "train", "test" if "test" in held else None)
     return replace(opened, notes=(*((note,) if note else ()), *opened.notes))
 
 
-def _of_memory(key: str, where: str, array: np.ndarray) -> _Array:
+def _of_memory(key: str, where: str, array: np.ndarray, in_bytes: bool) -> _Array:
     def stream() -> packed.Bounded:
         return packed.Bounded(io.BytesIO(array.tobytes()), where)
 
-    return _Array(key, where, array.shape, array.dtype, by_columns=False, stream=stream)
+    return _Array(key, where, array.shape, array.dtype, False, stream, _BYTES if in_bytes else None)
 
 
 def on_a_grid(array: np.ndarray) -> bool:
@@ -89,6 +92,7 @@ class _Array(NamedTuple):
     dtype: np.dtype[Any]
     by_columns: bool
     stream: Callable[[], packed.Bounded]  # from the start of its numbers
+    scale: _Scale | None = None  # where it is known before any number is seen
 
     def blocks(self, rows: int) -> Iterator[np.ndarray]:
         """The array, so many rows at a time. Raises `ValueError` where the file ends before."""
@@ -313,6 +317,8 @@ def _scale(array: _Array) -> tuple[_Scale, float, float]:
         if not (math.isfinite(low) and math.isfinite(high)):
             raise DataError(f"source: {array.where} holds NaN or infinity: save images as uint8, 0 to 255")
         possible = {scale for scale in possible if _on_grid(block, scale)}
+    if array.scale is not None:
+        return array.scale, low, high
     if high < _FAINT:
         possible -= {_BYTES}
     elif _BYTES in possible:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 from collections.abc import Callable
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from gentickets.data import samples
 from gentickets.errors import DataError
 
 BACKGROUND = (255, 255, 255, 255)
@@ -20,7 +22,15 @@ MOST_PIXELS = 2**26
 """Of one image. A header of a few bytes may tell of any size; each thread holds an image several times over."""
 
 _ORIENTATION = 0x0112
-_TURNS = range(2, 9)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class Example(NamedTuple):
@@ -55,18 +65,10 @@ def decode(example: Example, size: int, channels: int, crop: int | None) -> Deco
     than `crop`, or of numbers whose range nothing says.
     """
     done: list[str] = []
-    with _opened(example) as image:
-        mode = image.mode
-        try:
-            if getattr(image, "is_animated", False):
-                done.append("frames")
-            image = _upright(image, example, done)
-            shown = image.size
-            image = _composited(image, done).convert("L" if channels == 1 else "RGB")
-        except DataError:
-            raise
-        except Exception as error:  # Pillow lets through whatever its many decoders raise
-            raise _broken(example, error) from error
+    with _opened(example) as opened:
+        mode = opened.mode
+        image = as_shown(opened, example.where, channels, done)
+    shown = image.size
     side = min(image.size) if crop is None else crop
     if side > min(image.size):
         width, height = image.size
@@ -82,13 +84,36 @@ def decode(example: Example, size: int, channels: int, crop: int | None) -> Deco
     return Decoded(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1), mode, shown, tuple(done))
 
 
+def as_shown(image: Image.Image, where: str, channels: int, done: list[str] | None = None) -> Image.Image:
+    """An opened image as a viewer shows it, over `BACKGROUND`, grey or RGB; what was done to it is added to `done`.
+
+    Raises `DataError` that names the image by `where`, if it is broken or of numbers whose range nothing says.
+    """
+    done = [] if done is None else done
+    try:
+        if getattr(image, "is_animated", False):
+            done.append("frames")
+        if samples.deep(image):
+            done.append("deep")
+        return _composited(_upright(image, where, done), done).convert("L" if channels == 1 else "RGB")
+    except DataError:
+        raise
+    except Exception as error:  # Pillow lets through whatever its many decoders raise
+        raise _broken(where, error) from error
+
+
 def is_grey(example: Example) -> bool | None:
     """Whether the image itself has one channel. Reads its header only; None where there is none to read."""
     try:
         with _opened(example) as image:
-            return image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
+            return has_one_channel(image)
     except DataError:
         return None
+
+
+def has_one_channel(image: Image.Image) -> bool:
+    """By its mode, whatever its colours; alpha is none."""
+    return image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
 
 
 def _opened(example: Example) -> Image.Image:
@@ -101,7 +126,7 @@ def _opened(example: Example) -> Image.Image:
         else:
             image = Image.open(io.BytesIO(content if isinstance(content, bytes) else content()))
     except Exception as error:
-        raise _broken(example, error) from error
+        raise _broken(example.where, error) from error
     if image.width * image.height > MOST_PIXELS:
         width, height = image.size
         image.close()
@@ -109,21 +134,22 @@ def _opened(example: Example) -> Image.Image:
     return image
 
 
-def _upright(image: Image.Image, example: Example, done: list[str]) -> Image.Image:
-    """As a viewer would show it: turned as its EXIF says, 16 bits brought to 8 (Pillow would clip them)."""
-    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
-        low, high = image.getextrema()
-        raise DataError(
-            f"{example.where} has 32 bits a pixel (mode {image.mode}, {low} to {high}), and nothing says which is "
-            f"black and which white: bring it to 8 or 16 bits"
-        )
-    if not isinstance(example.content, np.ndarray) and image.getexif().get(_ORIENTATION) in _TURNS:
+def _upright(image: Image.Image, where: str, done: list[str]) -> Image.Image:
+    """Loaded, of 8 bits a sample, and turned as its EXIF says."""
+    # A TIFF is turned as it is loaded, and forgets how; of a PNG the EXIF may come last.
+    told = _orientation(image) if image.format == "TIFF" else None
+    upright = samples.in_bytes(image, where)
+    left = _orientation(image)
+    if told in _TURNS or left in _TURNS:
         done.append("turned")
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        done.append("deep")
-        image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) // 257).astype(np.uint8))
-    return image
+    return upright.transpose(_TURNS[left]) if left in _TURNS else upright
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """None too where the EXIF cannot be read: viewers then show the image as it lies."""
+    with contextlib.suppress(Exception):
+        return image.getexif().get(_ORIENTATION)
+    return None
 
 
 def _composited(image: Image.Image, done: list[str]) -> Image.Image:
@@ -136,8 +162,8 @@ def _composited(image: Image.Image, done: list[str]) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", shown.size, BACKGROUND), shown).convert("RGB")
 
 
-def _broken(example: Example, error: Exception) -> DataError:
+def _broken(where: str, error: Exception) -> DataError:
     reason = " ".join(str(error).split()) or type(error).__name__
     if re.search(r"<.* object at 0x", reason):  # Pillow names the object that the bytes were wrapped in
         reason = "its bytes are no image that Pillow knows"
-    return DataError(f"{example.where} is no image that can be read ({reason}): mend it or leave it out")
+    return DataError(f"{where} is no image that can be read ({reason}): mend it or leave it out")

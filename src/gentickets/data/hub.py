@@ -50,7 +50,7 @@ def _open(source: str, identity: str) -> Opened:
     for part in parts:
         if column not in part.features:
             raise DataError(f"source: {source!r} has no image column {column!r} in all of its splits: name another set")
-    of, names = _labels(parts)
+    of = _labels(parts)
     rows = [_rows(datasets, part, source, column, own, of.why_none) for part, own in zip(parts, of.labels, strict=True)]
     left_out = [
         f"the split {shown(name)} ({len(tables[name]):,} images)" for name in tables if name not in (train, held)
@@ -59,9 +59,9 @@ def _open(source: str, identity: str) -> Opened:
         rows[0],
         rows[1] if held is not None else None,
         held_out=f"the split {shown(held)}" if held is not None else "",
-        classes=of.classes or names,
+        classes=of.classes,
         left_out=tuple(left_out),
-        notes=tuple(notes),
+        notes=(*notes, *of.notes),
     )
 
 
@@ -96,17 +96,20 @@ def _image_column(datasets: Any, table: Any, source: str, notes: list[str]) -> s
     return column
 
 
-def _labels(parts: Sequence[Any]) -> tuple[labels.Numbered, tuple[str, ...] | None]:
-    """The labels of each split, and the names that the set declares for them."""
+def _labels(parts: Sequence[Any]) -> labels.Numbered:
+    """The labels of each split, by the names that each declares for them."""
     counts = [len(part) for part in parts]
     column = next((name for name in labels.COLUMNS if name in parts[0].features), None)
     if column is None:
-        return labels.absent(counts, f"no column is called {', '.join(labels.COLUMNS[:4])} …"), None
+        return labels.absent(counts, f"no column is called {', '.join(labels.COLUMNS[:4])} …")
     if any(column not in part.features for part in parts):
-        return labels.absent(counts, f"the split held out has no column {column!r}"), None
-    of = labels.numbered(column, [part[column][:] for part in parts])
-    names = getattr(parts[0].features[column], "names", None)
-    return of, tuple(map(shown, names)) if names and of.why_none is None else None
+        return labels.absent(counts, f"the split held out has no column {column!r}")
+    return labels.numbered_by_name(column, [[_declared(part, column)] for part in parts])
+
+
+def _declared(part: Any, column: str) -> labels.Declared:
+    names = getattr(part.features[column], "names", None)
+    return labels.Declared(part[column][:], tuple(map(shown, names)) if names else None)
 
 
 def _rows(

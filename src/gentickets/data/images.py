@@ -55,11 +55,14 @@ class ImageSet:
     def from_arrays(
         cls, name: str, pixels: np.ndarray, labels: np.ndarray | None = None, split: str = "train"
     ) -> ImageSet:
-        """An image set over a copy of arrays of one's own. Raises `DataError` for another dtype or shape."""
+        """An image set over a copy of arrays of one's own. Raises `DataError` for another dtype or shape, and for
+        masked values."""
         if pixels.dtype != np.uint8 or pixels.ndim != 4:
             raise DataError(
                 f"pixels of {name!r} are {pixels.dtype} {pixels.shape}: give uint8 (n, channels, height, width)"
             )
+        if np.ma.is_masked(pixels) or np.ma.is_masked(labels):
+            raise DataError(f"{name!r} has masked values, which have no number: give filled(…) of the array")
         pixels = np.array(pixels, order="C")
         pixels.setflags(write=False)
         if labels is not None:

@@ -29,7 +29,7 @@ from gentickets.data.telling import Seen, told
 from gentickets.errors import DataError
 
 # Raise it where the same source would now decode to other pixels, or be told of in other words.
-_FORMAT = 3
+_FORMAT = 4
 _AT_ONCE, _BYTES_AT_ONCE = 512, 2**26
 _FIRST = 100
 LEAST = 2

@@ -134,15 +134,13 @@ def _open(
             )
     parts = [[of_path[path] for path in part] for part in (train, test)]
     of = _labels(parts)
-    highest = max((label for part in of.labels for label in part if label is not None), default=-1)
-    declared = columns.classes if columns.classes and highest < len(columns.classes) else None
     return Opened(
         _rows(parts[0], of.labels[0], of.why_none),
         _rows(parts[1], of.labels[1], of.why_none) if test else None,
         held_out=held_out,
-        classes=of.classes or declared,
+        classes=of.classes,
         left_out=tuple(left_out),
-        notes=(*notes, *columns.notes),
+        notes=(*notes, *columns.notes, *of.notes),
     )
 
 
@@ -159,7 +157,10 @@ def _labels(parts: Sequence[Sequence[_Shard]]) -> labels.Numbered:
         return labels.absent(counts, f"no column is called {', '.join(labels.COLUMNS[:4])} …")
     if any(shard.columns.label_kind == "lists" for shard in everywhere):
         return labels.absent(counts, f"the column {column!r} holds lists")
-    return labels.numbered(column, [[value for shard in part for value in _values(shard, column)] for part in parts])
+    return labels.numbered_by_name(
+        column,
+        [[labels.Declared(_values(shard, column), shard.columns.classes) for shard in part] for part in parts],
+    )
 
 
 def _shard(path: Path) -> _Shard:

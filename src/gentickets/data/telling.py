@@ -14,7 +14,7 @@ from gentickets.data.surveying import Survey
 _DONE = {
     "transparent": "{} transparent, over white",
     "turned": "{} turned as their EXIF says",
-    "deep": "{} brought from 16 bits to 8",
+    "deep": "{} of more than 8 bits, brought to 8",
     "frames": "{} of several frames, the first taken",
 }
 _SPLITS = {"train": "training", "test": "held-out"}
