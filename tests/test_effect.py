@@ -1,7 +1,9 @@
 """A zero in a weight that a module makes another of: refused where it ends, left alone where it does not."""
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -99,6 +101,44 @@ def test_whatever_it_multiplies_by(use, ends):
             gt.check_connected(net, pruned(net), torch.rand(6, 6))
     else:
         gt.check_connected(net, pruned(net), torch.rand(6, 6))
+
+
+class Writing(nn.Conv2d):
+    """Centres its weight in place, in training alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            with torch.no_grad():
+                self.weight.sub_(self.weight.mean((1, 2, 3), keepdim=True))
+        return super().forward(x)
+
+
+def noisy(conv: nn.Module, *_: object) -> None:
+    if conv.training:
+        conv.weight.data.add_(float(np.random.rand() + random.random()))  # noqa: NPY002 - whatever a layer draws from
+
+
+def hooked() -> nn.Module:
+    conv = nn.Conv2d(3, 8, 3)
+    conv.register_forward_pre_hook(noisy)
+    return conv
+
+
+@pytest.mark.parametrize(("make", "kind"), [(lambda: Writing(3, 8, 3), "Writing"), (hooked, "Conv2d")])
+def test_a_weight_that_is_written_in_training_alone_is_refused(make, kind):
+    net = nn.Sequential(make(), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(), nn.Conv2d(8, 3, 3)).eval()
+    masks, before = pruned(net), copy.deepcopy(net.state_dict())
+    draws = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
+    with pytest.raises(
+        gt.MaskError, match=rf"^'0\.weight' cannot be pruned: the forward pass of {kind}, in training, "
+    ):
+        gt.check_connected(net, masks, IMAGES)
+    after = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
+    assert torch.equal(draws[0], after[0])
+    assert draws[1:] == after[1:]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert not net.training
+    gt.check_connected(net, gt.prune(gt.magnitude(net, exclude=("0.weight",)), fraction=0.5), IMAGES)
 
 
 def test_a_search_refuses_before_anything_is_trained():

@@ -18,7 +18,11 @@ from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gentickets import MaskError, Masks, prune, random_scores
+from gentickets.masks.holding import _EACH_BY_ITSELF
 from gentickets.masks.names import named_weights
+from gentickets.masks.state import tensors_of_state
+
+X = torch.randn(4, 10, generator=torch.Generator().manual_seed(1))
 
 Make = Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
 
@@ -38,6 +42,7 @@ OPTIMIZERS: dict[str, Make] = {
     "adagrad": lambda p: torch.optim.Adagrad(p, 0.1),
     "rprop": lambda p: torch.optim.Rprop(p, 0.1),
     "radam": lambda p: torch.optim.RAdam(p, 0.1),
+    "asgd": lambda p: torch.optim.ASGD(p, 0.1, t0=0),
 }
 
 
@@ -560,6 +565,29 @@ def test_nested_holds_of_parts(gan: nn.Module, half) -> None:
         gan.generator(torch.randn(2, 5, 1, 1))
 
 
+def test_an_optimiser_of_two_models_is_to_be_given_to_both_holds(make_autoencoder, half) -> None:
+    one, other = make_autoencoder(), make_autoencoder()
+    optimizer = torch.optim.SGD([*one.parameters(), *other.parameters()], 0.1)
+    (one(X) + other(X)).square().mean().backward()
+    with half(other).hold(other, optimizer):
+        with half(one).hold(one), pytest.raises(MaskError, match=r"SGD is about to step 'encoder\.0\.weight'"):
+            optimizer.step()
+        with half(one).hold(one, optimizer) as inner:
+            optimizer.step()
+            inner.audit()
+
+
+def test_an_optimiser_may_be_given_to_the_inner_hold_alone_where_that_masks_all(autoencoder: nn.Module, half) -> None:
+    masks, optimizer = half(autoencoder), torch.optim.SGD(autoencoder.parameters(), 0.1)
+    fewer = masks & Masks({name: torch.rand(mask.shape) < 0.5 for name, mask in masks.items()})
+    autoencoder(X).square().mean().backward()
+    with masks.hold(autoencoder) as outer, fewer.hold(autoencoder, optimizer):
+        optimizer.step()
+        outer.audit()
+    with fewer.hold(autoencoder), masks.hold(autoencoder, optimizer), pytest.raises(MaskError, match="about to step"):
+        optimizer.step()
+
+
 def test_refusals_leave_everything_alone(autoencoder: nn.Module, gan: nn.Module, half) -> None:
     masks = half(autoencoder)
     before = copy.deepcopy(autoencoder.state_dict())
@@ -592,6 +620,28 @@ def test_rounds_of_pruning_never_revive(make_autoencoder) -> None:
         expected -= expected // 5
     assert masks.alive == expected
     assert [p for p in itertools.chain(model.parameters()) if p.isnan().any()] == []
+
+
+def test_the_average_that_asgd_keeps_is_sparse(autoencoder: nn.Module, half) -> None:
+    masks, optimizer = half(autoencoder), torch.optim.ASGD(autoencoder.parameters(), 0.1, t0=0)
+    weights = named_weights(autoencoder)
+    with masks.hold(autoencoder, optimizer):
+        for _ in range(3):
+            train(autoencoder, optimizer, 1)
+            assert not any(optimizer.state[weights[name]]["ax"][~mask].any() for name, mask in masks.items())
+    assert all(optimizer.state[weights[name]]["ax"].any() for name in masks)
+
+
+@pytest.mark.parametrize("kind", _EACH_BY_ITSELF)
+def test_no_optimiser_that_is_taken_to_keep_no_weights_keeps_any(kind) -> None:
+    weight = nn.Parameter(torch.full((3, 5), 1e4))
+    optimizer = kind([weight], lr=0.1)
+    for _ in range(3):
+        weight.grad = torch.rand(3, 5)
+        if kind is torch.optim.SparseAdam:
+            weight.grad = weight.grad.to_sparse()
+        optimizer.step()
+    assert not any((value.abs() > 1e3).any() for _, value in tensors_of_state(optimizer.state[weight]))
 
 
 @pytest.mark.parametrize("copies", [None, 3])

@@ -51,6 +51,40 @@ def test_a_component_that_is_replaced_is_held_from_its_first_step_and_its_optimi
         replace()
 
 
+def test_a_component_of_a_dict_that_is_replaced_is_held_from_its_first_step_and_its_optimiser_named(gan, half) -> None:
+    parts = {"generator": gan.generator, "discriminator": gan.discriminator}
+    masks, optimizer = half(parts), torch.optim.SGD(gan.generator.parameters(), 0.1)
+
+    def replace() -> None:
+        with masks.hold(parts, optimizer):
+            parts["discriminator"] = copy.deepcopy(gan.discriminator)
+            late = torch.optim.SGD(parts["discriminator"].parameters(), 0.1)
+            parts["discriminator"](parts["generator"](torch.randn(2, 5, 1, 1))).mean().backward()
+            optimizer.step()
+            late.step()
+
+    with pytest.raises(MaskError, match="SGD is about to step 'discriminator"):
+        replace()
+    masks.audit(parts)
+
+
+def test_a_component_of_a_dict_that_is_replaced_at_the_end_is_audited(gan, half) -> None:
+    parts = {"generator": gan.generator, "discriminator": gan.discriminator}
+    masks = half(parts)
+    dense = copy.deepcopy(gan.discriminator)
+
+    def replace() -> None:
+        with masks.hold(parts):
+            parts["discriminator"](torch.randn(2, 1, 8, 8))
+            parts["discriminator"] = dense
+            with torch.no_grad():
+                for weight in dense.parameters():
+                    weight.fill_(1.0)
+
+    with pytest.raises(MaskError, match="no longer sparse: 'discriminator"):
+        replace()
+
+
 def _passed_after(change, model: nn.Module, masks: Masks) -> None:
     with masks.hold(model):
         change(model.net)

@@ -1,15 +1,19 @@
 """Is a zero in a weight a zero in effect? Found where it is used: as the network runs on its examples.
 
 `parametrised` looks at what a layer makes of its own parameters. A module may as well read the weight of a layer
-inside it, standardise it or take its exponential, and multiply with that. So half of each weight is set to 0 in a copy,
-and of whatever the copy multiplies with that is made of one weight alone it is looked whether the zeros are left.
+inside it, standardise it or take its exponential, and multiply with that; or write that into the weight itself, perhaps
+in training alone. So half of each weight is set to 0 in a copy, and of whatever the copy multiplies with, in evaluation
+and in training, that is made of one weight alone it is looked whether the zeros are left.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,7 +31,8 @@ _ROUNDING = 1e-6
 
 
 def check_effect(model: Model, names: Iterable[str], example_inputs: ExampleInputs) -> None:
-    """Raises `MaskError` for a weight among `names` of which some module makes another weight with fewer zeros.
+    """Raises `MaskError` for a weight among `names` of which some module, in evaluation or in training, makes another
+    weight with fewer zeros, or writes fewer zeros into it.
 
     Products of two things that are made of weights alone, and sums of several weights (low-rank updates, branches that
     are merged, drawn weights), are not judged: in them a zero takes away what the weight adds. Nor is what cannot be
@@ -36,27 +41,49 @@ def check_effect(model: Model, names: Iterable[str], example_inputs: ExampleInpu
     if not (names := frozenset(names)) or any(weight.is_meta for weight in named_weights(model).values()):
         return
     for component, example in examples_of(model, example_inputs).items():
-        for buffers in (True, False):  # a buffer that is written to can have no derivative
-            try:
-                lost = _lost(model, names, component, example, buffers)
-                break
-            except Exception:  # whatever a stranger's code says: others run it as it is, and tell
-                lost = None
-        if lost is not None:
+        for training in (False, True):
+            if (lost := _lost_if_run(model, names, component, example, training)) is None:
+                continue
             name, by = lost
-            layer = name.rpartition(".")[0]
+            layer, when = name.rpartition(".")[0], ", in training," if training else ""
             raise MaskError(
-                f"{name!r} cannot be pruned: the forward pass of {by} makes another weight of it, and what is 0 "
+                f"{name!r} cannot be pruned: the forward pass of {by}{when} makes another weight of it, and what is 0 "
                 f"underneath is not 0 in effect; leave it out with exclude=({(f'{layer}.*' if layer else name)!r},) or "
                 f"components="
             )
 
 
-def _lost(
-    model: Model, names: frozenset[str], component: str, example: Example, buffers: bool
+def _lost_if_run(
+    model: Model, names: frozenset[str], component: str, example: Example, training: bool
 ) -> tuple[str, str] | None:
-    """A weight whose zeros end, and the class of module in which they do; None where there is none."""
-    probe = clone(unwrap(model)).eval()
+    """What `_lost` gives; None also where the pass cannot be run, as batch norm trains on no batch of one."""
+    for buffers in (True, False):  # a buffer that is written to can have no derivative
+        try:
+            with _same_draws_after():
+                return _lost(clone(unwrap(model)).train(training), names, component, example, buffers)
+        except Exception:  # whatever a stranger's code says: others run it as it is, and tell
+            continue
+    return None
+
+
+@contextmanager
+def _same_draws_after() -> Iterator[None]:
+    """Leaves every generator as it was: a pass in training may draw from any."""
+    plain, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002 - what others draw from
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(plain)
+        np.random.set_state(arrays)  # noqa: NPY002
+
+
+def _lost(
+    probe: nn.Module, names: frozenset[str], component: str, example: Example, buffers: bool
+) -> tuple[str, str] | None:
+    """A weight whose zeros end in `probe`, a copy of the model, and the class of module in which they do; None where
+    there is none."""
     for _, layer in list(named_layers(probe)):
         for child_name, child in list(layer.named_children()):
             if unwrap(child) is not child:
@@ -73,7 +100,7 @@ def _lost(
     net = component_at(probe, component)
     where = next((weight.device for weight in net.parameters()), example.tensors[0].device)
     reads = _Reads(net, {id(weights[name]): (name, int(mask.sum())) for name, mask in alive.items()})
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad(), reads:
+    with torch.inference_mode(False), torch.enable_grad(), reads:
         example.to(where)(net)
     return reads.lost
 
@@ -95,7 +122,8 @@ class _Reads(TorchDispatchMode):
         if self.lost is None and str(func._schema.name).removeprefix("aten::") in _PRODUCTS:
             operands = [tensor for tensor in tensors_in((args, kwargs or {})) if len(_sides(tensor)) > 1]
             for tensor in operands:
-                if tensor.grad_fn is not None and _sides(tensor) in self._sides:
+                # A weight itself may have been written to.
+                if (tensor.grad_fn is not None or id(tensor) in self._weights) and _sides(tensor) in self._sides:
                     self._judge(tensor, [other for other in operands if other is not tensor])
         return func(*args, **(kwargs or {}))
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from gentickets.masks.value import Masks  # a type only: masks are made without this module, and call it
 
 _EVERY = 64
-"""How many passes lie between two looks at every weight that nobody seems to have written."""
+"""Of so many passes in a row, one looks at every weight, also where nobody seems to have written it. So does one of so
+many steps at a weight whose places cannot be looked at (on a GPU)."""
 
 _SAMPLE = 16
 """How many pruned places of each weight are looked at before every pass."""
@@ -32,6 +33,7 @@ class HeldWeight:
     def __init__(self, masks: Masks, name: str):
         self.name, self.shape = name, masks.shapes[name]
         self.parameters: list[nn.Parameter] = []  # the one in the model, then others that an optimiser still steps
+        self.heir: nn.Parameter | None = None  # what its layer was given in its place, by a name
         self.move_to(masks)
         self._memory: np.ndarray | None = None
         self._places: np.ndarray | None = None
@@ -39,6 +41,7 @@ class HeldWeight:
         self.version: float = -1
         self.strangers = 0  # steps of others when it was last known to be clean
         self.steps = 0  # of held optimisers, since the last pass
+        self.blind = 0  # steps before which its places could not be looked at
         self.unlooked = 0  # passes since it was last known to be clean that took its version's word for it
 
     def move_to(self, masks: Masks) -> None:
@@ -53,6 +56,10 @@ class HeldWeight:
     def mask(self) -> Tensor:
         """True where the weight is alive."""
         return self._masks[self.name]
+
+    def covers(self, other: HeldWeight) -> bool:
+        """Whether all that is dead in `other`, the same weight under other masks, is dead here."""
+        return self._masks is other._masks or not (self.packed & ~other.packed).any()
 
     def now(self) -> Tensor | None:
         """What stands in the weight's place in its layer."""
@@ -85,17 +92,24 @@ class HeldWeight:
             or weight.data_ptr() != self.address
         )
 
+    def looks_written(self) -> bool:
+        """Whether somebody has written to it in a way that leaves a trace, or that a few of its pruned places show."""
+        return self.is_written() or (self._memory is not None and self._memory[self._places].tobytes() != self._zeros)
+
+    def is_suspect_before_step(self) -> bool:
+        """Whether a pass may have seen it written; asked once before each step."""
+        due = False
+        if self._memory is None and self.dead:
+            due = self.blind % _EVERY == 0
+            self.blind += 1
+        return due or self.looks_written()
+
     def is_suspect(self, strangers: int) -> bool:
         """Whether somebody may have written to it since it was last known to be clean."""
-        return (
-            self.is_written()
-            or self.strangers != strangers
-            or self.unlooked > _EVERY
-            or (self._memory is not None and self._memory[self._places].tobytes() != self._zeros)
-        )
+        return self.strangers != strangers or self.unlooked + 1 >= _EVERY or self.looks_written()
 
     def written_late(self, strangers: int) -> bool:
-        """Whether what is written in it now can only have been written after the last pass."""
+        """Whether what is written in it now can only have been written since the last pass began."""
         if self.steps > 1:
             return False  # there were passes that nobody saw
         return not self.unlooked or self.is_suspect(strangers)  # which it was not at the last pass

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.utils import parametrize
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
@@ -41,13 +43,12 @@ _EACH_BY_ITSELF = (
     torch.optim.Adagrad,
     torch.optim.Adadelta,
     torch.optim.Rprop,
-    torch.optim.ASGD,
     torch.optim.SparseAdam,
     FusedAdamW,
 )
 """Optimisers of exactly these types move each weight by its own gradient and keep no other weights: to mask what they
 stepped is enough. Any other may let the gradient of one weight move another (Muon, Adafactor), keep weights in its
-state (schedule-free, Lookahead), or look at the model inside its step (SAM)."""
+state (schedule-free, Lookahead, the average of ASGD), or look at the model inside its step (SAM)."""
 
 _TRANSPARENT = ("Fabric", "Lightning", "Accelerated")
 """Wrappers of optimisers that write no weight themselves, by how their class's name begins."""
@@ -64,7 +65,7 @@ class Hold:
         copies: tuple[Any, ...],
     ):
         self._was_entered = True  # until it is made: one that is refused has told so
-        self.masks, self.model = masks, as_model(model)
+        self.masks, self._model = masks, model
         self.copies = copies
         self._given = optimizers
         self.optimizers, self._may_write_unseen = _underlying(optimizers)
@@ -77,6 +78,8 @@ class Hold:
             _check_can_be_held(optimizer, self.model)
         self._held: dict[str, HeldWeight] = {}
         self._by_id: dict[int, HeldWeight] = {}
+        self._by_place: dict[tuple[int, str], HeldWeight] = {}  # by the layer's id and the name in it
+        self._moved: dict[str, HeldWeight] = {}  # in whose place something else was put, since the last step
         self._ours: set[int] = set()
         self._stepping: set[int] = set()
         self._told: set[tuple[int, Place]] = set()
@@ -85,7 +88,7 @@ class Hold:
         self._handles: list[Any] = []
         self._parts: list[tuple[Mapping[str, nn.Module | None], str, nn.Module]] = []  # (children, name, layer)
         self._watching: list[Any] = []  # the handles of what lies in the model: of its layers as they are now
-        self._warned = self._was_entered = False
+        self._warned = self._closely = self._was_entered = False
 
     def __repr__(self) -> str:
         state = "entered" if self._handles else "not entered"
@@ -95,38 +98,56 @@ class Hold:
     def _repr_html_(self) -> str:
         return shown(self) + self.masks._repr_html_()
 
+    @property
+    def model(self) -> nn.Module:
+        """The model as it is now: the components of a mapping are those that are in it now."""
+        return as_model(self._model)
+
     def __enter__(self) -> Hold:
         if self._handles:
             raise MaskError("this hold is entered already: make another with masks.hold(...)")
-        self._was_entered, self._warned, self.passing = True, False, None
+        self._was_entered, self._warned, self._closely, self.passing = True, False, False, None
         self.masks.apply_(self.model)
         for net, covering in self._over_copies(self.masks):
             covering.apply_(net)
-        self._find_weights()
-        self._watch_loads()
-        self._watch_passes()
-        for optimizer in self.optimizers:
-            self._attach(optimizer)
-        _entered.append(self)
-        self._handles.append(register_optimizer_step_pre_hook(self._before_any_step))
-        self._handles.append(register_optimizer_step_post_hook(self._after_any_step))
+        try:
+            self._find_weights()
+            self._watch()
+            for optimizer in self.optimizers:
+                self._attach(optimizer)
+            _entered.append(self)
+            self._handles.append(register_module_parameter_registration_hook(self._note_heir))
+            self._handles.append(register_optimizer_step_pre_hook(self._before_any_step))
+            self._handles.append(register_optimizer_step_post_hook(self._after_any_step))
+        except BaseException:  # a warning that is an error, Ctrl-C: nobody will leave what was not entered
+            self._let_go()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if not self._handles:
             return
+        self._let_go()
+        try:
+            if kind is None:
+                self._settle()
+                self.audit()
+            else:
+                self._leave_sparse()
+        finally:
+            for known in (self._held, self._by_id, self._by_place, self._moved):
+                known.clear()
+
+    def _let_go(self) -> None:
+        """Takes every hook out again."""
         for handle in (*self._handles, *self._watching):
             handle.remove()
         self._handles.clear()
         self._watching.clear()
-        _entered.remove(self)
+        if self in _entered:
+            _entered.remove(self)
         self._ours.clear()
         self._stepping.clear()
-        if kind is None:
-            self._settle()
-            self.audit()
-        self._held.clear()
-        self._by_id.clear()
 
     def __del__(self) -> None:
         if not getattr(self, "_was_entered", True):
@@ -155,6 +176,7 @@ class Hold:
     def mask(self) -> None:
         """Sets the pruned weights of the model to 0.0, now: for a loop that writes weights by hand."""
         self._check_entered()
+        self._follow_all()
         self._clear(self._held.values())
 
     @torch.no_grad()
@@ -198,7 +220,8 @@ class Hold:
             raise MaskError(f"masks cannot be moved so far: of what is alive before and after, {reason}")
         if any(isinstance(optimizer, torch.optim.Rprop) for optimizer in self.optimizers):
             raise MaskError("Rprop keeps a step size for each weight, and a born one has none: take another optimiser")
-        self.follow_layers()
+        for held in self._follow_all():
+            self.look(held)
         weights = list(self._held.values())
         for net, covering in self._over_copies(stay):
             covering.apply_(net)
@@ -226,15 +249,15 @@ class Hold:
         self._drop_momentum(optimizer)
         self._ours.add(id(optimizer))
         self._handles.append(optimizer.register_load_state_dict_post_hook(self._drop_momentum))
+        self._handles.append(optimizer.register_step_pre_hook(self._before_step))
         self._handles.append(after := optimizer.register_step_post_hook(self._after_step))
         # An average that was hooked in before is to be made of masked weights.
         optimizer._optimizer_step_post_hooks.move_to_end(after.id, last=False)  # type: ignore[attr-defined]
-        if type(optimizer) not in _EACH_BY_ITSELF:
-            self._handles.append(optimizer.register_step_pre_hook(self._before_step))
 
     def _before_any_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         """Refuses, before it changes anything, an optimiser of held weights that the hold was not given."""
-        self.follow_layers()
+        for held in self._follow_all():
+            self._look_back(held, optimizer)
         if id(optimizer) in self._ours:
             return
         of_ours = self._stepping or any(
@@ -244,15 +267,20 @@ class Hold:
             self.optimizers = (*self.optimizers, optimizer)
             self._attach(optimizer)
             return
-        if any(id(optimizer) in other._ours for other in _entered):
-            return  # held by a hold inside this one
-        for parameter in _parameters(optimizer):
-            held = self._by_id.get(id(parameter))
-            if held is not None and held.dead:
+        for parameter, held in self._held_of(optimizer):
+            if held.dead and not self._is_masked_by_another(optimizer, parameter, held):
                 raise MaskError(
                     f"{type(optimizer).__name__} is about to step {held.name!r}, which is held to its mask, and is not "
                     f"known to the hold: masks.hold(model, *optimizers) takes every optimiser of the model"
                 )
+
+    def _is_masked_by_another(self, optimizer: torch.optim.Optimizer, parameter: Tensor, held: HeldWeight) -> bool:
+        """Whether a hold inside or around this one masks all that is dead in a weight after this optimiser's steps."""
+        return any(
+            id(optimizer) in other._ours and (theirs := other._by_id.get(id(parameter))) is not None
+            and theirs.covers(held)
+            for other in _entered if other is not self
+        )  # fmt: skip
 
     def _after_any_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         """What an optimiser of other things did may be copied into held weights next (float32 masters)."""
@@ -260,43 +288,83 @@ class Hold:
         if id(optimizer) not in self._ours:
             self.strangers += 1
 
-    @torch.no_grad()
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Of an optimiser that may couple weights: their gradients are masked, and its closure sees masked weights."""
-        self._stepping.add(id(optimizer))
-        self._mask_gradients_of(optimizer)
+        """Looks back at what is to be stepped, and so masked, and after each call of its closure again.
 
-        def masked(closure: Callable[..., Any]) -> Callable[..., Any]:
+        Of an optimiser that may couple weights: their gradients are masked, and its closure sees masked weights.
+        """
+        coupled = type(optimizer) not in _EACH_BY_ITSELF
+        self._stepping.discard(id(optimizer))  # of a step that an error ended
+        if not self._stepping:  # else inside the step of another, where weights move as they should
+            self._look_back_at_all(optimizer)
+        if coupled:
+            self._stepping.add(id(optimizer))
+            self._mask_gradients_of(optimizer)
+
+        def watched(closure: Callable[..., Any]) -> Callable[..., Any]:
             def evaluate(*given: Any, **named: Any) -> Any:
-                self.mask()
+                if coupled:
+                    self.mask()
                 loss = closure(*given, **named)
-                self._mask_gradients_of(optimizer)
+                self._look_back_at_all(optimizer)
+                if coupled:
+                    self._mask_gradients_of(optimizer)
                 return loss
 
             return evaluate
 
         if len(args) > 1 and callable(args[1]):  # the first is the optimiser itself
-            args = (args[0], masked(args[1]), *args[2:])
+            args = (args[0], watched(args[1]), *args[2:])
         elif callable(kwargs.get("closure")):
-            kwargs = {**kwargs, "closure": masked(kwargs["closure"])}
+            kwargs = {**kwargs, "closure": watched(kwargs["closure"])}
         return args, kwargs
 
     @torch.no_grad()
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        stepped = self._stepped_by(optimizer)
         if type(optimizer) in _EACH_BY_ITSELF:
-            stepped = [
-                (parameter, held) for group in optimizer.param_groups for parameter in group["params"]
-                if (held := self._by_id.get(id(parameter))) is not None and parameter.grad is not None
-            ]  # fmt: skip
             zero_dead(stepped)
             for _parameter, held in stepped:
                 held.stepped()
             return
         self._stepping.discard(id(optimizer))
-        for _parameter, held in (mine := self._held_of(optimizer)):
+        for _parameter, held in stepped:
             held.stepped()
-        self._clear(held for _, held in mine)
+        self._clear(held for _, held in stepped)
         self._drop_momentum(optimizer)  # or what looks like it, and is a weight: of the schedule-free, of Lookahead
+
+    def _stepped_by(self, optimizer: torch.optim.Optimizer) -> list[tuple[Tensor, HeldWeight]]:
+        """The held weights that a step of this optimiser moves."""
+        mine = self._held_of(optimizer)
+        if type(optimizer) not in _EACH_BY_ITSELF:
+            return mine
+        return [(parameter, held) for parameter, held in mine if parameter.grad is not None]
+
+    def _look_back_at_all(self, optimizer: torch.optim.Optimizer) -> None:
+        """Before a step masks what it moves: were weights written inside a pass, which no look before a pass sees?"""
+        for parameter, held in self._stepped_by(optimizer):
+            if parameter is held.parameters[0] and held.is_suspect_before_step():
+                self._look_back(held, optimizer)
+
+    @torch.no_grad()
+    def _look_back(self, held: HeldWeight, optimizer: torch.optim.Optimizer) -> None:
+        """Before a step, at a weight that somebody may have written since its last pass began: masks it.
+
+        Where that changes it, the pass may have seen it. That is told once, and from then on each layer is looked at
+        when its own pass ends, and tells for certain.
+        """
+        strays = held.strays()
+        self._clear((held,))
+        if strays and not self._closely:
+            self._closely = True
+            self._watch()
+            warnings.warn(
+                f"{held.name!r} had {strays:,} pruned weights that were not 0.0 before a step of "
+                f"{type(optimizer).__name__}, and a pass may have seen them: set to 0.0; a layer or a hook that writes "
+                f"weights inside a pass must leave them 0.0 where they are pruned, and whoever writes them by hand "
+                f"calls hold.mask()",
+                stacklevel=6,
+            )
 
     def _held_of(self, optimizer: torch.optim.Optimizer) -> list[tuple[Tensor, HeldWeight]]:
         return [(p, held) for p in _parameters(optimizer) if (held := self._by_id.get(id(p))) is not None]
@@ -334,12 +402,14 @@ class Hold:
 
     def _find_weights(self) -> None:
         """The held weights where they lie now; those that an optimiser still steps stay known beside them."""
-        places = _places(self.model)
-        for name, weight in named_weights(self.model).items():
+        model = self.model
+        places = _places(model)
+        self._by_place.clear()
+        for name, weight in named_weights(model).items():
             if name in self.masks:
                 held = self._held.get(name) or HeldWeight(self.masks, name)
                 held.layer, held.key = places[id(weight)]
-                self._held[name] = held
+                self._held[name] = self._by_place[id(held.layer), held.key] = held
                 self._follow(held, weight)
 
     def _follow(self, held: HeldWeight, weight: nn.Parameter) -> None:
@@ -347,10 +417,26 @@ class Hold:
         stepped = {id(p) for optimizer in self.optimizers for p in _parameters(optimizer)}
         before = held.parameters
         held.parameters = [weight, *(p for p in before if p is not weight and id(p) in stepped)]
+        held.heir = None
         for parameter in before:
             self._by_id.pop(id(parameter), None)
         self._by_id |= {id(parameter): held for parameter in held.parameters}
         held.known_clean(self.strangers)
+
+    def _note_heir(self, layer: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        """A parameter that a layer is given by a name is its own. What else stands there during a pass, as
+        `functional_call` puts it, may be the caller's: of another model, that nobody is to mask."""
+        if (held := self._by_place.get((id(layer), name))) is not None:
+            held.heir = parameter
+            self._moved[held.name] = held
+
+    def _watch(self) -> None:
+        """Hooks into the layers as they are now."""
+        for handle in self._watching:
+            handle.remove()
+        self._watching.clear()
+        self._watch_loads()
+        self._watch_passes()
 
     def _watch_loads(self) -> None:
         owned: dict[int, tuple[nn.Module, list[HeldWeight]]] = {}
@@ -383,39 +469,56 @@ class Hold:
                     if hook.has_parts:
                         after = module.register_forward_hook(_AfterPass(self), always_call=True)
                         self._watching.append(after)
+                    if self._closely and hook.own:
+                        # First of all here too: hooks that write after the pass has used them do no harm.
+                        self._watching.append(module.register_forward_hook(_AfterOwnPass(hook.own), prepend=True))
                     if getattr(module, "_compiled_call_impl", None) is not None:
                         self._watching.append(_BeforeCompiled(module, hook))
             return below[id(module)]
 
         gather(self.model)
+        if isinstance(self._model, Mapping):
+            self._parts += [(self._model, name, net) for name, net in self._model.items()]
 
-    def follow_layers(self) -> None:
-        """Where a layer was replaced: holds what bears the names of the masks now."""
+    def follow_layers(self) -> Iterable[HeldWeight]:
+        """Where a layer was replaced: holds what bears the names of the masks now, and gives all, to be looked at."""
         if all(children.get(name) is part for children, name, part in self._parts):
-            return
+            return ()
         self.masks.check_fits(self.model)
-        for handle in self._watching:
-            handle.remove()
-        self._watching.clear()
         self._find_weights()
-        self._watch_loads()
-        self._watch_passes()
-        for held in self._held.values():
-            self.look(held)
+        self._watch()
+        return self._held.values()
+
+    def _follow_all(self) -> Iterable[HeldWeight]:
+        """Between passes: holds what was put in a held weight's place, by whatever way, and gives what is to be looked
+        at. What still stands there was not there for one call."""
+        found = self.follow_layers()
+        if not self._moved:
+            return found
+        moved, self._moved = self._moved, {}
+        late = []
+        for held in moved.values():
+            now = held.now()
+            if now is not held.parameters[0] and isinstance(now, nn.Parameter):
+                self._follow(held, now)
+                late.append(held)
+        return (*found, *late)
 
     @torch.no_grad()
     def look(self, held: HeldWeight) -> None:
         """Before a pass, at a weight that somebody may have written: masks it, and says so where that changed it."""
-        weight = held.now()
-        if weight is not held.parameters[0]:
-            if weight is None:
+        now = held.now()
+        if now is not held.parameters[0]:
+            if now is None:
                 raise MaskError(
                     f"{held.name!r} is no longer a parameter of its layer: leave the hold before a parametrisation is "
                     f"registered or a parameter taken away, then mask and hold what is there"
                 )
-            if not isinstance(weight, nn.Parameter):
+            if now is not held.heir or held.heir is None:
+                self._moved[held.name] = held
                 return  # in its place for this one call (`torch.func.functional_call`): the caller's own
-            self._follow(held, weight)
+            self._follow(held, held.heir)
+        weight = held.parameters[0]
         if weight.shape != held.shape:
             return  # emptied, as `accelerate` does: no pass can use it
         # Inside the step of a held optimiser weights move as they should. On a GPU a look would stall it.
@@ -437,7 +540,7 @@ class Hold:
             held.known_clean(self.strangers)
 
     def _settle(self) -> None:
-        """On leaving: what was written after the last pass has hurt nobody; it is set to 0.0, with a warning."""
+        """On leaving: what was written since the last pass began is set to 0.0, with a warning."""
         late = {}
         for held in self._held.values():
             if held.layer._parameters.get(held.key) is held.parameters[0] and held.written_late(self.strangers):
@@ -448,9 +551,39 @@ class Hold:
             name, strays = next((name, count) for name, count in late.items() if count)
             warnings.warn(
                 f"{name!r} had {strays:,} pruned weights that were not 0.0 on leaving the hold, written after its last "
-                f"pass: set to 0.0",
+                f"pass began: set to 0.0",
                 stacklevel=4,
             )
+
+    def _leave_sparse(self) -> None:
+        """On leaving by an exception, which is what is to be heard: all is set to 0.0, and nothing is raised.
+
+        A step that was interrupted leaves weights unmasked, and so may whoever writes by hand. Told is what a pass may
+        have seen.
+        """
+        seen: dict[str, int] = {}
+        for held in self._held.values():
+            with suppress(Exception):
+                if (strays := held.strays()) and not held.written_late(self.strangers):
+                    seen[held.name] = strays
+                self._clear((held,))
+        for optimizer in self.optimizers:
+            if type(optimizer) not in _EACH_BY_ITSELF:
+                with suppress(Exception):
+                    self._drop_momentum(optimizer)
+        with suppress(Exception):
+            self.masks.apply_(self.model)  # of layers that were replaced since the last pass too
+        with suppress(Exception):
+            for net, covering in self._over_copies(self.masks):
+                covering.apply_(net)
+        if seen:
+            name, strays = next(iter(seen.items()))
+            with suppress(Exception):  # where warnings are errors
+                warnings.warn(
+                    f"{name!r} had {strays:,} pruned weights that were not 0.0 on leaving the hold by an exception, "
+                    f"and a pass may have seen them: set to 0.0",
+                    stacklevel=3,
+                )
 
 
 _entered: list[Hold] = []
@@ -498,7 +631,8 @@ class _BeforePass(_Inert):
         if torch.compiler.is_compiling():
             return  # no Python runs in a compiled pass
         if any(self.children.get(name) is not part for name, part in self.parts):
-            self.hold.follow_layers()
+            for held in self.hold.follow_layers():
+                self.hold.look(held)
         hold, look = self.hold, module.training is not self.training
         self.training = module.training
         if hold.passing is not None and hold.passing is not module and not look and not hold.must_look:
@@ -527,6 +661,25 @@ class _AfterPass(_Inert):
     def __call__(self, module: nn.Module, args: object, result: object) -> None:
         if not torch.compiler.is_compiling() and self.hold.passing is module:
             self.hold.passing = None
+
+
+class _AfterOwnPass(_Inert):
+    """Refuses a pass that has written the weights of its own layer where they are pruned."""
+
+    def __init__(self, weights: Sequence[HeldWeight]):
+        self.weights = weights
+
+    def __call__(self, module: nn.Module, args: object, result: object) -> None:
+        if torch.compiler.is_compiling():
+            return
+        for held in self.weights:
+            if held.looks_written() and (strays := held.strays()):
+                raise MaskError(
+                    f"{held.name!r} had {strays:,} pruned weights that were not 0.0 at the end of a pass of "
+                    f"{type(module).__name__}, and none when it began: it, or a hook on it, writes the weight inside "
+                    f"the pass, where no mask can follow; have it left 0.0 where it is pruned, or leave it out of the "
+                    f"masks with exclude=({held.name!r},)"
+                )
 
 
 class _BeforeCompiled:

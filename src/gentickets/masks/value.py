@@ -457,23 +457,30 @@ class Masks(Mapping[str, Tensor]):
         all have one, `{"generator": ema}`) and drops what momentum the optimisers hold for pruned weights. After each
         step of an optimiser: sets the pruned weights *that this optimiser stepped* back to 0.0, before any other
         hook of its; the others are not touched, so a graph that still needs them stays valid. Where an optimiser may
-        couple weights, or keep some of its own (any but torch's that move each by itself), its gradients and its state
-        are masked too, and what it asks of a closure sees masked weights. After `load_state_dict` of the model or a
-        part of it: applies the masks again.
+        couple weights, or keep some of its own (any but torch's that move each by itself; ASGD keeps an average), its
+        gradients and its state are masked too, and what it asks of a closure sees masked weights. After
+        `load_state_dict` of the model or a part of it: applies the masks again.
 
         Before each pass of the model, or of a part of it, it looks whether anybody else has written to its
         weights, and sets strays to 0.0, with one warning that names the weight; `Hold.mask` does so when asked,
-        for loops that write by hand. A layer that is put in another's place is held in its stead. Noticed at once
-        is what autograd can see, every write that is dense, and whatever happens while another optimiser steps; a
-        single place written through `.data` at the 64th pass at the latest. Of a compiled pass nobody hears but
-        the compiled module itself: hold that (`masks.hold(torch.compile(gan), ...)`). On a GPU it masks without
-        looking, since to look would wait for it.
+        for loops that write by hand. A layer, a parameter or an entry of a dict of components that is put in
+        another's place is held in its stead; what `torch.func.functional_call` puts there for one call is the caller's
+        and stays as it is. Noticed at once is what autograd can see, every write that is dense, and whatever happens
+        while another optimiser steps; a single place written through `.data`, and on a GPU whatever is, at the 64th
+        pass at the latest. Of a compiled pass nobody hears but the compiled module itself: hold that
+        (`masks.hold(torch.compile(gan), ...)`). On a GPU it masks without looking, since to look would wait for it.
 
-        On exit: sets what was written after the last pass to 0.0, with a warning, and audits all.
+        What writes a weight inside a pass, as a layer that centres it in place or a hook that adds noise, comes after
+        the look. So there is another before each step: strays that a pass may have seen are set to 0.0, with a warning,
+        and from then on a layer whose own pass writes its pruned weights is refused.
+
+        On exit: sets what was written since the last pass began to 0.0, with a warning, and audits all. Left by an
+        exception (Ctrl-C amid a step, early stopping), it sets all to 0.0, of the copies too, and raises nothing.
 
         Raises `MaskError` where the masks do not fit; for an optimiser that cannot be held (LBFGS) or that has no
         parameter of the model; on leaving, where a pass may have seen a pruned weight alive; and inside, at its first
-        step and before it changes anything, for an optimiser of a pruned weight that the hold was not given.
+        step and before it changes anything, for an optimiser of a pruned weight that the hold was not given, and for a
+        layer that goes on to write pruned weights inside its pass.
         """
         several = (copies,) if isinstance(copies, nn.Module | Mapping | Shadows) else copies
         if not isinstance(several, Iterable):
