@@ -157,7 +157,7 @@ class Linear(Double):
     - A number times an activation of itself (x · sigmoid(x)) is an activation.
     - Softmax divides by the sum of what it gets, held constant, and so attention is q · kᵀ · v with rows of sum 1.
     - An operation that is not known by name is left as it is where it is linear in each of the tensors that it gets,
-      or in all of them at once (`is_homogeneous`).
+      or in all of them at once.
 
     Raises `PruneError` for an operation that it cannot follow, and for one that gives something negative all the same.
     """
@@ -264,7 +264,7 @@ class Linear(Double):
         result = do(args, kwargs)
         given = [tensor if tensor._base is None else tensor._base for tensor in tensors_in((args, kwargs))]
         moved = not written and all(any(t._base is base for base in given) for t in tensors_in(result))
-        if any(map(_flows, tensors_in(result))) and not moved and not is_homogeneous(do, before, kwargs):
+        if any(map(_flows, tensors_in(result))) and not moved and _bends(do, before, kwargs):
             raise self._refusal(name)
         return result
 
@@ -306,9 +306,9 @@ class Linear(Double):
         return torch.ones_like(base) if lowest < 0 else self._activation(base, base.clone())
 
 
-def is_homogeneous(do: Callable[[Any, Any], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether an operation neither bends nor saturates, for larger numbers than these and for smaller: whether its
-    slope by each tensor that flows into it, or by all of them at once, is the same at all of their multiples."""
+def _bends(do: Callable[[Any, Any], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operation bends or saturates, for larger numbers than these or for smaller: whether its slope by some
+    tensor that flows into it, and by all of them at once, is another at multiples of it."""
     flowing = [tensor.detach() for tensor in tensors_in((args, kwargs)) if _flows(tensor)]
 
     def slopes(chosen: Sequence[int], scale: float) -> Sequence[Tensor]:
@@ -334,7 +334,7 @@ def is_homogeneous(do: Callable[[Any, Any], Any], args: tuple[Any, ...], kwargs:
         first, *others = [slopes(chosen, scale) for scale in (1.0, unit, 2 * unit)]
         return all(_close(one, other) for found in others for one, other in zip(first, found, strict=True))
 
-    return all(straight([place]) for place in range(len(flowing))) or straight(range(len(flowing)))
+    return not (all(straight([place]) for place in range(len(flowing))) or straight(range(len(flowing))))
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

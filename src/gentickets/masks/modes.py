@@ -18,18 +18,21 @@ from torch.utils import checkpoint
 from torch.utils._pytree import tree_leaves
 
 _Function = torch.autograd.function._SingleLevelFunction
-_SCRIPTS = (torch._C.ScriptFunction, torch._C.ScriptMethod)
+_ScriptFunction, _ScriptMethod = torch._C.ScriptFunction, torch._C.ScriptMethod
 
 
 @contextmanager
 def in_sight() -> Iterator[None]:
     """Nothing of a network runs past a mode: compiled code runs operation by operation, checkpointed code once, and a
-    scripted function as the Python that it was made of. A script without Python (a traced function, a scripted
-    module) is one operation."""
-    with torch.compiler.set_stance("force_eager"), _replaced(checkpoint, _CHECKPOINTS):
-        stands_for = [{"__call__": _seen(script.__call__)} for script in _SCRIPTS]
-        with _replaced(_SCRIPTS[0], stands_for[0]), _replaced(_SCRIPTS[1], stands_for[1]):
-            yield
+    scripted or traced function as the Python that it was made of. A script without Python, as a scripted module is, is
+    one operation."""
+    with (
+        torch.compiler.set_stance("force_eager"),
+        _replaced(checkpoint, _CHECKPOINTS),
+        _replaced(_ScriptFunction, {"__call__": _seen(_ScriptFunction.__call__)}),
+        _replaced(_ScriptMethod, {"__call__": _seen(_ScriptMethod.__call__)}),
+    ):
+        yield
 
 
 @contextmanager
@@ -116,7 +119,7 @@ def name_of(call: Any) -> str:
         call = call.overloadpacket
     if isinstance(call, torch._ops.OpOverloadPacket):
         return call.__name__ if call._qualified_op_name.startswith("aten::") else call._qualified_op_name
-    if isinstance(call, _SCRIPTS):
+    if isinstance(call, _ScriptFunction | _ScriptMethod):
         return f"{call.name} (scripted)"
     return getattr(call, "__name__", "").removeprefix("special_")
 
