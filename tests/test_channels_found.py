@@ -388,6 +388,117 @@ def test_errors_of_the_users_code_are_told_in_one_line():
     assert "\n" not in str(caught.value)
 
 
+# -- what runs past modes -------------------------------------------------------------------------------------
+
+
+def gate(a: Tensor, b: Tensor) -> Tensor:
+    return torch.tanh(a) * torch.sigmoid(b)
+
+
+def energy(h: Tensor) -> Tensor:
+    return h.pow(2).mean()
+
+
+class Gated(nn.Module):
+    """A gate as WaveNet has it, and a term for its loss that forward keeps."""
+
+    def __init__(self, gate, energy, inner=lambda layer: layer):
+        super().__init__()
+        self.i, self.f, self.g, self.o = (nn.Conv1d(*sides, 3, padding=1) for sides in ((3, 8), (8, 8), (8, 8), (8, 3)))
+        self.f, self.ways = inner(self.f), (gate, energy)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.i(x))
+        self.term = self.ways[1](h)
+        return self.o(self.ways[0](self.f(h), self.g(h)))
+
+
+def compiled_part(layer: nn.Module) -> nn.Module:
+    return torch.compile(nn.Sequential(layer, nn.Identity()), backend="eager")
+
+
+SCRIPTED_GATE, SCRIPTED_ENERGY = torch.jit.script(gate), torch.jit.script(energy)
+TRACED_GATE = torch.jit.trace(gate, (torch.ones(2), torch.ones(2)))
+
+
+@pytest.mark.parametrize(
+    ("ways", "inner"),
+    [
+        ((gate, lambda h: SCRIPTED_ENERGY(h)), nn.Sequential),
+        ((lambda a, b: SCRIPTED_GATE(a, b), energy), nn.Sequential),
+        ((lambda a, b: TRACED_GATE(a, b), energy), nn.Sequential),
+        ((torch.compile(gate, backend="eager"), energy), nn.Sequential),
+        ((gate, energy), compiled_part),
+    ],
+)
+def test_scripted_traced_and_compiled_code_has_the_channels_of_the_code(ways, inner):
+    x = torch.randn(4, 3, 16)
+    plain, other = gt.channel_groups(Gated(gate, energy), x), gt.channel_groups(Gated(*ways, inner), x)
+    assert len(plain) == len(other) == 8  # those of the layer of which all is read stay
+    assert list(plain.whole.values()) == list(other.whole.values())
+    assert plain.flops() == other.flops()
+
+
+def test_a_scripted_function_without_its_code_is_one_operation():
+    roll = torch.jit.script(nn.Sequential(nn.Tanh()))
+    groups = gt.channel_groups(Gated(lambda a, b: roll(a * b), lambda h: 0), torch.randn(4, 3, 16))
+    assert len(groups) == 16
+
+
+class Hidden(nn.Module):
+    def __init__(self, way, layer):
+        super().__init__()
+        self.a, self.b, self.way, self.layer = nn.Conv1d(3, 8, 1), nn.Conv1d(8, 3, 1), way, layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        if self.layer:
+            return self.b(self.way(h))  # hidden
+        self.term = self.way(h).mean()  # hidden
+        return self.b(torch.relu(h))
+
+
+def past_torch(h: Tensor) -> Tensor:
+    return torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(h)).tanh()
+
+
+@pytest.mark.parametrize(
+    ("way", "layer"),
+    [(torch.vmap(torch.tanh), True), (torch.vmap(torch.tanh), False), (past_torch, True)],
+)
+def test_what_a_layer_reads_and_nothing_seen_made_is_refused_with_its_line(way, layer):
+    with pytest.raises(
+        Untraceable, match=r"cannot be traced at `.*# hidden` in test_channels_found.py, line"
+    ) as caught:
+        gt.channel_groups(Hidden(way, layer), torch.randn(4, 3, 16))
+    assert "\n" not in str(caught.value)
+
+
+class Timed(nn.Module):
+    """A layer that reads a constant: the frequencies of a time that stands fast."""
+
+    def __init__(self):
+        super().__init__()
+        self.i, self.t, self.o = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steady = torch.vmap(torch.cos)(torch.arange(4.0))  # hangs on nothing
+        return self.o(torch.relu(self.i(x) + self.t(steady[None])))
+
+
+def test_layers_that_read_constants_are_reached():
+    net, x = Timed().eval(), torch.randn(3, 4)
+    groups = gt.channel_groups(net, x)
+    assert groups.whole == {"o": "the output"}
+    assert len(groups) == 8
+    masks = groups.masks(np.arange(8) >= 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small = gt.shrink(net, masks, x)
+    assert small.t.out_features == small.i.out_features == 5
+    assert torch.allclose(small.eval()(x), masks.apply_(clone(net)).eval()(x), atol=1e-6)
+
+
 def test_lazy_layers_are_refused_until_they_have_weights():
     net = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(4))
     with pytest.raises(Untraceable, match="lazy layers have no weights"):

@@ -314,6 +314,34 @@ def test_compiled_parts_and_held_models(make_autoencoder, half) -> None:
         check_connected(model, masks, {"encoder": torch.zeros(1, 10)})
 
 
+def third(x: Tensor) -> Tensor:
+    return torch.round(3 * x) / 3
+
+
+SCRIPTED_THIRD = torch.jit.script(third)
+TRACED_THIRD = torch.jit.trace(third, torch.ones(2))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "step", [lambda x: SCRIPTED_THIRD(x), lambda x: TRACED_THIRD(x), lambda x: torch.ops.aten.round.default(3 * x)]
+)
+def test_steps_lead_on_however_they_are_called(step: Callable[[Tensor], Tensor]) -> None:
+    class Stepped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(step(self.a(x)))
+
+    model = one(Stepped())
+    masks = Masks.dense(model)
+    check_connected(model, masks, {"net": torch.zeros(1, 3)})
+    with pytest.raises(Disconnected):
+        check_connected(model, closed(masks, "net.a.weight"), {"net": torch.zeros(1, 3)})
+
+
 def test_unknown_component(autoencoder: nn.Module) -> None:
     with pytest.raises(MaskError, match="no component 'coder': the model has encoder, decoder"):
         check_connected(autoencoder, Masks.dense(autoencoder), {"coder": torch.zeros(1, 10)})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -384,6 +386,160 @@ def test_compiled_and_scripted_parts_are_followed() -> None:
     net = Two(lambda a, b, x: b(x - squash(script(a(x)))))
     net.compile()
     assert_same(net, lambda x, a_weight, b_weight: (x + x @ a_weight.T) @ b_weight.T, torch.randn(2, 4))
+
+
+# -- what modes see --------------------------------------------------------------------------------------------
+
+
+def gate(a: Tensor, b: Tensor) -> Tensor:
+    """As WaveNet and WaveGlow have it, scripted."""
+    return torch.tanh(a) * torch.sigmoid(b)
+
+
+@torch.library.custom_op("gentickets_tests::gate", mutates_args=())
+def own_gate(a: Tensor, b: Tensor) -> Tensor:
+    return torch.tanh(a) * torch.sigmoid(b)
+
+
+@torch.library.custom_op("gentickets_tests::tanh", mutates_args=())
+def own_product(a: Tensor, b: Tensor) -> Tensor:
+    return a * b
+
+
+def keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def slopes_of(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Tensor], Any]:
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        inputs = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
+        with torch.enable_grad():
+            return torch.autograd.grad(function(*inputs), inputs, slope)
+
+    return backward
+
+
+own_gate.register_autograd(slopes_of(gate), setup_context=keep)
+own_product.register_autograd(slopes_of(torch.mul), setup_context=keep)
+
+
+class Swish(torch.autograd.Function):
+    """That which keeps its input alone, as EfficientNets have it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        share = torch.sigmoid(x)
+        return slope * share * (1 + x * (1 - share))
+
+
+class Kernel(torch.autograd.Function):
+    """One of which no operation is seen: twice its input, or a step that passes its slope on, or tanh."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, what: str) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.what = what
+        with torch.no_grad():
+            return {"twice": 2 * x, "step": (x > 0).double(), "tanh": torch.tanh(x)}[what]
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return slope * {"twice": 2.0, "step": 1.0, "tanh": 1 - torch.tanh(x) ** 2}[ctx.what], None
+
+
+inner = torch.jit.script(gate)
+
+
+def within(a: Tensor, b: Tensor) -> Tensor:
+    return inner(a, b)
+
+
+EXAMPLE = (torch.randn(2, 3), torch.randn(2, 3))
+GATES = {
+    "scripted": torch.jit.script(gate),
+    "a script within a script": torch.jit.script(within),
+    "traced": torch.jit.trace(gate, EXAMPLE),
+    "overloads": lambda a, b: torch.ops.aten.tanh.default(a) * torch.ops.aten.sigmoid_.default(b),
+    "special": lambda a, b: torch.tanh(a) * torch.special.expit(b),
+    "an operation of its own": own_product,  # by the name of another
+}
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_gates_however_they_are_called_are_products(name: str) -> None:
+    net = Two(lambda a, b, x: GATES[name](a(x), b(x)))
+    with torch.no_grad():
+        net.a.weight.mul_(100)  # as it is, tanh would be flat
+    assert_same(net, lambda x, a_weight, b_weight: (x @ a_weight.T) * (x @ b_weight.T), torch.randn(2, 4))
+
+
+def test_functions_with_a_derivative_of_their_own() -> None:
+    for function, factor in (
+        (Swish.apply, 1),
+        (lambda x: Kernel.apply(x, "twice"), 2),
+        (lambda x: Kernel.apply(x, "step"), None),
+    ):
+        net = Two(lambda a, b, x, function=function: b(function(a(x))))
+        if factor is not None:
+            assert_same(net, lambda x, a_weight, b_weight, f=factor: f * x @ a_weight.T @ b_weight.T, torch.randn(2, 4))
+        assert all(score.any() for score in gt.synflow(net, torch.randn(2, 4)).values())
+    with pytest.raises(gt.PruneError, match=r"Kernel', of which synflow knows no form"):
+        gt.synflow(Two(lambda a, b, x: b(Kernel.apply(a(x), "tanh"))), torch.randn(2, 4))
+
+
+SCRIPTED = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.Tanh()).double())
+BENDING = {
+    "gentickets_tests::gate": lambda a, b, x: own_gate(a(x), b(x)),
+    "ndtr": lambda a, b, x: b(torch.special.ndtr(a(x))),
+    "tanh in torch.vmap": lambda a, b, x: torch.vmap(gate)(a(x), b(x)),
+    "forward (scripted)": lambda a, b, x: b(SCRIPTED(a(x))),
+    "native_layer_norm": lambda a, b, x: b(torch.native_layer_norm(a(x), (4,), None, None, 1e-5)[0]),
+}
+
+
+@pytest.mark.parametrize("name", BENDING)
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_what_bends_and_is_not_known_is_refused_by_its_name(name: str, scale: float) -> None:
+    net = Two(BENDING[name])
+    with torch.no_grad():
+        net.a.weight.mul_(scale)
+    with pytest.raises(gt.PruneError, match=re.escape(f"uses '{name}")):
+        gt.synflow(net, torch.randn(2, 4))
+
+
+UNBENT = {
+    "pooling": lambda h, b: F.lp_pool1d(h[:, None], 2.0, 2), "sorting": lambda h, b: h.sort(-1)[0],
+    "hypot": torch.hypot, "scatter": lambda h, b: h.scatter_reduce(1, torch.zeros(1, 4, dtype=torch.long), b, "amax"),
+    "in place": lambda h, b: h.index_add_(1, torch.tensor([1, 0]), b[:, :2]),
+    "einsum of itself": lambda h, b: torch.einsum("bi,bj->bij", h, b * h),
+    "norm": lambda h, b: b * h.norm(dim=-1)[:, None],
+    "vmap of constants": lambda h, b: h + b * torch.vmap(torch.tanh)(torch.ones(4)),
+    "affine": lambda h, b: torch.addcdiv(h, b, torch.full((4,), 2.0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNBENT)
+def test_what_does_not_bend_is_left_as_it_is(name: str) -> None:
+    scores = gt.synflow(Two(lambda a, b, x: UNBENT[name](a(x), b(x))), torch.randn(2, 4), exclude=["b.*"])
+    assert bool(scores["a.weight"].any())
+
+
+def test_calls_are_what_they_were_once_it_is_done() -> None:
+    owners = [
+        (torch._C.ScriptFunction, "__call__"),
+        (torch._C.ScriptMethod, "__call__"),
+        (torch.autograd.Function, "apply"),
+    ]
+    before = [vars(owner)[name] for owner, name in owners]
+    test_gates_however_they_are_called_are_products("scripted")
+    assert all(vars(owner)[name] is own for (owner, name), own in zip(owners, before, strict=True))
 
 
 # -- random networks ------------------------------------------------------------------------------------------

@@ -35,6 +35,8 @@ class Labeller:
         graph = self.graph
         for node in run.inputs:
             self._whole(node, "the input")
+        for node in run.constants:
+            self._whole(node, "a constant")
         for node in run.parameters:
             self._label_parameter(node)
         for operation in run.operations:

@@ -28,9 +28,11 @@ from gentickets.channels.layers import (
 from gentickets.channels.trace import Recorder, Run, Untraceable, difference, in_one_line, line_of
 from gentickets.channels.trial import try_cuts
 from gentickets.masks.examples import Example, compare, examples_of, outputs
+from gentickets.masks.modes import in_sight
 from gentickets.masks.names import Model, clone, component_at, named_layers, unwrap
 
 
+@in_sight()
 def trace(model: Model, component: str, example_input: Any) -> ChannelGraph:
     """The channel graph of one component (of the whole model, for the empty name), run in eval mode on an example.
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.overrides import TorchFunctionMode
@@ -26,10 +25,9 @@ from torch.overrides import TorchFunctionMode
 from gentickets.channels.layers import is_leaf
 from gentickets.errors import GenticketsError
 from gentickets.masks.examples import Example, named_tensors
+from gentickets.masks.modes import in_sight, name_of, under
 
-_DROPOUTS = (
-    F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout,
-)  # fmt: skip
+_DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
 """Where chance takes single numbers or whole channels, each by itself: no channel depends on another."""
 
 _TELLING = (
@@ -50,7 +48,7 @@ class OtherWay(Exception):
 @dataclass(eq=False, repr=False)
 class Node:
     """A tensor of a run, with its numbers when it was made: an input, a parameter that code reads by itself (with its
-    name), or what an operation made."""
+    name), what an operation made, or a constant that a layer reads."""
 
     value: Tensor
     operation: Operation | None = None
@@ -89,7 +87,7 @@ class Operation:
             return f"{self.layer} ({type_before_parametrizations(self.call).__name__})"  # type: ignore[arg-type]
         if self.call is None:
             return "a write (it writes over what is read later)"
-        name = getattr(self.call, "__name__", type(self.call).__name__)
+        name = name_of(self.call) or type(self.call).__name__
         if name == "__get__":  # of a property, as in x.T
             name = getattr(getattr(self.call, "__self__", None), "__name__", name)
         return name.strip("_")
@@ -97,11 +95,15 @@ class Operation:
 
 @dataclass(eq=False, repr=False)
 class Run:
-    """One run of a component: its operations in order, its inputs, and every tensor that it gives."""
+    """One run of a component: its operations in order, its inputs, and every tensor that it gives.
+
+    `constants` are what layers read and no operation made that was seen: they hang on nothing, or it is hidden on what.
+    """
 
     operations: list[Operation] = field(default_factory=list)
     inputs: list[Node] = field(default_factory=list)
     parameters: list[Node] = field(default_factory=list)
+    constants: list[Node] = field(default_factory=list)
     given: list[Node | Tensor] = field(default_factory=list)
     outputs: dict[str, Tensor] = field(default_factory=dict)
 
@@ -110,13 +112,14 @@ class Run:
         """Every node, in the order in which they came to be."""
         yield from self.inputs
         yield from self.parameters
+        yield from self.constants
         for operation in self.operations:
             yield from operation.made
 
 
 def is_telling(operation: Operation) -> bool:
     """Whether code learns a tensor's numbers by it, and not only its shape."""
-    return getattr(operation.call, "__name__", "") in _TELLING
+    return name_of(operation.call) in _TELLING
 
 
 def parts(value: Any) -> Iterator[Any]:
@@ -180,7 +183,7 @@ class Recorder(TorchFunctionMode):
             if id(module) in self._leaves:
                 module.eval()
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), self._calls():
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), in_sight(), self._calls():
                 torch.random.default_generator.manual_seed(seed)
                 for tensor in given.tensors:
                     self.run.inputs.append(self._make(None, tensor))
@@ -223,7 +226,7 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._inside:
             return func(*args, **(kwargs or {}))
-        if self.training and func in _DROPOUTS:
+        if self.training and name_of(func) in _DROPOUTS:
             return args[0] if args else kwargs["input"]
         if self.training and kwargs and kwargs.get("dropout_p"):  # of attention
             kwargs = {**kwargs, "dropout_p": 0.0}
@@ -232,11 +235,17 @@ class Recorder(TorchFunctionMode):
     # -- one operation ------------------------------------------------------------------------------------
 
     def _observe(self, call: Any, layer: str | None, args: Any, kwargs: Any, way: Any = None) -> Any:
-        """Does one operation, and writes it down if it reads a node."""
+        """Does one operation, and writes it down if it reads a node, or is a layer's."""
         self._inside = True
         try:
             tensors = [part for part in parts((args, kwargs)) if isinstance(part, Tensor)]
-            known = {id(tensor): node for tensor in tensors if (node := self._node_of(tensor)) is not None}
+            known = {id(tensor): node for tensor in tensors if (node := self._node_of(under(tensor))) is not None}
+            if any(under(tensor) is not tensor for tensor in tensors) and (known or layer is not None):
+                raise RuntimeError(
+                    "what torch.vmap, or another transform of torch.func, makes of its numbers is hidden"
+                )
+            if not known and layer is not None:
+                known = {id(tensor): self._constant(tensor) for tensor in tensors}
 
             def do() -> Any:
                 return call(*args, **kwargs) if way is None else way(call, *args, **kwargs)
@@ -291,6 +300,11 @@ class Recorder(TorchFunctionMode):
             operation.made.append(node)
         return node
 
+    def _constant(self, tensor: Tensor) -> Node:
+        node = self._make(None, tensor)
+        self.run.constants.append(node)
+        return node
+
     def _node_of(self, tensor: Tensor) -> Node | None:
         """The node of a tensor; None for a constant. One that was written by way of another is a node of its own."""
         node = self._nodes.get(id(tensor))
@@ -311,7 +325,7 @@ class Recorder(TorchFunctionMode):
 
 def _may_write(call: Any) -> bool:
     """Whether a function writes into what it is given, by its name."""
-    name = getattr(call, "__name__", "")
+    name = name_of(call)
     return name.endswith("_") and (not name.endswith("__") or name.startswith(("__set", "__i")))
 
 
@@ -345,11 +359,14 @@ def difference(one: Run, other: Run) -> Operation | None:
     """The first operation at which a run on other numbers does something else, or reads a number that is another;
     None where there is none. Where code was told values, it may read other numbers."""
     told = any(operation.tells for operation in (*one.operations, *other.operations))
+    constants = set(one.constants)
     places = [{node: place for place, node in enumerate(run.nodes)} for run in (one, other)]
 
     def same(left: Any, right: Any) -> bool:
         if isinstance(left, Node) or isinstance(right, Node):
-            return places[0].get(left) == places[1].get(right)
+            if places[0].get(left) != places[1].get(right):
+                return False
+            return left not in constants or same(left.value, right.value)
         if type(left) is not type(right):
             return False
         if isinstance(left, Tensor):

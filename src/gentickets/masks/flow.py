@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils import checkpoint
 
 from gentickets.errors import GenticketsError, PruneError
 from gentickets.masks.examples import Example, outputs
+from gentickets.masks.modes import in_sight, name_of, under
 
 
 def titled(component: str) -> str:
@@ -30,9 +30,9 @@ def titled(component: str) -> str:
 def running(net: nn.Module, example: Example, component: str, kind: type[GenticketsError], what: str) -> Iterator[None]:
     """Turns what goes wrong in a copy of `net` in double precision into one line of this kind, that begins with what
     cannot be done. What goes wrong in `net` itself, on its example as it is, has an error of its own, and keeps it.
-    Compiled functions run operation by operation, and checkpointed ones once."""
+    All that it does is in sight of a mode."""
     try:
-        with torch.compiler.set_stance("force_eager"), _without_checkpoints():
+        with in_sight():
             yield
     except GenticketsError:
         raise
@@ -42,33 +42,6 @@ def running(net: nn.Module, example: Example, component: str, kind: type[Gentick
             f"{titled(component)} {what}: in double precision on the CPU it fails with {type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}"
         ) from error
-
-
-class _Called:
-    """Stands for the function of a checkpoint that keeps nothing: it just calls."""
-
-    @staticmethod
-    def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
-        return function(*args)
-
-
-def _once(*_: Any, **__: Any) -> Iterator[None]:
-    """Stands for the account that a checkpoint keeps of what it has to compute again."""
-    yield
-
-
-@contextmanager
-def _without_checkpoints() -> Iterator[None]:
-    """Checkpoints keep what they compute: computed again, for a derivative, they would do so outside of any mode."""
-    stands_for = {"CheckpointFunction": _Called, "_checkpoint_without_reentrant_generator": _once}
-    kept = {name: getattr(checkpoint, name) for name in stands_for if hasattr(checkpoint, name)}
-    try:
-        for name in kept:
-            setattr(checkpoint, name, stands_for[name])
-        yield
-    finally:
-        for name, own in kept.items():
-            setattr(checkpoint, name, own)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -102,7 +75,7 @@ class Double(TorchFunctionMode):
     """Everything in double precision, also what a network makes in another on its way (`.float()`, `arange`)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
+        name = name_of(func)
         args, kwargs = each(args, _double), each(kwargs or {}, _double)
         if name in ("float", "half", "bfloat16"):
             func = Tensor.double
@@ -132,12 +105,23 @@ def _words(text: str) -> frozenset[str]:
 _PASSING = _words(
     """
     relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu mish softplus softsign tanh sigmoid logsigmoid log_sigmoid
-    hardtanh hardswish hardsigmoid hardshrink softshrink tanhshrink threshold log_softmax softmin expit special_expit
+    hardtanh hardswish hardsigmoid hardshrink softshrink tanhshrink threshold log_softmax softmin expit
     exp exp2 expm1 log log2 log10 log1p sqrt cbrt square sin cos tan sinc asin arcsin acos arccos atan arctan sinh cosh
-    asinh arcsinh acosh arccosh atanh arctanh erf special_erf erfc erfinv logit i0 abs absolute neg negative positive
+    asinh arcsinh acosh arccosh atanh arctanh erf erfc erfinv logit i0 abs absolute neg negative positive
     sign sgn round floor ceil trunc fix clamp clip clamp_min clamp_max nan_to_num dropout dropout1d dropout2d
     dropout3d alpha_dropout feature_dropout feature_alpha_dropout bernoulli normalize local_response_norm
     __neg__ __abs__ __pos__ __rpow__
+    """
+)
+# Sums over paths as they are, and products of numbers apart. What is in no list here is tried out.
+_LINEAR = _words(
+    """
+    linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d conv_tbc convolution
+    matmul mm bmm mv dot inner outer addmm addbmm baddbmm addmv addr einsum tensordot kron __matmul__ __rmatmul__
+    addcmul embedding sum mean cumsum amax amin max min prod cumprod where cat concat concatenate stack hstack vstack
+    clone contiguous to double cpu type type_as view reshape flatten permute repeat repeat_interleave roll flip pad
+    interpolate upsample unfold fold pixel_shuffle pixel_unshuffle channel_shuffle index_select gather masked_fill
+    __getitem__ __setitem__ __get__ __set__ grad
     """
 )
 _EXTREMES = _words("maximum minimum fmax fmin")
@@ -172,6 +156,8 @@ class Linear(Double):
     - A norm is left with its gain; what is divided by a number that depends on weights or input is not divided.
     - A number times an activation of itself (x · sigmoid(x)) is an activation.
     - Softmax divides by the sum of what it gets, held constant, and so attention is q · kᵀ · v with rows of sum 1.
+    - An operation that is not known by name is left as it is where it is linear in each of the tensors that it gets,
+      or in all of them at once.
 
     Raises `PruneError` for an operation that it cannot follow, and for one that gives something negative all the same.
     """
@@ -183,6 +169,8 @@ class Linear(Double):
         self._centres: dict[int, tuple[Tensor, Tensor]] = {}  # mean or maximum → (itself, of what)
 
     def run(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if any(under(tensor) is not tensor and under(tensor).requires_grad for tensor in tensors_in((args, kwargs))):
+            raise self._refusal(f"{name} in torch.vmap (or the like of torch.func)")
         if not any(tensor.requires_grad for tensor in tensors_in((args, kwargs))):
             return func(*args, **kwargs)
         if not args:
@@ -243,7 +231,7 @@ class Linear(Double):
             return _heads(**inspect.signature(func).bind(*args, **kwargs).arguments)
         if name in _RECURRENT:
             raise self._refusal(name)
-        result = self._as_it_is(name, func, args, kwargs)
+        result = (self._as_it_is if name in _LINEAR else self._tried)(name, func, args, kwargs)
         if name in _CENTRES:
             self._centres |= {id(tensor): (tensor, first) for tensor in tensors_in(result)}
         return result
@@ -257,12 +245,28 @@ class Linear(Double):
         if name == "masked_fill" and not isinstance(args[-1], Tensor):
             args = (*args[:-1], _size(args[-1]))
         kwargs = {key: _size(value) if key in ("alpha", "beta", "value") else value for key, value in kwargs.items()}
-        written = writes(getattr(func, "__name__", ""))
+        written = writes(name_of(func))
         return func(
             args[0] if written else sized(args[0]),
             *each(args[1:], sized),
             **each(kwargs, sized),
         )
+
+    def _tried(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The operation itself, where it is a sum over paths."""
+
+        def do(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            result = self._as_it_is(name, func, args, kwargs)
+            return args[0] if written and isinstance(args[0], Tensor) else result
+
+        written = writes(name_of(func))
+        before = (args[0].clone() if written and isinstance(args[0], Tensor) else args[0], *args[1:])
+        result = do(args, kwargs)
+        given = [tensor if tensor._base is None else tensor._base for tensor in tensors_in((args, kwargs))]
+        moved = not written and all(any(t._base is base for base in given) for t in tensors_in(result))
+        if any(map(_flows, tensors_in(result))) and not moved and _bends(do, before, kwargs):
+            raise self._refusal(name)
+        return result
 
     def _activation(self, of: Tensor, result: Tensor) -> Tensor:
         self._sources[id(result)] = (result, self._source(of))
@@ -300,6 +304,42 @@ class Linear(Double):
             return self._activation(exponent, exponent.clone())
         lowest = exponent.detach().min() if isinstance(exponent, Tensor) else exponent
         return torch.ones_like(base) if lowest < 0 else self._activation(base, base.clone())
+
+
+def _bends(do: Callable[[Any, Any], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operation bends or saturates, for larger numbers than these or for smaller: whether its slope by some
+    tensor that flows into it, and by all of them at once, is another at multiples of it."""
+    flowing = [tensor.detach() for tensor in tensors_in((args, kwargs)) if _flows(tensor)]
+
+    def slopes(chosen: Sequence[int], scale: float) -> Sequence[Tensor]:
+        leaves = [
+            flowing[place] * scale if place in chosen else flowing[place].clone() for place in range(len(flowing))
+        ]
+        by = [leaves[place].requires_grad_() for place in chosen]
+        given = iter([leaf.clone() for leaf in leaves])  # which may be written into
+        draw = torch.Generator().manual_seed(3)
+        with torch.random.fork_rng(devices=[]):
+            made = tensors_in(do(*each((args, kwargs), lambda part: next(given) if _flows(part) else part)))
+            real = [tensor for tensor in made if _flows(tensor) and not tensor.is_complex()]
+            # Weighed at random, since an even sum may be a constant.
+            sums = [(t * (0.5 + torch.rand(t.shape, generator=draw, dtype=t.dtype))).sum() for t in real]
+        if not sums:
+            return [torch.zeros_like(leaf) for leaf in by]
+        return torch.autograd.grad(torch.stack(sums).sum(), by, materialize_grads=True)
+
+    def straight(chosen: Sequence[int]) -> bool:
+        peak = max((float(flowing[place].max()) for place in chosen if flowing[place].numel()), default=0.0)
+        # By powers of 2, which leave the order of numbers alone.
+        unit = 2.0 ** -round(math.log2(peak)) if 0 < peak < math.inf else 1.0
+        first, *others = [slopes(chosen, scale) for scale in (1.0, unit, 2 * unit)]
+        return all(_close(one, other) for found in others for one, other in zip(first, found, strict=True))
+
+    return not (all(straight([place]) for place in range(len(flowing))) or straight(range(len(flowing))))
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    peak = max((float(slope.nan_to_num().abs().max()) for slope in (one, other) if slope.numel()), default=0.0)
+    return torch.allclose(one, other, rtol=1e-6, atol=1e-9 * peak, equal_nan=True)
 
 
 def _flows(value: Any) -> bool:

@@ -26,6 +26,7 @@ from gentickets.masks.examples import WHOLE, Example, ExampleInputs, examples_of
 from gentickets.masks.flow import Linear, running, titled
 from gentickets.masks.layers import prunable_weights
 from gentickets.masks.liveness import strip_weight_norms
+from gentickets.masks.modes import functions_as_written
 from gentickets.masks.names import (
     PRUNABLE,
     WEIGHT_PLACES,
@@ -377,7 +378,7 @@ def _slopes_of_flow(
     def run(example: Example) -> list[Tensor]:
         torch.random.default_generator.manual_seed(0)
         inputs = example.to("cpu", torch.float64).map(ones)
-        with Linear(component):
+        with functions_as_written(), Linear(component):
             return [tensor for _, tensor in named_tensors(inputs(copy)) if tensor.is_floating_point()]
 
     with _random_state(torch.device("cpu"), 0), torch.enable_grad():
