@@ -88,6 +88,98 @@ def test_the_counts_of_a_transformer_layer(batch_first):
     assert (groups.parameters(kept), groups.flops(kept)) == (found.parameters, found.flops_dense)
 
 
+class Through(nn.Module):
+    """Something between two linear layers, which may read parts of its own."""
+
+    def __init__(self, middle, width: int = 16, out: int = 16, dtype: torch.dtype | None = None, **parts):
+        super().__init__()
+        self.first, self.last, self.middle = nn.Linear(8, width, dtype=dtype), nn.Linear(out, 8, dtype=dtype), middle
+        for name, part in parts.items():
+            self.register_buffer(name, part) if type(part) is Tensor else setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.last(self.middle(self, self.first(x.to(self.first.weight.dtype))))
+        return found.abs() if found.is_complex() else found
+
+
+def numbers(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(*shape))
+
+
+def heads(net: nn.Module, h: Tensor) -> Tensor:
+    """Attention of four heads, all of which may go."""
+    query, key, value = (layer(h).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in (net.q, net.k, net.v))
+    return nn.functional.scaled_dot_product_attention(query, key, value, net.seen).transpose(1, 2).flatten(2)
+
+
+LAYERS = {name: nn.Linear(16, 16) for name in "qkv"}
+FOUND = {
+    "lstm": Through(lambda net, h: net.inner(h)[0], inner=nn.LSTM(16, 16, batch_first=True)),
+    "distances": Through(lambda net, h: torch.cdist(h, net.book), out=5, book=numbers(5, 16)),
+    "bilinear": Through(lambda net, h: net.inner(h, h), inner=nn.Bilinear(16, 16, 16)),
+    "written over": Through(lambda net, h: h.new_zeros(len(h), 6, 6).baddbmm_(h, h.mT), out=6),
+    "a vector": Through(lambda net, h: h * h[..., 0].mv(net.inner)[:, None, None], inner=numbers(6)),
+    "a chain": Through(
+        lambda net, h: torch.linalg.multi_dot([h.flatten(0, 1), net.one, net.other]).view_as(h),
+        one=numbers(16, 3),
+        other=numbers(3, 16),
+    ),
+    "of buffers": Through(lambda net, h: h * (net.one @ net.one).mean(), one=torch.randn(6, 6)),
+    "rms norm": Through(lambda net, h: net.inner(h), inner=nn.RMSNorm(16)),
+    "attention": Through(heads, **LAYERS, seen=None),
+    "attention of some": Through(heads, **LAYERS, seen=torch.ones(6, 6).tril().bool()),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+@pytest.mark.filterwarnings("ignore:every channel of", "ignore:.* a guess")
+def test_whatever_cost_counts_is_in_the_flops_of_groups(name):
+    net, example = FOUND[name].eval(), torch.randn(3, 6, 8)
+    groups = gt.channel_groups(net, example)
+    assert groups.flops() == gt.cost(net, example).flops_dense
+    if len(groups):
+        masks = gt.prune(gt.magnitude(net), fraction=0.5, granularity="channel", groups=groups)
+        found = gt.cost(gt.shrink(net, masks, example), example).flops_dense
+        assert found == groups.flops(groups.kept(masks)) < groups.flops()
+
+
+def test_complex_products_are_in_the_flops_of_groups():
+    inner = nn.Linear(16, 12, dtype=torch.complex64)
+    net = Through(lambda net, h: net.inner(h), out=12, dtype=torch.complex64, inner=inner)
+    groups = gt.channel_groups(net, torch.randn(3, 8))
+    assert groups.flops() == gt.cost(net, torch.randn(3, 8)).flops_dense == 8 * (8 * 16 + 16 * 12 + 12 * 8)
+
+
+def test_a_size_in_flops_holds_behind_layers_that_no_channel_goes_through():
+    net = Through(lambda net, h: net.inner(h)[0], width=8, out=8, inner=nn.LSTM(8, 8, batch_first=True))
+    net, example = nn.Sequential(net, nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2)), torch.randn(3, 6, 8)
+    groups, whole = gt.channel_groups(net, example), gt.cost(net, example).flops_dense
+    how = {"granularity": "channel", "groups": groups}
+    masks = gt.prune(gt.magnitude(net), flops=whole - 3_000, **how)
+    assert whole - 4_000 < gt.cost(gt.shrink(net, masks, example), example).flops_dense <= whole - 3_000
+    with pytest.raises(gt.PruneError, match=r"flops=1,000 is too few: the smallest network .* has [\d,]+$"):
+        gt.prune(gt.magnitude(net), flops=1_000, **how)
+
+
+def test_flops_are_of_as_many_examples_as_cost_takes_them_for(recwarn):
+    net, example = Through(lambda net, h: h * net.table.mean()), torch.randn(4, 8)
+    net.register_forward_pre_hook(lambda net, given: (setattr(net, "table", given[0]), given[1])[1:])
+    inputs = (torch.randn(10, 3), example)
+    assert gt.channel_groups(net, inputs).flops() == gt.cost(net, inputs).flops_dense == 4 * 8 * 16
+    assert not recwarn.list
+
+
+def test_flops_of_a_guessed_number_of_examples_are_told_where_they_are_asked_for(recwarn):
+    net = nn.Sequential(nn.Linear(8, 16), nn.TransformerEncoderLayer(16, 2, 32), nn.Linear(16, 3))
+    groups, how = gt.channel_groups(net, torch.randn(5, 2, 8)), {"granularity": "channel"}
+    gt.prune(gt.magnitude(net), parameters=groups.parameters(), groups=groups, **how)
+    assert not recwarn.list
+    with pytest.warns(
+        UserWarning, match="flops: the network is priced as 5 examples .* a guess: they .*; let the batch"
+    ):
+        gt.prune(gt.magnitude(net), flops=20_000, groups=groups, **how)
+
+
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10**6), st.floats(0.05, 1.1), st.sampled_from(SIZES), st.sampled_from(["global", "layer"]))
 def test_never_above_and_nothing_that_goes_would_have_fitted(seed, share, key, scope):
@@ -261,3 +353,13 @@ def test_groups_of_equal_score_go_by_lot_and_not_by_where_they_stand(asked):
     stands = kept.nonzero().flatten().double().mean()
     assert 0 < int(kept.sum()) < 32
     assert 8 < float(stands) < 23
+
+
+def test_code_that_does_something_else_while_it_is_counted_is_priced_whole_and_told():
+    def middle(net: nn.Module, h: Tensor) -> Tensor:
+        return h.mul(2) if torch.utils._python_dispatch._get_current_dispatch_mode() else h + h
+
+    net, example = Through(middle), torch.randn(3, 8)
+    groups = gt.channel_groups(net, example)
+    with pytest.warns(UserWarning, match="flops: the network does something else while it is recorded"):
+        assert groups.flops(np.zeros(len(groups), bool)) == gt.cost(net, example).flops_dense

@@ -515,3 +515,73 @@ def test_complex_constants_are_folded_whole():
     mask[:2] = False
     small = gt.shrink(model, gt.Masks({"net.0.weight": mask}), {"net": torch.randn(2, 4, dtype=torch.complex64)})
     assert small["net"][0].out_features == 4
+
+
+# -- what looks like a constant -----------------------------------------------------------------------------------
+
+
+class Between(nn.Module):
+    """Something between two of three layers, which may read a layer of its own."""
+
+    def __init__(self, middle, **layers: nn.Module):
+        super().__init__()
+        self.a, self.b, self.out, self.middle = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 3, 3), middle
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.b(self.middle(self, self.a(x)))))
+
+
+def by_gates(net: nn.Module, h: Tensor) -> Tensor:
+    """A recurrent layer whose state begins with zeros, and as many of them as there are channels."""
+    state = torch.zeros_like(h)
+    for _ in range(2):
+        share = torch.sigmoid(net.gate(torch.cat([h, state], 1)))
+        state = (1 - share) * state + share * torch.tanh(h)
+    return state
+
+
+ALIKE = {
+    "cut off above": lambda net, h: h.clamp(min=0) + 0.2 * h.clamp(max=0),
+    "cut off on both sides": lambda net, h: h + F.hardtanh(h, -1, 0),
+    "what whole numbers lack": lambda net, h: h + h.frac(),
+    "zeros of its shape": lambda net, h: torch.zeros_like(h) + h,
+    "another's shape": lambda net, h: h + h.new_full((2, 1, 1), 0.5).sum(),
+}
+
+
+@pytest.mark.parametrize("middle", ALIKE.values(), ids=ALIKE)
+def test_what_is_the_same_for_whole_numbers_from_0_up_is_no_constant(middle):
+    torch.manual_seed(0)
+    net, x = Between(middle), torch.randn(4, 3, 9, 9)
+    groups = gt.channel_groups(net, x)
+    assert len(groups) == 16
+    gt.shrink(net, gt.prune(gt.magnitude(net), fraction=0.5, granularity="channel", groups=groups), x)
+
+
+def test_the_largest_number_of_all_is_no_constant():
+    groups = gt.channel_groups(Between(lambda net, h: h / h.amax()), torch.randn(4, 3, 9, 9))
+    assert groups.whole["a"] == "amax"
+
+
+def test_a_state_that_begins_with_zeros_goes_with_its_channels():
+    torch.manual_seed(0)
+    net, x = Between(by_gates, gate=nn.Conv2d(16, 8, 3, padding=1)), torch.randn(2, 3, 8, 8)
+    groups = gt.channel_groups(net, x)
+    assert len(groups) == 16
+    assert {"a", "gate", "b"} <= groups.layers.keys()
+    gt.shrink(net, gt.prune(gt.magnitude(net), fraction=0.5, granularity="channel", groups=groups), x)
+
+
+def test_a_layer_whose_output_is_cut_off_at_0_is_read():
+    def middle(net: nn.Module, h: Tensor) -> Tensor:
+        return net.all(h) + net.gate(h).clamp(max=0)
+
+    layers = {"gate": nn.Conv2d(8, 1, 3, padding=1), "all": nn.Conv2d(8, 8, 3, padding=1)}
+    for seed in range(4):
+        torch.manual_seed(seed)
+        net = Between(middle, **{name: clone(layer) for name, layer in layers.items()})
+        for layer in net.children():
+            nn.init.normal_(layer.bias)
+        gt.shrink(net, gt.prune(gt.magnitude(net), fraction=0.98, scope="layer"), torch.randn(4, 3, 9, 9))

@@ -133,6 +133,20 @@ def test_snip_and_grasp_look_at_the_first_batches_and_no_more(bench):
     assert bench.batches.steps == [0, 1, 2]
 
 
+def test_the_price_of_scores_counts_what_cost_counts(bench, tmp_path):
+    lines = (
+        "import torch",
+        "def c(model, masks):",
+        " torch.nn.LSTM(4, 4)(torch.ones(6, 1, 4))",
+        " return model.scores",
+    )
+    (tmp_path / "own.py").write_text("\n".join(lines))
+    model = bench.make()
+    model.scores = gt.magnitude(model)
+    bench.work.criterion(f"{tmp_path}/own.py:c")(model, gt.Masks.dense(model))
+    assert bench.prices[0][1] == 2 * 6 * (2 * 4 * 16)
+
+
 @pytest.mark.parametrize("method", AT_INIT)
 def test_scores_are_those_of_the_method(method, bench):
     batches = {"score_batches": 3} if method in ("snip", "grasp") else {}

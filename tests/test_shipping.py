@@ -305,6 +305,53 @@ def test_batch_norm_is_folded_into_the_convolution_before_it(affine):
     assert_same(clone(net).eval(), plain, torch.randn(3, 2, 6, 6))
 
 
+class WithFeatures(nn.Sequential):
+    """Gives what lies between its layers too, as a discriminator of feature matching does."""
+
+    def forward(self, x):
+        found = []
+        for layer in self:
+            found.append(layer(found[-1] if found else x))
+        return found[-1], found[:-1]
+
+
+class Normed(nn.Sequential):
+    """Reads a number off a layer of its own."""
+
+    def forward(self, x):
+        return super().forward(x) * self[1].running_var.mean()
+
+
+class Scaled(nn.Conv2d):
+    """A learning rate that is the same for all layers, as in StyleGAN."""
+
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.weight * 0.7, self.bias * 0.1)
+
+
+class Shifted(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "norm"),
+    [
+        (WithFeatures, nn.Conv2d, nn.BatchNorm2d),
+        (Normed, nn.Conv2d, nn.BatchNorm2d),
+        (nn.Sequential, Scaled, nn.BatchNorm2d),
+        (nn.Sequential, nn.Conv2d, Shifted),
+    ],
+    ids=["features", "read", "layer", "norm"],
+)
+def test_batch_norm_stays_where_it_is_not_all_that_reads_a_plain_convolution(kind, layer, norm, tmp_path):
+    net, batch = kind(layer(2, 6, 1), norm(6), nn.ReLU(), nn.Conv2d(6, 1, 1)), torch.randn(5, 2, 3, 3)
+    net(2 * batch + 1)
+    assert export(net, batch, tmp_path / "a.pt2").difference <= 1e-5
+    expected, program = net.eval()(batch), torch.export.load(tmp_path / "a.pt2").module()
+    torch.testing.assert_close(program(batch), expected)
+
+
 class Branching(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x

@@ -697,3 +697,47 @@ def test_steps_go_on_with_the_state_that_is_carried_over(kind):
     trained(model, lambda net: net["net"](x), masks, optimizer=old)
     trained(shrinking.model, lambda net: net["net"](x), shrinking.masks, optimizer=new)
     torch.testing.assert_close(shrinking.model["net"](x), model["net"](x), rtol=0, atol=1e-10)
+
+
+# -- lengths of weight norm that are pruned ---------------------------------------------------------------------
+
+LENGTH, DIRECTION = (f"parametrizations.weight.original{number}" for number in (0, 1))
+
+
+def under_weight_norm(norm, dim: int) -> nn.Module:
+    return nn.Sequential(*(norm(nn.Linear(*sides), dim=dim) for sides in ((4, 5), (5, 2))))
+
+
+@pytest.mark.parametrize("norm", [parametrizations.weight_norm, nn.utils.weight_norm], ids=["new", "old"])
+@pytest.mark.parametrize("seed", [7, 8, 10])
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*every channel of")
+def test_filters_of_length_0_keep_a_direction(norm, seed):
+    torch.manual_seed(seed)
+    layers = nn.Conv1d(4, 6, 3), nn.ConvTranspose1d(6, 6, 3), nn.Conv1d(6, 3, 1)
+    net = nn.Sequential(*(part for layer in layers for part in (norm(layer), nn.ReLU())))
+    masks = gt.prune(gt.random_scores(net, seed, include="*"), fraction=0.7)
+    made = Shrinking(net, masks, torch.randn(5, 4, 7))
+    assert_same_numbers(masks.apply_(clone(net)), made.masks.apply_(clone(made.model)), torch.randn(3, 4, 9))
+
+
+def test_of_what_a_filter_of_length_0_reads_one_channel_stays():
+    net = under_weight_norm(parametrizations.weight_norm, dim=0)
+    masks = {name: mask.clone() for name, mask in gt.Masks.dense(net, include="*").items()}
+    masks[f"0.{LENGTH}"][[1, 2, 3]] = masks["0.bias"][[1, 2, 3]] = False  # channels 1, 2 and 3 are dead
+    masks[f"1.{LENGTH}"][0] = False
+    masks[f"1.{DIRECTION}"][0, [0, 4]] = False  # the filter of length 0 reads nothing else
+    masks[f"1.{DIRECTION}"][1, [1, 2, 3]] = False  # and nobody else reads them
+    made = Shrinking(net, gt.Masks(masks), torch.randn(5, 4))
+    assert made.removed == {"": 2}
+    assert sizes(made.model)[f"1.{DIRECTION}"] == (2, 3)
+
+
+def test_of_what_a_column_of_length_0_leads_to_one_channel_stays():
+    net = under_weight_norm(parametrizations.weight_norm, dim=1)
+    masks = {name: mask.clone() for name, mask in gt.Masks.dense(net, include="*").items()}
+    masks[f"0.{LENGTH}"][:, 0] = masks["0.bias"][[1, 2, 3]] = False
+    masks[f"0.{DIRECTION}"][[0, 4], 0] = False  # the column of length 0 leads to channels 1, 2 and 3
+    masks[f"0.{DIRECTION}"][1:4, 1:] = masks[f"1.{LENGTH}"][:, 1:4] = False  # and nothing else has to do with them
+    made = Shrinking(net, gt.Masks(masks), torch.randn(5, 4))
+    assert made.removed == {"": 2}
+    assert sizes(made.model)[f"0.{DIRECTION}"] == (3, 4)

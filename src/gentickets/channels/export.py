@@ -1,8 +1,8 @@
 """A component → a program that runs without this package: `torch.export`, or ONNX.
 
 What is written is in evaluation mode, takes any number of examples at once, and has no norm left that can go: spectral
-and weight norm are folded into plain weights, and so is batch norm where it follows a convolution in a sequence. It is
-read back and compared with the component before its file appears.
+and weight norm are folded into plain weights, and so is batch norm where it follows a convolution in a sequence and
+nobody else reads what lies between them. It is read back and compared with the component before its file appears.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
+from gentickets.channels.layers import is_plain
 from gentickets.channels.trace import in_one_line, line_of
 from gentickets.errors import GenticketsError
 from gentickets.files import replace_file
@@ -84,18 +85,20 @@ def export(
         _check_onnx()
     example = Example.of(example, type(component).__name__).to("cpu").map(Tensor.detach)
     expected = clone(unwrap(component)).cpu().eval()
-    plain = folded(component)
+    plain = _with_plain_weights(component)
     with torch.no_grad(), _quiet():
         batches = _batches(expected, example)
+        fused = _without_batch_norms(clone(plain))
         try:
-            content, program, most = (_to_torch if format == "torch" else _to_onnx)(plain, example)
+            net = fused if all(_is_close(expected, fused, batch) for batch in batches) else plain
+            content, program, most = (_to_torch if format == "torch" else _to_onnx)(net, example)
             found = [_difference(expected, program, batch) for batch in batches]
         except Exception as error:  # whatever the exporters meet in code that is not ours
             raise GenticketsError(f"cannot be exported as {format}: {_reason(error)}") from error
     difference, compared = max(worst for worst, _ in found), sum(numbers for _, numbers in found)
     if not compared and difference == 0:
         raise nothing_to_compare(type(component).__name__)
-    if not difference <= max([TOLERANCE, *(tolerance(weight.dtype) for weight in expected.parameters())]):
+    if not difference <= _allowed(expected):
         raise GenticketsError(
             f"the exported program differs from the component by {difference:.2g} of its largest output: not written"
         )
@@ -141,7 +144,14 @@ def format_of(path: Path, format: str | None) -> Format:
 
 
 def folded(component: nn.Module) -> nn.Module:
-    """A copy on the CPU, in evaluation mode, whose spectral, weight and batch norms are folded into plain weights."""
+    """A copy on the CPU, in evaluation mode, whose spectral, weight and batch norms are folded into plain weights.
+
+    A batch norm behind a convolution in a sequence is taken for its only reader.
+    """
+    return _without_batch_norms(_with_plain_weights(component))
+
+
+def _with_plain_weights(component: nn.Module) -> nn.Module:
     check_not_pruned(component)
     plain = clone(unwrap(component)).cpu().eval()  # eval first: under spectral norm, reading a weight would train it
     for layer in list(plain.modules()):
@@ -151,6 +161,11 @@ def folded(component: nn.Module) -> nn.Module:
             remove_spectral_norm(layer)
         if {"weight_g", "weight_v"} <= set(layer._parameters):
             remove_weight_norm(layer)
+    return plain
+
+
+def _without_batch_norms(plain: nn.Module) -> nn.Module:
+    """The network itself, its batch norms folded into the convolutions before them in a sequence."""
     shared = _in_several_places(plain)
     for sequence in list(plain.modules()):
         if isinstance(sequence, nn.Sequential):
@@ -176,7 +191,7 @@ def _can_fuse(layer: Any, norm: Any) -> bool:
     """Whether `norm` in evaluation mode is a scale and a shift of each output channel of `layer`."""
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None or norm.weight is None:
         return False
-    if any(module._forward_hooks or module._forward_pre_hooks for module in (layer, norm)):
+    if any(module._forward_hooks or module._forward_pre_hooks or not is_plain(module) for module in (layer, norm)):
         return False
     if isinstance(layer, TRANSPOSED):
         return layer.groups == 1
@@ -272,6 +287,19 @@ def _difference(component: nn.Module, program: Program, batch: Example) -> tuple
         if one.numel():
             worst = max(worst, float((one - other).abs().max()) / (float(one.abs().max()) or 1.0))
     return worst, compared
+
+
+def _allowed(component: nn.Module) -> float:
+    """The largest difference from a component that rounding explains."""
+    return max([TOLERANCE, *(tolerance(weight.dtype) for weight in component.parameters())])
+
+
+def _is_close(component: nn.Module, other: nn.Module, batch: Example) -> bool:
+    """Whether a network with other layers gives the same: code may read what lies between them, or the layers."""
+    try:
+        return _difference(component, lambda given: _tensors(given(other)), batch)[0] <= _allowed(component)
+    except Exception:  # of code that is not ours
+        return False
 
 
 def _batches(component: nn.Module, example: Example) -> tuple[Example, Example]:

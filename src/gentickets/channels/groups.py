@@ -8,6 +8,7 @@ the channel is left that could be seen: no constant behind a norm, no weight in 
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -136,7 +137,9 @@ class ChannelGroups(Sequence[tuple[Slice, ...]]):
 
     def flops(self, kept: np.ndarray | None = None) -> int:
         """FLOPs of one example forward likewise, as `gentickets.cost` counts them; of a product of activations with
-        channels on several sides at most so many."""
+        channels on several sides at most so many. Warns where it is a guess how many examples the input was."""
+        for doubt in (size.doubt for size in self.sizes.values() if size.doubt):
+            warnings.warn(doubt, stacklevel=2)
         return sum(size.flops(self._all(kept)) for size in self.sizes.values())
 
     def _all(self, kept: np.ndarray | None) -> np.ndarray:
@@ -271,7 +274,7 @@ def channel_groups(model: Model, example_inputs: Any) -> ChannelGroups:
         for tie in ties[before:]:
             along_axes.setdefault(tie.name, {})[tie.axis] = tie.groups
         known = {group: place for (name, group), place in numbers.items() if name == component}
-        sizes[component] = sized(graph, along_axes, known, examples[component].batch)
+        sizes[component] = sized(graph, along_axes, known, examples[component])
     return ChannelGroups(ties, shapes, whole, sizes)
 
 

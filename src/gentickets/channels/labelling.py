@@ -87,7 +87,8 @@ class Labeller:
                 graph.labels[node] = label.reshape([1] * node.value.dim())
                 graph.links[node] = [(source, np.zeros(1, np.int64), np.zeros(1, np.int64)) for source in sources]
             return
-        if not (self._moved(operation, sources) or self._aligned(operation, sources) or self._joined(operation)):
+        found = self._moved(operation, sources) or self._aligned(operation, sources)
+        if not (found or self._unread(operation, sources) or self._joined(operation)):
             self._not_understood(
                 operation, "" if self._can_be_tried(operation) else ", too large to try channel by channel"
             )
@@ -183,6 +184,17 @@ class Labeller:
                 for source, start, stop in zip(movable, starts, starts[1:], strict=False)
                 if len(own := np.flatnonzero((flat >= start) & (flat < stop)))
             ] + [(source, *_all_pairs(flat.size, graph.labels[source].size)) for source in others]
+        return True
+
+    def _unread(self, operation: Operation, sources: Sequence[Node]) -> bool:
+        """No number is read, but perhaps of what kind they are: what is made is the same whatever they are."""
+        changed = {source: np.ones(tuple(source.value.shape), dtype=bool) for source in sources}
+        touched = self._probe.touched(operation, changed)
+        if touched is None or any(bool(reached.any()) for reached in touched):
+            return False
+        for node in operation.made:
+            self.graph.labels[node] = np.full([1] * node.value.dim(), self._constant())
+            self.graph.links[node] = []
         return True
 
     def _constant(self) -> int:

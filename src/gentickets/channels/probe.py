@@ -52,7 +52,8 @@ class Probe:
 
     def moved(self, operation: Operation, sources: Sequence[Node]) -> list[np.ndarray] | None:
         """Of an operation that moves numbers of its sources and changes none: of each tensor that it makes, where each
-        of its numbers came from, counted through all sources, or -1 for what was in none of them. Else None."""
+        of its numbers came from, counted through all sources, or -1 for what was in none of them. Else None; also where
+        all is -1, for then nothing was moved."""
         sizes = [source.value.numel() for source in sources]
         if (total := sum(sizes)) < 2:
             return None
@@ -80,7 +81,20 @@ class Probe:
             if not (comes | (first == second)).all():
                 return None
             origins.append(np.where(comes, index, -1))
-        return origins
+        return origins if self._are_constants(operation, sources, [origin < 0 for origin in origins]) else None
+
+    def _are_constants(self, operation: Operation, sources: Sequence[Node], places: Sequence[np.ndarray]) -> bool:
+        """Whether those places are as they are whatever the numbers: what is the same for `0, 1, 2 …` in any order may
+        be cut off at 0, or the largest of all. Not where they are all that there is."""
+        if not any(place.any() for place in places):
+            return True
+        if all(place.all() for place in places):
+            return False
+        changed = {source: np.ones(tuple(source.value.shape), dtype=bool) for source in sources}
+        touched = self.touched(operation, changed, ways=(False,))
+        return touched is not None and not any(
+            bool(reached.numpy()[place].any()) for reached, place in zip(touched, places, strict=True)
+        )
 
     # -- operations that compute --------------------------------------------------------------------------
 

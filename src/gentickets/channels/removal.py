@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from gentickets.channels.graph import ChannelGraph
-from gentickets.channels.layers import is_grouped, is_linear, mixes_channels, stores_inputs_first
+from gentickets.channels.layers import channel_axes, is_grouped, is_linear, mixes_channels, stores_inputs_first
 from gentickets.channels.trace import Node, Recorder, Run
 from gentickets.masks.examples import Call, Example, other_calls, tolerance
 from gentickets.masks.layers import weight_norm_lengths
@@ -281,7 +281,7 @@ class Removal:
                 candidates -= {int(g) for g in self.groups[node][self._gate(node)]}
             if node.parameter and (mask := self._raw_mask(node)) is not None:
                 candidates -= {int(g) for g in self.groups[node][mask]}
-        return self._never_all(candidates)
+        return self._keep_directions(self._never_all(candidates))
 
     def _foldable(self, node: Node) -> np.ndarray:
         """Which input channels of a layer, being constant, are worth a constant in each of its outputs: zero, or the
@@ -317,6 +317,29 @@ class Removal:
                     stacklevel=6,
                 )
         return candidates
+
+    def _keep_directions(self, candidates: set[int]) -> set[int]:
+        """Weight norm divides each filter by its size, one of length 0 too: where it stays, a weight of it does."""
+        directions = [found for node in self.alive for found in self._directions(node)]
+        before = -1
+        while before != (before := len(candidates)):
+            for there, filters, others in directions:
+                stay, left = (~np.isin(groups, list(candidates)) for groups in (filters, others))
+                for number in np.flatnonzero(stay & there.any(1) & ~there[:, left].any(1)):
+                    candidates.discard(int(others[there[number]][0]))
+        return candidates
+
+    def _directions(self, node: Node) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Of a layer under weight norm: bool (filters, channels across them), where a number is other than 0; and the
+        groups of both."""
+        layer = self.graph.layer_of(node)
+        outputs, inputs = self.groups[node], self.groups[_source(node)][self.reads[node]][:, 0]
+        own = dict(layer.named_parameters())  # type: ignore[union-attr]
+        for name, (_, axis) in weight_norm_lengths(layer).items():  # type: ignore[arg-type]
+            there = _out_in(layer, own[name].ne(0) & self._mask(node, name, own[name])).any(2).numpy()
+            side = channel_axes(layer)[name].get(axis)  # type: ignore[arg-type]
+            if side is not None:
+                yield (there, outputs, inputs) if side == "output" else (there.T, inputs, outputs)
 
     def folded(self, node: Node, reads: Sequence[Read]) -> Tensor | None:
         """What the constants that a layer no longer reads add to its bias, (outputs,), or None; by what it `reads` in

@@ -1,40 +1,29 @@
 """How large a component is with some of its channel groups alone: its parameters, and the FLOPs of a pass forward.
 
 Both are counted without cutting anything. A parameter has as many numbers as there are channels left along each of its
-axes; an operation costs in proportion to the channels that it makes and reads. FLOPs are counted as `gentickets.cost`
-does: two a multiply-add, two an element of a norm.
+axes; an operation costs in proportion to the channels that it makes and reads. What it costs with all of them is
+counted while the component runs, as `gentickets.cost` does, and what runs beside the recorded operations is in the sum
+too: of the whole component the two say the same.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from gentickets.channels.graph import ChannelGraph
-from gentickets.channels.layers import is_grouped, is_linear, mixes_channels
-from gentickets.channels.trace import Node, Operation, mapped
-from gentickets.evaluating import evaluating
-from gentickets.masks.names import NORMS, TRANSPOSED, joined, named_weights
-
-_FLOPS_A_NORM = 2
-"""An element."""
-
-_NORMS = ("batch_norm", "instance_norm", "group_norm", "layer_norm")
-"""What norms are called as functions."""
-
-_PRODUCTS = (
-    "matmul", "rmatmul", "mm", "bmm", "addmm", "baddbmm", "addbmm", "mv", "einsum", "tensordot", "inner", "linear",
-    "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "scaled_dot_product_attention", "multi_head_attention_forward",
-)  # fmt: skip
-"""What products are called as functions."""
+from gentickets.channels.layers import is_grouped, mixes_channels
+from gentickets.channels.trace import Node, Operation, Recorder, difference
+from gentickets.flops.forward import batch_of, counted, counting
+from gentickets.flops.operations import Operations
+from gentickets.masks.examples import Example
+from gentickets.masks.flow import titled
+from gentickets.masks.names import clone, joined, named_weights
 
 Axes = Mapping[str, Mapping[int, np.ndarray]]
 """Parameter → axis → the group of each channel along it (-1: one that stays)."""
@@ -42,25 +31,31 @@ Axes = Mapping[str, Mapping[int, np.ndarray]]
 
 @dataclass(frozen=True)
 class Work:
-    """An operation's FLOPs for one example with all channels there, and the channels that it goes over.
+    """An operation's FLOPs with all channels there, and the channels that it goes over.
 
-    `sides`: the group of each channel, side by side. It costs the product of the shares of them that are left; with
-    `least` the smallest of them, where they may be the same channels on several sides.
+    `sides`: the group of each channel, side by side. It costs that of the shares of them that are left: their product;
+    the smallest of them, where they may be the same channels on several sides; or the largest, where not all that is
+    multiplied goes over each of them.
     """
 
-    flops: float
-    sides: tuple[np.ndarray, ...]
-    least: bool = False
+    flops: int
+    sides: tuple[np.ndarray, ...] = ()
+    of: Callable[[Sequence[float]], float] = math.prod
 
 
 @dataclass(frozen=True)
 class Sized:
     """What the size of a component is made of: the `shapes` of its parameters, the channels along their `axes`, and the
-    operations of a pass forward."""
+    operations of a pass forward of so many examples (`batch`).
+
+    `doubt`: what speaks against these FLOPs, in a line; empty where nothing does.
+    """
 
     shapes: Mapping[str, tuple[int, ...]]
     axes: Axes
     works: tuple[Work, ...]
+    batch: int
+    doubt: str
 
     def goes_over(self, groups: np.ndarray) -> bool:
         """Whether any of some groups (bool) is of this component."""
@@ -82,62 +77,83 @@ class Sized:
         alive, total = np.append(kept, True), 0.0
         for work in self.works:
             shares = [float(alive[groups].mean()) for groups in work.sides]
-            total += work.flops * (min(shares, default=1.0) if work.least else math.prod(shares))
-        return round(total)
+            total += work.flops * (work.of(shares) if shares else 1.0)
+        return round(total / self.batch)
 
 
-def sized(graph: ChannelGraph, axes: Axes, numbers: Mapping[int, int], batch: int) -> Sized:
-    """The size of a recorded component, `batch` its example's. `numbers`: group of the graph → its number."""
+def sized(graph: ChannelGraph, axes: Axes, numbers: Mapping[int, int], example: Example) -> Sized:
+    """The size of a recorded component. `numbers`: group of the graph → its number."""
 
     def groups(labels: np.ndarray) -> np.ndarray:
         return np.array([numbers.get(int(group), -1) for group in graph.groups(labels)], dtype=np.int64)
 
+    def counter() -> Operations:
+        return Operations({**dict(net.named_buffers()), **named_weights(net)})
+
     shapes = {joined(graph.component, name): tuple(w.shape) for name, w in named_weights(graph.net).items()}
-    works = [work for operation in graph.run.operations for work in _works(graph, operation, groups, batch)]
-    return Sized(shapes, axes, tuple(works))
+    net = clone(graph.net)
+    whole = counted(net, example, counter()).flops
+    batch = batch_of(net, example, whole, counter)
+    prices = _prices(graph, net, example, counter())
+    works = [_work(graph, operation, price, groups) for operation, price in (prices or {}).items()]
+    beside = whole - sum(work.flops for work in works)  # of numbers that come neither from an input nor from a weight
+    doubts = [f"is priced {batch.guessed}; let the batch be the first axis of every input"] if batch.guessed else []
+    if prices is None or beside < 0:
+        doubts.append("does something else while it is recorded: its FLOPs are those of all its channels, or a guess")
+    doubt = f"flops: {titled(graph.component)} {', and '.join(doubts)}" if doubts else ""
+    return Sized(shapes, axes, (*works, Work(beside)), batch.size, doubt)
 
 
-def _works(
-    graph: ChannelGraph, operation: Operation, groups: Callable[[np.ndarray], np.ndarray], batch: int
-) -> Iterator[Work]:
-    """What an operation computes; nothing of one that is free."""
-    if not operation.made:
-        return
-    node, layer = operation.made[0], operation.call if operation.layer is not None else None
-    if isinstance(layer, NORMS) or (layer is None and operation.name in _NORMS):
-        yield Work(_FLOPS_A_NORM * node.value.numel() / batch, _channels(graph, node, groups))
-    elif isinstance(layer, nn.Module) and node in graph.makes and (mixes_channels(layer) or is_grouped(layer)):
-        over = operation.sources[0].value if isinstance(layer, TRANSPOSED) else node.value
-        places = over.numel() // over.shape[-1 if is_linear(layer) else 1]
-        sides = (graph.makes[node],) if is_grouped(layer) else (graph.makes[node], graph.reads[node])
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        yield Work(2 * weight.numel() * places / batch, tuple(groups(side) for side in sides))
-    elif flops := _counted(operation):
-        met = (side for one in (*operation.sources, node) for side in _channels(graph, one, groups))
-        yield Work(flops / batch, tuple(met), least=True)
+@dataclass(frozen=True)
+class _Price:
+    """What one operation takes: FLOPs, and how many products these are."""
+
+    flops: int
+    products: int
+
+
+class _Priced(Recorder):
+    """Records a run, and what each of its operations takes."""
+
+    def __init__(self, net: nn.Module, counter: Operations):
+        super().__init__(net)
+        self.prices: dict[Operation, _Price] = {}
+        self._counter = counter
+
+    def _perform(self, operation: Operation, tensors: Sequence[Tensor], do: Callable[[], Any]) -> Any:
+        flops, products = self._counter.flops, self._counter.counted
+        result = super()._perform(operation, tensors, do)
+        self.prices[operation] = _Price(self._counter.flops - flops, self._counter.counted - products)
+        return result
+
+
+def _prices(
+    graph: ChannelGraph, net: nn.Module, example: Example, counter: Operations
+) -> dict[Operation, _Price] | None:
+    """The operations of a graph's run that take any FLOPs; None where the component does something else now."""
+    recorder = _Priced(net, counter)
+    with counting(net, counter):
+        run = recorder.record(example)
+    if difference(graph.run, run) is not None:
+        return None
+    pairs = zip(graph.run.operations, run.operations, strict=True)
+    prices = {one: recorder.prices.get(again, _Price(0, 0)) for one, again in pairs if one.made}
+    return {operation: price for operation, price in prices.items() if price.flops}
+
+
+def _work(graph: ChannelGraph, operation: Operation, price: _Price, groups: Callable[[np.ndarray], np.ndarray]) -> Work:
+    node, layer = operation.made[0], graph.layer_of(operation.made[0])
+    if node in graph.makes and (mixes_channels(layer) or is_grouped(layer)):
+        ends = [graph.makes[node]] if is_grouped(layer) else [graph.makes[node], graph.reads[node]]
+        return Work(price.flops, tuple(groups(end) for end in ends))
+    met = [_channels(graph, one, groups) for one in (*operation.sources, node)]
+    sides = tuple(side for sides in met for side in sides)
+    if price.products <= 1:
+        return Work(price.flops, sides, min)
+    # A product of several may go over no channels at all, where a tensor has none.
+    return Work(price.flops, sides if all(met) else (), max)
 
 
 def _channels(graph: ChannelGraph, node: Node, groups: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, ...]:
     """The channels that a node has along the axis from which they go, if they go from one."""
     return (groups(graph.along(node, graph.axes[node])),) if node in graph.axes else ()
-
-
-def _counted(operation: Operation) -> int:
-    """FLOPs of a product as torch counts them, found by doing it again; 0 of what is none."""
-    call = operation.call
-    if call is None or operation.overwrites or not (isinstance(call, nn.Module) or operation.name in _PRODUCTS):
-        return 0
-    given = mapped((operation.args, operation.kwargs), lambda part: part.value if isinstance(part, Node) else part)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:  # torch knows what its plain form of attention costs, and not what every fused one does
-        with (
-            evaluating(call if isinstance(call, nn.Module) else nn.Module()),
-            sdpa_kernel(SDPBackend.MATH),
-            FlopCounterMode(display=False) as counter,
-        ):
-            call(*given[0], **given[1])
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    return counter.get_total_flops()

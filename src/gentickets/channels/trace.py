@@ -360,7 +360,7 @@ def difference(one: Run, other: Run) -> Operation | None:
     None where there is none. Where code was told values, it may read other numbers."""
     told = any(operation.tells for operation in (*one.operations, *other.operations))
     constants = set(one.constants)
-    places = [{node: place for place, node in enumerate(run.nodes)} for run in (one, other)]
+    places = [_places(run) for run in (one, other)]
 
     def same(left: Any, right: Any) -> bool:
         if isinstance(left, Node) or isinstance(right, Node):
@@ -387,6 +387,12 @@ def difference(one: Run, other: Run) -> Operation | None:
         longer = max(one, other, key=lambda run: len(run.operations))
         return longer.operations[min(len(one.operations), len(other.operations))]
     return None
+
+
+def _places(run: Run) -> dict[Node, int | str]:
+    """What each node of a run is there: a parameter by its name, whenever it was looked at first."""
+    made = (node for node in run.nodes if not node.parameter)
+    return {node: node.parameter for node in run.parameters} | {node: place for place, node in enumerate(made)}
 
 
 def _all_the_same(left: Tensor, right: Tensor) -> bool:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.parameter import is_lazy
 
 from gentickets.data.batches import Batch
 from gentickets.errors import MaskError
-from gentickets.evaluating import evaluating
-from gentickets.masks.examples import WHOLE, Example, ExampleInputs, examples_of, named_tensors
+from gentickets.flops.forward import batch_of, counted
+from gentickets.flops.operations import Operations, share_not_counted, uncompiled
+from gentickets.masks.examples import WHOLE, Example, ExampleInputs, examples_of
 from gentickets.masks.flow import titled
 from gentickets.masks.layers import check_not_pruned
 from gentickets.masks.names import (
@@ -26,12 +24,10 @@ from gentickets.masks.names import (
     component_at,
     component_of,
     components_of,
-    named_layers,
     named_weights,
     unwrap,
 )
 from gentickets.masks.value import Masks
-from gentickets.metrics.operations import FLOPS_A_NORM, Operations, share_not_counted, uncompiled
 from gentickets.notebook import shown
 from gentickets.objectives.base import Objective
 
@@ -107,10 +103,10 @@ def cost(model: Model, example_inputs: ExampleInputs, masks: Masks | None = None
     alive = _Alive(model, masks)
     parts, forward = {}, []
     for name in (WHOLE,) if WHOLE in examples else components_of(model):
-        counted = _forward(model, name, examples[name], alive, batch) if name in examples else _Forward()
-        forward.append(counted)
+        one = _forward(model, name, examples[name], alive, batch) if name in examples else _Forward()
+        forward.append(one)
         if name != WHOLE:
-            parts[name] = alive.holding([full for full in alive.weights if component_of(full) == name], counted, {})
+            parts[name] = alive.holding([full for full in alive.weights if component_of(full) == name], one, {})
     found = alive.holding(list(alive.weights), sum(forward, start=_Forward()), parts)
     _warn_of_missing("cost", found.not_counted, found.share_not_counted)
     return found
@@ -138,61 +134,20 @@ class _Forward:
 
 def _forward(model: Model, name: str, example: Example, alive: _Alive, batch: int | None) -> _Forward:
     """One pass of an example through one component."""
-    counter = _counted(model, name, example, alive.counter(model))
+    component = unwrap(component_at(model, name))
+    counter = counted(component, example, alive.counter(model))
     if batch is None:
-        batch = _batch_of(model, name, example, counter.dense + counter.norms)
+        found = batch_of(component, example, counter.flops, lambda: _Alive(model, None).counter(model))
+        if found.guessed:
+            warnings.warn(
+                f"cost: {titled(name)} is priced {found.guessed}; batch= says how many examples the input is",
+                stacklevel=3,
+            )
+        batch = found.size
     dense, sparse, between = (
-        round(total / batch) for total in (counter.dense + counter.norms, counter.live + counter.norms, counter.between)
+        round(total / batch) for total in (counter.flops, counter.live + counter.norms, counter.between)
     )
     return _Forward(dense, sparse, between, counter.counted, counter.not_counted)
-
-
-_SHARE_ONCE = 0.01
-"""The share of the FLOPs that may be taken once a batch without a word."""
-
-
-def _batch_of(model: Model, name: str, example: Example, flops: int) -> int:
-    """How many examples are in an example input that takes so many FLOPs: the length at which the first of them takes
-    its share of these. Where there is none a warning says so, and it is what shapes tell."""
-    alone: int | None = None
-    for place, length in enumerate(example.lengths):
-        try:
-            counter = _counted(model, name, example.first(1, length), _Alive(model, None).counter(model))
-        except Exception:  # a stranger's code, which may want a batch of just that, or no batch at all
-            continue
-        found = counter.dense + counter.norms
-        if abs(found * length - flops) <= _SHARE_ONCE * flops:
-            return length
-        alone = found if not place else alone
-    batch = example.batch
-    if example.lengths:
-        told = "do not run one by one" if alone is None else f"take {alone:,} alone and {flops / batch:,.0f} together"
-        warnings.warn(
-            f"cost: {titled(name)} is priced as {batch} examples along the first axis of its input, a guess: they "
-            f"{told}; batch= says how many examples the input is",
-            stacklevel=4,
-        )
-    return batch
-
-
-def _counted(model: Model, name: str, example: Example, counter: Operations) -> Operations:
-    """The counter, after one pass of an example through one component."""
-    component = unwrap(component_at(model, name))
-    where = next((p.device for p in component.parameters()), example.tensors[0].device)
-
-    def count_norm(layer: nn.Module, given: Any, output: Any) -> None:
-        counter.norms += FLOPS_A_NORM * output.numel()
-
-    with ExitStack() as stack:
-        for _, layer in named_layers(component, name):
-            if isinstance(layer, nn.RMSNorm):  # which runs as elementwise operations
-                stack.callback(layer.register_forward_hook(count_norm).remove)
-        stack.enter_context(evaluating(component))
-        stack.enter_context(uncompiled())
-        stack.enter_context(counter.leaving())
-        stack.enter_context(counter)
-        counter.gave(tensor for _, tensor in named_tensors(example.to(where)(component)))
-    return counter
 
 
 def _warn_of_missing(what: str, not_counted: Mapping[str, int], share: float) -> None:

@@ -109,8 +109,9 @@ def prune(
     would not fit: widths fall alike.
 
     Warns (`TiesBroken`) where more than 1 % of a group's weights score what the last to go scores, and others of them
-    stay. Raises `PruneError` for an amount out of range, a sparsity below the present one, a bound or a size that
-    cannot be met (with what can), or a score that is NaN or no real number.
+    stay; and, of `flops=`, where it is a guess how many examples the input of the groups was. Raises `PruneError` for
+    an amount out of range, a sparsity below the present one, a bound or a size that cannot be met (with what can), or a
+    score that is NaN or no real number.
     """
     _check_scores(scores)
     fraction, to_sparsity = _share(fraction, "fraction"), _share(to_sparsity, "to_sparsity")

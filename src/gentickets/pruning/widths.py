@@ -169,6 +169,9 @@ class Candidates:
 
     def _size(self, key: SizeKey) -> Callable[[np.ndarray], int]:
         sizes = [one for one in self.groups.sizes.values() if one.goes_over(self.offered)]
+        for one in sizes if key == "flops" else ():
+            if one.doubt:
+                warnings.warn(one.doubt, stacklevel=5)
         return lambda kept: sum(getattr(one, key)(kept) for one in sizes)
 
 

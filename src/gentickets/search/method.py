@@ -16,10 +16,10 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.flop_counter import FlopCounterMode
 
 from gentickets.catalogue import Named
 from gentickets.errors import Disconnected
+from gentickets.flops.operations import Operations
 from gentickets.masks.liveness import check_connected
 from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
@@ -326,9 +326,9 @@ def _accounted(
         if known:
             scores = scored(criterion, model, masks)
         else:
-            with FlopCounterMode(display=False) as counter:
+            with Operations({}) as counter:
                 scores = scored(criterion, model, masks)
-            known.append(float(counter.get_total_flops()))
+            known.append(float(counter.dense))
         account(time.perf_counter() - begun, known[0])
         return scores
 

@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from gentickets.metrics.formulas import (
+from gentickets.flops.formulas import (
     BLANK,
     FORMULAS,
     FREE,
@@ -73,6 +73,11 @@ class Operations(TorchDispatchMode):
         self.live = 0.0
         self.not_counted: Counter[str] = Counter()
         self._memory = _Memory(weights, alive or {})
+
+    @property
+    def flops(self) -> int:
+        """All that was counted: products and norms."""
+        return self.dense + self.norms
 
     def leaving(self) -> TorchFunctionMode:
         """A mode that notes that numbers leave torch: of tensors that no operation made it is then said."""

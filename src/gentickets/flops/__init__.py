@@ -1,0 +1,1 @@
+"""What a pass computes: FLOPs, counted from the operations that really run."""
