@@ -14,6 +14,9 @@ from gentickets.masks.left_alone import asked_twice, changed, equal, left_alone
 from gentickets.masks.names import clone, component_at
 from gentickets.objectives.base import Measure, Objective, check_trainable, losses_of
 
+_JUDGED_BY = "`rng`, and in evaluation mode from none within the model"
+"""What chance may be drawn from where a model is judged."""
+
 
 class Trial:
     """One objective at work on a copy of one model, and on one batch. `name` is what sentences call it.
@@ -43,7 +46,7 @@ class Trial:
             model = clone(self.model).train()
             return [loss.detach() for _, loss in losses_of(self.objective, model, self.batch, self.rng())]
 
-        one, other = asked_twice(f"{self.name}.losses", ask, "`rng`")
+        one, other = asked_twice(f"{self.name}.losses", ask, "`rng`, or within the model from torch's")
         same = len(one) == len(other) and all(equal(a, b) for a, b in zip(one, other, strict=True))
         demand(
             same,
@@ -104,7 +107,7 @@ class Trial:
                 return measure.numbers(model, self.batch, self.rng())
 
             with left_alone(what, model):
-                found[key], again = asked_twice(what, ask, "`rng`")
+                found[key], again = asked_twice(what, ask, _JUDGED_BY)
             same = equal(found[key], again)
             demand(same, f"{what} is another for the same seed: draw all chance from `rng`")
         return found
@@ -127,7 +130,7 @@ class Trial:
         for of, (count, make) in makers.items():
             what, shape = f"{self.name}.{of}", (count, *images.shape[1:])
             with left_alone(what, model):
-                made, again = asked_twice(what, make)
+                made, again = asked_twice(what, make, _JUDGED_BY)
             demand(isinstance(made, Tensor), f"{what} gives a {type(made).__name__}: give a tensor of images")
             demand(tuple(made.shape) == shape, f"{what} gives a tensor {tuple(made.shape)}, where images are {shape}")
             demand(changed({"": made}, {"": again}) is None, f"{what} gives other images for the same seed")
