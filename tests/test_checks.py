@@ -330,8 +330,9 @@ OBJECTIVES = {
     "a list": (Yields(change=lambda losses, *_: list(losses)), "gives a list: yield each loss"),
     "a loss alone": (Yields(change=lambda losses, *_: (loss for _, loss in losses)), r"yield \(components, loss\)"),
     "an unknown part": (Yields(change=lambda losses, *_: (("head", x) for _, x in losses)), "trains 'head'"),
-    "not a scalar": (each(lambda loss, *_: loss[None]), "no scalar tensor"),
-    "a number": (each(lambda loss, *_: float(loss)), "no scalar tensor"),
+    "not a scalar": (each(lambda loss, *_: loss[None]), r"is a tensor \(1,\): take a mean"),
+    "of each image": (each(lambda loss, *_: loss * torch.ones(6)), r"of the shape \(6,\): give a tensor of one number"),
+    "a number": (each(lambda loss, *_: float(loss.detach())), "is a float: give a tensor of one number"),
     "infinite": (each(lambda loss, *_: loss / 0), "is inf for a sound model"),
     "detached": (each(lambda loss, *_: loss.detach()), "no gradient"),
     "of the decoder alone": (

@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from gentickets import ELBO, Adversarial, Autoencoding, RecipeError
+from gentickets import ELBO, Adversarial, Autoencoding, DataError, RecipeError
 from gentickets.data import ImageSet, load
 from gentickets.lab import judging as evaluation
 from gentickets.lab.judging import Judge, grid
 from gentickets.lab.recipe import EvaluationPart, make_recipe
 from gentickets.metrics import FeatureExtractor
 from gentickets.metrics import classifier as classifier_module
+from gentickets.objectives import Measure
 
 SAMPLED = ["frechet", "kid", "frechet_train", "inception_score", "precision", "recall", "density", "coverage"]
 ELBO_KEYS = ["bits_per_dimension", *SAMPLED, "reconstruction_mse", "downstream_accuracy"]
@@ -380,6 +381,104 @@ def test_bits_per_dimension_are_the_mean_over_all_held_out_images(digits) -> Non
     expected = objective.bits_per_dimension(Flat(gaussian=True), digits[1].images(), rng).mean()
     # The noise of so narrow a posterior is nothing.
     assert measured.value == pytest.approx(float(expected), rel=1e-4)
+
+
+class Scored(Autoencoding):
+    """Judged by a measure that a function makes of the errors of the images."""
+
+    def __init__(self, made):
+        super().__init__()
+        object.__setattr__(self, "made", made)
+
+    def measures(self):
+        return {"mine": Measure("mine", lambda model, batch, rng: self.made(self.errors(model, batch)))}
+
+    def errors(self, model, batch):
+        return (self.reconstruct(model, batch) - 0.9 * batch).square().flatten(1).mean(1)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda errors: errors.mean(), r"a tensor \(\): one number for each of {count} images"),
+        (lambda errors: errors[:, None], r"a tensor \({count}, 1\): one number for each"),
+        (lambda errors: errors[1:], "one number for each of {count} images"),
+        (lambda errors: errors.numpy(), "a ndarray: one number for each"),
+        (lambda errors: float(errors.mean()), "a float: one number for each"),
+        (lambda errors: errors + 0j, "of complex numbers: one number for each"),
+    ],
+)
+def test_a_measure_that_is_not_one_number_an_image_is_refused_by_measurement_and_glance_alike(digits, made, said):
+    found = judge(Scored(made), digits, features="none")
+    for look, count in ((found.measure, 256), (found.glance, 1000)):
+        with pytest.raises(DataError, match="measure 'mine' is .*" + said.replace("{count}", str(count))):
+            look(Flat())
+
+
+@pytest.mark.parametrize("made", [lambda errors: errors, lambda errors: errors > 0.004, lambda errors: errors.half()])
+def test_a_measure_is_the_mean_over_the_images_in_measurement_and_glance_alike(digits, made):
+    train, held_out = digits
+    objective = Scored(made)
+    found = judge(objective, (train.subset(1000, seed=0), held_out), features="none")
+    for value, images in (
+        (found.measure(Flat())[0].value, held_out),
+        (found.glance(Flat()), found._seen),
+    ):
+        expected = made(objective.errors(Flat(), images.images())).double().mean()
+        assert value == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_reconstructions_and_samples_of_another_shape_are_refused_at_a_glance_too(digits):
+    class Wide(Autoencoding):
+        def reconstruct(self, model, images):
+            return super().reconstruct(model, images).expand(-1, 3, -1, -1)
+
+    class Few(Adversarial):
+        def sample(self, model, count, rng, labels=None):
+            return super().sample(model, count - 1, rng)
+
+    found = judge(Wide(), digits, features="none")
+    for look in (found.glance, lambda model: found.measure(model, only="reconstruction_mse")):
+        with pytest.raises(DataError, match=r"images is \(\d+, 3, 8, 8\): same shape"):
+            look(Flat())
+    found = Judge(Few(latent_size=8), *digits, EvaluationPart(samples=64, metrics=["kid"], classifiers=1))
+    with pytest.raises(DataError, match=r"samples are \(63, 1, 8, 8\), and \(64, 1, 8, 8\) were asked for"):
+        found.measure(TinyGan())
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        (lambda samples, images: samples.flatten(1).mean(1), r"is a Tensor of the shape \(64,\): give one number"),
+        (lambda samples, images: samples.flatten(1).mean(1).numpy(), r"is a ndarray of the shape \(64,\): give one"),
+        (lambda samples, images: "0.5", "is a str: give one number"),
+        (lambda samples, images: None, "is a NoneType: give one number"),
+        (lambda samples, images: torch.rand(1), "metric mine drew from the global generator of torch: draw from"),
+        (lambda samples, images: np.random.rand(), "metric mine drew from the global generator of numpy"),  # noqa: NPY002
+        (lambda samples, images: np.random.default_rng().random(), "of the same ones: draw what it draws from a gen"),
+    ],
+)
+def test_a_metric_that_is_no_number_or_another_each_time_is_refused_before_training(digits, metric, said):
+    part = EvaluationPart(samples=64, metrics="all", features="none")
+    with pytest.raises(RecipeError, match=f"evaluation.metrics: .*{said}"):
+        Judge(Adversarial(latent_size=8), *digits, part, metrics={"mine": metric})
+
+
+def test_a_metric_may_seed_what_it_draws_from_and_write_into_its_images(digits):
+    def written(samples, images):
+        return float(samples.mul_(2).mean() + images.mul_(2).mean())
+
+    def seeded(samples, images):
+        torch.manual_seed(0)
+        return (samples.mean() - images.mean()) * torch.rand(1, requires_grad=True)
+
+    part = EvaluationPart(samples=64, metrics="all", features="none")
+    metrics = {"one": written, "seeded": seeded, "two": written}
+    found = Judge(Adversarial(latent_size=8), *digits, part, metrics=metrics)
+    model = TinyGan()
+    values = {one.key: one.value for one in found.measure(model)}
+    assert values["one"] == values["two"]
+    assert values == {one.key: one.value for one in found.measure(model)}
 
 
 @pytest.mark.parametrize(("count", "possible"), [(5, False), (6, True)])

@@ -773,7 +773,7 @@ def of_functions(): return {**gan(), "generator": OfFunctions()}
         ),
         (
             "objective={name: theirs.py:Halves, broken: loss}",
-            r"a loss is of the shape \(3, 1, 8, 8\): give a tensor",
+            r"loss 0 of Halves is of the shape \(3, 1, 8, 8\): give a tensor",
         ),
         ("objective={name: theirs.py:Halves, broken: name}", "no component 'decoder': the model has generator, disc"),
         (

@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -124,6 +125,31 @@ def test_with_weights_that_stay_the_rest_stays_too():
     assert starts == [(0,) * 3, (6,) * 3]
     list(gt.search_controls(levels[-1], Fading, train, steps=6, arms="random_mask"))
     assert starts[2:] == [(6,) * 3]
+
+
+@pytest.mark.parametrize("retrain", ["fine-tune", "learning-rate"])
+def test_what_a_criterion_writes_into_its_model_no_training_begins_with(retrain):
+    def writing(model, masks):
+        scores = gt.magnitude(model, include=tuple(masks))
+        for tensor in named_state(model).values():
+            tensor.data.mul_(3)
+        return scores
+
+    def starts(criterion):
+        found = []
+
+        def train(model, masks, start_step, end_step):
+            found.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+            for weight in model.parameters():
+                weight.data.mul_(2)
+
+        torch.manual_seed(0)
+        make = partial(nn.Sequential, nn.Linear(4, 4), nn.BatchNorm1d(4))
+        list(gt.imp(make, train, steps=6, rounds=2, fraction=0.3, retrain=retrain, criterion=criterion))
+        return found
+
+    for mine, right in zip(starts(writing), starts(gt.magnitude), strict=True):
+        assert all(torch.equal(mine[name], right[name]) for name in right)
 
 
 def test_what_a_ticket_does_not_hold_is_told():

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from gentickets import models
 from gentickets.compiled import missing
-from gentickets.errors import Diverged, MaskError
+from gentickets.errors import Diverged, GenticketsError, MaskError
 from gentickets.lab.run.threads import threads_for
 from gentickets.masks.names import clone, named_state
 from gentickets.masks.value import Masks
@@ -308,6 +308,47 @@ def test_a_loss_that_is_not_finite_stops_before_its_step():
     with pytest.raises(Diverged, match=r"step 7: the loss of encoder\+decoder is nan"):
         train(model, objective, Poison(), Settings(steps=20))
     assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("yielded", "said"),
+    [
+        (lambda names, loss: (names, loss.detach()), "loss 0 of Yielding has no gradient: was it detached"),
+        (lambda names, loss: (names, loss.expand(3)), r"is of the shape \(3,\): give a tensor of one number"),
+        (lambda names, loss: (names, 0.5), "loss 0 of Yielding is a float: give a tensor of one number"),
+        (lambda names, loss: ("critic", loss), "trains 'critic', which is not among its components encoder, decoder"),
+        (lambda names, loss: ((), loss), "loss 0 of Yielding names no component"),
+        (lambda names, loss: loss, r"loss 0 of Yielding is a Tensor: yield \(components, loss\)"),
+    ],
+)
+def test_what_is_no_loss_is_said_and_nothing_is_stepped(yielded, said):
+    class Yielding(Autoencoding):
+        def losses(self, model, batch, rng):
+            for names, loss in super().losses(model, batch, rng):
+                yield yielded(names, loss)
+
+    model, _ = family("ae")
+    before = clone(model)
+    with pytest.raises(GenticketsError, match=said) as caught:
+        train(model, Yielding(), Source(), Settings(steps=3))
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), model.parameters(), strict=True))
+
+
+def test_losses_that_are_a_list_and_weights_that_take_no_step_are_said():
+    class Listed(Autoencoding):
+        def losses(self, model, batch, rng):
+            return list(super().losses(model, batch, rng))
+
+    model, objective = family("ae")
+    with pytest.raises(GenticketsError, match=r"Listed\.losses gives a list: yield each loss"):
+        train(model, Listed(), Source(), Settings(steps=3))
+    model.encoder.requires_grad_(False)
+    with pytest.raises(GenticketsError, match=r"'encoder\..*' has requires_grad=False, and a loss trains 'encoder'"):
+        train(model, objective, Source(), Settings(steps=3))
+    model.encoder = nn.Flatten()
+    with pytest.raises(GenticketsError, match="component 'encoder' has no weight, and the objective trains it"):
+        train(model, objective, Source(), Settings(steps=3))
 
 
 def test_a_collapsed_generator_stops():

@@ -34,6 +34,10 @@ class ScoreError(GenticketsError, ValueError):
     """Scores from which nothing can be judged: no such arm or level, a seed twice, something that is no number."""
 
 
+class Unmet(GenticketsError, AssertionError):
+    """A rule that a thing of somebody's own breaks, in one sentence; an `AssertionError` to whoever tests it."""
+
+
 class HardwareError(GenticketsError):
     """Something that this machine has no hardware for."""
 
@@ -49,3 +53,9 @@ class Disconnected(GenticketsError):
 
 class Diverged(GenticketsError):
     """Training that cannot go on: a loss that is not finite, or a generator that has collapsed."""
+
+
+def demand(holds: object, sentence: str) -> None:
+    """Raises `Unmet` with the sentence, unless it holds (an `assert` is gone under `python -O`)."""
+    if not holds:
+        raise Unmet(sentence)

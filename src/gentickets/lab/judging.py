@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gentickets.data import Batch, ImageSet, Labelled, batch_of
-from gentickets.errors import DataError, RecipeError
+from gentickets.errors import DataError, RecipeError, Unmet
 from gentickets.lab.recipe import EvaluationPart
+from gentickets.masks.left_alone import asked_twice
 from gentickets.metrics import (
     COVERAGE,
     SAMPLE_METRICS,
@@ -31,6 +33,7 @@ from gentickets.metrics import (
     has_classes,
     inception_features,
     mean_over_networks,
+    reconstructed,
     reconstruction_mse,
     sample_metrics,
 )
@@ -226,13 +229,22 @@ class Judge:
         for key, metric in self._others.items():
             if key not in self.keys:
                 continue
-            some = self._seen.images(spread(len(self._seen), count), self.device)
+
+            def ask(metric: OfImages = metric) -> float:
+                some = self._seen.images(spread(len(self._seen), count), self.device)
+                return metric(some, self.held_out.images(device=self.device)).value
+
             try:
-                value = metric(some, self.held_out.images(device=self.device)).value
-            except DataError as error:
+                value, again = asked_twice(f"metric {key}", ask)
+            except (DataError, Unmet) as error:
                 raise RecipeError(f"evaluation.metrics: {error}") from error
             if not math.isfinite(value):
                 raise RecipeError(f"evaluation.metrics: {key} is {value} of real images: a metric is a finite number")
+            if not math.isclose(value, again, rel_tol=1e-3, abs_tol=1e-9):  # what is no chance is rounding
+                raise RecipeError(
+                    f"evaluation.metrics: {key} is {value:.6g} of real images, and {again:.6g} of the same ones: draw "
+                    f"what it draws from a generator of a seed"
+                )
 
     # -- measuring ----------------------------------------------------------------------------------------
 
@@ -256,10 +268,10 @@ class Judge:
         first network alone, of as many samples as it has features at least.
         """
         model.to(self.device).eval()
-        objective, images = self.objective, self._batch(self._seen, slice(0, _GLANCED))
+        images = self._batch(self._seen, slice(0, _GLANCED))
         if self.primary in self._measures:
             measure = self._measures[self.primary]
-            value = float(measure.of(model, images, self._rng()).mean())
+            value = float(measure.numbers(model, images, self._rng()).mean())
             return value if measure.lower_is_better else -value
         if self.primary in self._others:
             samples = torch.cat(list(self._samples(model, _GLANCED, self._seen)))
@@ -271,7 +283,8 @@ class Judge:
             fake = FeatureStatistics.of_batches(extractor, self._samples(model, count, self._seen), kept=0)
             return sample_metrics(extractor, fake, train, train, ["frechet_train"])[0].value
         originals = self._seen.images(slice(0, _GLANCED), self.device)
-        return float((objective.reconstruct(model, images) - originals).square().mean())
+        given = reconstructed(partial(self.objective.reconstruct, model), images)
+        return float((given - originals).square().mean())
 
     def _mean(self, key: str, measure: Measure, model: nn.Module) -> Measurement:
         """The mean of one of the objective's measures over the held-out images, or over as many as it draws."""
@@ -279,7 +292,7 @@ class Judge:
         rows = np.arange(len(self.held_out)) if measure.draws is None else spread(len(self.held_out), measure.draws)
         for start in range(0, len(rows), _BATCH):
             images = self._batch(self.held_out, rows[start : start + _BATCH])
-            total += float(measure.of(model, images, rng).sum())
+            total += float(measure.numbers(model, images, rng).sum())
         return Measurement(key, measure.label, total / len(rows), len(rows), measure.lower_is_better)
 
     def _of_samples(self, model: nn.Module, wanted: set[str]) -> Iterator[Measurement]:
@@ -297,14 +310,12 @@ class Judge:
             ]
             yield from (mean_over_networks(measured) for measured in zip(*by_network, strict=True))
         if others:
-            drawn, images = torch.cat(list(samples)), self.held_out.images(device=self.device)
-            yield from (metric(drawn, images) for metric in others)
+            drawn = torch.cat(list(samples))
+            # Images of its own for each: what one writes into them is no matter to the next.
+            yield from (metric(drawn, self.held_out.images(device=self.device)) for metric in others)
 
     def _reconstructions(self, model: nn.Module, wanted: set[str]) -> Iterator[Measurement]:
-        def reconstruct(images: Batch) -> Tensor:
-            return self.objective.reconstruct(model, images)
-
-        labelled = self.objective.wants_labels
+        reconstruct, labelled = partial(self.objective.reconstruct, model), self.objective.wants_labels
         if "reconstruction_mse" in wanted:
             yield reconstruction_mse(reconstruct, self.held_out, device=self.device, labelled=labelled)
         if "downstream_accuracy" in wanted:
@@ -312,7 +323,8 @@ class Judge:
             yield downstream_accuracy(readers, reconstruct, self.held_out, labelled=labelled)
         if RECONSTRUCTED in wanted:
             rows = range(0, len(self.held_out), _BATCH)
-            given = (reconstruct(self._batch(self.held_out, slice(start, start + _BATCH))) for start in rows)
+            batches = (self._batch(self.held_out, slice(start, start + _BATCH)) for start in rows)
+            given = (reconstructed(reconstruct, batch) for batch in batches)
             fakes = FeatureStatistics.by_each(self.extractors, given)
             distances = zip(self.extractors, fakes, self.real, strict=True)
             each = [sample_metrics(one, fake, real, None, ["frechet"])[0] for one, fake, real in distances]
@@ -329,7 +341,10 @@ class Judge:
         for start in range(0, count, _BATCH):
             end = min(start + _BATCH, count)
             labels = self._labels(like, spread(len(like), count)[start:end])
-            yield self.objective.sample(model, end - start, rng, *labels)
+            samples = self.objective.sample(model, end - start, rng, *labels)
+            if samples.shape != (wanted := (end - start, *like.shape)):
+                raise DataError(f"samples are {tuple(samples.shape)}, and {wanted} were asked for")
+            yield samples
 
     def _labels(self, images: ImageSet, rows: np.ndarray) -> tuple[Tensor, ...]:
         batch = self._batch(images, rows)

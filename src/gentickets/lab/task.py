@@ -19,6 +19,7 @@ from gentickets.lab.recipe import DataPart, Recipe
 from gentickets.masks.examples import examples_of
 from gentickets.masks.names import as_model, clone, components_of
 from gentickets.objectives import Objective
+from gentickets.objectives.base import check_trainable, losses_of
 from gentickets.training.seeds import derived_seed
 
 
@@ -105,15 +106,8 @@ def check_step(name: str, model: nn.Module, objective: Objective, batch: Batch) 
     images = batch.images if isinstance(batch, Labelled) else batch
     rng, made, shape = torch.Generator().manual_seed(0), {}, images.shape[1:]
     with torch.random.fork_rng(devices=[]), _naming_components(name, model):
-        losses = objective.losses(model.train(), batch, rng)
-        if not isinstance(losses, Iterator):
-            raise RecipeError(
-                f"{_called(objective)}: losses gives a {type(losses).__name__}: let it yield (components, loss)"
-            )
-        for _, loss in losses:
-            if not isinstance(loss, Tensor) or loss.dim():
-                what = f"of the shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-                raise RecipeError(f"{_called(objective)}: a loss is {what}: give a tensor of one number")
+        for names, _ in losses_of(objective, model.train(), batch, rng):
+            check_trainable(model, names)
         with torch.no_grad():
             _check_examples(model.eval(), objective, batch)
             if objective.can_sample:
@@ -132,10 +126,6 @@ def check_step(name: str, model: nn.Module, objective: Objective, batch: Batch) 
         clone(model)  # with what these passes have left in it
     except MaskError as error:
         raise RecipeError(f"model={name}: {error}") from None
-
-
-def _called(objective: Objective) -> str:
-    return f"objective {type(objective).__name__}"
 
 
 def _check_examples(model: nn.Module, objective: Objective, batch: Batch) -> None:

@@ -11,7 +11,7 @@ from gentickets.metrics.kernel import kernel_distance
 from gentickets.metrics.manifold import Coverage, K, manifold_coverage
 from gentickets.metrics.measurement import Measurement, mean_over_networks
 from gentickets.metrics.of_images import OfImages
-from gentickets.metrics.reconstruction import reconstruction_mse
+from gentickets.metrics.reconstruction import reconstructed, reconstruction_mse
 from gentickets.metrics.sampling import COVERAGE, SAMPLE_METRICS, sample_metrics
 from gentickets.metrics.statistics import FeatureStatistics
 
@@ -39,6 +39,7 @@ __all__ = [
     "manifold_coverage",
     "mean_over_networks",
     "random_features",
+    "reconstructed",
     "reconstruction_mse",
     "sample_metrics",
 ]

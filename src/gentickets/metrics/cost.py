@@ -29,7 +29,7 @@ from gentickets.masks.names import (
 )
 from gentickets.masks.value import Masks
 from gentickets.notebook import shown
-from gentickets.objectives.base import Objective
+from gentickets.objectives.base import Objective, losses_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -231,8 +231,7 @@ def training_flops(model: Model, objective: Objective, batch: Batch, masks: Mask
     counter = _Alive(copy, masks).counter(copy)
     rng = torch.Generator(device=batch.device).manual_seed(0)
     with torch.random.fork_rng(devices=[]), uncompiled(), counter:
-        for components, loss in objective.losses(copy, batch, rng):
-            names = (components,) if isinstance(components, str) else components
+        for names, loss in losses_of(objective, copy, batch, rng):
             trained = [p for name in names for p in component_at(copy, name).parameters()]
             torch.autograd.backward(loss, inputs=trained)
     share = share_not_counted(counter.not_counted, counter.counted)

@@ -14,6 +14,7 @@ from gentickets.data import ImageSet, batch_of
 from gentickets.errors import DataError
 from gentickets.metrics.classifier import Classifier
 from gentickets.metrics.measurement import Measurement, mean_over_networks
+from gentickets.metrics.reconstruction import reconstructed
 
 
 @torch.no_grad()
@@ -29,14 +30,14 @@ def downstream_accuracy(
     `reconstruct` maps a batch (n, channels, height, width), on the classifiers' device, to one of the same shape; with
     `labelled`, it is given `Labelled` images.
     They were trained on images as they are, and their accuracy on those is in the label. NaN where a reconstruction is
-    not finite. Raises `DataError` for images without labels.
+    not finite. Raises `DataError` for images without labels, and where the shape differs.
     """
     if images.labels is None:
         raise DataError(f"{images.name!r} ({images.split}) has no labels: no classifier can be right on it")
     right, finite, device = [0] * len(classifiers), True, classifiers[0].device
     for start in range(0, len(images), batch_size):
         rows = slice(start, start + batch_size)
-        given = reconstruct(batch_of(images, rows, device, labelled)).to(device, torch.float32)
+        given = reconstructed(reconstruct, batch_of(images, rows, device, labelled)).to(device, torch.float32)
         finite = finite and bool(given.isfinite().all())
         for index, classifier in enumerate(classifiers):
             right[index] += int((classifier.labels(given.clamp(-1.0, 1.0)) == images.labels[rows]).sum())

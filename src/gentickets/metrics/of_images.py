@@ -48,7 +48,8 @@ class OfImages:
             found = self.function(samples, images)
         except Exception as error:  # whatever another's function raises
             raise DataError(f"{of}: {type(error).__name__}: {error}") from error
+        shape = f" of the shape {tuple(found.shape)}" if hasattr(found, "shape") else ""
         try:
-            return float(found)
-        except (TypeError, ValueError):
-            raise DataError(f"{of} is a {type(found).__name__}: give one number") from None
+            return float(found if not isinstance(found, str) else None)
+        except (TypeError, ValueError, RuntimeError):  # the last is torch's, of a tensor of several
+            raise DataError(f"{of} is a {type(found).__name__}{shape}: give one number") from None

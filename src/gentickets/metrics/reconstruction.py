@@ -8,9 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gentickets.data import ImageSet, batch_of
+from gentickets.data import Batch, ImageSet, Labelled, batch_of
 from gentickets.errors import DataError
 from gentickets.metrics.measurement import Measurement
+
+
+def reconstructed(reconstruct: Callable[[Any], Tensor], batch: Batch) -> Tensor:
+    """What is given back for a batch. Raises `DataError` where that is of another shape than the images."""
+    given, images = reconstruct(batch), batch.images if isinstance(batch, Labelled) else batch
+    if given.shape != images.shape:
+        raise DataError(f"reconstruction of {tuple(images.shape)} images is {tuple(given.shape)}: same shape, please")
+    return given
 
 
 @torch.no_grad()
@@ -31,11 +39,7 @@ def reconstruction_mse(
     for start in range(0, len(images), batch_size):
         rows = slice(start, start + batch_size)
         batch = images.images(rows, device)
-        given = reconstruct(batch_of(images, rows, device, labelled))
-        if given.shape != batch.shape:
-            raise DataError(
-                f"reconstruction of {tuple(batch.shape)} images is {tuple(given.shape)}: same shape, please"
-            )
+        given = reconstructed(reconstruct, batch_of(images, rows, device, labelled))
         total += (given.to(batch.device).double() - batch.double()).square().sum().item()
     value = total / images.pixels.size
     return Measurement("reconstruction_mse", f"reconstruction MSE, {images.split} images", value, len(images))

@@ -12,7 +12,7 @@ model is at what it was trained for, on images that it has not seen (`measures`)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from gentickets.data.batches import Batch, Labelled
-from gentickets.errors import DataError
+from gentickets.errors import DataError, GenticketsError
+from gentickets.masks.names import component_at
 
 Loss = tuple[str | tuple[str, ...], Tensor]
 """Which components a loss trains, and the loss: a scalar, to be minimised."""
@@ -40,6 +41,19 @@ class Measure:
     lower_is_better: bool = True
     decides: bool = True
     draws: int | None = None
+
+    def numbers(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> Tensor:
+        """What `of` gives, as floats. Raises `DataError` where it is not one real number for each image."""
+        found = self.of(model, batch, rng)
+        each = isinstance(found, Tensor) and tuple(found.shape) == (len(batch),) and not found.is_complex()
+        if not each:
+            given = f"a tensor {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+            given += " of complex numbers" if isinstance(found, Tensor) and found.is_complex() else ""
+            raise DataError(
+                f"measure {self.label!r} is {given}: one number for each of {len(batch)} images is needed, "
+                f"a tensor ({len(batch)},)"
+            )
+        return found if found.is_floating_point() else found.double()
 
 
 @dataclass(frozen=True)
@@ -115,6 +129,55 @@ class Objective(ABC):
     def reconstruct(self, model: nn.Module, images: Any) -> Tensor:
         """The model's copy of `images` (`Labelled` where it wants labels), without chance."""
         raise NotImplementedError(f"{type(self).__name__} gives no images back")
+
+
+def losses_of(
+    objective: Objective, model: nn.Module, batch: Batch, rng: torch.Generator
+) -> Iterator[tuple[tuple[str, ...], Tensor]]:
+    """The losses of one step, each with the components that it trains, computed when it is asked for.
+
+    Raises `GenticketsError` for what is no loss that trains something.
+    """
+    given, called = objective.losses(model, batch, rng), type(objective).__name__
+    if not isinstance(given, Iterator):
+        raise GenticketsError(
+            f"{called}.losses gives a {type(given).__name__}: yield each loss, which computes it when asked for"
+        )
+    for number, item in enumerate(given):
+        yield _loss(f"loss {number} of {called}", objective.components, item)
+
+
+def _loss(what: str, components: tuple[str, ...], item: Any) -> tuple[tuple[str, ...], Tensor]:
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        raise GenticketsError(f"{what} is a {type(item).__name__}: yield (components, loss)")
+    said, loss = item
+    names = (said,) if isinstance(said, str) else tuple(said) if isinstance(said, list | tuple | set) else ()
+    if not names:
+        raise GenticketsError(f"{what} names no component: yield (components, loss)")
+    if unknown := [name for name in names if name not in components]:
+        raise GenticketsError(
+            f"{what} trains {unknown[0]!r}, which is not among its components {', '.join(components)}"
+        )
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        given = f"of the shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise GenticketsError(f"{what} is {given}: give a tensor of one number, such as a mean over the batch")
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise GenticketsError(
+            f"{what} has no gradient: was it detached, or computed without one? where nothing is to be trained in a "
+            f"step, yield nothing"
+        )
+    return names, loss
+
+
+def check_trainable(model: nn.Module, names: Iterable[str]) -> None:
+    """Raises `GenticketsError` for a weight of these components that asks for no gradient: no step could be taken."""
+    for name in names:
+        for weight, parameter in component_at(model, name).named_parameters():
+            if not parameter.requires_grad:
+                raise GenticketsError(
+                    f"'{name}.{weight}' has requires_grad=False, and a loss trains {name!r}: let it ask for gradients, "
+                    f"or keep what is to stay as it is in a component that no loss names"
+                )
 
 
 def conditioned(batch: Batch, conditional: bool) -> tuple[Tensor, tuple[Tensor, ...]]:

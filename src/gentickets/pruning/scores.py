@@ -24,6 +24,7 @@ from gentickets.masks.names import (
     as_model,
     as_names,
     check_components,
+    clone,
     component_of,
     components_of,
     joined,
@@ -97,8 +98,15 @@ takes no masks is called with the model alone, as `gentickets.magnitude` is."""
 def scored(criterion: Criterion, model: nn.Module, masks: Masks) -> Scores:
     """What a criterion says of a model that is held to `masks`, as `prune` takes it.
 
+    It is given a copy: no training that goes on from the model begins with what it writes.
+
     Raises `PruneError` for scores that are no mapping of names to tensors.
     """
+    return told_by(criterion, clone(model), masks)
+
+
+def told_by(criterion: Criterion, model: nn.Module, masks: Masks) -> Scores:
+    """As `scored`, of the model itself."""
     if not callable(criterion):
         raise PruneError(f"criterion={criterion!r} is no function: criterion(model, masks), such as gt.magnitude")
     found = criterion(model, masks) if _takes_masks(criterion) else criterion(model)  # type: ignore[call-arg]

@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from gentickets.data.batches import Batches
-from gentickets.errors import GenticketsError, PruneError
-from gentickets.masks.names import clone, named_weights
+from gentickets.errors import GenticketsError, PruneError, demand
+from gentickets.masks.left_alone import changed, left_alone
+from gentickets.masks.names import named_weights
 from gentickets.masks.value import Masks
 from gentickets.objectives.autoencoding import Autoencoding
 from gentickets.pruning.prune import TiesBroken, prune
-from gentickets.pruning.scores import scored
+from gentickets.pruning.scores import told_by
+from gentickets.pruning.trial import scored_twice
 from gentickets.search.levels import MakeModel
 from gentickets.testing.bench import drawn, tiny_images, tiny_model
-from gentickets.testing.demands import built, changed, demand, left_alone, needed, titled
+from gentickets.testing.naming import built, needed, titled
 
 _FRACTION = 0.3
 _GIVEN = ("objective", "batches", "seed", "example_inputs")
@@ -61,8 +63,7 @@ def check_criterion(criterion: Any, *, make_model: MakeModel = tiny_model, **giv
         except PruneError as error:
             raise AssertionError(f"{name}: {error}") from None
     _check_scores(name, first, masks)
-    again = changed(first, _scores(score, clone(model), masks))
-    demand(again is None, f"{name} scored {again!r} otherwise the second time: scores follow from the model and a seed")
+    scored_twice(name, score, model, masks)
     before = masks
     for number in (1, 2):
         scores = _scores(score, masks.apply_(model), masks)
@@ -74,7 +75,7 @@ def check_criterion(criterion: Any, *, make_model: MakeModel = tiny_model, **giv
 
 
 def _scores(score: Callable[..., Mapping[str, Tensor]], model: nn.Module, masks: Masks) -> dict[str, Tensor]:
-    return dict(scored(score, model, masks))
+    return dict(told_by(score, model, masks))
 
 
 def _check_scores(name: str, scores: Mapping[str, Tensor], masks: Masks) -> None:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from gentickets.data.images import ImageSet
-from gentickets.errors import Disconnected, GenticketsError, MaskError
+from gentickets.errors import Disconnected, GenticketsError, MaskError, demand
+from gentickets.masks.left_alone import changed, copies
 from gentickets.masks.names import named_state
 from gentickets.masks.value import Masks
 from gentickets.objectives.autoencoding import Autoencoding
@@ -26,7 +27,7 @@ from gentickets.pruning.prune import TiesBroken
 from gentickets.search.levels import Level, MakeModel
 from gentickets.search.method import Method
 from gentickets.testing.bench import Bench, tiny_images, tiny_model
-from gentickets.testing.demands import built, changed, copies, demand, titled
+from gentickets.testing.naming import built, titled
 
 
 def check_method(

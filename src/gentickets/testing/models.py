@@ -12,15 +12,16 @@ import torch
 from torch import nn
 
 from gentickets.catalogue import Named
-from gentickets.errors import GenticketsError
+from gentickets.errors import GenticketsError, demand
 from gentickets.masks.examples import ExampleInputs, examples_of, named_tensors
+from gentickets.masks.left_alone import changed, copies, equal, left_alone
 from gentickets.masks.liveness import check_connected
 from gentickets.masks.names import as_model, clone, component_at, components_of, named_state, named_weights
 from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
 from gentickets.pruning.prune import prune
 from gentickets.pruning.scores import magnitude
-from gentickets.testing.demands import changed, copies, demand, equal, is_named, left_alone, titled
+from gentickets.testing.naming import is_named, titled
 
 
 def check_model(make_model: Any, example_inputs: ExampleInputs | None = None, **given: Any) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,11 +12,16 @@ from torch import Tensor, nn
 
 from gentickets.catalogue import CATALOGUE
 from gentickets.data.batches import Batch, Labelled
-from gentickets.errors import GenticketsError
+from gentickets.errors import GenticketsError, Unmet, demand
 from gentickets.masks.examples import examples_of
+from gentickets.masks.left_alone import equal, left_alone
 from gentickets.masks.names import Model, as_model, clone, component_of, components_of, named_weights
-from gentickets.objectives.base import Objective
-from gentickets.testing.demands import built, changed, demand, equal, left_alone, titled
+from gentickets.objectives.base import Objective, losses_of
+from gentickets.objectives.trial import Trial
+from gentickets.testing.naming import built, titled
+
+_STEPS = 10_000
+"""Over so many steps of training a component is looked for in some loss, for objectives that change with the step."""
 
 
 def check_objective(objective: Any, model: Model, batch: Batch, /, **given: Any) -> None:
@@ -43,12 +49,13 @@ def check_objective(objective: Any, model: Model, batch: Batch, /, **given: Any)
         f"{name} wants labels: give check_objective a batch Labelled(images, labels)",
     )
     check = _Check(name, found, model, batch)
-    check.components()
-    check.losses()
-    check.notices_nan()
-    check.examples()
-    check.measures()
-    check.pictures()
+    with _in_a_sentence():
+        check.components()
+        check.losses()
+        check.notices_nan()
+        check.examples()
+        check.measures()
+        check.pictures()
 
 
 class _Check:
@@ -57,9 +64,7 @@ class _Check:
     def __init__(self, name: str, objective: Objective, model: nn.Module, batch: Batch):
         self.name, self.objective, self.model, self.batch = name, objective, model, batch
         self.images = batch.images if isinstance(batch, Labelled) else batch
-
-    def _rng(self, seed: int = 0) -> torch.Generator:
-        return torch.Generator(device=self.images.device).manual_seed(seed)
+        self.trial = Trial(name, objective, model, batch)
 
     def components(self) -> None:
         known = components_of(self.model)
@@ -77,62 +82,21 @@ class _Check:
         self.model.eval()
         images = self.images.clone()
         with left_alone(f"{self.name}.losses", self.model):
-            first = self._values()
+            self._values(self.model)
         demand(equal(images, self.images), f"{self.name}.losses changed the batch: work on a copy of the images")
-        demand(
-            self._same(first, self._values()),
-            f"{self.name}.losses gave other losses for the same seed: draw all chance from `rng`",
-        )
-        self.model.train()
-        trained: set[str] = set()
-        for number, (names, loss) in enumerate(self._yielded(self.model)):
-            value = float(loss.detach())
-            demand(math.isfinite(value), f"loss {number} of {self.name} is {value} for a sound model")
-            trained |= self._trained_by(names, loss, number)
-        left = [part for part in self.objective.components if part not in trained]
+        self.trial.check_chance()
+        for number, (names, loss, reached) in enumerate(self.trial.step()):
+            what, value = f"loss {number} of {self.name}", float(loss.detach())
+            demand(math.isfinite(value), f"{what} is {value} for a sound model")
+            demand(loss.dim() == 0, f"{what} is a tensor {tuple(loss.shape)}: take a mean over the batch")
+            still = [name for name in names if name not in reached]
+            demand(not still, f"{what} does not depend on {still[0] if still else None!r}")
+        left, _ = self.trial.left_untrained(_STEPS)
         demand(not left, f"no loss of {self.name} trains {left[0] if left else None!r}, which is one of its components")
 
-    def _yielded(self, model: nn.Module) -> Iterator[tuple[tuple[str, ...], Tensor]]:
-        """The components and the loss of whatever is yielded, one at a time."""
-        given = self.objective.losses(model, self.batch, self._rng())
-        demand(
-            isinstance(given, Iterator),
-            f"{self.name}.losses gives a {type(given).__name__}: yield each loss, which computes it when asked for",
-        )
-        for number, item in enumerate(given):
-            pair = isinstance(item, tuple) and len(item) == 2
-            demand(pair, f"{self.name}.losses yields {type(item).__name__}: yield (components, loss)")
-            names, loss = (item[0],) if isinstance(item[0], str) else tuple(item[0]), item[1]
-            unknown = [part for part in names if part not in self.objective.components]
-            demand(
-                not unknown,
-                f"loss {number} of {self.name} trains {unknown[0] if unknown else None!r}, which is not among its "
-                f"components {', '.join(self.objective.components)}",
-            )
-            scalar = isinstance(loss, Tensor) and loss.dim() == 0
-            demand(scalar, f"loss {number} of {self.name} is no scalar tensor: take a mean over the batch")
-            yield names, loss
-
-    def _trained_by(self, names: Iterable[str], loss: Tensor, number: int) -> set[str]:
-        """Those of the named components that the loss has a gradient for."""
-        weights = {name: w for name, w in named_weights(self.model).items() if component_of(name) in names}
-        demand(loss.requires_grad, f"loss {number} of {self.name} has no gradient: was it detached?")
-        try:
-            grads = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, retain_graph=True)
-        except RuntimeError as error:
-            said = " ".join(str(error).split())[:150]
-            raise AssertionError(f"loss {number} of {self.name} cannot be differentiated: {said}") from None
-        reached = {component_of(name) for name, grad in zip(weights, grads, strict=True) if grad is not None}
-        still = [name for name in names if name not in reached]
-        demand(not still, f"loss {number} of {self.name} does not depend on {still[0] if still else None!r}")
-        return reached
-
-    def _values(self, model: nn.Module | None = None) -> list[Tensor]:
-        return [loss.detach() for _, loss in self._yielded(model or self.model)]
-
-    @staticmethod
-    def _same(one: list[Tensor], other: list[Tensor]) -> bool:
-        return len(one) == len(other) and all(equal(a, b) for a, b in zip(one, other, strict=True))
+    def _values(self, model: nn.Module) -> list[Tensor]:
+        given = losses_of(self.objective, model, self.batch, self.trial.rng())
+        return [loss.detach() for _, loss in given]
 
     def notices_nan(self) -> None:
         broken = clone(self.model)
@@ -165,34 +129,19 @@ class _Check:
                 ) from None
 
     def measures(self) -> None:
-        self.model.eval()
-        for key, measure in self.objective.measures().items():
-            what = f"measure {key!r} of {self.name}"
-            with left_alone(what, self.model), torch.no_grad():
-                found = measure.of(self.model, self.batch, self._rng())
-                again = measure.of(self.model, self.batch, self._rng())
-            count = len(self.images)
-            one_each = tuple(found.shape) == (count,)
-            demand(
-                one_each, f"{what} is a tensor {tuple(found.shape)}: one number for each of {count} images, ({count},)"
-            )
-            demand(bool(found.isfinite().all()), f"{what} is not finite for a sound model")
-            demand(equal(found, again), f"{what} is another for the same seed: draw all chance from `rng`")
+        for key, found in self.trial.measured().items():
+            demand(bool(found.isfinite().all()), f"measure {key!r} of {self.name} is not finite for a sound model")
 
     def pictures(self) -> None:
-        self.model.eval()
-        labelled = isinstance(self.batch, Labelled) and self.objective.wants_labels
-        labels = (self.batch.labels[:2],) if labelled else ()  # type: ignore[union-attr]
-        if self.objective.can_sample:
-            self._check_picture("sample", lambda: self.objective.sample(self.model, 2, self._rng(), *labels), 2)
-        if self.objective.can_reconstruct:
-            given = self.batch if self.objective.wants_labels else self.images
-            self._check_picture("reconstruct", lambda: self.objective.reconstruct(self.model, given), len(self.images))
+        for what, made in self.trial.pictures().items():
+            finite = bool(made.isfinite().all())
+            demand(finite, f"{self.name}.{what} gives numbers that are not finite for a sound model")
 
-    def _check_picture(self, what: str, make: Any, count: int) -> None:
-        what, shape = f"{self.name}.{what}", (count, *self.images.shape[1:])
-        with left_alone(what, self.model), torch.no_grad():
-            found, again = make(), make()
-        demand(tuple(found.shape) == shape, f"{what} gives a tensor {tuple(found.shape)}, where images are {shape}")
-        demand(bool(found.isfinite().all()), f"{what} gives numbers that are not finite for a sound model")
-        demand(changed({"": found}, {"": again}) is None, f"{what} gives other images for the same seed")
+
+@contextmanager
+def _in_a_sentence() -> Iterator[None]:
+    """What is refused in training, as what a check demands."""
+    try:
+        yield
+    except GenticketsError as error:
+        raise Unmet(error) from None

@@ -25,7 +25,7 @@ from gentickets.errors import Diverged, GenticketsError
 from gentickets.evaluating import evaluating
 from gentickets.masks.names import component_of, named_state, unwrap
 from gentickets.masks.value import Masks
-from gentickets.objectives.base import Objective
+from gentickets.objectives.base import Objective, check_trainable, losses_of
 from gentickets.sparse import Accelerated, Choice, accelerate
 from gentickets.training.averaging import weight_of_start
 from gentickets.training.calls import Calls
@@ -292,13 +292,14 @@ class _Loop:
         factor = self.settings.lr_factor(step)
         seen: dict[str, Tensor] = {}
         gradients: dict[str, Tensor] = {}
-        losses = self.objective.at(step).losses(self.model, batch, self.rng)
-        for components, loss in self._evaluated(losses, len(batch)):
-            names = (components,) if isinstance(components, str) else components
+        losses = losses_of(self.objective.at(step), self.model, batch, self.rng)
+        for names, loss in self._evaluated(losses, len(batch)):
             seen["+".join(names)] = self.ranks.mean(loss.detach())
             if self._look_at_each:
                 check_finite(seen, step)
             trained = [parameter for name in names for parameter in self.parts.parameters[name]]
+            if not all(parameter.requires_grad for parameter in trained):
+                check_trainable(self.model, names)  # which says where
             for parameter in trained:
                 parameter.grad = None
             # Only into these components: no gradient of G's loss is left lying in D.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gentickets.adam import FusedAdamW
-from gentickets.errors import Diverged
+from gentickets.errors import Diverged, GenticketsError
 from gentickets.masks.names import changed_rest, clone, named_rest, named_state, put_rest, unwrap
 from gentickets.objectives.base import Objective
 from gentickets.sparse import restore
@@ -41,6 +41,8 @@ class Parts:
 
     def _optimizer(self, component: str) -> torch.optim.Optimizer:
         settings, device = self.settings, self.device.type
+        if not self.parameters[component]:
+            raise GenticketsError(f"component {component!r} has no weight, and the objective trains it: give it one")
         plain = device == "cpu" and not self.scaler.is_enabled()
         return (FusedAdamW if plain else torch.optim.AdamW)(
             self.parameters[component],

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 
 import numpy as np
 import torch
 from torch import nn
 
-from gentickets.catalogue import is_code, running
+from gentickets.catalogue import is_code, own_fault, running
 from gentickets.data import Batches, ImageSet, batch_of, check_room
 from gentickets.data.batches import Batch
-from gentickets.errors import MaskError, PruneError, RecipeError
+from gentickets.errors import GenticketsError, MaskError, RecipeError, demand
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.run.hardware import make_fabric
 from gentickets.lab.run.plan import check_fits
 from gentickets.lab.task import build_model, check_step
 from gentickets.masks.effect import check_effect
-from gentickets.masks.names import changed_rest, components_of, named_rest, named_state
+from gentickets.masks.names import changed_rest, clone, components_of, named_rest, named_state
 from gentickets.objectives.base import Objective
+from gentickets.objectives.trial import Trial
 from gentickets.pruning.prune import prune
-from gentickets.pruning.scores import scored
+from gentickets.pruning.trial import scored_twice
 
 
 def check_buildable(recipe: Recipe, images: ImageSet) -> None:
     """Raises `RecipeError` where model, objective and images do not go together, before anything is computed."""
     model, objective = recipe.model.named, recipe.objective.named
     own = is_code(model.name) or is_code(objective.name)
-    with nullcontext() if own else torch.device("meta"):
+    beside = [key for key in ("criterion", "around") if is_code(_named(recipe, key))]
+    with nullcontext() if own or beside else torch.device("meta"):
         net = build_model(recipe, images, seed=0)
     check_fits(recipe, net, images.shape)
     if is_code(model.name):
@@ -40,15 +43,75 @@ def check_buildable(recipe: Recipe, images: ImageSet) -> None:
             f"model.name={recipe.model.name} has {', '.join(has)}"
         )
     _check_classes(recipe, images)
+    trained_for = recipe.build_objective()
     if own:
-        trained_for = recipe.build_objective()
-        rows = np.arange(3 * trained_for.batches_per_step) % len(images)
-        batch = batch_of(images, rows, "cpu", trained_for.wants_labels)
-        check_step(model.name, net, trained_for, batch)
+        batch = _few(images, trained_for)
+        with _said_of(f"objective.name={objective.name} with model.name={model.name}"):
+            check_step(model.name, net, trained_for, batch)
         _tell_of_the_rest(recipe, net, trained_for, batch)
         _check_effect(recipe, net, trained_for, batch)
-    _try_criterion(recipe, net, images)
+        _check_objective(recipe, net, trained_for, batch)
+    if "criterion" in beside:
+        _check_criterion(recipe, net, images)
+    if "around" in beside:
+        _check_around(recipe, net, trained_for, _few(images, trained_for))
     make_fabric(recipe)
+
+
+def _named(recipe: Recipe, key: str) -> str | None:
+    """The name that a key of `search` says, if any."""
+    return getattr(recipe.search.named.options.get(key), "name", None)
+
+
+def _few(images: ImageSet, objective: Objective) -> Batch:
+    """The first images, as many as a step needs to be one."""
+    rows = np.arange(3 * objective.batches_per_step) % len(images)
+    return batch_of(images, rows, "cpu", objective.wants_labels)
+
+
+@contextmanager
+def _said_of(what: str) -> Iterator[None]:
+    """Whatever is refused within, or arises in code of one's own, as a `RecipeError` that says of what."""
+    try:
+        yield
+    except RecipeError:
+        raise
+    except Exception as error:
+        said = str(error) if isinstance(error, GenticketsError) else own_fault(error)
+        if said is None:
+            raise
+        raise RecipeError(f"{what}: {said}") from error
+
+
+def _check_objective(recipe: Recipe, model: nn.Module, objective: Objective, batch: Batch) -> None:
+    """Raises `RecipeError` for what training and judging could not rest on: chance that no seed decides, losses that
+    leave a component untrained, measures and images of another shape or another each time."""
+    steps = recipe.training.steps
+    what = f"objective.name={recipe.objective.name} with model.name={recipe.model.name}"
+    with _said_of(what):
+        trial = Trial(type(objective).__name__, objective, model, batch)
+        trial.check_chance()
+        untrained, looked = trial.left_untrained(steps)
+        trial.measured()
+        trial.pictures()
+    if untrained:
+        said = f"no loss trains {untrained[0]!r}, which is one of its components"
+        if looked == 1:
+            raise RecipeError(f"{what}: {said}: yield one that does, or leave it out of `components`")
+        warnings.warn(f"{what}: {said}, in {looked} of {steps} steps that were looked at", stacklevel=3)
+
+
+def _check_around(recipe: Recipe, model: nn.Module, objective: Objective, batch: Batch) -> None:
+    """As `_check_objective`, of what a retraining is wrapped in, which may well leave a component as it is."""
+    around = recipe.search.named.options["around"]
+    with _said_of(f"search.around={around.name}"):
+        with running(around.name):
+            wrapped = around.build(objective=objective, teacher=clone(model))
+        demand(isinstance(wrapped, Objective), f"it makes a {type(wrapped).__name__}, which is no Objective")
+        trial = Trial(type(wrapped).__name__, wrapped, model, batch)
+        trial.check_chance()
+        for _ in trial.step():
+            pass
 
 
 def _tell_of_the_rest(recipe: Recipe, model: nn.Module, objective: Objective, batch: Batch) -> None:
@@ -85,27 +148,20 @@ def _check_drawn_by_seed(recipe: Recipe, model: nn.Module, images: ImageSet) -> 
         )
 
 
-def _try_criterion(recipe: Recipe, model: nn.Module, images: ImageSet) -> None:
+def _check_criterion(recipe: Recipe, model: nn.Module, images: ImageSet) -> None:
     """Prunes once by a criterion of one's own: what is wrong with it is said before a model is trained for it."""
-    criterion = recipe.search.named.options.get("criterion")
-    if criterion is None or not is_code(criterion.name):
-        return
-    objective, method = recipe.build_objective(), recipe.build_method()
-    if any(weight.is_meta for weight in model.parameters()):
-        model = build_model(recipe, images, seed=0)
+    criterion, objective = recipe.search.named.options["criterion"], recipe.build_objective()
     count = recipe.training.batch_size * objective.batches_per_step
     batches = Batches(images, count, seed=0, labelled=objective.wants_labels)
     example_inputs = objective.example_inputs(
         model.eval(), batch_of(images, slice(0, 2), "cpu", objective.wants_labels)
     )
-    masks = method.covered(model)
+    masks = recipe.build_method().covered(model)
     given = {"objective": objective, "batches": batches, "seed": 0, "example_inputs": example_inputs}
-    try:
+    with _said_of(f"search.criterion={criterion.name}"):
         with running(criterion.name):
-            scores = scored(criterion.build(**given), model, masks)
+            scores = scored_twice("it", criterion.build(**given), model, masks)
         prune(scores, fraction=0.5, within=masks)
-    except PruneError as error:
-        raise RecipeError(f"search.criterion={criterion.name}: {error}") from None
 
 
 def _check_classes(recipe: Recipe, images: ImageSet) -> None:
