@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -17,8 +17,9 @@ from gentickets.data.sources import Source
 from gentickets.errors import GenticketsError, MaskError, RecipeError
 from gentickets.lab.recipe import DataPart, Recipe
 from gentickets.masks.examples import examples_of
-from gentickets.masks.names import as_model, clone, components_of
+from gentickets.masks.names import as_model, as_names, clone, components_of
 from gentickets.objectives import Objective
+from gentickets.objectives.base import unfrozen
 from gentickets.training.seeds import derived_seed
 
 
@@ -110,7 +111,8 @@ def check_step(name: str, model: nn.Module, objective: Objective, batch: Batch) 
             raise RecipeError(
                 f"{_called(objective)}: losses gives a {type(losses).__name__}: let it yield (components, loss)"
             )
-        for _, loss in losses:
+        for components, loss in losses:
+            _check_trains(name, model, as_names(components))
             if not isinstance(loss, Tensor) or loss.dim():
                 what = f"of the shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
                 raise RecipeError(f"{_called(objective)}: a loss is {what}: give a tensor of one number")
@@ -131,6 +133,14 @@ def check_step(name: str, model: nn.Module, objective: Objective, batch: Batch) 
     try:
         clone(model)  # with what these passes have left in it
     except MaskError as error:
+        raise RecipeError(f"model={name}: {error}") from None
+
+
+def _check_trains(name: str, model: nn.Module, components: Sequence[str]) -> None:
+    """Raises `RecipeError` where a loss of these components has no parameter to train."""
+    try:
+        unfrozen({component: list(getattr(model, component).parameters()) for component in components}, components)
+    except GenticketsError as error:
         raise RecipeError(f"model={name}: {error}") from None
 
 

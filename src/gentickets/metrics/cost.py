@@ -33,7 +33,7 @@ from gentickets.masks.names import (
 from gentickets.masks.value import Masks
 from gentickets.metrics.operations import FLOPS_A_NORM, Operations, share_not_counted, uncompiled
 from gentickets.notebook import shown
-from gentickets.objectives.base import Objective
+from gentickets.objectives.base import Objective, unfrozen
 
 
 @dataclass(frozen=True, repr=False)
@@ -278,7 +278,8 @@ def training_flops(model: Model, objective: Objective, batch: Batch, masks: Mask
     with torch.random.fork_rng(devices=[]), uncompiled(), counter:
         for components, loss in objective.losses(copy, batch, rng):
             names = (components,) if isinstance(components, str) else components
-            trained = [p for name in names for p in component_at(copy, name).parameters()]
+            parameters = {name: list(component_at(copy, name).parameters()) for name in names}
+            trained = [parameter for of in unfrozen(parameters, names).values() for parameter in of]
             torch.autograd.backward(loss, inputs=trained)
     share = share_not_counted(counter.not_counted, counter.counted)
     _warn_of_missing("training_flops", counter.not_counted, share)

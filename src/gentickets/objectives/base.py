@@ -12,7 +12,7 @@ model is at what it was trained for, on images that it has not seen (`measures`)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from gentickets.data.batches import Batch, Labelled
-from gentickets.errors import DataError
+from gentickets.errors import DataError, GenticketsError
 
 Loss = tuple[str | tuple[str, ...], Tensor]
 """Which components a loss trains, and the loss: a scalar, to be minimised."""
@@ -115,6 +115,22 @@ class Objective(ABC):
     def reconstruct(self, model: nn.Module, images: Any) -> Tensor:
         """The model's copy of `images` (`Labelled` where it wants labels), without chance."""
         raise NotImplementedError(f"{type(self).__name__} gives no images back")
+
+
+def unfrozen(
+    parameters: Mapping[str, Sequence[nn.Parameter]], components: Sequence[str]
+) -> dict[str, list[nn.Parameter]]:
+    """What a loss of these components trains: of each its parameters that are not frozen, without those that have none.
+
+    Raises `GenticketsError` where nothing is left for the loss.
+    """
+    found = {name: [weight for weight in parameters[name] if weight.requires_grad] for name in components}
+    if not any(found.values()):
+        raise GenticketsError(
+            f"the loss of {'+'.join(components)} has nothing to train: all of its parameters are frozen "
+            f"(requires_grad=False); unfreeze some, or let the objective yield no such loss"
+        )
+    return {name: weights for name, weights in found.items() if weights}
 
 
 def conditioned(batch: Batch, conditional: bool) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -115,7 +115,8 @@ class _Check:
 
     def _trained_by(self, names: Iterable[str], loss: Tensor, number: int) -> set[str]:
         """Those of the named components that the loss has a gradient for."""
-        weights = {name: w for name, w in named_weights(self.model).items() if component_of(name) in names}
+        own = {name: w for name, w in named_weights(self.model).items() if component_of(name) in names}
+        weights = {name: w for name, w in own.items() if w.requires_grad}  # what is frozen no loss trains
         demand(loss.requires_grad, f"loss {number} of {self.name} has no gradient: was it detached?")
         try:
             grads = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, retain_graph=True)
