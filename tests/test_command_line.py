@@ -120,6 +120,15 @@ def test_a_ticket_of_no_level_is_refused_before_it_is_trained(program, tmp_path,
     assert "a whole number from 0 is needed" in refused(program, "train", "g.yaml", "--ticket", "x.ticket")
 
 
+def test_a_ticket_is_trained_whatever_the_search_of_the_recipe_rewinds_to(program, tmp_path, make_autoencoder):
+    (tmp_path / "g.yaml").write_text(GAN + "search: {rewind_step: 50}\n")
+    model = make_autoencoder()
+    gt.Ticket(gt.Masks.dense(model), model, {"level": "x"}).save("x.ticket")
+    few = ("g.yaml", "training.steps=20")
+    assert "search.rewind_step=50 is not before" in refused(program, "find", *few)
+    assert "it is of level 'x'" in refused(program, "train", *few, "--ticket", "x.ticket")
+
+
 def test_a_page_is_a_file_of_html(program, tmp_path):
     run = build_run(tmp_path / "one", seeds=(0,), levels=2)
     (tmp_path / "folder.html").mkdir()
