@@ -486,7 +486,7 @@ def drifting(level, work, last):
 def begins_anew(levels, work, last):
     """A resumed search that goes on from the dense model, wherever it was."""
     found = Imp(rounds=2, fraction=0.3, rewind_step=1).levels(work, min(last, 0))
-    return itertools.islice(found, max(last, 0), None) if last <= 0 else (replace_index(x, last) for x in found)
+    return found if last <= 0 else (replace_index(level, last) for level in itertools.islice(found, 2 - last))
 
 
 def replace_index(level, by):

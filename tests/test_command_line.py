@@ -184,6 +184,15 @@ def test_a_file_that_cannot_grow_is_not_told_to_be_what_is_printed(tmp_path):
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
 
 
+def test_a_ticket_is_trained_whatever_the_search_of_the_recipe_rewinds_to(program, tmp_path, make_autoencoder):
+    (tmp_path / "g.yaml").write_text(GAN + "search: {rewind_step: 50}\n")
+    model = make_autoencoder()
+    gt.Ticket(gt.Masks.dense(model), model, {"level": "x"}).save("x.ticket")
+    few = ("g.yaml", "training.steps=20")
+    assert "search.rewind_step=50 is not before" in refused(program, "find", *few)
+    assert "it is of level 'x'" in refused(program, "train", *few, "--ticket", "x.ticket")
+
+
 def test_a_page_is_a_file_of_html(program, tmp_path):
     run = build_run(tmp_path / "one", seeds=(0,), levels=2)
     (tmp_path / "folder.html").mkdir()

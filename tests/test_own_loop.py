@@ -216,11 +216,142 @@ def test_an_average_of_one_component_is_held(make, several):
             masks.hold(model, copies=wrong)
 
 
-@pytest.mark.parametrize("given", [None, 3, {"loss": 1.0}, {}, nn.MSELoss(), nn.Linear(2, 2), "itself"])
+class Shadowed:
+    """An average as diffusers' `EMAModel` and torch_ema keep it: the parameters in their order, and no model."""
+
+    def __init__(self, weights):
+        self.shadow_params = [weight.detach().clone() for weight in weights]
+
+    def step(self, weights):
+        for ours, raw in zip(self.shadow_params, weights, strict=True):
+            ours.lerp_(raw.detach(), 0.3)
+
+
+RETURNED = {
+    "beside None": lambda ema, whole: {"decoder": ema, "encoder": None},
+    "beside losses": lambda ema, whole: ({"decoder": ema}, [0.1, torch.tensor(0.2)]),
+    "beside a number": lambda ema, whole: {"decoder": ema, "loss": 0.1, "losses": torch.rand(3)},
+    "beside the model": lambda ema, whole: {"decoder": ema, "model": whole["itself"], "encoder": torch.rand(3)},
+    "in a list": lambda ema, whole: [{"decoder": ema}],
+    "bare": lambda ema, whole: ema,
+    "bare in a list": lambda ema, whole: [ema],
+    "its state": lambda ema, whole: {"decoder": ema.state_dict()},
+    "its bare state": lambda ema, whole: ema.module.state_dict(),
+    "its shadows": lambda ema, whole: {"decoder": whole["shadows of one"]},
+    "all shadows": lambda ema, whole: whole["shadows"],
+    "all state": lambda ema, whole: whole["state"],
+}
+
+
+@pytest.mark.parametrize("form", RETURNED)
+def test_averages_are_taken_in_whichever_form_they_are_returned(make, form):
+    def train_(model, masks, start, end):
+        ema, one, all_ = AveragedModel(model["decoder"], multi_avg_fn=averaged), *map(Shadowed, weights(model))
+        for _ in step_through(model, masks, start, end):
+            ema.update_parameters(model["decoder"])
+            for shadows, own in zip((one, all_), weights(model), strict=True):
+                shadows.step(own)
+        state = {f"decoder.{name}": tensor for name, tensor in ema.module.state_dict().items()}
+        state |= {f"encoder.{name}": tensor for name, tensor in model["encoder"].state_dict().items()}
+        given["whole"] = {"itself": model, "shadows of one": one, "shadows": all_, "state": state}
+        given["ema"] = copy.deepcopy(ema.module)
+        return RETURNED[form](ema, given["whole"])
+
+    def weights(model):
+        return list(model["decoder"].parameters()), list(model.parameters())
+
+    def averaged(ours, raw, count):
+        torch._foreach_lerp_(ours, raw, 0.3)
+
+    given = {}
+    for level in gt.imp(make, train_, steps=4, rewind_step=1, rounds=1):
+        shadows = given["whole"]["shadows of one" if form == "its shadows" else "shadows"].shadow_params
+        expected = shadows if "shadows" in form else list(given["ema"].parameters())
+        found = level.judged if form == "all shadows" else level.judged["decoder"]
+        assert all(torch.equal(one, other) for one, other in zip(found.parameters(), expected, strict=True))
+        assert not equal(level.judged["decoder"], level.model["decoder"])
+        if form != "all shadows":
+            assert equal(level.judged["encoder"], level.model["encoder"])
+        level.masks.audit(level.judged)
+
+
+def test_an_average_of_parameters_alone_has_singular_vectors_of_its_own():
+    def make():
+        return {"net": nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(10, 10)))}
+
+    def train_(model, masks, start, end):
+        average = Shadowed(model["net"].parameters())
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(torch.randn_like(weight))
+        model["net"](IMAGES)
+        return {"net": average}
+
+    (level,) = gt.imp(make, train_, steps=1, rounds=0)
+    for net in (level.judged["net"].eval(), level.averaged["net"].eval()):
+        assert torch.linalg.matrix_norm(net[0].weight, 2).item() == pytest.approx(1, abs=1e-5)
+
+
+class ByHand:
+    """An average as it is written by hand: tensors by the names of weights."""
+
+    def __init__(self, net):
+        self.shadow = {name: weight.detach().clone() for name, weight in net.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (lambda make: nn.Linear(2, 2), "a Linear that is no average of the model or a component: give a model of it"),
+        (lambda make: ({"loss": 1.0}, nn.Linear(2, 2)), "a Linear that is no average"),
+        (lambda make: {"encoder": make()["decoder"]}, "a Sequential for 'encoder', which is no average of it"),
+        (lambda make: {"decoder": {"0.weight": torch.ones(12, 3)}}, "a dict for 'decoder', which is no average"),
+        (lambda make: {"decoder": [torch.ones(12, 3)]}, "a list for 'decoder', which is no average"),
+        (lambda make: {"ema": make()["decoder"]}, "no component 'ema': the model has encoder, decoder"),
+        (lambda make: {"ema": {"decoder": make()["decoder"]}}, "no component 'ema'"),
+        (lambda make: Shadowed([torch.ones(3)]), "a Shadowed that is no average of the model"),
+        (lambda make: ByHand(make()["decoder"]), "a ByHand that is no average of the model"),
+        (lambda make: {"decoder": ByHand(make()["decoder"])}, "a ByHand for 'decoder', which is no average"),
+        (lambda make: [make()["decoder"], make()["decoder"]], "two averages of 'decoder'"),
+        (lambda make: (make(), make()["decoder"]), "two averages of 'decoder'"),
+    ],
+)
+def test_what_holds_weights_and_is_no_average_of_the_model_is_refused(make, given, said):
+    with pytest.raises(gt.MaskError, match=re.escape(said)):
+        list(gt.imp(make, lambda *_: given(make), steps=2, rounds=0))
+
+
+def test_an_average_without_a_name_that_fits_two_components_is_refused():
+    def make():
+        return {name: nn.Linear(3, 3) for name in ("one", "other")}
+
+    with pytest.raises(gt.MaskError, match="a Linear that fits one and other"):
+        list(gt.imp(make, lambda *_: nn.Linear(3, 3), steps=2, rounds=0))
+    (level,) = gt.imp(make, lambda model, *_: model["one"], steps=2, rounds=0)
+    assert level.averaged is None
+
+
+class Around(nn.Module):
+    """What trains a model, as Lightning's modules do, and is no average of it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.net = model
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(None, 3, {"loss": 1.0}, {}, nn.MSELoss(), torch.rand(3), [0.1, torch.rand(2)], {"losses": [torch.rand(3)]}),
+        *({"decoder": torch.tensor(0.3), "encoder": 0.1}, "itself", "with losses", "its optimiser", "around it"),
+    ],
+)
 def test_what_is_no_average_is_ignored(make, given):
     def train_(model, masks, start, end):
         plain(model, masks, start, end)
-        return model if given == "itself" else given
+        optimiser = torch.optim.Adam(model.parameters())
+        own = {"itself": model, "with losses": (model, [0.1]), "its optimiser": optimiser, "around it": Around(model)}
+        return own[given] if isinstance(given, str) else given
 
     (level,) = gt.imp(make, train_, steps=2, rounds=0)
     assert level.judged is level.model

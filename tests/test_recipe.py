@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gentickets.errors import RecipeError
-from gentickets.lab.recipe import differing_keys, make_recipe, read_recipe, with_keys
+from gentickets.lab.recipe import differing_keys, make_recipe, read_recipe, read_training, with_keys
 from gentickets.models import options_of
 from gentickets.objectives import ELBO
 from gentickets.training.loop import Settings
@@ -109,6 +109,17 @@ def test_a_rewind_step_lies_before_the_last_step():
     assert make_recipe(parts(**{"search.rewind_step": 99})).search.rewind_step == 99
     with pytest.raises(RecipeError, match=r"search\.rewind_step=100 is not before training\.steps=100"):
         make_recipe(parts(**{"search.rewind_step": 100}))
+
+
+def test_one_training_is_not_asked_what_a_search_rewinds_to():
+    with pytest.raises(RecipeError, match=r"search\.rewind_step=\d+ is not before training\.steps=20"):
+        read_recipe(QUICK, ["training.steps=20"])
+    asked = read_training(QUICK, ["training.steps=20"])
+    assert (asked.training.steps, asked.search.rewind_step) == (20, 0)
+    for said in (["search.rewind_step=10"], []):  # as in folders of before
+        assert read_training(QUICK, said) == read_recipe(QUICK, said)
+    with pytest.raises(RecipeError, match=r"search\.rewind_step='last'"):
+        read_training(QUICK, ["training.steps=20", "search.rewind_step=last"])
 
 
 def test_controls_may_be_at_the_deepest_level_and_no_deeper():

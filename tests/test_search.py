@@ -152,6 +152,138 @@ def test_what_a_criterion_writes_into_its_model_no_training_begins_with(retrain)
         assert all(torch.equal(mine[name], right[name]) for name in right)
 
 
+# -- whoever looks at a level changes nothing ---------------------------------------------------------------
+
+
+def evaluated(level):
+    level.judged.eval().requires_grad_(False)
+
+
+def sampled(level):
+    with torch.no_grad():
+        level.model(IMAGES)  # in training mode, as it is: statistics of batch norm move
+
+
+def averaged_into(level):
+    with torch.no_grad():
+        for weight in level.model.parameters():
+            weight.mul_(torch.rand_like(weight))
+
+
+class Moded(Recorder):
+    """Notes the modes, and the frozen weights, of what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.given = []
+
+    def __call__(self, model, masks, start_step, end_step):
+        frozen = [name for name, weight in model.named_parameters() if not weight.requires_grad]
+        self.given.append((tuple(layer.training for layer in model.modules()), frozen))
+        super().__call__(model, masks, start_step, end_step)
+
+
+def with_modes():
+    """Batch norm, dropout, a layer that is in evaluation mode as it is drawn, and a bias that is frozen."""
+    torch.manual_seed(4)
+    net = nn.Sequential(nn.Linear(10, 12), nn.BatchNorm1d(12), nn.Dropout(0.3), nn.Linear(12, 10), nn.BatchNorm1d(10))
+    net[4].eval()
+    net[3].bias.requires_grad_(False)
+    return net
+
+
+def searched(search, train, look=lambda level: None, make=with_modes, **how):
+    """The levels of a search, each copied before it is looked at, and its last controls."""
+    arguments = {"steps": 6, "rewind_step": 2, **how}
+    if search == "imp":
+        found = gt.imp(make, train, rounds=2, fraction=0.4, **arguments)
+    elif search == "one_shot":
+        found = gt.one_shot(make, train, sparsities=[0.4, 0.6], **arguments)
+    else:
+        (first, *_) = gt.imp(make, Recorder(), steps=1, rounds=1)
+        ticket = gt.Ticket(gt.prune(gt.magnitude(first.model), fraction=0.5), first.model)
+        found = gt.transferred(make, train, tickets=[ticket, ticket], carry={"0": "0"}, **arguments)
+    levels = []
+    for level in found:
+        levels.append((level.masks, {name: t.clone() for name, t in named_state(level.model).items()}))
+        with torch.random.fork_rng():  # what looks at it draws, and dropout does
+            look(level)
+    return levels, level
+
+
+@pytest.mark.parametrize("look", [evaluated, sampled, averaged_into])
+@pytest.mark.parametrize("retrain", ["rewind", "learning-rate", "fine-tune"])
+@pytest.mark.parametrize("search", ["imp", "one_shot", "transferred"])
+def test_looking_at_a_level_changes_no_other(search, retrain, look):
+    plain, seen = Moded(), Moded()
+    torch.manual_seed(1)
+    expected, _ = searched(search, plain, retrain=retrain)
+    torch.manual_seed(1)
+    found, last = searched(search, seen, look, retrain=retrain)
+    assert seen.given == plain.given
+    for (masks, state), (same, other) in zip(expected, found, strict=True):
+        assert masks == same
+        assert all(torch.equal(tensor, other[name]) for name, tensor in state.items())
+    begun = len(seen.given)
+    list(gt.search_controls(last, lambda: redrawn(with_modes()), seen, steps=6))
+    assert seen.given[begun:] == plain.given[-1:] * 2  # both controls, as the ticket
+
+
+def redrawn(net):
+    """Its first layer, drawn anew."""
+    with torch.random.fork_rng():
+        torch.manual_seed(9)
+        for layer in (net[0], net[3]):
+            nn.init.normal_(layer.weight)
+    return net
+
+
+@pytest.mark.parametrize("retrain", ["rewind", "fine-tune"])
+def test_going_on_after_a_level_that_was_looked_at_trains_it_as_drawn(retrain):
+    train = Moded()
+    first, *_ = gt.imp(with_modes, train, steps=4, rounds=0)
+    evaluated(first)
+    for level in (first, gt.Level(0, first.masks, first.model, first.ticket)):  # the other as read from files
+        list(gt.imp(with_modes, train, steps=4, rounds=1, after=level, retrain=retrain))
+        list(gt.one_shot(with_modes, train, steps=4, sparsities=[0.5], dense=level, retrain=retrain))
+    assert len(train.given) == 5
+    assert len(set(map(repr, train.given))) == 1
+
+
+def test_a_level_that_training_made_impossible_to_copy_is_not_lost():
+    def train(model, masks, start_step, end_step):
+        model.unlike = (one for one in ())  # a generator has no copy
+
+    level, *_ = gt.imp(with_modes, train, steps=4, rounds=1)
+    assert (level.index, level.model.unlike is None) == (0, False)
+
+
+def test_gradients_that_a_training_leaves_are_no_part_of_the_next():
+    def train(model, masks, start_step, end_step):
+        """Accumulates over 4 steps, and ends amid them."""
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        left.append(any(weight.grad is not None for weight in model.parameters()))
+        with masks.hold(model, optimizer):
+            for step in range(start_step, end_step):
+                model(IMAGES).square().mean().backward()
+                if (step + 1) % 4 == 0:
+                    optimizer.step()
+                    optimizer.zero_grad()
+
+    def make():
+        net = nn.Linear(10, 3)
+        net(IMAGES).sum().backward()  # as of a model that was trained before
+        return net
+
+    left = []
+    (level,) = gt.imp(make, train, steps=9, rewind_step=2, rounds=0)
+    again = level.restarted()
+    train(again, level.masks, 2, 9)
+    assert all(torch.equal(t, named_state(again)[n]) for n, t in named_state(level.model).items())
+    list(gt.imp(make, train, steps=9, rewind_step=2, rounds=1))
+    assert not any(left)
+
+
 def test_what_a_ticket_does_not_hold_is_told():
     def train(model, masks, start_step, end_step):
         for _ in range(start_step, end_step):
@@ -367,6 +499,25 @@ def test_wrong_arguments_are_refused_at_once(make_autoencoder, wrong, message):
     arguments = {"steps": 5, "rounds": 1, **wrong}
     with pytest.raises(gt.GenticketsError, match=message.replace("(", r"\(")):
         gt.imp(make_autoencoder, Recorder(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("search", "wrong", "message"),
+    [
+        (gt.imp, {"rounds": 1, "after": 0}, "after=0: a level of a search"),
+        (gt.one_shot, {"sparsities": [0.5], "dense": "runs/a"}, "dense='runs/a': a level of a search"),
+        (gt.one_shot, {"sparsities": [0.5], "done": None}, "done=None: a whole number"),
+        (gt.at_init, {"sparsities": [0.5], "score": gt.magnitude, "dense": 1}, "dense=1: a level of a search"),
+        (gt.at_init, {"sparsities": [0.5], "score": gt.magnitude, "done": -1}, "done=-1: a whole number"),
+        (gt.transferred, {"tickets": [], "carry": {"encoder": "encoder"}, "dense": 1}, "dense=1: a level of a search"),
+        (gt.transferred, {"tickets": [], "carry": {"encoder": "encoder"}, "done": 0.5}, "done=0.5: a whole number"),
+    ],
+)
+def test_what_no_search_can_go_on_from_is_refused_at_once(make_autoencoder, search, wrong, message):
+    train = Recorder()
+    with pytest.raises(gt.PruneError, match=message):
+        search(make_autoencoder, train, steps=5, **wrong)
+    assert not train.calls
 
 
 def test_the_three_line_use_of_the_readme(make_gan, tmp_path):

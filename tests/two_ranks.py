@@ -100,6 +100,13 @@ def ae_with_dropout(fabric: Fabric | None, _: Path) -> dict[str, Any]:
 
 
 @case
+def ae_with_a_frozen_encoder(fabric: Fabric | None, _: Path) -> dict[str, Any]:
+    model = autoencoder()
+    model.encoder.requires_grad_(False)  # type: ignore[union-attr]
+    return trained(fabric, model, Autoencoding(), masks=half(model))
+
+
+@case
 def ae_on_live_weights(fabric: Fabric | None, _: Path) -> dict[str, Any]:
     before, execution.faster = (
         execution.faster,

@@ -266,9 +266,9 @@ def train(
 
     RECIPE may be that of a run, such as runs/quickstart-gan/recipe.yaml, with all that was said when it was made.
     """
-    from gentickets.lab.recipe import NAME, read_recipe
+    from gentickets.lab.recipe import NAME, read_training
 
-    asked = read_recipe(recipe, overrides or (), budget, allow_code)
+    asked = read_training(recipe, overrides or (), budget, allow_code)
     if name is not None and re.fullmatch(NAME, name) is None:
         raise GenticketsError(f"--name {name[:80]!r}: a name of letters, digits, dots, - and _ is needed, no path")
     folder = runs / (name or f"{asked.name}-train")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from gentickets.lab.recipe import DataPart, Recipe
 from gentickets.masks.examples import examples_of
 from gentickets.masks.names import as_model, clone, components_of
 from gentickets.objectives import Objective
-from gentickets.objectives.base import check_trainable, losses_of
+from gentickets.objectives.base import losses_of, unfrozen
 from gentickets.training.seeds import derived_seed
 
 
@@ -107,7 +107,7 @@ def check_step(name: str, model: nn.Module, objective: Objective, batch: Batch) 
     rng, made, shape = torch.Generator().manual_seed(0), {}, images.shape[1:]
     with torch.random.fork_rng(devices=[]), _naming_components(name, model):
         for names, _ in losses_of(objective, model.train(), batch, rng):
-            check_trainable(model, names)
+            _check_trains(name, model, names)
         with torch.no_grad():
             _check_examples(model.eval(), objective, batch)
             if objective.can_sample:
@@ -125,6 +125,14 @@ def check_step(name: str, model: nn.Module, objective: Objective, batch: Batch) 
     try:
         clone(model)  # with what these passes have left in it
     except MaskError as error:
+        raise RecipeError(f"model={name}: {error}") from None
+
+
+def _check_trains(name: str, model: nn.Module, components: Sequence[str]) -> None:
+    """Raises `RecipeError` where a loss of these components has no parameter to train."""
+    try:
+        unfrozen({component: list(getattr(model, component).parameters()) for component in components}, components)
+    except GenticketsError as error:
         raise RecipeError(f"model={name}: {error}") from None
 
 

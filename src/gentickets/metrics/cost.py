@@ -29,7 +29,7 @@ from gentickets.masks.names import (
 )
 from gentickets.masks.value import Masks
 from gentickets.notebook import shown
-from gentickets.objectives.base import Objective, losses_of
+from gentickets.objectives.base import Objective, losses_of, unfrozen
 
 
 @dataclass(frozen=True, repr=False)
@@ -232,7 +232,8 @@ def training_flops(model: Model, objective: Objective, batch: Batch, masks: Mask
     rng = torch.Generator(device=batch.device).manual_seed(0)
     with torch.random.fork_rng(devices=[]), uncompiled(), counter:
         for names, loss in losses_of(objective, copy, batch, rng):
-            trained = [p for name in names for p in component_at(copy, name).parameters()]
+            parameters = {name: list(component_at(copy, name).parameters()) for name in names}
+            trained = [parameter for of in unfrozen(parameters, names).values() for parameter in of]
             torch.autograd.backward(loss, inputs=trained)
     share = share_not_counted(counter.not_counted, counter.counted)
     _warn_of_missing("training_flops", counter.not_counted, share)

@@ -12,7 +12,7 @@ model is at what it was trained for, on images that it has not seen (`measures`)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -144,7 +144,15 @@ def losses_of(
             f"{called}.losses gives a {type(given).__name__}: yield each loss, which computes it when asked for"
         )
     for number, item in enumerate(given):
-        yield _loss(f"loss {number} of {called}", objective.components, item)
+        what = f"loss {number} of {called}"
+        names, loss = _loss(what, objective.components, item)
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            unfrozen({name: list(component_at(model, name).parameters()) for name in names}, names)
+            raise GenticketsError(
+                f"{what} has no gradient: was it detached, or computed without one? where nothing is to be trained in "
+                f"a step, yield nothing"
+            )
+        yield names, loss
 
 
 def _loss(what: str, components: tuple[str, ...], item: Any) -> tuple[tuple[str, ...], Tensor]:
@@ -161,23 +169,23 @@ def _loss(what: str, components: tuple[str, ...], item: Any) -> tuple[tuple[str,
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         given = f"of the shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise GenticketsError(f"{what} is {given}: give a tensor of one number, such as a mean over the batch")
-    if torch.is_grad_enabled() and not loss.requires_grad:
-        raise GenticketsError(
-            f"{what} has no gradient: was it detached, or computed without one? where nothing is to be trained in a "
-            f"step, yield nothing"
-        )
     return names, loss
 
 
-def check_trainable(model: nn.Module, names: Iterable[str]) -> None:
-    """Raises `GenticketsError` for a weight of these components that asks for no gradient: no step could be taken."""
-    for name in names:
-        for weight, parameter in component_at(model, name).named_parameters():
-            if not parameter.requires_grad:
-                raise GenticketsError(
-                    f"'{name}.{weight}' has requires_grad=False, and a loss trains {name!r}: let it ask for gradients, "
-                    f"or keep what is to stay as it is in a component that no loss names"
-                )
+def unfrozen(
+    parameters: Mapping[str, Sequence[nn.Parameter]], components: Sequence[str]
+) -> dict[str, list[nn.Parameter]]:
+    """What a loss of these components trains: of each its parameters that are not frozen, without those that have none.
+
+    Raises `GenticketsError` where nothing is left for the loss.
+    """
+    found = {name: [weight for weight in parameters[name] if weight.requires_grad] for name in components}
+    if not any(found.values()):
+        raise GenticketsError(
+            f"the loss of {'+'.join(components)} has nothing to train: all of its parameters are frozen "
+            f"(requires_grad=False); unfreeze some, or let the objective yield no such loss"
+        )
+    return {name: weights for name, weights in found.items() if weights}
 
 
 def conditioned(batch: Batch, conditional: bool) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -12,7 +12,7 @@ from gentickets.data.batches import Batch, Labelled
 from gentickets.errors import Unmet, demand
 from gentickets.masks.left_alone import asked_twice, changed, equal, left_alone
 from gentickets.masks.names import clone, component_at
-from gentickets.objectives.base import Measure, Objective, check_trainable, losses_of
+from gentickets.objectives.base import Measure, Objective, losses_of, unfrozen
 
 _JUDGED_BY = "`rng`, and in evaluation mode from none within the model"
 """What chance may be drawn from where a model is judged."""
@@ -56,7 +56,7 @@ class Trial:
 
     def step(self, number: int = 0) -> Iterator[tuple[tuple[str, ...], Tensor, set[str]]]:
         """The losses of a step, taken one after the other as training does: the components that each names, the loss,
-        and those components of which a weight has a gradient by it."""
+        and those components of which a weight has a gradient by it, or which are frozen."""
         model = clone(self.model).train()
         with torch.random.fork_rng(devices=[]):
             for place, (names, loss) in enumerate(losses_of(self.objective.at(number), model, self.batch, self.rng())):
@@ -64,10 +64,10 @@ class Trial:
 
     @staticmethod
     def _trained_by(what: str, model: nn.Module, names: tuple[str, ...], loss: Tensor) -> set[str]:
-        check_trainable(model, names)
-        own = {name: list(component_at(model, name).parameters()) for name in names}
-        bare = next((name for name, each in own.items() if not each), None)
+        parameters = {name: list(component_at(model, name).parameters()) for name in names}
+        bare = next((name for name, each in parameters.items() if not each), None)
         demand(bare is None, f"{what} trains {bare!r}, which has no weight to be trained")
+        own = unfrozen(parameters, names)
         weights = list({id(weight): weight for each in own.values() for weight in each}.values())
         try:
             found = torch.autograd.grad(loss, weights, allow_unused=True)  # and the graph is gone, as in training
@@ -78,7 +78,8 @@ class Trial:
             for weight in weights:
                 weight.mul_(1)  # written, as by a step: a later loss may not go back through what it was
         reached = {id(weight) for weight, gradient in zip(weights, found, strict=True) if gradient is not None}
-        return {name for name, each in own.items() if not reached.isdisjoint(map(id, each))}
+        frozen = parameters.keys() - own.keys()
+        return {name for name, each in own.items() if not reached.isdisjoint(map(id, each))} | frozen
 
     def left_untrained(self, steps: int) -> tuple[list[str], int]:
         """The components that no loss trains, and in how many of so many steps of training that was looked at.

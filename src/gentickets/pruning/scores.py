@@ -102,7 +102,11 @@ def scored(criterion: Criterion, model: nn.Module, masks: Masks) -> Scores:
 
     Raises `PruneError` for scores that are no mapping of names to tensors.
     """
-    return told_by(criterion, clone(model), masks)
+    try:
+        given = clone(model)
+    except MaskError:  # what training left in it has no copy: better scored as it is than lost
+        given = as_model(model)
+    return told_by(criterion, given, masks)
 
 
 def told_by(criterion: Criterion, model: nn.Module, masks: Masks) -> Scores:

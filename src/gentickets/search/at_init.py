@@ -15,7 +15,16 @@ from gentickets.options import Count, Scope
 from gentickets.pruning.gradual import prune_gradually
 from gentickets.pruning.scores import Criterion
 from gentickets.search.arguments import AtInitArguments
-from gentickets.search.levels import Level, MakeModel, Rounds, Train, check_count, check_sparsities, covered
+from gentickets.search.levels import (
+    Level,
+    MakeModel,
+    Rounds,
+    Train,
+    check_begun,
+    check_count,
+    check_sparsities,
+    covered,
+)
 from gentickets.search.method import Chosen, Work
 
 
@@ -50,6 +59,8 @@ def at_init(
     """
     check_sparsities(sparsities)
     check_count("iterations", iterations, 1)
+    check_begun("dense", dense)
+    check_count("done", done)
     check_arguments(at_init, more, AtInitArguments)
     shared = Rounds.of(make_model, train, steps, 0, more)
     everything, with_dense = covered(shared.initial, more), more.get("with_dense", True)

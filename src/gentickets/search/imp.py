@@ -13,7 +13,17 @@ from gentickets.pruning.criteria import by_magnitude
 from gentickets.pruning.prune import Scope, prune
 from gentickets.pruning.scores import Criterion, scored
 from gentickets.search.arguments import Pruning
-from gentickets.search.levels import Level, MakeModel, Rounds, Train, check_count, check_share, covered
+from gentickets.search.levels import (
+    Level,
+    MakeModel,
+    Rounds,
+    Train,
+    apart,
+    check_begun,
+    check_count,
+    check_share,
+    covered,
+)
 from gentickets.search.method import Rewound, Work
 
 
@@ -44,16 +54,22 @@ def imp(
     `origin` goes into every ticket. `after` resumes: the rounds that follow this level. `progress` tells of each
     training on stderr: which round, how sparse, and how long the rest will take.
 
+    What is done to a level that was yielded is not done to the search: `level.model` is a copy, and the next round is
+    of the model that `train` left, which the search keeps (one model more in memory). Each round is given its model in
+    the modes, and with the frozen weights, of the rewind point.
+
     Where the weights to judge are moving averages, `train` returns them: a model of them, or a dict of the components
     that have one (as `gentickets.training.train` does). They are in `level.averaged`, and `level.judged` is the model
     with them in place. Masks are drawn from the raw weights all the same, and a round starts from raw ones. Averages
     are those of one call: where `rewind_step` is above 0 they begin anew there, in the dense training too.
 
     Raises `PruneError` for an argument out of range, `MaskError` for an unknown component (both at once, before
-    anything is trained), and `Disconnected` at a round whose masks cut a component in two.
+    anything is trained), and for averages that are of nothing in the model; and `Disconnected` at a round whose masks
+    cut a component in two.
     """
     check_count("rounds", rounds)
     check_share("fraction", fraction)
+    check_begun("after", after)
     check_arguments(imp, more, Pruning)
     shared = Rounds.of(make_model, train, steps, rewind_step, more)
     dense = covered(shared.initial, more)
@@ -72,14 +88,13 @@ def _levels(
     scope: Scope,
     after: Level | None,
 ) -> Iterator[Level]:
-    level = after
-    if level is None:
-        level = shared.dense(dense)
-        yield level
+    level = shared.dense(dense) if after is None else apart(after)
+    if after is None:
+        yield apart(level)
     while level.index < rounds:
         masks = prune(scored(criterion, level.model, level.masks), fraction=fraction, within=level.masks, scope=scope)
         level = shared.retrain(level.index + 1, masks, level)
-        yield level
+        yield apart(level)
 
 
 @dataclass(frozen=True)

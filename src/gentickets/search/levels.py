@@ -6,7 +6,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any, get_args
 from weakref import WeakSet
@@ -22,15 +22,11 @@ from gentickets.masks.names import (
     Model,
     as_model,
     changed_rest,
-    check_components,
     clone,
-    component_at,
     component_of,
-    components_of,
     named_rest,
     named_state,
     named_weights,
-    unwrap,
 )
 from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
@@ -38,9 +34,9 @@ from gentickets.memory import bytes_of
 from gentickets.notebook import short, shown
 from gentickets.options import Others, Retrain
 from gentickets.pruning.prune import random_like
+from gentickets.search.averages import averages_in, is_whole
 from gentickets.search.progress import Told
 from gentickets.training.averaging import with_averages
-from gentickets.training.loop import Trained
 
 DENSE = "dense model"
 
@@ -50,8 +46,10 @@ MakeModel = Callable[[], Model]
 Train = Callable[[nn.Module, Masks, int, int], object]
 """`train(model, masks, start_step, end_step)`: trains the model in place.
 
-It may return moving averages: a model of them, a dict of the components that have one, or what
-`gentickets.training.train` returned. They become the level's `averaged`. Anything else that it returns is ignored.
+It may return moving averages: a model of them (or its state dictionary, or what has `shadow_params`), a dict of the
+components that have one, or what `gentickets.training.train` returned; with losses beside them if need be. They become
+the level's `averaged`. Weights that are of nothing in the model are refused (see `gentickets.search.averages`). It is
+given no gradients of its call before.
 """
 
 
@@ -92,7 +90,7 @@ class Level:
         """The model to judge: where there are averages, a copy of `model` with these in their components' places."""
         if self.averaged is None:
             return self.model
-        return self.averaged if _is_whole(self.averaged, self.model) else with_averages(self.model, self.averaged)
+        return self.averaged if is_whole(self.averaged, self.model) else with_averages(self.model, self.averaged)
 
     def __repr__(self) -> str:
         return f"Level({self.index}, {self.masks!r}, {short(type(self.model).__name__)})"
@@ -208,13 +206,19 @@ class Rounds:
                 raise
         elif gone := empty_layers(masks):
             warnings.warn(f"level {index}: nothing is left of {', '.join(gone)}", stacklevel=3)
-        begun = previous.model if self.kept_weights or previous.begun is None else previous.begun
+        begun = self._begun_from(previous)
         model = ticket.install(clone(begun))
         with self._telling(f"round {index}", masks, self.span[1] - self.span[0]):
             averaged = self.train(model, masks, *self.span)
         drawn = previous.drawn or self._drawn
-        rest = previous.model if self.kept_weights else previous.begun
-        return Level(index, masks, model, ticket, drawn, span=self.span, averaged=averaged, begun=rest)
+        return Level(index, masks, model, ticket, drawn, span=self.span, averaged=averaged, begun=begun)
+
+    def _begun_from(self, previous: Level) -> nn.Module:
+        """What a round begins as, but for what its ticket holds. Its modes, and which of its weights are trained, are
+        those of the rewind point: a level that was looked at, or read back, may be in evaluation mode."""
+        if previous.begun is not None and not self.kept_weights:
+            return previous.begun
+        return _in_modes_of(self._begun if previous.begun is None else previous.begun, previous.model)
 
     def _origin(self, index: int, masks: Masks, lineage: Any) -> dict[str, Any]:
         how = {"rewind_step": self.rewind_step, "retrain": self.retraining}
@@ -245,7 +249,9 @@ def trained(train: Train, model: nn.Module, masks: Masks, start_step: int, end_s
 
     Raises `MaskError` where it leaves a pruned weight alive, of the model or of an average: it held nothing.
     """
-    averaged = _averages(train(model, masks, start_step, end_step), model)
+    _drop_gradients(model)
+    averaged = averages_in(train(model, masks, start_step, end_step), model)
+    _drop_gradients(model)
     call = f"train(model, masks, {start_step}, {end_step})"
     try:
         masks.audit(model)
@@ -256,7 +262,7 @@ def trained(train: Train, model: nn.Module, masks: Masks, start_step: int, end_s
         ) from None
     try:
         if averaged is not None:
-            masks.audit(averaged if _is_whole(averaged, model) else with_averages(model, averaged), "the average")
+            masks.audit(averaged if is_whole(averaged, model) else with_averages(model, averaged), "the average")
     except MaskError as error:
         raise MaskError(
             f"{call} gave averages with weights alive that are pruned ({error}): "
@@ -265,37 +271,39 @@ def trained(train: Train, model: nn.Module, masks: Masks, start_step: int, end_s
     return averaged
 
 
-def _averages(given: object, model: nn.Module) -> nn.Module | None:
-    """What of `given` are averages of `model`, as in `trained`; None where it is something else.
-
-    They are copies: whoever averages may go on. Raises `MaskError` for a dict that names a component which is none.
-    """
-    if isinstance(given, Trained):
-        return given.averaged if components_of(given.averaged) else None
-    if isinstance(given, Mapping) and given and all(isinstance(net, nn.Module) for net in given.values()):
-        check_components(given, components_of(model))
-        given = as_model(given)
-    if not isinstance(given, nn.Module) or unwrap(given) is unwrap(model):
-        return None
-    if _is_whole(given, model):
-        return clone(unwrap(given))
-    parts = dict(unwrap(given).named_children())
-    if not parts or not all(
-        name in components_of(model) and _alike(net, component_at(model, name)) for name, net in parts.items()
-    ):
-        return None
-    return nn.ModuleDict({name: clone(unwrap(net)) for name, net in parts.items()})
+def _drop_gradients(model: nn.Module) -> None:
+    """Those that a training leaves half accumulated: the dense one, in two calls, would begin its second with them,
+    and no copy, which rounds and controls are, has any."""
+    for weight in model.parameters():
+        weight.grad = None
 
 
-def _is_whole(averaged: nn.Module, model: nn.Module) -> bool:
-    """Whether it is an average of the model, and not of components by themselves."""
-    return type(unwrap(averaged)) is type(unwrap(model)) and _alike(averaged, model)
+def apart(level: Level) -> Level:
+    """The level with a model of its own: what is done to the one (evaluation mode, averages in its place, a pass that
+    moves statistics) is not done to the other. A search goes on from the one, and yields the other."""
+    try:
+        return replace(level, model=clone(level.model))
+    except MaskError:  # what training has left in it cannot be copied: the level is not lost for that
+        return level
 
 
-def _alike(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two networks have weights of the same names and shapes."""
-    ours, theirs = ({name: w.shape for name, w in named_weights(net).items()} for net in (one, other))
-    return ours == theirs
+def _in_modes_of(other: nn.Module, model: nn.Module) -> nn.Module:
+    """`model`, where it is in training or evaluation mode layer by layer as `other` is, and has the same weights
+    frozen; else a copy that is."""
+    if _modes(other) == _modes(model):
+        return model
+    (modes, trained), model = _modes(other), clone(model)
+    for name, layer in model.named_modules():
+        layer.training = modes.get(name, layer.training)
+    for name, weight in named_weights(model).items():
+        weight.requires_grad_(trained.get(name, weight.requires_grad))
+    return model
+
+
+def _modes(model: nn.Module) -> tuple[dict[str, bool], dict[str, bool]]:
+    """Layer → whether it is in training mode; weight → whether it is trained."""
+    layers = {name: layer.training for name, layer in model.named_modules()}
+    return layers, {name: weight.requires_grad for name, weight in named_weights(model).items()}
 
 
 def covered(model: nn.Module, more: Mapping[str, Any]) -> Masks:
@@ -325,6 +333,14 @@ def check_count(name: str, count: object, least: int = 0) -> None:
     """Raises `PruneError` for what is no whole number of at least so many."""
     if not isinstance(count, Integral) or count < least:
         raise PruneError(f"{name}={count!r}: a whole number, {least} or more")
+
+
+def check_begun(name: str, level: object) -> None:
+    """Raises `PruneError` for what a search cannot go on from: it is a `Level`, or None."""
+    if not isinstance(level, Level | None):
+        raise PruneError(
+            f"{name}={short(repr(level))}: a level of a search (gentickets.Level), or None for all of them"
+        )
 
 
 def random_mask_control(level: Level, seed: int) -> Ticket:

@@ -12,7 +12,17 @@ from gentickets.pruning.criteria import by_magnitude
 from gentickets.pruning.prune import Scope, prune
 from gentickets.pruning.scores import Criterion, scored
 from gentickets.search.arguments import Pruning
-from gentickets.search.levels import Level, MakeModel, Rounds, Train, check_sparsities, covered
+from gentickets.search.levels import (
+    Level,
+    MakeModel,
+    Rounds,
+    Train,
+    apart,
+    check_begun,
+    check_count,
+    check_sparsities,
+    covered,
+)
 from gentickets.search.method import Rewound, Work
 
 
@@ -33,6 +43,8 @@ def one_shot(
     how many of the sparsities are `done`.
     """
     check_sparsities(sparsities)
+    check_begun("dense", dense)
+    check_count("done", done)
     check_arguments(one_shot, more, Pruning)
     shared = Rounds.of(make_model, train, steps, rewind_step, more)
     everything = covered(shared.initial, more)
@@ -51,12 +63,12 @@ def _levels(
     dense: Level | None,
     done: int,
 ) -> Iterator[Level]:
+    begun = shared.dense(everything) if dense is None else apart(dense)
     if dense is None:
-        dense = shared.dense(everything)
-        yield dense
+        yield apart(begun)
     for index, sparsity in enumerate(sparsities[done:], start=done + 1):
-        masks = prune(scored(criterion, dense.model, everything), to_sparsity=sparsity, within=everything, scope=scope)
-        yield shared.retrain(index, masks, dense)
+        masks = prune(scored(criterion, begun.model, everything), to_sparsity=sparsity, within=everything, scope=scope)
+        yield shared.retrain(index, masks, begun)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from gentickets.masks.ticket import Ticket
 from gentickets.masks.value import Masks
 from gentickets.options import Around, Others, Retrain, Steps, Tickets
 from gentickets.search.arguments import Carrying
-from gentickets.search.levels import Level, MakeModel, Rounds, Train
+from gentickets.search.levels import Level, MakeModel, Rounds, Train, apart, check_begun, check_count
 from gentickets.search.method import Method, Work
 
 
@@ -43,6 +43,8 @@ def transferred(
     a component in two, before it is trained.
     """
     check_arguments(transferred, more, Carrying)
+    check_begun("dense", dense)
+    check_count("done", done)
     shared = Rounds.of(make_model, train, steps, rewind_step, more)
     everything = Masks.dense(shared.initial, dict.fromkeys(carry.values()))
     if more.get("progress"):
@@ -61,16 +63,16 @@ def _levels(
     dense: Level | None,
     done: int,
 ) -> Iterator[Level]:
+    begun = shared.dense(everything) if dense is None else apart(dense)
     if dense is None:
-        dense = shared.dense(everything)
-        yield dense
+        yield apart(begun)
     for index, ticket in enumerate(tickets, start=done + 1):
-        moved = ticket.transfer(dense.restarted(), **how)
+        moved = ticket.transfer(begun.restarted(), **how)
         masks = everything.replace(moved.masks)
-        facts = {**dense.ticket.origin, "transfer": moved.origin["transfer"], "from": ticket.origin}
-        before = rounds_of(ticket.origin) or rounds_of(dense.ticket.origin)
+        facts = {**begun.ticket.origin, "transfer": moved.origin["transfer"], "from": ticket.origin}
+        before = rounds_of(ticket.origin) or rounds_of(begun.ticket.origin)
         facts["lineage"] = continued(before, masks, transfer=dict(how["components"]))
-        start = replace(dense, ticket=Ticket(masks, moved.weights, facts))
+        start = replace(begun, ticket=Ticket(masks, moved.weights, facts))
         level = shared.retrain(index, masks, start)
         level.ticket = Ticket(level.ticket.masks, level.ticket.weights, {**facts, **level.ticket.origin})
         yield level

@@ -25,7 +25,7 @@ from gentickets.errors import Diverged, GenticketsError
 from gentickets.evaluating import evaluating
 from gentickets.masks.names import component_of, named_state, unwrap
 from gentickets.masks.value import Masks
-from gentickets.objectives.base import Objective, check_trainable, losses_of
+from gentickets.objectives.base import Objective, losses_of, unfrozen
 from gentickets.sparse import Accelerated, Choice, accelerate
 from gentickets.training.averaging import weight_of_start
 from gentickets.training.calls import Calls
@@ -297,23 +297,22 @@ class _Loop:
             seen["+".join(names)] = self.ranks.mean(loss.detach())
             if self._look_at_each:
                 check_finite(seen, step)
-            trained = [parameter for name in names for parameter in self.parts.parameters[name]]
-            if not all(parameter.requires_grad for parameter in trained):
-                check_trainable(self.model, names)  # which says where
-            for parameter in trained:
-                parameter.grad = None
+            of = unfrozen(self.parts.parameters, names)
+            trained = [parameter for parameters in of.values() for parameter in parameters]
+            for parameter in (parameter for name in names for parameter in self.parts.parameters[name]):
+                parameter.grad = None  # of a frozen one too: by one that is left lying it would be stepped
             # Only into these components: no gradient of G's loss is left lying in D.
             self.fabric.backward(self.parts.scaler.scale(loss), inputs=trained)
             self.ranks.average(trained)
             if self.parts.scaler.is_enabled() and (needs_gradients or self.settings.clip_norm is not None):
-                for name in names:
+                for name in of:
                     self.parts.scaler.unscale_(self.parts.optimizers[name])
             if needs_gradients:
                 others = {name: grad for name, grad in gradients.items() if component_of(name) not in names}
                 gradients = others | self.sparsity.gradients(names)
             if self.settings.clip_norm is not None:
                 self._clip(names)
-            for name in names:
+            for name in of:
                 for group in self.parts.optimizers[name].param_groups:
                     group["lr"] = self.settings.lr_of(name) * factor
                 self.parts.scaler.step(self.parts.optimizers[name])

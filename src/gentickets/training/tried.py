@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gentickets.data.batches import Batch
 from gentickets.errors import GenticketsError
 from gentickets.masks.names import as_names
-from gentickets.objectives.base import Objective
+from gentickets.objectives.base import Objective, unfrozen
 from gentickets.training.ranks import Together, joined
 from gentickets.training.whole_batch import Draw, WholeDraws, whole_batch
 
@@ -154,7 +154,7 @@ def _computed(
         rng = torch.Generator(batch.device).manual_seed(seed)
         for components, loss in objective.losses(model, batch, rng):
             names = as_names(components)
-            trained = [parameter for name in names for parameter in parameters[name]]
+            trained = [parameter for of in unfrozen(parameters, names).values() for parameter in of]
             grads = torch.autograd.grad(loss, trained, allow_unused=True)
             kept = [torch.zeros_like(p) if g is None else g.clone() for p, g in zip(trained, grads, strict=True)]
             gradients.append(("+".join(names), kept))

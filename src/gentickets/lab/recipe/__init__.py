@@ -7,6 +7,7 @@ from gentickets.lab.recipe.file import (
     kept_recipe,
     read_keys,
     read_recipe,
+    read_training,
     with_keys,
 )
 from gentickets.lab.recipe.recipe import NAME, ControlsPart, DataPart, EvaluationPart, Recipe, make_recipe, parsed
@@ -25,5 +26,6 @@ __all__ = [
     "parsed",
     "read_keys",
     "read_recipe",
+    "read_training",
     "with_keys",
 ]

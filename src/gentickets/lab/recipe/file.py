@@ -42,6 +42,22 @@ def read_recipe(
     return make_recipe(raw, str(path))
 
 
+def read_training(
+    path: str | Path, overrides: Iterable[str] = (), budget: str | None = None, allow_code: bool = False
+) -> Recipe:
+    """As `read_recipe`, to train one model by: nothing is searched for, and a ticket knows its own step, so that a
+    `search.rewind_step` which is not before the last step of the training is left out."""
+    raw = read_keys(path, overrides, budget, allow_code)
+    raw.pop("study", None)
+    search, training = raw.get("search"), raw.get("training")
+    if isinstance(search, dict) and isinstance(training, dict):
+        rewind, steps = search.get("rewind_step"), training.get("steps")
+        if type(rewind) is int and type(steps) is int and rewind >= steps:
+            del search["rewind_step"]
+    check_asked(parsed(raw, str(path)), str(path))
+    return make_recipe(raw, str(path))
+
+
 def check_keys(
     path: str | Path, overrides: Iterable[str] = (), budget: str | None = None, allow_code: bool = False
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 
 import numpy as np
@@ -19,7 +19,15 @@ from gentickets.lab.run.hardware import make_fabric
 from gentickets.lab.run.plan import check_fits
 from gentickets.lab.task import build_model, check_step
 from gentickets.masks.effect import check_effect
-from gentickets.masks.names import changed_rest, clone, components_of, named_rest, named_state
+from gentickets.masks.names import (
+    changed_rest,
+    clone,
+    component_of,
+    components_of,
+    named_rest,
+    named_state,
+    named_weights,
+)
 from gentickets.objectives.base import Objective
 from gentickets.objectives.trial import Trial
 from gentickets.pruning.prune import prune
@@ -139,13 +147,67 @@ def _check_effect(recipe: Recipe, model: nn.Module, objective: Objective, batch:
 
 
 def _check_drawn_by_seed(recipe: Recipe, model: nn.Module, images: ImageSet) -> None:
-    """Raises `RecipeError` where another draw of the same seed is another model than `model`."""
+    """Raises `RecipeError` where another draw of the same seed is another model than `model`, or is this very one."""
     again = named_state(build_model(recipe, images, seed=0))
+    trained = {id(weight) for weight in model.parameters() if weight.requires_grad}
+    if same := [name for name, tensor in again.items() if id(tensor) in trained]:
+        raise RecipeError(
+            f"model={recipe.model.name}: {same[0]!r} is the same parameter in each model that it makes, with whatever "
+            f"training has made of it: make a new one each time (without functools.cache, or a module from outside)"
+        )
     if differing := changed_rest(named_state(model), again):
         raise RecipeError(
             f"model={recipe.model.name}: {next(iter(differing))!r} is drawn otherwise from the same seed: draw from "
             f"torch's global generator (torch.randn, nn.init), not from that of numpy or random"
         )
+
+
+def check_searchable(recipe: Recipe, images: ImageSet) -> None:
+    """Raises `RecipeError` where a search would prune what is never trained, or has a control that is none, because of
+    how a model of one's own is made: before anything is computed."""
+    if not is_code(recipe.model.name) or not recipe.rounds:
+        return
+    model = build_model(recipe, images, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is left dense is said when it is
+        pruned = set(recipe.build_method().covered(model))
+    weights = named_weights(model)
+    if frozen := [name for name in weights if name in pruned and not weights[name].requires_grad]:
+        raise RecipeError(
+            f"model={recipe.model.name}: {frozen[0]!r} is frozen (requires_grad=False) and would be pruned, though "
+            f"nothing trains it: {_without(recipe, pruned, frozen)}"
+        )
+    _check_drawn_anew(recipe, model, pruned, images)
+
+
+def _without(recipe: Recipe, pruned: Collection[str], names: Sequence[str]) -> str:
+    """How a search leaves these of the weights that it prunes as they are, in words."""
+    stays = {component_of(name) for name in names}
+    rest = sorted({component_of(name) for name in pruned} - stays)
+    options, excluded = recipe.search.options, recipe.search.told("exclude", None)
+    if "components" in options and rest and all(name in names for name in pruned if component_of(name) in stays):
+        return f"leave it out, search.components=[{', '.join(rest)}]"
+    return "unfreeze it" if excluded is None else f"leave it out, search.exclude=[{', '.join([*excluded, *names])}]"
+
+
+def _check_drawn_anew(recipe: Recipe, model: nn.Module, pruned: Collection[str], images: ImageSet) -> None:
+    """Raises `RecipeError` where a model of another seed has the same weights, and the recipe wants others."""
+    controls, others = recipe.controls, recipe.search.told("others", None)
+    state, again = named_state(model), named_state(build_model(recipe, images, seed=1))
+    covered = {component_of(name) for name in pruned}
+    wanted = {}
+    if controls.redrawn_weights and controls.chosen(recipe.rounds):
+        wanted["controls.redrawn_weights=true", "controls.redrawn_weights=false"] = pruned
+    if others == "fresh":
+        fresh = {name for name in state if component_of(name) not in covered}
+        wanted["search.others=fresh", "search.others=rewind"] = fresh
+    for (key, mend), names in wanted.items():
+        drawn = {name: tensor for name, tensor in state.items() if name in names and tensor.unique().numel() > 1}
+        if drawn and all(torch.equal(tensor, again[name]) for name, tensor in drawn.items()):
+            raise RecipeError(
+                f"model={recipe.model.name}: {min(drawn)!r} and all others are the same whatever the seed, and "
+                f"{key} draws them anew: {mend}, or let the model draw from torch's generator"
+            )
 
 
 def _check_criterion(recipe: Recipe, model: nn.Module, images: ImageSet) -> None:

@@ -21,7 +21,7 @@ from gentickets.lab.judging import Judge
 from gentickets.lab.recipe import Recipe, parsed
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run import publishing
-from gentickets.lab.run.checks import check_buildable, check_room_of_a_step
+from gentickets.lab.run.checks import check_buildable, check_room_of_a_step, check_searchable
 from gentickets.lab.run.claims import Claims, check_at_rest
 from gentickets.lab.run.plan import Plan, fit, fit_disk, measure
 from gentickets.lab.run.seed import drop_damaged
@@ -80,6 +80,7 @@ def prepared(
         held = held_memory()
         train, held_out = load_data(asked.data)
         check_buildable(asked, train)
+        check_searchable(asked, train)
         if there is not None:
             return _gone_on_with(folder, asked, *there, train, held_out, dry)
         judge = make_judge(asked, train, held_out)
