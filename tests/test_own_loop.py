@@ -380,9 +380,19 @@ def test_an_average_of_the_whole_takes_weights_beside_the_components_along():
         nn.init.ones_(mean.shift)
         return mean
 
-    (level,) = gt.imp(Shifted, train_, steps=1, rounds=0)
-    assert torch.equal(level.judged.shift, torch.ones(3))
-    assert torch.equal(level.model.shift, torch.zeros(3))
+    class Other(Shifted):
+        """The same weights, in a class of its own."""
+
+    def train_other(model, masks, start, end):
+        mean = Other()
+        nn.init.ones_(mean.shift)
+        return mean
+
+    for returning in (train_, train_other):
+        (level,) = gt.imp(Shifted, returning, steps=1, rounds=0)
+        assert type(level.judged) is Shifted
+        assert torch.equal(level.judged.shift, torch.ones(3))
+        assert torch.equal(level.model.shift, torch.zeros(3))
 
 
 def test_controls_have_averages_too(make):

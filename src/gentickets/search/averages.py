@@ -97,7 +97,9 @@ def _of_what_it_fits(given: Any, model: nn.Module) -> tuple[str, nn.Module]:
 def _average_of(given: Any, net: nn.Module) -> nn.Module | None:
     """A copy of `net` with the averaged tensors in it; None where what is given is no average of it."""
     if isinstance(given, nn.Module):
-        return clone(unwrap(given)) if _alike(given, net) else None
+        if type(unwrap(given)) is type(unwrap(net)):
+            return clone(unwrap(given)) if _alike(given, net) else None
+        return _with_tensors(net, named_state(given), all_of_them=True)
     if isinstance(given, Shadows):
         try:
             shadows = named_weights(as_copy(given, net)[0])
@@ -144,8 +146,8 @@ def _ids(net: nn.Module) -> set[int]:
 
 def _is_dict_of_nets(given: nn.Module, model: nn.Module) -> bool:
     """Whether a module is not one network, but holds those of components."""
-    children = [name for name, _ in unwrap(given).named_children()]
-    return bool(children) and set(children) <= set(components_of(model))
+    children, own = components_of(given), list(unwrap(given).parameters(recurse=False))
+    return bool(children) and set(children) <= set(components_of(model)) and not own
 
 
 def _is_state(given: Mapping[Any, Any], model: nn.Module) -> bool:
