@@ -118,8 +118,11 @@ def test_what_is_not_one_run_is_refused_in_a_line(copies, tmp_path):
     refused(copies, into, "different code")
     changed(second, **origin)
     recipe = disk.read_run_recipe(second).dump()
-    (second / "recipe.yaml").write_text(json.dumps({**recipe, "training": {**recipe["training"], "lr": 0.5}}))
-    refused(copies, into, "training.lr", str(first), str(second))
+    other = {**recipe, "training": {**recipe["training"], "lr": 0.5}}
+    (second / "recipe.yaml").write_text(json.dumps(other))
+    refused(copies, into, "changed since the run began", "training.lr", str(second))
+    changed(second, asked=other)
+    refused(copies, into, "differ in training.lr", str(first), str(second))
 
 
 def test_a_run_that_is_worked_on_is_refused_and_one_with_nothing_complete(copies, tmp_path):

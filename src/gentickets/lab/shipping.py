@@ -105,13 +105,14 @@ def _check_complete(place: Path) -> None:
 
 def _recipe_of(run: Path, allow_code: bool) -> tuple[Recipe, tuple[int, int, int]]:
     """The recipe of a run's folder, and (channels, height, width) of its images."""
-    origin = disk.read_origin(run)
     if (run / "recipe.yaml").exists():
+        recipe, origin = disk.read_begun(run, allow_code)
         try:
             channels, height, width = origin["data"]["shape"]
         except (LookupError, TypeError, ValueError):
             raise RecipeError(f"{run / 'origin.json'} does not say the shape of the images") from None
-        return _as_it_was(disk.read_run_recipe(run, allow_code), run, origin), (channels, height, width)
+        return _as_it_was(recipe, run, origin), (channels, height, width)
+    origin = disk.read_origin(run)
     if not isinstance(origin.get("asked"), dict):
         raise RecipeError(f"{run / 'origin.json'} does not say what was asked")
     recipe = kept_recipe(origin["asked"], str(run / "origin.json"), allow_code)  # of `gentickets train`

@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from gentickets.errors import RecipeError
 from gentickets.files import read_file
+from gentickets.lab.recipe.begun import check_unchanged
 from gentickets.lab.recipe.plain_yaml import read_yaml
 from gentickets.options import Control
 from gentickets.sealed import Damaged, check_json, unsealed_json
@@ -259,6 +260,8 @@ def read_run(folder: Path | str) -> Run:
     for path, content in ((recipe_path, recipe), (origin_path, origin)):
         if not isinstance(content, dict):
             raise RecipeError(f"{path}: holds no mapping at its top level")
+    if isinstance(origin.get("asked"), dict):  # as in every run's; not in what is there to be read alone
+        check_unchanged(recipe_path, recipe, origin)
     name = str(recipe.get("name") or folder.resolve().name)
     return Run(folder, name, recipe, origin, levels, frozenset(_read_left_out(folder)))
 
@@ -293,9 +296,14 @@ def _read_level(folder: Path, seed: int, level: int, arm: str) -> LevelResult:
         raise RecipeError(f"{path}: says {found}, which is not where it lies")
     if result.status == "complete" and result.primary not in result.metrics:
         raise RecipeError(f"{path}: a complete level without its primary metric {result.primary!r}")
-    timing_path = folder / "timing.json"
-    timing = parse(timing_path, Timing) if timing_path.is_file() else None
-    return replace(result, folder=folder, timing=timing)
+    return replace(result, folder=folder, timing=read_timing(folder))
+
+
+def read_timing(folder: Path) -> Timing | None:
+    """A level's timing.json; None where there is none. Raises `RecipeError` where it does not say what it must."""
+    path = folder / "timing.json"
+    timing: Timing | None = parse(path, Timing) if path.is_file() else None
+    return timing
 
 
 def _check_agreement(levels: list[LevelResult]) -> None:

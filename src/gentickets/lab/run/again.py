@@ -28,11 +28,10 @@ def evaluate_again(folder: Path, changes: Mapping[str, Any], tell: Tell, allow_c
     All is measured before anything is written: where it ends early the run is as it was. Raises `RecipeError` for a
     folder that is no run, or where the data are not those that the run was trained and judged on.
     """
-    recipe = disk.read_run_recipe(folder)
+    recipe, origin = disk.read_begun(folder)
     raw = recipe.dump()
     raw["evaluation"] |= changes
     recipe = parsed(raw, str(folder), allow_code)
-    origin = disk.read_run_origin(folder)
     recipe.check()
     disk.check_same_code(folder, origin, recipe)
     with disk.one_line_errors(folder), disk.locked(folder), Claims(folder).alone() as claim:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gentickets.cores import peak_memory
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab.judging import Judge
+from gentickets.lab.results.reading import read_timing
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run import publishing
 from gentickets.lab.run.trainer import Outcome, Price
@@ -152,10 +153,9 @@ def write_untrained(
 
 def read_price(folder: Path, which: str) -> Price:
     """What finding or training (`which`: "find", "train") a complete level took; nothing where it does not say."""
-    seconds = disk.read_json(folder / "timing.json") if (folder / "timing.json").exists() else {}
-    flops = disk.read_metrics(folder)["cost"] or {}
+    seconds, flops = read_timing(folder), disk.read_metrics(folder)["cost"] or {}
     return Price(
-        seconds.get(f"{which}_seconds") or 0.0,
+        getattr(seconds, f"{which}_seconds", None) or 0.0,
         flops.get(f"{which}_flops") or 0.0,
         flops.get(f"{which}_live_flops") or 0.0,
     )

@@ -59,7 +59,7 @@ def merge(runs: Sequence[Path], into: Path) -> list[str]:
 
 
 def _read(folder: Path) -> _Source:
-    recipe, origin = disk.read_run_recipe(folder), disk.read_run_origin(folder)
+    recipe, origin = disk.read_begun(folder)
     check_at_rest(folder)
     seeds = [seed for seed in disk.seeds_in(folder) if _has_levels(folder / f"seed-{seed}")]
     if not seeds:

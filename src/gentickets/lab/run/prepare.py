@@ -19,6 +19,7 @@ from gentickets.cores import cores, held_memory
 from gentickets.data import ImageSet, line
 from gentickets.lab.judging import Judge
 from gentickets.lab.recipe import Recipe, parsed
+from gentickets.lab.recipe.begun import fitted_keys
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run import publishing
 from gentickets.lab.run.checks import check_buildable, check_room_of_a_step
@@ -90,7 +91,7 @@ def prepared(
         if disk_bytes is not None:
             recipe, plan = fit_disk(recipe, plan, disk_bytes, workers)
         plan.check_possible(folder)
-        origin = _origin(asked, command, train, held_out, judge, threads, workers, gave_up)
+        origin = _origin(asked, recipe, command, train, held_out, judge, threads, workers, gave_up)
         if not dry:
             claims = Claims(folder)
             with claims.alone() if fresh else nullcontext():
@@ -134,8 +135,7 @@ def _gone_on_with(
 def joined(folder: Path, allow_code: bool = False) -> Prepared:
     """A run that is there, to be worked on as it was asked, by its own recipe. Raises `RecipeError` as `prepared`
     does."""
-    # Read in this order: of a run that is begun anew in between, the recipe is never taken for the one before.
-    origin, recipe = disk.read_run_origin(folder), disk.read_run_recipe(folder, allow_code)
+    recipe, origin = disk.read_begun(folder, allow_code)
     recipe.check()
     disk.check_same_code(folder, origin, recipe)
     train, held_out = load_data(recipe.data)
@@ -180,6 +180,7 @@ def _grown(recipe: Recipe, asked: Recipe, fitted: bool) -> Recipe:
 
 def _origin(
     asked: Recipe,
+    recipe: Recipe,
     command: str,
     train: ImageSet,
     held_out: ImageSet,
@@ -208,6 +209,7 @@ def _origin(
         "threads": threads,
         "workers": workers,
         "gave_up": list(gave_up),
+        **({"fitted": fitted_keys(recipe)} if gave_up else {}),
         "code": asked.code(),
     }
 

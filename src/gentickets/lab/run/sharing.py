@@ -126,8 +126,8 @@ class Donors:
     def _asked(self, donor: Path, whole: bool, same: Callable[[Recipe], bool]) -> bool:
         """What two recipes say of each other, read once."""
         if (donor, whole) not in self._gives:
-            fits = _on_same_ground(self.ready, donor) and same(disk.read_run_recipe(donor))
-            self._gives[donor, whole] = fits
+            theirs = _on_same_ground(self.ready, donor)
+            self._gives[donor, whole] = theirs is not None and same(theirs)
         return self._gives[donor, whole]
 
 
@@ -167,14 +167,15 @@ def _called(ready: Prepared, donor: Path) -> str:
 # -- a whole chain ----------------------------------------------------------------------------------------------
 
 
-def _on_same_ground(ready: Prepared, donor: Path) -> bool:
-    """Whether equal recipes would give equal bits: on the same images, with the same code, torch and threads."""
+def _on_same_ground(ready: Prepared, donor: Path) -> Recipe | None:
+    """The recipe of a run by which equal keys would give equal bits: on the same images, with the same code, torch and
+    threads; None of any other, and of a folder that is none that could be gone on with."""
     try:
-        mine, theirs = disk.read_run_origin(ready.folder), disk.read_run_origin(donor)
-        disk.read_run_recipe(donor)
+        mine, (recipe, theirs) = disk.read_run_origin(ready.folder), disk.read_begun(donor)
     except GenticketsError:
-        return False
-    return bool(mine["threads"] == theirs["threads"]) and disk.ground_of(mine) == disk.ground_of(theirs)
+        return None
+    same = mine["threads"] == theirs["threads"] and disk.ground_of(mine) == disk.ground_of(theirs)
+    return recipe if same else None
 
 
 def _chain_keys(recipe: Recipe) -> dict[str, Any]:

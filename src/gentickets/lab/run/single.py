@@ -12,6 +12,7 @@ import torch
 from gentickets.data import line
 from gentickets.errors import RecipeError, TicketError
 from gentickets.lab.recipe import Recipe
+from gentickets.lab.recipe.begun import read_alike
 from gentickets.lab.recipe.file import differing_keys
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.checks import check_buildable
@@ -78,7 +79,7 @@ def _check_same(folder: Path, there: Mapping[str, Any], now: Mapping[str, Any]) 
         or threads < 1
     ):
         raise RecipeError(f"{folder} holds what `gentickets train` did not make: take another --name")
-    if differing := differing_keys(*disk.read_alike(folder, asked, now["asked"])):
+    if differing := differing_keys(*read_alike(folder, asked, now["asked"])):
         raise RecipeError(f"{folder} was made by another recipe: {'; '.join(differing)}; take another --name")
     if (kept := there.get("ticket")) != now["ticket"]:
         came = "without a ticket" if kept is None else "from another ticket" if now["ticket"] else "from a ticket"
