@@ -140,8 +140,7 @@ def test_links_in_a_strangers_run_are_not_followed(copies, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "secret").write_text("mine")
     level = copies[1] / "seed-3" / "level-01"
-    (level / "curve.jsonl").unlink()
-    (level / "curve.jsonl").symlink_to(secret)
+    (level / "secret.jsonl").symlink_to(secret)
     (level / "folder").symlink_to(tmp_path / "folder")
     (copies[1] / "seed-3" / "level-07").symlink_to(tmp_path / "folder")
     (copies[1] / "seed-3" / "rewind.json").unlink()
@@ -151,6 +150,9 @@ def test_links_in_a_strangers_run_are_not_followed(copies, tmp_path):
     held = [path for path in (tmp_path / "merged").rglob("*") if path.is_file()]
     assert not [path for path in held if path.is_symlink() or path.read_bytes() == b"mine"]
     assert not (tmp_path / "merged" / "seed-5").exists()
+    (level / "curve.jsonl").unlink()
+    (level / "curve.jsonl").symlink_to(secret)
+    refused(copies, tmp_path / "again", "curve.jsonl is not as it was written")
 
 
 def test_what_is_half_made_is_left_behind_and_told(copies, tmp_path):

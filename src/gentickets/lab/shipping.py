@@ -26,7 +26,7 @@ from gentickets.lab.results.words import count, percent
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run import publishing
 from gentickets.lab.run.keeping import trained_weights
-from gentickets.lab.run.level import with_stored_averages
+from gentickets.lab.run.level import ALONE, TICKET, check_level, with_stored_averages
 from gentickets.lab.run.stage import load_data
 from gentickets.masks.examples import Example
 from gentickets.masks.names import check_components
@@ -68,9 +68,10 @@ def of_level(place: Path, allow_code: bool = False) -> Shipment:
     metrics = disk.read_metrics(place)
     if metrics["status"] != "complete":
         raise GenticketsError(f"{place} is {metrics['status']} ({metrics['reason']}): it has no weights to hand out")
+    check_level(place)
     recipe, (channels, size, _) = _recipe_of(place.resolve().parents[1], allow_code)
-    ticket = Ticket.load(place / "ticket.safetensors")
-    as_trained = metrics["level"] > 0 and place.resolve().name != "trained"
+    ticket = Ticket.load(place / TICKET)
+    as_trained = metrics["level"] > 0 and place.resolve().name != ALONE
     if as_trained and not (method := recipe.build_method()).trains:
         parts = ", ".join(method.sources(metrics["arm"]))
         raise GenticketsError(f"{place} was put together, not trained: hand out the same level of each of {parts}")
@@ -84,6 +85,7 @@ def of_level(place: Path, allow_code: bool = False) -> Shipment:
 def of_ticket(file: Path, recipe_file: Path, overrides: Iterable[str] = (), allow_code: bool = False) -> Shipment:
     """A ticket's masks and rewind weights, in the model of a recipe. Raises `TicketError` where they do not fit."""
     recipe = read_recipe(recipe_file, overrides, allow_code=allow_code)
+    publishing.check_listed(file)
     ticket = Ticket.load(file)
     if not ticket.weights:
         raise TicketError(f"{file} holds masks without weights: there is no network to hand out")

@@ -132,7 +132,7 @@ class Evaluations:
 class LevelResult:
     """One level folder: the ticket, or a control, of one seed. `metrics` may be empty where it failed.
 
-    `sparse_layers`: those that were trained on their live weights alone.
+    `sparse_layers`: those that were trained on their live weights alone. `digests`: of the files that were measured.
     """
 
     seed: int
@@ -150,6 +150,7 @@ class LevelResult:
     layers: dict[str, Layer] = field(default_factory=dict)
     metrics: dict[str, Metric] = field(default_factory=dict)
     sparse_layers: list[str] = field(default_factory=list)
+    digests: dict[str, str] = field(default_factory=dict)
     cost: Cost | None = None
     validation: Evaluations | None = None
     timing: Timing | None = None

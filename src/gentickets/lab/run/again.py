@@ -13,10 +13,10 @@ from gentickets.lab.recipe import parsed
 from gentickets.lab.results.reading import read_run
 from gentickets.lab.results.tables import write_csv
 from gentickets.lab.run import folder as disk
-from gentickets.lab.run import publishing
 from gentickets.lab.run.claims import Claims
 from gentickets.lab.run.keeping import check_all_kept
 from gentickets.lab.run.level import measure_level, metrics_json
+from gentickets.lab.run.pieces import pieces_in
 from gentickets.lab.run.seed import SeedRun
 from gentickets.lab.run.stage import check_same_data, load_data, make_judge
 from gentickets.lab.run.trainer import Event, Tell
@@ -40,16 +40,16 @@ def evaluate_again(folder: Path, changes: Mapping[str, Any], tell: Tell, allow_c
         train, held_out = load_data(recipe.data)
         check_same_data(folder, origin, train, held_out)
         judge = make_judge(recipe, train, held_out)
-        levels = [(level.seed, level.level, level.arm) for level in read_run(folder).levels]
+        read_run(folder)  # what does not go together is said before anything is measured
         found: dict[Path, dict[str, Any]] = {}
-        for done, (seed, index, arm) in enumerate(levels, start=1):
-            seed_run = SeedRun(recipe, folder, seed, train, judge)
-            place = seed_run.folder / publishing.level_name(index, arm)
+        for done, piece in enumerate(pieces := pieces_in(folder), start=1):
+            place = folder / piece.name
             metrics = disk.read_metrics(place)
             if metrics["status"] == "complete":
-                measured = measure_level(place, seed_run.load_level(index, arm).model, judge)
+                level = SeedRun(recipe, folder, piece.seed, train, judge).load_level(piece.level, piece.arm)
+                measured = measure_level(place, level.model, judge)
                 found[place] = {**metrics, "metrics": metrics_json(measured), "primary": judge.primary}
-            tell(Event(seed, place.name, done, len(levels)))
+            tell(Event(piece.seed, place.name, done, len(pieces)))
         if claim.look():
             raise GenticketsError(f"{folder} was worked on meanwhile, as this was stopped for long: run it again")
         for place, metrics in found.items():

@@ -16,6 +16,8 @@ from gentickets.lab.recipe import Recipe, parsed
 from gentickets.lab.recipe.file import differing_keys
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.claims import check_at_rest
+from gentickets.lab.run.level import check_whole_level
+from gentickets.lab.run.pieces import pieces_in
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,12 @@ def merge(runs: Sequence[Path], into: Path) -> list[str]:
 def _read(folder: Path) -> _Source:
     recipe, origin = disk.read_begun(folder)
     check_at_rest(folder)
-    seeds = [seed for seed in disk.seeds_in(folder) if _has_levels(folder / f"seed-{seed}")]
-    if not seeds:
+    pieces = pieces_in(folder)
+    if not pieces:
         raise RecipeError(f"{folder}: no level is complete yet")
-    return _Source(folder, recipe, origin, tuple(seeds))
-
-
-def _has_levels(seed_folder: Path) -> bool:
-    return not seed_folder.is_symlink() and any(seed_folder.glob("level-*"))
+    for piece in pieces:
+        check_whole_level(folder / piece.name)
+    return _Source(folder, recipe, origin, tuple(sorted({piece.seed for piece in pieces})))
 
 
 def _check_alike(first: _Source, other: _Source) -> None:

@@ -145,6 +145,17 @@ def joined(folder: Path, allow_code: bool = False) -> Prepared:
     return Prepared(folder, recipe, origin["threads"], 1, None, gave_up, line(train.told), origin.get("id"))
 
 
+def mended(ready: Prepared) -> Prepared:
+    """The run, of which what is damaged was dropped, aloud, to be made again.
+
+    That is for whoever makes all of it: who makes one piece comes upon what is damaged of what that rests on.
+    """
+    with disk.one_line_errors(ready.folder), disk.locked(ready.folder, wait=True):
+        for seed in ready.recipe.seeds:
+            drop_damaged(ready.folder / f"seed-{seed}", ready.recipe)
+    return ready
+
+
 def _tell_of_another_machine(folder: Path, origin: Mapping[str, Any]) -> None:
     """Processors of two kinds add in other orders: equal recipes then differ in last bits, and what is grown of
     them."""

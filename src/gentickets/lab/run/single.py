@@ -15,6 +15,7 @@ from gentickets.lab.recipe import Recipe
 from gentickets.lab.recipe.begun import read_alike
 from gentickets.lab.recipe.file import differing_keys
 from gentickets.lab.run import folder as disk
+from gentickets.lab.run import publishing
 from gentickets.lab.run.checks import check_buildable
 from gentickets.lab.run.processes import interrupt, stopping
 from gentickets.lab.run.seed import SeedRun
@@ -92,6 +93,7 @@ def _check_same(folder: Path, there: Mapping[str, Any], now: Mapping[str, Any]) 
 
 def _of_a_level(file: Path) -> Ticket:
     """The ticket in a file. Raises `TicketError` where it says of its level what is none, before it is trained."""
+    publishing.check_listed(file)
     ticket = Ticket.load(file)
     level = ticket.origin.get("level", 0)
     if not isinstance(level, int) or isinstance(level, bool) or not 0 <= level <= _DEEPEST:
@@ -113,6 +115,7 @@ def transferred(
     """
     if not components:
         raise RecipeError("no component to carry: name them as from=to, such as decoder=generator")
+    publishing.check_listed(ticket_file)
     train, _ = load_data(recipe.data)
     check_buildable(recipe, train)
     return Ticket.load(ticket_file).transfer(build_model(recipe, train, seed), components, with_weights, exclude)
