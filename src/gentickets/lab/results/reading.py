@@ -17,6 +17,7 @@ from gentickets.errors import RecipeError
 from gentickets.files import read_file
 from gentickets.lab.recipe.begun import check_unchanged
 from gentickets.lab.recipe.plain_yaml import read_yaml
+from gentickets.lab.replacing import check_settled
 from gentickets.options import Control
 from gentickets.sealed import Damaged, check_json, unsealed_json
 
@@ -244,14 +245,15 @@ class Run:
 def read_run(folder: Path | str) -> Run:
     """The run in `folder`; levels that are not complete are left out.
 
-    Raises `RecipeError` for a folder that is no run, that has no complete level, or that has a file which
-    does not say what it must; the message names that file.
+    Raises `RecipeError` for a folder that is no run, that has no complete level, that is being judged anew, or that has
+    a file which does not say what it must; the message names that file.
     """
     folder = Path(folder)
     recipe_path = folder / "recipe.yaml"
     if not recipe_path.is_file():
         raise RecipeError(f"{folder}: no run (there is no recipe.yaml in it)")
     recipe = read_yaml(_read(recipe_path), str(recipe_path))
+    check_settled(folder)
     levels = sorted(_read_levels(folder), key=lambda r: (r.seed, r.level, ARMS.index(r.arm)))
     if not levels:
         raise RecipeError(f"{folder}: no level is complete yet")
@@ -308,8 +310,9 @@ def read_timing(folder: Path) -> Timing | None:
 
 
 def _check_agreement(levels: list[LevelResult]) -> None:
-    """Raises `RecipeError` where levels would be compared by different metrics, or in opposite directions."""
-    direction: dict[str, bool] = {}
+    """Raises `RecipeError` where levels would be compared by different metrics, in opposite directions, or by the means
+    of fewer networks than others: an `evaluate` of older versions could be stopped between two levels."""
+    direction, networks = dict[str, bool](), dict[str, int]()
     for result in levels:
         path = result.folder / "metrics.json"
         if result.primary != levels[0].primary:
@@ -317,6 +320,12 @@ def _check_agreement(levels: list[LevelResult]) -> None:
         for key, metric in result.metrics.items():
             if direction.setdefault(key, metric.lower_is_better) != metric.lower_is_better:
                 raise RecipeError(f"{path}: lower_is_better of {key!r} is not that of the other levels")
+            count = len(metric.by_network or ())
+            if count and networks.setdefault(key, count) != count:  # older levels do not say it
+                raise RecipeError(
+                    f"{path}: {key!r} is the mean of {count} networks, and of {networks[key]} in other levels: run "
+                    f"`gentickets evaluate` again"
+                )
 
 
 @cache

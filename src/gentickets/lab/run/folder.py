@@ -41,6 +41,7 @@ from gentickets.lab.recipe import Recipe
 from gentickets.lab.recipe.begun import check_goes_on, check_unchanged
 from gentickets.lab.recipe.file import kept_recipe
 from gentickets.lab.recipe.plain_yaml import read_yaml, write_yaml
+from gentickets.lab.replacing import RECORD, check_settled, finish
 from gentickets.lab.results.reading import LevelResult, parse
 from gentickets.lab.run.claims import FOLDER as CLAIMS
 from gentickets.sealed import Damaged, sealed_json, tensor_pieces, unsealed_json, unsealed_tensors
@@ -165,6 +166,13 @@ def _open_lock(path: Path) -> int:
     return handle
 
 
+def settle(folder: Path) -> None:
+    """Ends the judging anew in whose writing another command was stopped."""
+    if (folder / RECORD).exists():
+        with one_line_errors(folder), locked(folder, wait=True):
+            finish(folder)
+
+
 def opened(folder: Path, asked: Recipe) -> tuple[Recipe, dict[str, Any]] | None:
     """The recipe and origin of a run that is there already and that `asked` may go on with; None for a new run.
 
@@ -250,7 +258,18 @@ def seeds_in(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in named if match is not None)
 
 
-_OURS = ("recipe.yaml", "origin.json", "results.csv", "timings.csv", "report.html", "figures", LOCK, CLAIMS, EXECUTOR)
+_OURS = (
+    "recipe.yaml",
+    "origin.json",
+    "results.csv",
+    "timings.csv",
+    "report.html",
+    "figures",
+    LOCK,
+    CLAIMS,
+    EXECUTOR,
+    RECORD,
+)
 
 
 def _is_ours(entry: Path) -> bool:
@@ -273,8 +292,10 @@ def remove_run(folder: Path) -> None:
 def read_begun(folder: Path, allow_code: bool = False) -> tuple[Recipe, dict[str, Any]]:
     """The resolved recipe of a run and its origin; code that it names may be built with `allow_code` alone.
 
-    Raises `RecipeError` where the folder is no run, and where its recipe.yaml was changed since the run began.
+    Raises `RecipeError` where the folder is no run, where its recipe.yaml was changed since the run began, and while it
+    is judged anew.
     """
+    check_settled(folder)
     # Read in this order: of a run that is begun anew in between, the recipe is never taken for the one before.
     origin, path = read_run_origin(folder), folder / "recipe.yaml"
     try:

@@ -20,6 +20,7 @@ from gentickets.data import ImageSet, line
 from gentickets.lab.judging import Judge
 from gentickets.lab.recipe import Recipe, parsed
 from gentickets.lab.recipe.begun import fitted_keys
+from gentickets.lab.replacing import finish
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run import publishing
 from gentickets.lab.run.checks import check_buildable, check_room_of_a_step
@@ -74,6 +75,8 @@ def prepared(
     """
     # One command at a time, and the others wait: they are to find the same plan, and the same number of threads.
     with disk.one_line_errors(folder), disk.locked(folder, wait=True):
+        if not fresh and not dry:
+            finish(folder)
         there = None if fresh else disk.opened(folder, asked)
         if fresh and not dry:
             check_at_rest(folder)
@@ -135,6 +138,7 @@ def _gone_on_with(
 def joined(folder: Path, allow_code: bool = False) -> Prepared:
     """A run that is there, to be worked on as it was asked, by its own recipe. Raises `RecipeError` as `prepared`
     does."""
+    disk.settle(folder)
     recipe, origin = disk.read_begun(folder, allow_code)
     recipe.check()
     disk.check_same_code(folder, origin, recipe)
