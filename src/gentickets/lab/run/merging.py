@@ -17,7 +17,7 @@ from gentickets.lab.recipe.file import differing_keys
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.claims import check_at_rest
 from gentickets.lab.run.level import check_whole_level
-from gentickets.lab.run.pieces import pieces_in
+from gentickets.lab.run.pieces import is_mark, pieces_in
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def merge(runs: Sequence[Path], into: Path) -> list[str]:
 
     Files are linked where they can be, and the runs stay as they are. The new one can be gone on with. Raises
     `RecipeError` where two runs differ in more than name, title and seeds, have a seed in common, were made of other
-    data, by other code or versions, or where `into` is there already.
+    data, by other code or versions, or where `into` is there already, or is no name of a run.
     """
     if len(runs) < 2:
         raise RecipeError("merge takes two run folders or more")
@@ -43,20 +43,23 @@ def merge(runs: Sequence[Path], into: Path) -> list[str]:
     for other in sources[1:]:
         _check_alike(sources[0], other)
     _check_seeds(sources)
+    seeds = [seed for source in sources for seed in source.seeds]
+    recipe = parsed({**sources[0].recipe.dump(), "name": into.name, "seeds": seeds}, f"--out {into}")
+    asked = {**sources[0].origin["asked"], "name": into.name, "seeds": seeds}
+    merged = [source.folder.name for source in sources]
+    origin = {**sources[0].origin, "id": disk.new_id(), "asked": asked, "merged": merged}
     beside = into.with_name(f".{into.name}.partial")
     with disk.one_line_errors(into):
         shutil.rmtree(beside, ignore_errors=True)
-        for source in sources:
-            for seed in source.seeds:
-                _take(source.folder / f"seed-{seed}", beside / f"seed-{seed}")
-        seeds = [seed for source in sources for seed in source.seeds]
-        recipe = parsed({**sources[0].recipe.dump(), "name": into.name, "seeds": seeds}, str(into))
-        asked = {**sources[0].origin["asked"], "name": into.name, "seeds": seeds}
-        disk.write_recipe(beside, recipe)
-        merged = [source.folder.name for source in sources]
-        facts = {"id": disk.new_id(), "asked": asked, "merged": merged}
-        disk.write_json(beside / "origin.json", {**sources[0].origin, **facts})
-        beside.rename(into)
+        try:
+            for source in sources:
+                for seed in source.seeds:
+                    _take(source.folder / f"seed-{seed}", beside / f"seed-{seed}")
+            disk.write_recipe(beside, recipe)
+            disk.write_json(beside / "origin.json", origin)
+            beside.rename(into)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
     return _words(sources, into)
 
 
@@ -99,11 +102,13 @@ def _check_seeds(sources: Sequence[_Source]) -> None:
 
 
 def _take(source: Path, target: Path) -> None:
-    """Links the complete levels of a seed, and its rewind point. What is no file or folder of a run's own, such as a
-    link in a stranger's, is left."""
+    """Links the complete levels of a seed, its rewind point, and the marks of controls that its levels cannot have.
+
+    What is no file or folder of a run's own, such as a link in a stranger's, is left.
+    """
     target.mkdir(parents=True)
     for entry in sorted(source.iterdir()):
-        if entry.is_symlink() or entry.name.startswith("."):
+        if entry.is_symlink() or (entry.name.startswith(".") and not is_mark(entry.name)):
             continue
         if entry.is_dir():
             (target / entry.name).mkdir()

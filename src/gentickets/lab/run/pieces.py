@@ -67,6 +67,11 @@ def pieces_in(folder: Path) -> list[Piece]:
     return sorted(piece for piece in found if piece is not None)
 
 
+def is_mark(name: str) -> bool:
+    """Whether a file in a seed's folder says by its name that a level cannot have a control."""
+    return re.fullmatch(r"\.level-\d{2,5}-\w+\.none", name) is not None
+
+
 def controls_of(recipe: Recipe, seed: int, levels: Sequence[int]) -> list[Piece]:
     """The controls that a recipe wants at these levels of a seed."""
     return [Piece(seed, level, arm) for level in levels for arm in recipe.controls.arms]
