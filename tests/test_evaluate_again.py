@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gentickets.errors import RecipeError
+from gentickets.errors import DataError, RecipeError
 from gentickets.files import replace_file
 from gentickets.lab import replacing
 from gentickets.lab.recipe import make_recipe
@@ -80,6 +80,66 @@ def test_an_interrupted_evaluation_leaves_the_run_as_it_was(run, monkeypatch):
     assert json.loads((folder / "origin.json").read_text())["asked"]["evaluation"]["samples"] == 24
 
 
+def asked_of(folder, **places):
+    raw = disk.read_run_recipe(folder).dump()
+    raw["name"] = places.pop("name", raw["name"])
+    return make_recipe({**raw, "data": {**raw["data"], **places}})
+
+
+def measured(folder):
+    return {str(path.relative_to(folder)): raw for path, raw in contents(folder).items() if path.parent != folder}
+
+
+def test_images_that_were_moved_are_the_same_images(run, tmp_path, monkeypatch):
+    folder, images = run
+    before = measured(folder)
+    images.rename(tmp_path / "elsewhere")
+    for command in (
+        lambda: evaluate_again(folder, {}, lambda event: None),
+        lambda: joined(folder),
+        lambda: prepared(asked_of(folder), folder),
+    ):
+        with pytest.raises(DataError, match=rf"does not exist.*find {folder}/recipe.yaml .*name=run data.source=…"):
+            command()
+    asked = asked_of(folder, source=str(tmp_path / "elsewhere"))
+    for moment in range(3):  # the record, the recipe, the origin
+        copy = shutil.copytree(folder, tmp_path / str(moment))
+        with monkeypatch.context() as patch:
+            patch.setattr(replacing, "replace_file", stopped_at(moment))
+            with pytest.raises(KeyboardInterrupt), pytest.warns(UserWarning, match=r"the same images.*data\.source"):
+                prepared(asked, copy)
+        run_all([prepared(asked, copy)], lambda event: None)
+        assert measured(copy) == before
+        assert disk.read_run_recipe(copy).data.source == asked.data.source
+        assert disk.read_origin(copy)["asked"]["data"]["source"] == asked.data.source
+    evaluate_again(copy, {}, lambda event: None)
+    assert measured(copy) == before
+
+
+def test_other_images_elsewhere_are_another_recipe(run, tmp_path):
+    folder, _ = run
+    pictures(tmp_path / "other", 1)
+    before = contents(folder)
+    with pytest.raises(RecipeError, match=r"made by another recipe: data\.source .*take name=…"):
+        prepared(asked_of(folder, source=str(tmp_path / "other")), folder)
+    origin = disk.read_origin(folder)
+    assert contents(folder) == before
+    del origin["data"]["test_fingerprint"]  # then nothing says that what is held out is the same
+    disk.write_json(folder / "origin.json", origin)
+    shutil.copytree(tmp_path / "images", tmp_path / "same")
+    with pytest.raises(RecipeError, match=r"made by another recipe: data\.source"):
+        prepared(asked_of(folder, source=str(tmp_path / "same")), folder)
+
+
+def test_a_run_whose_folder_was_renamed_goes_on_by_its_new_name(run, tmp_path):
+    folder, _ = run
+    copy = shutil.copytree(folder, tmp_path / "z")
+    with pytest.warns(UserWarning, match=r"gone on with: name \('x' there, 'z' here\)"):
+        run_all([prepared(asked_of(folder, name="z"), copy)], lambda event: None)
+    assert measured(copy) == measured(folder)
+    assert disk.read_run_recipe(copy).name == "z"
+
+
 def test_levels_that_an_older_version_left_judged_by_unlike_networks_are_refused_until_they_are_judged_again(run):
     folder, _ = run
     for index, values in enumerate(([1.0, 2.0], [1.0, 2.0, 3.0])):
@@ -147,7 +207,7 @@ def test_a_stop_at_any_moment_of_the_writing_leaves_the_old_or_the_new(run, tmp_
             continue
         for read in (read_run, disk.read_run_recipe):
             with pytest.raises(
-                RecipeError, match=r"being judged anew, or that was stopped .* `gentickets work"
+                RecipeError, match=r"being judged anew or moved, or that was stopped .* `gentickets work"
             ) as said:
                 read(copy)
             assert "\n" not in str(said.value)

@@ -127,6 +127,19 @@ def test_what_is_not_one_run_is_refused_in_a_line(copies, tmp_path):
     refused(copies, into, "differ in training.lr", str(first), str(second))
 
 
+def test_images_that_lie_apart_are_the_same_where_both_splits_say_so(copies, tmp_path):
+    recipe = disk.read_run_recipe(copies[1]).dump()
+    moved = make_recipe({**recipe, "data": {**recipe["data"], "source": "elsewhere.npz"}})
+    disk.write_recipe(copies[1], moved)
+    changed(copies[1], asked=moved.dump())
+    merge(copies, tmp_path / "merged")
+    assert disk.read_run_recipe(tmp_path / "merged").data.source == "digits"
+    for run in copies:  # as the oldest are
+        data = disk.read_origin(run)["data"]
+        changed(run, data={key: data[key] for key in data if key != "test_fingerprint"})
+    refused(copies, tmp_path / "again", "differ in data.source")
+
+
 def test_a_run_that_is_worked_on_is_refused_and_one_with_nothing_complete(copies, tmp_path):
     claims = Claims(copies[1])
     held = claims.take("seed-3/level-02")

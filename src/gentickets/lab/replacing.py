@@ -26,7 +26,7 @@ _MOST_BYTES = 2**28
 
 
 def replace_together(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Replaces text files of a run's folder, by their place in it; `results.csv`, which rests on them, goes.
+    """Replaces text files of a run's folder, by their place in it; `results.csv` goes where it rests on them.
 
     Under the folder's lock. Wherever this ends, all are as they were, or `finish` makes all of them new.
     """
@@ -39,11 +39,13 @@ def finish(folder: Path) -> None:
     is none."""
     if not (folder / RECORD).exists():
         return
-    for name, content in _recorded(folder / RECORD).items():
+    files = _recorded(folder / RECORD)
+    for name, content in files.items():
         if (folder / name).parent.is_dir():  # else the level was dropped since
             replace_file(folder / name, content.encode())
-    with suppress(OSError):
-        (folder / "results.csv").unlink()
+    if any(name.endswith("metrics.json") for name in files):
+        with suppress(OSError):
+            (folder / "results.csv").unlink()
     (folder / RECORD).unlink()
 
 
@@ -51,8 +53,8 @@ def check_settled(folder: Path) -> None:
     """Raises `RecipeError` where a replacing was begun and has not ended."""
     if (folder / RECORD).exists():
         raise RecipeError(
-            f"{folder} is being judged anew, or that was stopped while it was written: wait for it, or end it with "
-            f"`gentickets work {folder}`"
+            f"{folder} is being judged anew or moved, or that was stopped while it was written: wait for it, or end it "
+            f"with `gentickets work {folder}`"
         )
 
 

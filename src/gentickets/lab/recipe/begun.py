@@ -22,6 +22,9 @@ _MAY_GROW = (
     "evaluation.margin",
 )
 
+PLACES = ("name", "data.source", "data.test")
+"""Keys that say where something lies, and nothing of what it is: a folder may be renamed, and images moved."""
+
 # What `--time` may have made smaller than was asked.
 _FITTED = ("training.steps", "search.rewind_step")
 
@@ -47,12 +50,23 @@ def check_unchanged(path: Path, raw: dict[str, Any], origin: Mapping[str, Any]) 
         )
 
 
-def check_goes_on(folder: Path, asked: Recipe, origin: Mapping[str, Any]) -> None:
-    """Raises `RecipeError`, which says the keys, where a run is not to be gone on with as it is asked now."""
-    if differing := _differing(folder, origin["asked"], asked.dump()):
-        raise RecipeError(
-            f"{folder} was made by another recipe: {'; '.join(differing)}; take name=… for a new run, or --fresh"
-        )
+def check_goes_on(folder: Path, asked: Recipe, origin: Mapping[str, Any]) -> list[str]:
+    """Raises `RecipeError`, which says the keys, where a run is not to be gone on with as it is asked now.
+
+    Returns the `PLACES` that differ: then it is, if the images are the same.
+    """
+    differing = _differing(folder, origin["asked"], asked.dump())
+    moved = [words for words in differing if words.partition(" ")[0] in PLACES]
+    if len(moved) < len(differing):
+        raise of_another_recipe(folder, differing)
+    return moved
+
+
+def of_another_recipe(folder: Path, differing: Sequence[str]) -> RecipeError:
+    """What is said of a folder that cannot be gone on with."""
+    return RecipeError(
+        f"{folder} was made by another recipe: {'; '.join(differing)}; take name=… for a new run, or --fresh"
+    )
 
 
 def read_alike(folder: Path, *asked: Any) -> list[dict[str, Any]]:

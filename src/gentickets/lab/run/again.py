@@ -20,7 +20,7 @@ from gentickets.lab.run.keeping import check_all_kept
 from gentickets.lab.run.level import measure_level, metrics_json
 from gentickets.lab.run.pieces import pieces_in
 from gentickets.lab.run.seed import SeedRun
-from gentickets.lab.run.stage import check_same_data, load_data, make_judge
+from gentickets.lab.run.stage import load_data_of, make_judge
 from gentickets.lab.run.trainer import Event, Tell
 from gentickets.sealed import sealed_json
 
@@ -43,8 +43,7 @@ def evaluate_again(folder: Path, changes: Mapping[str, Any], tell: Tell, allow_c
         disk.check_same_run(folder, origin.get("id"))
         check_all_kept(folder)
         torch.set_num_threads(origin["threads"])
-        train, held_out = load_data(recipe.data)
-        check_same_data(folder, origin, train, held_out)
+        train, held_out = load_data_of(folder, recipe, origin)
         judge = make_judge(recipe, train, held_out)
         if not (pieces := pieces_in(folder)):
             raise RecipeError(f"{folder}: no level is complete yet")

@@ -173,8 +173,10 @@ def settle(folder: Path) -> None:
             finish(folder)
 
 
-def opened(folder: Path, asked: Recipe) -> tuple[Recipe, dict[str, Any]] | None:
+def opened(folder: Path, asked: Recipe) -> tuple[Recipe, dict[str, Any], list[str]] | None:
     """The recipe and origin of a run that is there already and that `asked` may go on with; None for a new run.
+
+    And what lies elsewhere by now, in words: then it may where the images are the same.
 
     Raises `RecipeError` that says which keys differ, where the folder was made by another recipe or its recipe.yaml was
     changed since, and for a folder that holds what is no run's.
@@ -200,9 +202,9 @@ def opened(folder: Path, asked: Recipe) -> tuple[Recipe, dict[str, Any]] | None:
             )
         return None
     recipe, origin = read_begun(folder)
-    check_goes_on(folder, asked, origin)
+    moved = check_goes_on(folder, asked, origin)
     check_same_code(folder, origin, asked)
-    return recipe, origin
+    return recipe, origin, moved
 
 
 def check_same_code(folder: Path, origin: Mapping[str, Any], recipe: Recipe) -> None:

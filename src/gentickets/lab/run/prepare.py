@@ -19,16 +19,25 @@ from gentickets.cores import cores, held_memory
 from gentickets.data import ImageSet, line
 from gentickets.lab.judging import Judge
 from gentickets.lab.recipe import Recipe, parsed
-from gentickets.lab.recipe.begun import fitted_keys
-from gentickets.lab.replacing import finish
+from gentickets.lab.recipe.begun import fitted_keys, of_another_recipe
+from gentickets.lab.recipe.plain_yaml import write_yaml
+from gentickets.lab.replacing import finish, replace_together
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run import publishing
 from gentickets.lab.run.checks import check_buildable, check_room_of_a_step
 from gentickets.lab.run.claims import Claims, check_at_rest
 from gentickets.lab.run.plan import Plan, fit, fit_disk, measure
 from gentickets.lab.run.seed import drop_damaged
-from gentickets.lab.run.stage import check_same_data, load_data, make_judge
+from gentickets.lab.run.stage import (
+    check_same_data,
+    is_same_data,
+    load_data,
+    load_data_of,
+    make_judge,
+    telling_of_moves,
+)
 from gentickets.lab.run.threads import threads_of
+from gentickets.sealed import sealed_json
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,10 @@ def prepared(
             check_at_rest(folder)
         check_room_of_a_step(asked, asked.data.channels or 1)
         held = held_memory()
-        train, held_out = load_data(asked.data)
+        with nullcontext() if there is None else telling_of_moves(folder, asked.data):
+            train, held_out = load_data(asked.data)
+        if there is not None:
+            _check_images(folder, *there[1:], train, held_out)
         check_buildable(asked, train)
         if there is not None:
             return _gone_on_with(folder, asked, *there, train, held_out, dry)
@@ -112,19 +124,28 @@ def _gone_on_with(
     asked: Recipe,
     recipe: Recipe,
     origin: dict[str, Any],
+    moved: list[str],
     train: ImageSet,
     held_out: ImageSet,
     dry: bool,
 ) -> Prepared:
     """A run that is there: with what may grow taken from what is asked now, and the seeds that others asked for
-    kept."""
-    check_same_data(folder, origin, train, held_out)
+    kept; and with the places of what was `moved`."""
     _tell_of_another_machine(folder, origin)
     recipe = _grown(recipe, asked, fitted=bool(origin["gave_up"]))
+    origin = {**origin, "asked": asked.dump()}
+    if moved:
+        warnings.warn(f"{folder}: the same images, and gone on with: {'; '.join(moved)}", stacklevel=3)
+        origin["data"] = {**origin["data"], "name": train.name, "told": dict(train.told)}
     if not dry:
         others = [seed for seed in disk.seeds_in(folder) if seed not in asked.seeds]
-        disk.write_recipe(folder, parsed({**recipe.dump(), "seeds": [*recipe.seeds, *others]}))
-        disk.write_json(folder / "origin.json", {**origin, "asked": asked.dump()})
+        kept = parsed({**recipe.dump(), "seeds": [*recipe.seeds, *others]})
+        if moved:  # neither file may be the only one that says so
+            files = {"recipe.yaml": write_yaml(kept.dump()), "origin.json": sealed_json(origin)}
+            replace_together(folder, files)
+        else:
+            disk.write_recipe(folder, kept)
+            disk.write_json(folder / "origin.json", origin)
         _mark_seeds(folder, recipe)
         for seed in recipe.seeds:
             drop_damaged(folder / f"seed-{seed}", recipe)
@@ -135,6 +156,15 @@ def _gone_on_with(
     return Prepared(folder, recipe, threads, workers, None, gave_up, line(train.told), origin.get("id"))
 
 
+def _check_images(
+    folder: Path, origin: Mapping[str, Any], moved: list[str], train: ImageSet, held_out: ImageSet
+) -> None:
+    """Raises `RecipeError` where a run cannot be gone on with on these images, wherever they lie."""
+    if moved and not is_same_data(origin, train, held_out):
+        raise of_another_recipe(folder, moved)
+    check_same_data(folder, origin, train, held_out)
+
+
 def joined(folder: Path, allow_code: bool = False) -> Prepared:
     """A run that is there, to be worked on as it was asked, by its own recipe. Raises `RecipeError` as `prepared`
     does."""
@@ -142,8 +172,7 @@ def joined(folder: Path, allow_code: bool = False) -> Prepared:
     recipe, origin = disk.read_begun(folder, allow_code)
     recipe.check()
     disk.check_same_code(folder, origin, recipe)
-    train, held_out = load_data(recipe.data)
-    check_same_data(folder, origin, train, held_out)
+    train, _ = load_data_of(folder, recipe, origin)
     _tell_of_another_machine(folder, origin)
     gave_up = tuple(origin["gave_up"])
     return Prepared(folder, recipe, origin["threads"], 1, None, gave_up, line(train.told), origin.get("id"))
@@ -180,11 +209,13 @@ def _mark_seeds(folder: Path, recipe: Recipe) -> None:
 
 
 def _grown(recipe: Recipe, asked: Recipe, fitted: bool) -> Recipe:
-    """The run's recipe with what may grow (seeds, rounds, controls) taken from what is asked now."""
+    """The run's recipe with what may grow (seeds, rounds, controls), and where things lie, taken from what is asked
+    now."""
     new = recipe.dump()
     now = asked.dump()
-    for key in ("title", "seeds", "controls", "on_failure"):
+    for key in ("name", "title", "seeds", "controls", "on_failure"):
         new[key] = now[key]
+    new["data"] |= {key: now["data"][key] for key in ("source", "test")}
     new["keep"] = "ends" if "ends" in (recipe.keep, asked.keep) else "all"
     new["training"]["checkpoint_seconds"] = now["training"]["checkpoint_seconds"]
     new["evaluation"]["margin"] = now["evaluation"]["margin"]

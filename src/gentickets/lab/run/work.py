@@ -31,7 +31,7 @@ from gentickets.lab.run.prepare import Prepared
 from gentickets.lab.run.processes import interrupt, side_by_side, stopping
 from gentickets.lab.run.seed import SeedRun, drop_damaged, drop_if_damaged
 from gentickets.lab.run.sharing import Donors
-from gentickets.lab.run.stage import check_same_data, load_data, make_judge
+from gentickets.lab.run.stage import load_data_of, make_judge
 from gentickets.lab.run.trainer import Event, Tell
 
 LOOK_SECONDS = 0.1
@@ -254,8 +254,7 @@ class _Site:
         """The training images, and the judge."""
         if self._stage is None:
             recipe = self.ready.recipe
-            train, held_out = load_data(recipe.data)
-            check_same_data(self.folder, disk.read_run_origin(self.folder), train, held_out)
+            train, held_out = load_data_of(self.folder, recipe, disk.read_run_origin(self.folder))
             self._stage = train, make_judge(recipe, train, held_out)
         return self._stage
 
