@@ -17,7 +17,7 @@ from gentickets.lab.results.tables import write_csv
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.claims import Claims
 from gentickets.lab.run.keeping import check_all_kept
-from gentickets.lab.run.level import measure_level, metrics_json
+from gentickets.lab.run.level import check_level, measure_level, metrics_json
 from gentickets.lab.run.pieces import pieces_in
 from gentickets.lab.run.seed import SeedRun
 from gentickets.lab.run.stage import load_data_of, make_judge
@@ -47,6 +47,8 @@ def evaluate_again(folder: Path, changes: Mapping[str, Any], tell: Tell, allow_c
         judge = make_judge(recipe, train, held_out)
         if not (pieces := pieces_in(folder)):
             raise RecipeError(f"{folder}: no level is complete yet")
+        for piece in pieces:  # before hours go into judging the others
+            check_level(folder / piece.name)
         found: dict[str, dict[str, Any]] = {}
         for done, piece in enumerate(pieces, start=1):
             place = folder / piece.name
