@@ -5,9 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from gentickets.lab.recipe import Recipe
 from gentickets.lab.results.reading import LevelResult, Metric, Run
+from gentickets.lab.run import folder as disk
 
 SPARSITIES = (0.0, 0.2, 0.36, 0.488, 0.59)
+
+
+def begin(folder: Path, recipe: Recipe, shape: tuple[int, int, int] = (1, 8, 8)) -> None:
+    """What a run's folder holds when the run has begun, without its images being looked at."""
+    folder.mkdir(exist_ok=True)
+    disk.write_recipe(folder, recipe)
+    data = {"fingerprint": "0", "shape": list(shape)}
+    facts = {"asked": recipe.dump(), "threads": 1, "gave_up": [], "data": data, "code": recipe.code()}
+    disk.write_json(folder / "origin.json", facts)
 
 
 def make_run(

@@ -22,6 +22,7 @@ from gentickets.lab.shipping import of_level
 from gentickets.lab.study.study import read_study
 from gentickets.models.by_time import ByTime
 from gentickets.objectives import Denoising
+from tests.made_runs import begin
 
 
 class Told(nn.Module):
@@ -150,9 +151,7 @@ def whole(name, source, **more):
 def seed_run(recipe, runs):
     train, held_out = load_data(recipe.data)
     folder = runs / recipe.name
-    folder.mkdir(exist_ok=True)
-    (folder / "recipe.yaml").write_text(json.dumps(recipe.dump()))
-    (folder / "origin.json").write_text(json.dumps({"data": {"shape": [1, 8, 8]}, "code": recipe.code()}))
+    begin(folder, recipe)
     return SeedRun(recipe, folder, 0, train, make_judge(recipe, train, held_out))
 
 
@@ -164,7 +163,7 @@ def runs(tmp_path_factory):
     # The same again as a run of other times, and as one without a control.
     for name in ("overlapping", "apart"):
         shutil.copytree(folder / "early", folder / name)
-    (folder / "overlapping" / "recipe.yaml").write_text(json.dumps(part("overlapping", [30, 100]).dump()))
+    begin(folder / "overlapping", part("overlapping", [30, 100]))
     shutil.rmtree(folder / "apart" / "seed-0" / "level-01-random_mask")
     return folder
 

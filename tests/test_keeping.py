@@ -14,8 +14,8 @@ from gentickets.errors import RecipeError
 from gentickets.lab import report as pages
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.recipe.plain_yaml import write_yaml
-from gentickets.lab.run import keeping, publishing
 from gentickets.lab.run import plan as planning
+from gentickets.lab.run import publishing
 from gentickets.lab.run.keeping import let_go, to_be_made_again
 from gentickets.lab.run.plan import Plan, fit_disk, used_disk
 from gentickets.lab.run.prepare import load_data, make_judge
@@ -149,14 +149,14 @@ def test_a_level_that_is_published_while_it_is_looked_for_leaves_all_as_it_is(en
     shutil.copytree(ends, seed)
     (seed / "level-03").rename(hidden)
     assert [place.name for place in to_be_made_again(seed, 3)] == ["level-02", "level-01"]
-    read = keeping.read_file
+    read = publishing.read_file
 
     def reads(path, *more):
         if hidden.exists():  # by another worker, whose next step lets the level before go
             hidden.rename(seed / "level-03")
         return read(path, *more)
 
-    monkeypatch.setattr(keeping, "read_file", reads)
+    monkeypatch.setattr(publishing, "read_file", reads)
     assert to_be_made_again(seed, 3) == []
 
 

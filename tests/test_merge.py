@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from gentickets.errors import GenticketsError
 from gentickets.lab.recipe import make_recipe
 from gentickets.lab.run import folder as disk
+from gentickets.lab.run import merging as module
 from gentickets.lab.run import plan, publishing
 from gentickets.lab.run.claims import Claims
 from gentickets.lab.run.merging import merge
+from gentickets.lab.run.pieces import Board
 from gentickets.lab.run.prepare import prepared
 from gentickets.lab.run.status import Watch
 from gentickets.lab.run.work import run_all, write_results
@@ -118,8 +120,24 @@ def test_what_is_not_one_run_is_refused_in_a_line(copies, tmp_path):
     refused(copies, into, "different code")
     changed(second, **origin)
     recipe = disk.read_run_recipe(second).dump()
-    (second / "recipe.yaml").write_text(json.dumps({**recipe, "training": {**recipe["training"], "lr": 0.5}}))
-    refused(copies, into, "training.lr", str(first), str(second))
+    other = {**recipe, "training": {**recipe["training"], "lr": 0.5}}
+    (second / "recipe.yaml").write_text(json.dumps(other))
+    refused(copies, into, "changed since the run began", "training.lr", str(second))
+    changed(second, asked=other)
+    refused(copies, into, "differ in training.lr", str(first), str(second))
+
+
+def test_images_that_lie_apart_are_the_same_where_both_splits_say_so(copies, tmp_path):
+    recipe = disk.read_run_recipe(copies[1]).dump()
+    moved = make_recipe({**recipe, "data": {**recipe["data"], "source": "elsewhere.npz"}})
+    disk.write_recipe(copies[1], moved)
+    changed(copies[1], asked=moved.dump())
+    merge(copies, tmp_path / "merged")
+    assert disk.read_run_recipe(tmp_path / "merged").data.source == "digits"
+    for run in copies:  # as the oldest are
+        data = disk.read_origin(run)["data"]
+        changed(run, data={key: data[key] for key in data if key != "test_fingerprint"})
+    refused(copies, tmp_path / "again", "differ in data.source")
 
 
 def test_a_run_that_is_worked_on_is_refused_and_one_with_nothing_complete(copies, tmp_path):
@@ -137,8 +155,7 @@ def test_links_in_a_strangers_run_are_not_followed(copies, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "secret").write_text("mine")
     level = copies[1] / "seed-3" / "level-01"
-    (level / "curve.jsonl").unlink()
-    (level / "curve.jsonl").symlink_to(secret)
+    (level / "secret.jsonl").symlink_to(secret)
     (level / "folder").symlink_to(tmp_path / "folder")
     (copies[1] / "seed-3" / "level-07").symlink_to(tmp_path / "folder")
     (copies[1] / "seed-3" / "rewind.json").unlink()
@@ -148,6 +165,42 @@ def test_links_in_a_strangers_run_are_not_followed(copies, tmp_path):
     held = [path for path in (tmp_path / "merged").rglob("*") if path.is_file()]
     assert not [path for path in held if path.is_symlink() or path.read_bytes() == b"mine"]
     assert not (tmp_path / "merged" / "seed-5").exists()
+    (level / "curve.jsonl").unlink()
+    (level / "curve.jsonl").symlink_to(secret)
+    refused(copies, tmp_path / "again", "curve.jsonl is not as it was written")
+
+
+@pytest.mark.parametrize("name", ["my run", "ünï", ".hid", "a" * 201, "m\nx"])
+def test_a_name_that_no_run_has_is_refused_before_anything_is_linked(runs, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(module, "link_or_copy", lambda *_: pytest.fail("linked"))
+    refused([runs[seed] for seed in SEEDS[:2]], tmp_path / name, "--out", "name")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_merging_that_ends_early_leaves_nothing(runs, tmp_path, monkeypatch, error):
+    link, left = module.link_or_copy, iter([True] * 5)
+
+    def stopped(source, target):
+        if not next(left, False):
+            raise error
+        link(source, target)
+
+    monkeypatch.setattr(module, "link_or_copy", stopped)
+    with pytest.raises((GenticketsError, KeyboardInterrupt)):
+        merge([runs[seed] for seed in SEEDS[:2]], tmp_path / "merged")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_control_that_a_level_cannot_have_is_left_out_of_the_merged_run_too(copies, tmp_path):
+    for run in copies:
+        recipe = disk.read_run_recipe(run)
+        controls = {**recipe.dump()["controls"], "levels": [1]}
+        disk.write_recipe(run, make_recipe({**recipe.dump(), "controls": controls}))
+        for piece in Board(run, disk.read_run_recipe(run)).ready():
+            Board(run, recipe).leave_out(piece)
+    merge(copies, tmp_path / "merged")
+    assert [Watch(run).look().counts() for run in copies] == [{"done": 2, "left out": 2}] * 2
+    assert Watch(tmp_path / "merged").look().counts() == {"done": 4, "left out": 4}
 
 
 def test_what_is_half_made_is_left_behind_and_told(copies, tmp_path):

@@ -37,9 +37,9 @@ def with_keys(**changes):
 
 
 def test_a_run_is_gone_on_with(tmp_path):
-    recipe, origin = disk.opened(made(tmp_path / "run"), RECIPE)
+    recipe, origin, moved = disk.opened(made(tmp_path / "run"), RECIPE)
     assert recipe == RECIPE
-    assert origin["gave_up"] == []
+    assert origin["gave_up"] == moved == []
 
 
 @pytest.mark.parametrize("changes", [{"search__fraction": 0.8}, {"training__steps": 50}, {"data__size": 8}])

@@ -577,7 +577,7 @@ def test_levels_that_cannot_be_handed_out(run, tmp_path):
         of_level(tmp_path / "nowhere")
     level = seed / "level-01"
     (level / "trained.safetensors").unlink()
-    with pytest.raises(GenticketsError, match=r"trained.safetensors cannot be read"):
+    with pytest.raises(GenticketsError, match=r"trained.safetensors is missing: `gentickets work"):
         of_level(level)
     facts = json.loads((level / "metrics.json").read_text())
     disk.write_json(level / "metrics.json", {**facts, "status": "disconnected", "reason": "decoder.0 is cut"})

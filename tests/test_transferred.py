@@ -11,6 +11,7 @@ from gentickets.lab.recipe import make_recipe
 from gentickets.lab.run.seed import SeedRun
 from gentickets.lab.run.stage import load_data, make_judge
 from gentickets.masks.names import named_state
+from tests.made_runs import begin
 
 TRAINING = {"steps": 20, "batch_size": 8, "lr": 0.002}
 VAE = {
@@ -44,8 +45,7 @@ def runs(tmp_path_factory):
 def run(recipe, runs):
     train, held_out = load_data(recipe.data)
     folder = runs / recipe.name
-    folder.mkdir(exist_ok=True)
-    (folder / "recipe.yaml").write_text(json.dumps(recipe.dump()))
+    begin(folder, recipe)
     SeedRun(recipe, folder, 0, train, make_judge(recipe, train, held_out)).run()
     return folder / "seed-0"
 

@@ -35,6 +35,9 @@ def what_is_in(path: Path) -> Iterator[str | Table]:
     if not path.is_dir():
         yield from ticket_words(path)
     elif (path / "metrics.json").is_file():
+        from gentickets.lab.run.level import check_level
+
+        check_level(path)
         yield _level_table(path)
         yield from ticket_words(path / "ticket.safetensors")
     elif (path / "study.yaml").is_file():
@@ -60,9 +63,11 @@ def _level_table(place: Path) -> Table:
 
 def ticket_words(path: Path) -> Iterator[str | Table]:
     """What is in a ticket file, whose digest is checked on the way: words and a table. Raises `TicketError`."""
+    from gentickets.lab.run.publishing import check_listed
     from gentickets.lab.tickets import lineage_words, signature_words
     from gentickets.masks.ticket import Ticket
 
+    check_listed(path)
     ticket = Ticket.load(path)
     yield f"{path}: {ticket.masks!r}"
     table = Table("weight", "shape", "alive", "of", "sparsity")

@@ -26,7 +26,7 @@ from gentickets.lab.results.words import count, percent
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run import publishing
 from gentickets.lab.run.keeping import trained_weights
-from gentickets.lab.run.level import with_stored_averages
+from gentickets.lab.run.level import ALONE, TICKET, check_level, with_stored_averages
 from gentickets.lab.run.stage import load_data
 from gentickets.masks.examples import Example
 from gentickets.masks.names import check_components
@@ -68,9 +68,10 @@ def of_level(place: Path, allow_code: bool = False) -> Shipment:
     metrics = disk.read_metrics(place)
     if metrics["status"] != "complete":
         raise GenticketsError(f"{place} is {metrics['status']} ({metrics['reason']}): it has no weights to hand out")
+    check_level(place)
     recipe, (channels, size, _) = _recipe_of(place.resolve().parents[1], allow_code)
-    ticket = Ticket.load(place / "ticket.safetensors")
-    as_trained = metrics["level"] > 0 and place.resolve().name != "trained"
+    ticket = Ticket.load(place / TICKET)
+    as_trained = metrics["level"] > 0 and place.resolve().name != ALONE
     if as_trained and not (method := recipe.build_method()).trains:
         parts = ", ".join(method.sources(metrics["arm"]))
         raise GenticketsError(f"{place} was put together, not trained: hand out the same level of each of {parts}")
@@ -84,6 +85,7 @@ def of_level(place: Path, allow_code: bool = False) -> Shipment:
 def of_ticket(file: Path, recipe_file: Path, overrides: Iterable[str] = (), allow_code: bool = False) -> Shipment:
     """A ticket's masks and rewind weights, in the model of a recipe. Raises `TicketError` where they do not fit."""
     recipe = read_recipe(recipe_file, overrides, allow_code=allow_code)
+    publishing.check_listed(file)
     ticket = Ticket.load(file)
     if not ticket.weights:
         raise TicketError(f"{file} holds masks without weights: there is no network to hand out")
@@ -105,13 +107,14 @@ def _check_complete(place: Path) -> None:
 
 def _recipe_of(run: Path, allow_code: bool) -> tuple[Recipe, tuple[int, int, int]]:
     """The recipe of a run's folder, and (channels, height, width) of its images."""
-    origin = disk.read_origin(run)
     if (run / "recipe.yaml").exists():
+        recipe, origin = disk.read_begun(run, allow_code)
         try:
             channels, height, width = origin["data"]["shape"]
         except (LookupError, TypeError, ValueError):
             raise RecipeError(f"{run / 'origin.json'} does not say the shape of the images") from None
-        return _as_it_was(disk.read_run_recipe(run, allow_code), run, origin), (channels, height, width)
+        return _as_it_was(recipe, run, origin), (channels, height, width)
+    origin = disk.read_origin(run)
     if not isinstance(origin.get("asked"), dict):
         raise RecipeError(f"{run / 'origin.json'} does not say what was asked")
     recipe = kept_recipe(origin["asked"], str(run / "origin.json"), allow_code)  # of `gentickets train`

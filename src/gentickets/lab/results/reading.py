@@ -15,7 +15,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from gentickets.errors import RecipeError
 from gentickets.files import read_file
+from gentickets.lab.recipe.begun import check_unchanged
 from gentickets.lab.recipe.plain_yaml import read_yaml
+from gentickets.lab.replacing import check_settled
 from gentickets.options import Control
 from gentickets.sealed import Damaged, check_json, unsealed_json
 
@@ -131,7 +133,7 @@ class Evaluations:
 class LevelResult:
     """One level folder: the ticket, or a control, of one seed. `metrics` may be empty where it failed.
 
-    `sparse_layers`: those that were trained on their live weights alone.
+    `sparse_layers`: those that were trained on their live weights alone. `digests`: of the files that were measured.
     """
 
     seed: int
@@ -149,6 +151,7 @@ class LevelResult:
     layers: dict[str, Layer] = field(default_factory=dict)
     metrics: dict[str, Metric] = field(default_factory=dict)
     sparse_layers: list[str] = field(default_factory=list)
+    digests: dict[str, str] = field(default_factory=dict)
     cost: Cost | None = None
     validation: Evaluations | None = None
     timing: Timing | None = None
@@ -242,14 +245,15 @@ class Run:
 def read_run(folder: Path | str) -> Run:
     """The run in `folder`; levels that are not complete are left out.
 
-    Raises `RecipeError` for a folder that is no run, that has no complete level, or that has a file which
-    does not say what it must; the message names that file.
+    Raises `RecipeError` for a folder that is no run, that has no complete level, that is being judged anew, or that has
+    a file which does not say what it must; the message names that file.
     """
     folder = Path(folder)
     recipe_path = folder / "recipe.yaml"
     if not recipe_path.is_file():
         raise RecipeError(f"{folder}: no run (there is no recipe.yaml in it)")
     recipe = read_yaml(_read(recipe_path), str(recipe_path))
+    check_settled(folder)
     levels = sorted(_read_levels(folder), key=lambda r: (r.seed, r.level, ARMS.index(r.arm)))
     if not levels:
         raise RecipeError(f"{folder}: no level is complete yet")
@@ -259,6 +263,8 @@ def read_run(folder: Path | str) -> Run:
     for path, content in ((recipe_path, recipe), (origin_path, origin)):
         if not isinstance(content, dict):
             raise RecipeError(f"{path}: holds no mapping at its top level")
+    if isinstance(origin.get("asked"), dict):  # as in every run's; not in what is there to be read alone
+        check_unchanged(recipe_path, recipe, origin)
     name = str(recipe.get("name") or folder.resolve().name)
     return Run(folder, name, recipe, origin, levels, frozenset(_read_left_out(folder)))
 
@@ -293,14 +299,20 @@ def _read_level(folder: Path, seed: int, level: int, arm: str) -> LevelResult:
         raise RecipeError(f"{path}: says {found}, which is not where it lies")
     if result.status == "complete" and result.primary not in result.metrics:
         raise RecipeError(f"{path}: a complete level without its primary metric {result.primary!r}")
-    timing_path = folder / "timing.json"
-    timing = parse(timing_path, Timing) if timing_path.is_file() else None
-    return replace(result, folder=folder, timing=timing)
+    return replace(result, folder=folder, timing=read_timing(folder))
+
+
+def read_timing(folder: Path) -> Timing | None:
+    """A level's timing.json; None where there is none. Raises `RecipeError` where it does not say what it must."""
+    path = folder / "timing.json"
+    timing: Timing | None = parse(path, Timing) if path.is_file() else None
+    return timing
 
 
 def _check_agreement(levels: list[LevelResult]) -> None:
-    """Raises `RecipeError` where levels would be compared by different metrics, or in opposite directions."""
-    direction: dict[str, bool] = {}
+    """Raises `RecipeError` where levels would be compared by different metrics, in opposite directions, or by the means
+    of fewer networks than others: an `evaluate` of older versions could be stopped between two levels."""
+    direction, networks = dict[str, bool](), dict[str, int]()
     for result in levels:
         path = result.folder / "metrics.json"
         if result.primary != levels[0].primary:
@@ -308,6 +320,12 @@ def _check_agreement(levels: list[LevelResult]) -> None:
         for key, metric in result.metrics.items():
             if direction.setdefault(key, metric.lower_is_better) != metric.lower_is_better:
                 raise RecipeError(f"{path}: lower_is_better of {key!r} is not that of the other levels")
+            count = len(metric.by_network or ())
+            if count and networks.setdefault(key, count) != count:  # older levels do not say it
+                raise RecipeError(
+                    f"{path}: {key!r} is the mean of {count} networks, and of {networks[key]} in other levels: run "
+                    f"`gentickets evaluate` again"
+                )
 
 
 @cache

@@ -38,8 +38,10 @@ from gentickets.catalogue import changed_code
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.files import read_file, replace_file
 from gentickets.lab.recipe import Recipe
-from gentickets.lab.recipe.file import differing_keys, kept_recipe
+from gentickets.lab.recipe.begun import check_goes_on, check_unchanged
+from gentickets.lab.recipe.file import kept_recipe
 from gentickets.lab.recipe.plain_yaml import read_yaml, write_yaml
+from gentickets.lab.replacing import RECORD, check_settled, finish
 from gentickets.lab.results.reading import LevelResult, parse
 from gentickets.lab.run.claims import FOLDER as CLAIMS
 from gentickets.sealed import Damaged, sealed_json, tensor_pieces, unsealed_json, unsealed_tensors
@@ -52,22 +54,6 @@ _PATIENCE = 5.0
 
 MOST_TEXT = 2**28
 """Bytes of JSON or YAML that are read: a hundred times what a run writes, whoever made its folder."""
-
-# What may change between two commands on one folder without making a finished level wrong.
-_MAY_GROW = (
-    "title",
-    "seeds",
-    "search.rounds",
-    "controls",
-    "on_failure",
-    "keep",
-    "training.checkpoint_seconds",
-    "evaluation.margin",
-)
-
-
-# What `--time` may have made smaller than was asked.
-_FITTED = ("training.steps", "search.rewind_step", "search.rounds")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -181,8 +167,17 @@ def _open_lock(path: Path) -> int:
     return handle
 
 
-def opened(folder: Path, asked: Recipe) -> tuple[Recipe, dict[str, Any]] | None:
+def settle(folder: Path) -> None:
+    """Ends the judging anew in whose writing another command was stopped."""
+    if (folder / RECORD).exists():
+        with one_line_errors(folder), locked(folder, wait=True):
+            finish(folder)
+
+
+def opened(folder: Path, asked: Recipe) -> tuple[Recipe, dict[str, Any], list[str]] | None:
     """The recipe and origin of a run that is there already and that `asked` may go on with; None for a new run.
+
+    And what lies elsewhere by now, in words: then it may where the images are the same.
 
     Raises `RecipeError` that says which keys differ, where the folder was made by another recipe or its recipe.yaml was
     changed since, and for a folder that holds what is no run's.
@@ -207,26 +202,10 @@ def opened(folder: Path, asked: Recipe) -> tuple[Recipe, dict[str, Any]] | None:
                 f"{folder} holds levels, but not the origin.json that says whose they are: put it back, or --fresh"
             )
         return None
-    origin, recipe = read_run_origin(folder), read_run_recipe(folder)
-    before, now = read_alike(folder, origin["asked"], asked.dump())
-    if differing := differing_keys(_fixed(before), _fixed(now)):
-        raise RecipeError(
-            f"{folder} was made by another recipe: {'; '.join(differing)}; take name=… for a new run, or --fresh"
-        )
+    recipe, origin = read_begun(folder)
+    moved = check_goes_on(folder, asked, origin)
     check_same_code(folder, origin, asked)
-    fitted = _FITTED if origin["gave_up"] else ()
-    if changed := differing_keys(_fixed(recipe.dump(), fitted), _fixed(before, fitted)):
-        raise RecipeError(
-            f"{folder / 'recipe.yaml'} was changed since the run began: {'; '.join(changed)} (first what stands there "
-            f"now): put it back, or take --fresh"
-        )
-    return recipe, origin
-
-
-def read_alike(folder: Path, *asked: Any) -> list[dict[str, Any]]:
-    """What was asked at several times, each read as a folder's: keys that are newer than it have their defaults, and a
-    default that is said is none. Raises `RecipeError`."""
-    return [kept_recipe(one, str(folder)).dump() for one in asked]
+    return recipe, origin, moved
 
 
 def check_same_code(folder: Path, origin: Mapping[str, Any], recipe: Recipe) -> None:
@@ -282,7 +261,18 @@ def seeds_in(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in named if match is not None)
 
 
-_OURS = ("recipe.yaml", "origin.json", "results.csv", "timings.csv", "report.html", "figures", LOCK, CLAIMS, EXECUTOR)
+_OURS = (
+    "recipe.yaml",
+    "origin.json",
+    "results.csv",
+    "timings.csv",
+    "report.html",
+    "figures",
+    LOCK,
+    CLAIMS,
+    EXECUTOR,
+    RECORD,
+)
 
 
 def _is_ours(entry: Path) -> bool:
@@ -302,17 +292,27 @@ def remove_run(folder: Path) -> None:
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
-def read_run_recipe(folder: Path, allow_code: bool = False) -> Recipe:
-    """The resolved recipe of a run; code that it names may be built with `allow_code` alone.
+def read_begun(folder: Path, allow_code: bool = False) -> tuple[Recipe, dict[str, Any]]:
+    """The resolved recipe of a run and its origin; code that it names may be built with `allow_code` alone.
 
-    Raises `RecipeError` where the folder is no run.
+    Raises `RecipeError` where the folder is no run, where its recipe.yaml was changed since the run began, and while it
+    is judged anew.
     """
+    check_settled(folder)
+    # Read in this order: of a run that is begun anew in between, the recipe is never taken for the one before.
+    origin, path = read_run_origin(folder), folder / "recipe.yaml"
     try:
-        text = read_file(folder / "recipe.yaml", MOST_TEXT)
+        raw = read_yaml(read_file(path, MOST_TEXT), str(path))
     except OSError:
         raise RecipeError(f"{folder} is no run: it has no readable recipe.yaml") from None
-    raw = read_yaml(text, str(folder / "recipe.yaml"))
-    return kept_recipe(raw, str(folder / "recipe.yaml"), allow_code)
+    recipe = kept_recipe(raw, str(path), allow_code)
+    check_unchanged(path, raw, origin)
+    return recipe, origin
+
+
+def read_run_recipe(folder: Path, allow_code: bool = False) -> Recipe:
+    """The recipe alone, as `read_begun` reads it."""
+    return read_begun(folder, allow_code)[0]
 
 
 def read_origin(folder: Path) -> dict[str, Any]:
@@ -354,15 +354,3 @@ def read_metrics(place: Path) -> dict[str, Any]:
     except RecipeError as error:
         raise GenticketsError(f"{error}: remove {place} and run the command again") from None
     return dict(read_json(place / "metrics.json"))
-
-
-def _fixed(dumped: dict[str, Any], fitted: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A dumped recipe without the keys that may grow, and without those that were fitted into a time."""
-    kept = {key: dict(value) if isinstance(value, dict) else value for key, value in dumped.items()}
-    for path in (*_MAY_GROW, *fitted):
-        part, _, key = path.partition(".")
-        if key:
-            kept[part].pop(key, None)
-        else:
-            kept.pop(part, None)
-    return kept

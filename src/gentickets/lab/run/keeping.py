@@ -15,14 +15,13 @@ from pathlib import Path
 from torch import Tensor
 
 from gentickets.errors import GenticketsError
-from gentickets.files import read_file, replace_file
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run import publishing
 from gentickets.lab.run.validation import BEST
 from gentickets.sealed import Damaged
 
-TRAINED = "trained.safetensors"
-WEIGHTS = (TRAINED, "averaged.safetensors", BEST)
+TRAINED, AVERAGED = "trained.safetensors", "averaged.safetensors"
+WEIGHTS = (TRAINED, AVERAGED, BEST)
 
 
 class NotKept(GenticketsError):
@@ -53,27 +52,33 @@ def _remove_weights(place: Path) -> None:
 
     A level of before there was such a list stays as it is: nothing would tell what was let go of from what was lost.
     """
-    if (lines := _listed(place)) is None:
+    if (listed := _listed(place)) is None:
         return
-    kept = {name: line for name, line in lines.items() if name not in WEIGHTS}
-    if len(kept) < len(lines):
-        replace_file(place / publishing.SUMS, "".join(kept.values()).encode())
+    kept = {name: digest for name, digest in listed.items() if name not in WEIGHTS}
+    if len(kept) < len(listed):
+        publishing.list_digests(place, kept)
     for name in WEIGHTS:
         (place / name).unlink(missing_ok=True)
 
 
 def _listed(place: Path) -> dict[str, str] | None:
-    """File → its line in a level's list of digests; None without a list."""
+    """A level's list of digests; None without one that can be read, which `check_level` tells apart."""
     try:
-        lines = read_file(place / publishing.SUMS).decode().splitlines(keepends=True)
-    except (OSError, ValueError):
+        return publishing.digests_of(place)
+    except Damaged:
         return None
-    return {line.rstrip("\n").partition("  ")[2]: line for line in lines}
+
+
+def has_weights(place: Path, name: str) -> bool:
+    """Whether a level has the weights of this name: of a complete one as its list says, for what lies beside that was
+    let go of, or is none of its own."""
+    listed = _listed(place)
+    return (place / name).exists() if listed is None else name in listed
 
 
 def _was_let_go_of(place: Path) -> bool:
     """Whether a complete level was trained and has its weights no more, by the rule and not by an accident."""
-    if (place / TRAINED).exists() or (listed := _listed(place)) is None or TRAINED in listed:
+    if (listed := _listed(place)) is None or TRAINED in listed:
         return False
     return bool(disk.read_metrics(place)["status"] != "disconnected")
 
@@ -83,11 +88,12 @@ def trained_weights(place: Path) -> dict[str, Tensor]:
 
     Raises `NotKept`, which says how they are had again, where the rule let them go; `Damaged` where they are damaged.
     """
-    try:
-        return disk.load_weights(place / TRAINED)
-    except Damaged:
-        if not _was_let_go_of(place):  # asked afterwards: another worker may let them go while they are read
-            raise
+    if not _was_let_go_of(place):
+        try:
+            return disk.load_weights(place / TRAINED)
+        except Damaged:
+            if not _was_let_go_of(place):  # asked again: another worker may let them go while they are read
+                raise
     seed = place.parent.name.rpartition("-")[2]
     raise NotKept(
         f"{place} has no trained weights: of its run the dense model's and the last ticket's alone are kept "

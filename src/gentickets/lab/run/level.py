@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from gentickets.cores import peak_memory
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab.judging import Judge
+from gentickets.lab.results.reading import LevelResult, parse, read_timing
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run import publishing
+from gentickets.lab.run.keeping import AVERAGED, TRAINED, WEIGHTS, has_weights
+from gentickets.lab.run.pieces import Piece
 from gentickets.lab.run.trainer import Outcome, Price
 from gentickets.lab.run.validation import BEST, Validation
 from gentickets.masks.names import clone, named_state
@@ -24,6 +27,11 @@ from gentickets.masks.value import Masks
 from gentickets.metrics import Cost, Measurement, cost
 from gentickets.sealed import Damaged
 from gentickets.training.averaging import settle
+
+TICKET = "ticket.safetensors"
+
+ALONE = "trained"
+"""The folder of one training by itself, which is that of a level under another name."""
 
 
 @dataclass(frozen=True)
@@ -42,29 +50,64 @@ class Made:
     span: tuple[int, int]
 
 
-def check_level(folder: Path) -> None:
-    """Raises `Damaged` where a file of a complete level that others rest on is not as it was written.
+class DamagedLevel(Damaged):
+    """A complete level in `place` of which others rest on a file that is not as it was written; `found` says which."""
 
-    Of others, a curve or a picture, a `RecipeError` that is the user's to mend: no training is thrown away for them.
+    def __init__(self, place: Path, found: str):
+        again = f"`gentickets work {place.resolve().parents[1]}` makes it again"
+        super().__init__(f"{found}: {f'remove {place}, and train it again' if place.name == ALONE else again}")
+        self.place, self.found = place, found
+
+    def __reduce__(self) -> tuple[type[DamagedLevel], tuple[Path, str]]:
+        return DamagedLevel, (self.place, self.found)
+
+
+def check_level(place: Path) -> list[str]:
+    """Whoever goes on from a complete level, hands it out or judges it asks this first.
+
+    Returns the files that are not as they were written though nothing is computed from them: a curve, a picture. Raises
+    `DamagedLevel` where one is that others rest on, is missing, or is that of another level.
     """
     try:
-        disk.read_metrics(folder)
+        result: LevelResult = parse(place / "metrics.json", LevelResult)
+        changed, listed = publishing.changed_files(place), publishing.digests_of(place)
+        if listed is None:
+            _check_unlisted(place)
     except GenticketsError as error:
-        raise Damaged(str(error)) from None
-    changed = publishing.changed_files(folder)
+        raise DamagedLevel(place, str(error)) from None
     if broken := [name for name in changed if Path(name).suffix in (".safetensors", ".pt", ".json")]:
-        raise Damaged(f"{folder / broken[0]} is damaged (its digest does not fit its content)")
-    if changed:
+        raise DamagedLevel(place, publishing.words_of_damage(place / broken[0]))
+    piece = Piece(result.seed, result.level, result.arm)
+    if Piece.at(place.resolve()) not in (piece, None):
+        raise DamagedLevel(place, f"{place / 'metrics.json'} is of {piece.name}, which is not where it lies")
+    for name, digest in result.digests.items():
+        if listed is not None and listed.get(name, digest) != digest:
+            raise DamagedLevel(place, f"{place / 'metrics.json'} is of another {name} than the one beside it")
+    return changed
+
+
+def check_whole_level(place: Path) -> None:
+    """Raises `DamagedLevel` as `check_level` does; where a curve or a picture was changed, a `RecipeError` that is the
+    user's to mend: no training is thrown away for them."""
+    if changed := check_level(place):
         raise RecipeError(
-            f"{folder / changed[0]} is not as it was written, though nothing is computed from it: put it back, "
-            f"or remove {folder} to have that made again"
+            f"{place / changed[0]} is not as it was written, though nothing is computed from it: put it back, "
+            f"or remove {place} to have that made again"
         )
-    if (folder / publishing.SUMS).exists():
-        return
-    Ticket.load(folder / "ticket.safetensors")
-    for name in ("trained.safetensors", "averaged.safetensors", BEST):
-        if (folder / name).exists():
-            disk.load_weights(folder / name)
+
+
+def _check_unlisted(place: Path) -> None:
+    """What a level of before there were lists of digests says of itself. Raises `GenticketsError`."""
+    Ticket.load(place / TICKET)
+    for name in WEIGHTS:
+        if (place / name).exists():
+            disk.load_weights(place / name)
+
+
+def measured_files(place: Path) -> dict[str, str]:
+    """The digests of what metrics.json is measured of, for it to keep: no other level's stands in its place then."""
+    found = {name: publishing.digest_of(place / name) for name in (TICKET, *WEIGHTS)}
+    return {name: digest for name, digest in found.items() if digest is not None}
 
 
 def write_level(
@@ -77,11 +120,11 @@ def write_level(
 ) -> None:
     """Judges a trained level and writes its files. Raises `MaskError` where the model is not as sparse as its masks."""
     made.masks.audit(made.model)
-    if not (folder / "ticket.safetensors").exists():
-        made.ticket.save(folder / "ticket.safetensors")
-    disk.save_weights(folder / "trained.safetensors", named_state(made.model))
+    if not (folder / TICKET).exists():
+        made.ticket.save(folder / TICKET)
+    disk.save_weights(folder / TRAINED, named_state(made.model))
     if dict(outcome.averaged.named_children()):
-        disk.save_weights(folder / "averaged.safetensors", named_state(outcome.averaged.cpu()))
+        disk.save_weights(folder / AVERAGED, named_state(outcome.averaged.cpu()))
     begun = time.perf_counter()
     measured = []
     if outcome.status == "complete":
@@ -92,6 +135,7 @@ def write_level(
         folder / "metrics.json",
         {
             **level_facts(made.seed, made.level, made.arm, made.ticket.masks),
+            "digests": measured_files(folder),
             "status": outcome.status,
             "reason": outcome.reason,
             "primary": judge.primary,
@@ -118,10 +162,10 @@ def measure_level(folder: Path, model: nn.Module, judge: Judge) -> list[Measurem
     came by, the primary metric, as `…_raw` and `…_best`.
     """
     found = judge.measure(with_stored_averages(model, folder))
-    if (folder / "averaged.safetensors").exists():
+    if has_weights(folder, AVERAGED):
         (raw,) = judge.measure(clone(model), judge.primary)
         found.append(replace(raw, key=f"{raw.key}_raw", label=f"{raw.label}, without averaging"))
-    if (folder / BEST).exists():
+    if has_weights(folder, BEST):
         (best,) = judge.measure(_with_weights(model, folder / BEST), judge.primary)
         label = f"{best.label}, at the best evaluation on training images"
         found.append(replace(best, key=f"{best.key}_best", label=label))
@@ -132,11 +176,12 @@ def write_untrained(
     folder: Path, seed: int, level: int, arm: str, ticket: Ticket, primary: str, reason: str, find: Price
 ) -> None:
     """A level whose masks cut a component in two: its ticket, and why it was not trained."""
-    ticket.save(folder / "ticket.safetensors")
+    ticket.save(folder / TICKET)
     disk.write_json(
         folder / "metrics.json",
         {
             **level_facts(seed, level, arm, ticket.masks),
+            "digests": measured_files(folder),
             "status": "disconnected",
             "reason": reason,
             "primary": primary,
@@ -152,10 +197,9 @@ def write_untrained(
 
 def read_price(folder: Path, which: str) -> Price:
     """What finding or training (`which`: "find", "train") a complete level took; nothing where it does not say."""
-    seconds = disk.read_json(folder / "timing.json") if (folder / "timing.json").exists() else {}
-    flops = disk.read_metrics(folder)["cost"] or {}
+    seconds, flops = read_timing(folder), disk.read_metrics(folder)["cost"] or {}
     return Price(
-        seconds.get(f"{which}_seconds") or 0.0,
+        getattr(seconds, f"{which}_seconds", None) or 0.0,
         flops.get(f"{which}_flops") or 0.0,
         flops.get(f"{which}_live_flops") or 0.0,
     )
@@ -169,9 +213,8 @@ def metrics_json(measured: list[Any]) -> dict[str, Any]:
 
 def with_stored_averages(model: nn.Module, folder: Path) -> nn.Module:
     """A level's model as it is judged: with its averages where the level has some."""
-    path = folder / "averaged.safetensors"
     # Settled, for the sake of folders that older versions wrote: they averaged the vectors of spectral norms too.
-    return settle(_with_weights(model, path)) if path.exists() else clone(model)
+    return settle(_with_weights(model, folder / AVERAGED)) if has_weights(folder, AVERAGED) else clone(model)
 
 
 def _with_weights(model: nn.Module, path: Path) -> nn.Module:

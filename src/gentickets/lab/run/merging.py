@@ -13,9 +13,12 @@ from gentickets.catalogue import changed_code
 from gentickets.errors import RecipeError
 from gentickets.files import link_or_copy
 from gentickets.lab.recipe import Recipe, parsed
+from gentickets.lab.recipe.begun import PLACES
 from gentickets.lab.recipe.file import differing_keys
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.claims import check_at_rest
+from gentickets.lab.run.level import check_whole_level
+from gentickets.lab.run.pieces import is_mark, pieces_in
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,19 @@ class _Source:
     origin: dict[str, Any]
     seeds: tuple[int, ...]
 
+    @property
+    def says_its_images(self) -> bool:
+        """Whether its origin has the fingerprints of both splits, as all but the oldest."""
+        return "test_fingerprint" in self.origin["data"]
+
 
 def merge(runs: Sequence[Path], into: Path) -> list[str]:
     """Makes a run folder of the complete levels of others; returns what is to be told of it, in words.
 
     Files are linked where they can be, and the runs stay as they are. The new one can be gone on with. Raises
-    `RecipeError` where two runs differ in more than name, title and seeds, have a seed in common, were made of other
-    data, by other code or versions, or where `into` is there already.
+    `RecipeError` where two runs differ in more than name, title, seeds and where their images lie, have a seed in
+    common, were made of other data, by other code or versions, or where `into` is there already, or is no name of a
+    run; and `DamagedLevel` where a level of theirs is not as it was written.
     """
     if len(runs) < 2:
         raise RecipeError("merge takes two run folders or more")
@@ -41,40 +50,42 @@ def merge(runs: Sequence[Path], into: Path) -> list[str]:
     for other in sources[1:]:
         _check_alike(sources[0], other)
     _check_seeds(sources)
+    seeds = [seed for source in sources for seed in source.seeds]
+    recipe = parsed({**sources[0].recipe.dump(), "name": into.name, "seeds": seeds}, f"--out {into}")
+    asked = {**sources[0].origin["asked"], "name": into.name, "seeds": seeds}
+    merged = [source.folder.name for source in sources]
+    origin = {**sources[0].origin, "id": disk.new_id(), "asked": asked, "merged": merged}
     beside = into.with_name(f".{into.name}.partial")
     with disk.one_line_errors(into):
         shutil.rmtree(beside, ignore_errors=True)
-        for source in sources:
-            for seed in source.seeds:
-                _take(source.folder / f"seed-{seed}", beside / f"seed-{seed}")
-        seeds = [seed for source in sources for seed in source.seeds]
-        recipe = parsed({**sources[0].recipe.dump(), "name": into.name, "seeds": seeds}, str(into))
-        asked = {**sources[0].origin["asked"], "name": into.name, "seeds": seeds}
-        disk.write_recipe(beside, recipe)
-        merged = [source.folder.name for source in sources]
-        facts = {"id": disk.new_id(), "asked": asked, "merged": merged}
-        disk.write_json(beside / "origin.json", {**sources[0].origin, **facts})
-        beside.rename(into)
+        try:
+            for source in sources:
+                for seed in source.seeds:
+                    _take(source.folder / f"seed-{seed}", beside / f"seed-{seed}")
+            disk.write_recipe(beside, recipe)
+            disk.write_json(beside / "origin.json", origin)
+            beside.rename(into)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
     return _words(sources, into)
 
 
 def _read(folder: Path) -> _Source:
-    recipe, origin = disk.read_run_recipe(folder), disk.read_run_origin(folder)
+    recipe, origin = disk.read_begun(folder)
     check_at_rest(folder)
-    seeds = [seed for seed in disk.seeds_in(folder) if _has_levels(folder / f"seed-{seed}")]
-    if not seeds:
+    pieces = pieces_in(folder)
+    if not pieces:
         raise RecipeError(f"{folder}: no level is complete yet")
-    return _Source(folder, recipe, origin, tuple(seeds))
-
-
-def _has_levels(seed_folder: Path) -> bool:
-    return not seed_folder.is_symlink() and any(seed_folder.glob("level-*"))
+    for piece in pieces:
+        check_whole_level(folder / piece.name)
+    return _Source(folder, recipe, origin, tuple(sorted({piece.seed for piece in pieces})))
 
 
 def _check_alike(first: _Source, other: _Source) -> None:
-    own = ("name", "title", "seeds")
-    dumps = [{key: value for key, value in one.recipe.dump().items() if key not in own} for one in (first, other)]
-    if differing := differing_keys(*dumps):
+    differing = differing_keys(first.recipe.dump(), other.recipe.dump())
+    # Where images lie is no matter: whether they are the same is seen below.
+    own = ("name", "title", "seeds", *(PLACES if first.says_its_images and other.says_its_images else ()))
+    if differing := [words for words in differing if words.partition(" ")[0] not in own]:
         raise RecipeError(f"{first.folder} and {other.folder} differ in {'; '.join(differing)} (first {first.folder})")
     grounds = [disk.ground_of(one.origin) for one in (first, other)]
     codes = [ground.pop("code") for ground in grounds]
@@ -99,11 +110,13 @@ def _check_seeds(sources: Sequence[_Source]) -> None:
 
 
 def _take(source: Path, target: Path) -> None:
-    """Links the complete levels of a seed, and its rewind point. What is no file or folder of a run's own, such as a
-    link in a stranger's, is left."""
+    """Links the complete levels of a seed, its rewind point, and the marks of controls that its levels cannot have.
+
+    What is no file or folder of a run's own, such as a link in a stranger's, is left.
+    """
     target.mkdir(parents=True)
     for entry in sorted(source.iterdir()):
-        if entry.is_symlink() or entry.name.startswith("."):
+        if entry.is_symlink() or (entry.name.startswith(".") and not is_mark(entry.name)):
             continue
         if entry.is_dir():
             (target / entry.name).mkdir()

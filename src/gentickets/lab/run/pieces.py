@@ -35,6 +35,14 @@ class Piece:
         return f"seed-{self.seed}/{publishing.level_name(self.level, self.arm)}"
 
     @classmethod
+    def at(cls, place: Path) -> Piece | None:
+        """The piece whose folder this is by its names; None for any other, such as somebody's copy of one."""
+        try:
+            return cls.of(f"{place.parent.name}/{place.name}")
+        except RecipeError:
+            return None
+
+    @classmethod
     def of(cls, name: str) -> Piece:
         """The piece of a name. Raises `RecipeError` where it is none."""
         match = _NAME.fullmatch(name)
@@ -50,6 +58,18 @@ def pieces_of(recipe: Recipe) -> list[Piece]:
         found += [Piece(seed, level) for level in range(recipe.rounds + 1)]
         found += controls_of(recipe, seed, recipe.controls.chosen(recipe.rounds))
     return found
+
+
+def pieces_in(folder: Path) -> list[Piece]:
+    """The pieces that are there, in their order. What is a link, as in a stranger's run, is none."""
+    places = (place for seed in folder.glob("seed-*") if not seed.is_symlink() for place in seed.glob("level-*"))
+    found = (Piece.at(place) for place in places if place.is_dir() and not place.is_symlink())
+    return sorted(piece for piece in found if piece is not None)
+
+
+def is_mark(name: str) -> bool:
+    """Whether a file in a seed's folder says by its name that a level cannot have a control."""
+    return re.fullmatch(r"\.level-\d{2,5}-\w+\.none", name) is not None
 
 
 def controls_of(recipe: Recipe, seed: int, levels: Sequence[int]) -> list[Piece]:

@@ -19,14 +19,25 @@ from gentickets.cores import cores, held_memory
 from gentickets.data import ImageSet, line
 from gentickets.lab.judging import Judge
 from gentickets.lab.recipe import Recipe, parsed
+from gentickets.lab.recipe.begun import fitted_keys, of_another_recipe
+from gentickets.lab.recipe.plain_yaml import write_yaml
+from gentickets.lab.replacing import finish, replace_together
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run import publishing
 from gentickets.lab.run.checks import check_buildable, check_room_of_a_step, check_searchable
 from gentickets.lab.run.claims import Claims, check_at_rest
 from gentickets.lab.run.plan import Plan, fit, fit_disk, measure
 from gentickets.lab.run.seed import drop_damaged
-from gentickets.lab.run.stage import check_same_data, load_data, make_judge
+from gentickets.lab.run.stage import (
+    check_same_data,
+    is_same_data,
+    load_data,
+    load_data_of,
+    make_judge,
+    telling_of_moves,
+)
 from gentickets.lab.run.threads import threads_of
+from gentickets.sealed import sealed_json
 
 
 @dataclass(frozen=True)
@@ -73,12 +84,17 @@ def prepared(
     """
     # One command at a time, and the others wait: they are to find the same plan, and the same number of threads.
     with disk.one_line_errors(folder), disk.locked(folder, wait=True):
+        if not fresh and not dry:
+            finish(folder)
         there = None if fresh else disk.opened(folder, asked)
         if fresh and not dry:
             check_at_rest(folder)
         check_room_of_a_step(asked, asked.data.channels or 1)
         held = held_memory()
-        train, held_out = load_data(asked.data)
+        with nullcontext() if there is None else telling_of_moves(folder, asked.data):
+            train, held_out = load_data(asked.data)
+        if there is not None:
+            _check_images(folder, *there[1:], train, held_out)
         check_buildable(asked, train)
         check_searchable(asked, train)
         if there is not None:
@@ -91,7 +107,7 @@ def prepared(
         if disk_bytes is not None:
             recipe, plan = fit_disk(recipe, plan, disk_bytes, workers)
         plan.check_possible(folder)
-        origin = _origin(asked, command, train, held_out, judge, threads, workers, gave_up)
+        origin = _origin(asked, recipe, command, train, held_out, judge, threads, workers, gave_up)
         if not dry:
             claims = Claims(folder)
             with claims.alone() if fresh else nullcontext():
@@ -109,19 +125,28 @@ def _gone_on_with(
     asked: Recipe,
     recipe: Recipe,
     origin: dict[str, Any],
+    moved: list[str],
     train: ImageSet,
     held_out: ImageSet,
     dry: bool,
 ) -> Prepared:
     """A run that is there: with what may grow taken from what is asked now, and the seeds that others asked for
-    kept."""
-    check_same_data(folder, origin, train, held_out)
+    kept; and with the places of what was `moved`."""
     _tell_of_another_machine(folder, origin)
     recipe = _grown(recipe, asked, fitted=bool(origin["gave_up"]))
+    origin = {**origin, "asked": asked.dump()}
+    if moved:
+        warnings.warn(f"{folder}: the same images, and gone on with: {'; '.join(moved)}", stacklevel=3)
+        origin["data"] = {**origin["data"], "name": train.name, "told": dict(train.told)}
     if not dry:
         others = [seed for seed in disk.seeds_in(folder) if seed not in asked.seeds]
-        disk.write_recipe(folder, parsed({**recipe.dump(), "seeds": [*recipe.seeds, *others]}))
-        disk.write_json(folder / "origin.json", {**origin, "asked": asked.dump()})
+        kept = parsed({**recipe.dump(), "seeds": [*recipe.seeds, *others]})
+        if moved:  # neither file may be the only one that says so
+            files = {"recipe.yaml": write_yaml(kept.dump()), "origin.json": sealed_json(origin)}
+            replace_together(folder, files)
+        else:
+            disk.write_recipe(folder, kept)
+            disk.write_json(folder / "origin.json", origin)
         _mark_seeds(folder, recipe)
         for seed in recipe.seeds:
             drop_damaged(folder / f"seed-{seed}", recipe)
@@ -132,18 +157,37 @@ def _gone_on_with(
     return Prepared(folder, recipe, threads, workers, None, gave_up, line(train.told), origin.get("id"))
 
 
+def _check_images(
+    folder: Path, origin: Mapping[str, Any], moved: list[str], train: ImageSet, held_out: ImageSet
+) -> None:
+    """Raises `RecipeError` where a run cannot be gone on with on these images, wherever they lie."""
+    if moved and not is_same_data(origin, train, held_out):
+        raise of_another_recipe(folder, moved)
+    check_same_data(folder, origin, train, held_out)
+
+
 def joined(folder: Path, allow_code: bool = False) -> Prepared:
     """A run that is there, to be worked on as it was asked, by its own recipe. Raises `RecipeError` as `prepared`
     does."""
-    # Read in this order: of a run that is begun anew in between, the recipe is never taken for the one before.
-    origin, recipe = disk.read_run_origin(folder), disk.read_run_recipe(folder, allow_code)
+    disk.settle(folder)
+    recipe, origin = disk.read_begun(folder, allow_code)
     recipe.check()
     disk.check_same_code(folder, origin, recipe)
-    train, held_out = load_data(recipe.data)
-    check_same_data(folder, origin, train, held_out)
+    train, _ = load_data_of(folder, recipe, origin)
     _tell_of_another_machine(folder, origin)
     gave_up = tuple(origin["gave_up"])
     return Prepared(folder, recipe, origin["threads"], 1, None, gave_up, line(train.told), origin.get("id"))
+
+
+def mended(ready: Prepared) -> Prepared:
+    """The run, of which what is damaged was dropped, aloud, to be made again.
+
+    That is for whoever makes all of it: who makes one piece comes upon what is damaged of what that rests on.
+    """
+    with disk.one_line_errors(ready.folder), disk.locked(ready.folder, wait=True):
+        for seed in ready.recipe.seeds:
+            drop_damaged(ready.folder / f"seed-{seed}", ready.recipe)
+    return ready
 
 
 def _tell_of_another_machine(folder: Path, origin: Mapping[str, Any]) -> None:
@@ -166,11 +210,13 @@ def _mark_seeds(folder: Path, recipe: Recipe) -> None:
 
 
 def _grown(recipe: Recipe, asked: Recipe, fitted: bool) -> Recipe:
-    """The run's recipe with what may grow (seeds, rounds, controls) taken from what is asked now."""
+    """The run's recipe with what may grow (seeds, rounds, controls), and where things lie, taken from what is asked
+    now."""
     new = recipe.dump()
     now = asked.dump()
-    for key in ("title", "seeds", "controls", "on_failure"):
+    for key in ("name", "title", "seeds", "controls", "on_failure"):
         new[key] = now[key]
+    new["data"] |= {key: now["data"][key] for key in ("source", "test")}
     new["keep"] = "ends" if "ends" in (recipe.keep, asked.keep) else "all"
     new["training"]["checkpoint_seconds"] = now["training"]["checkpoint_seconds"]
     new["evaluation"]["margin"] = now["evaluation"]["margin"]
@@ -181,6 +227,7 @@ def _grown(recipe: Recipe, asked: Recipe, fitted: bool) -> Recipe:
 
 def _origin(
     asked: Recipe,
+    recipe: Recipe,
     command: str,
     train: ImageSet,
     held_out: ImageSet,
@@ -209,6 +256,7 @@ def _origin(
         "threads": threads,
         "workers": workers,
         "gave_up": list(gave_up),
+        **({"fitted": fitted_keys(recipe)} if gave_up else {}),
         "code": asked.code(),
     }
 

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from gentickets.files import read_file, replace_file
@@ -141,10 +141,7 @@ def remove_halves(folder: Path) -> None:
 def _write_sums(folder: Path) -> bytes:
     """The digests of all that a level's folder holds, but for metrics.json, which is written again by `evaluate`."""
     files = sorted(file for file in folder.iterdir() if file.name not in (SUMS, "metrics.json") and file.is_file())
-    lines = (f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
-    sums = "".join(lines).encode()
-    replace_file(folder / SUMS, sums)
-    return sums
+    return list_digests(folder, {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files})
 
 
 def changed_files(folder: Path) -> list[str]:
@@ -152,28 +149,54 @@ def changed_files(folder: Path) -> list[str]:
 
     Raises `Damaged` where the sums themselves cannot be read.
     """
-    lines = _sums(folder)
-    changed = []
-    for line in lines:
-        digest, _, name = line.partition("  ")
-        if re.fullmatch(r"[0-9a-f]{64}", digest) is None or not name or "/" in name:
-            raise Damaged(f"{folder / SUMS} is damaged")
-        try:
-            sound = hashlib.sha256(read_file(folder / name)).hexdigest() == digest
-        except OSError:
-            sound = False
-        changed += [] if sound else [name]
+    listed = digests_of(folder)
+    changed = [name for name, digest in (listed or {}).items() if digest_of(folder / name) != digest]
     # Weights that another worker let go of meanwhile are not damaged.
-    return changed if not changed or _sums(folder) == lines else changed_files(folder)
+    return changed if not changed or digests_of(folder) == listed else changed_files(folder)
 
 
-def _sums(folder: Path) -> list[str]:
+def digests_of(folder: Path) -> dict[str, str] | None:
+    """File → its digest, of all that a complete level has; None for one from before there were lists of them.
+
+    Raises `Damaged` where the list cannot be read.
+    """
     try:
-        return read_file(folder / SUMS).decode().splitlines()
+        lines = read_file(folder / SUMS).decode().splitlines()
     except FileNotFoundError:
-        return []
+        return None
     except (OSError, ValueError):
         raise Damaged(f"{folder / SUMS} is damaged") from None
+    found = [re.fullmatch(r"([0-9a-f]{64})  ([^/]+)", line) for line in lines]
+    if None in found:
+        raise Damaged(f"{folder / SUMS} is damaged")
+    return {match[2]: match[1] for match in found if match is not None}
+
+
+def list_digests(folder: Path, digests: Mapping[str, str]) -> bytes:
+    """Writes the list of a level's digests; its bytes."""
+    sums = "".join(f"{digest}  {name}\n" for name, digest in digests.items()).encode()
+    replace_file(folder / SUMS, sums)
+    return sums
+
+
+def digest_of(file: Path) -> str | None:
+    """The digest of a plain file's bytes; None where it is none, or not there."""
+    try:
+        return hashlib.sha256(read_file(file)).hexdigest()
+    except OSError:
+        return None
+
+
+def check_listed(file: Path) -> None:
+    """Raises `Damaged` where a file lies in a complete level's folder and is not the one that was written there."""
+    listed = digests_of(file.parent) or {}
+    if listed.get(file.name, digest := digest_of(file)) != digest:
+        raise Damaged(words_of_damage(file))
+
+
+def words_of_damage(file: Path) -> str:
+    """What is said of a level's file that is not the one that was written."""
+    return f"{file} is {'damaged (its digest does not fit its content)' if file.exists() else 'missing'}"
 
 
 def sync_names(folder: Path) -> None:

@@ -11,15 +11,27 @@ from typing import Any
 from torch import nn
 
 from gentickets.data import ImageSet
-from gentickets.errors import Disconnected, GenticketsError, RecipeError, TicketError
+from gentickets.errors import Disconnected, GenticketsError, RecipeError
 from gentickets.lab.judging import Judge
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.recipe.recipe import code_in
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run import publishing
+from gentickets.lab.run.claims import Claims
 from gentickets.lab.run.keeping import NotKept, let_go, to_be_made_again, trained_weights
-from gentickets.lab.run.level import Made, check_level, read_price, with_stored_averages, write_level, write_untrained
-from gentickets.lab.run.pieces import Board, Piece, pieces_of, source_of
+from gentickets.lab.run.level import (
+    ALONE,
+    TICKET,
+    DamagedLevel,
+    Made,
+    check_level,
+    check_whole_level,
+    read_price,
+    with_stored_averages,
+    write_level,
+    write_untrained,
+)
+from gentickets.lab.run.pieces import Board, Piece, pieces_in, pieces_of, source_of
 from gentickets.lab.run.trainer import Event, Price, Trainer
 from gentickets.lab.task import build_model
 from gentickets.masks.liveness import check_connected
@@ -68,7 +80,7 @@ class SeedRun:
 
     def run_one(self, ticket: Ticket | None) -> dict[str, Any]:
         """Trains the dense model, or from a ticket as its level was trained, into `trained/`; returns its metrics."""
-        place = self.folder / "trained"
+        place = self.folder / ALONE
         if not place.exists():
             model = build_model(self.recipe, self.images, self.seed)
             start = ticket.origin.get("rewind_step", 0) if ticket is not None else 0
@@ -188,7 +200,7 @@ class SeedRun:
             seed=self.seed,
             account=self._account_scoring,
             folder=lambda: trainer.folder,
-            place=self._place,
+            place=self._sound_place,
             so_far=trainer.account,
             recall=trainer.recall,
             load=self.load_level,
@@ -198,13 +210,19 @@ class SeedRun:
 
     def _source(self, source: str, index: int, arm: str = "ticket") -> Path:
         """A level, or a control of it, of the same seed of the run that tickets are carried over from; or of its first
-        seed."""
+        seed. Raises `DamagedLevel` where it is not as it was written."""
+        place = self._source_place(source, index, arm)
+        if place.exists():  # else it is awaited
+            check_level(place)
+        return place
+
+    def _source_place(self, source: str, index: int, arm: str) -> Path:
         run = source_run(self.folder.parent, source)
         if not (run / "recipe.yaml").exists():
             beside = self.folder.parent.parent / source
             raise RecipeError(f"search.source={source!r} is no run: neither {beside} nor {run}")
         piece = source_of(Board(run, disk.read_run_recipe(run)), Piece(self.seed, index, arm))
-        if not (run / piece.name / "ticket.safetensors").exists() and not self._is_awaited(run, piece):
+        if not (run / piece.name / TICKET).exists() and not self._is_awaited(run, piece):
             without = f"search.rounds={index - 1}" if arm == "ticket" else f"controls.{arm}=false"
             raise RecipeError(
                 f"search.source={source!r} has no complete {publishing.level_name(index, arm)} of seed {piece.seed}: "
@@ -215,7 +233,7 @@ class SeedRun:
     def _taken(self, source: str, index: int, arm: str) -> Taken:
         """A level or control of another run as it is judged there. Its price is this level's: a control's search is
         its level's. Raises `RecipeError` for a run of another model or other images, or that came to nothing there."""
-        place = self._source(source, index, arm)
+        place = self._source_place(source, index, arm)
         recipe = disk.read_run_recipe(place.parent.parent)
         mine, theirs = self.recipe.dump(), recipe.dump()
         if set(code_in(theirs)) <= set(code_in(mine)):  # which may run: it does here
@@ -247,9 +265,13 @@ class SeedRun:
         return build_model(self.recipe, self.images, self.seed, self._draw)
 
     def load_level(self, index: int, arm: str = "ticket") -> Level:
-        """A complete level, read back: its ticket, and its model as trained."""
+        """A complete level, read back: its ticket, and its model as trained.
+
+        Raises `DamagedLevel` where a file of it is not as it was written, and `NotKept` as `trained_weights` does.
+        """
         place = self._place(index, arm)
-        ticket = Ticket.load(place / "ticket.safetensors")
+        check_level(place)
+        ticket = Ticket.load(place / TICKET)
         model, masks = self._network(ticket, index)
         Ticket(masks, trained_weights(place)).install(model)
         return Level(index, ticket.masks, model, ticket, held=masks)
@@ -259,7 +281,7 @@ class SeedRun:
         try:
             return self.load_level(index)
         except NotKept:
-            ticket = Ticket.load(self._place(index) / "ticket.safetensors")
+            ticket = Ticket.load(self._place(index) / TICKET)
             return Level(index, ticket.masks, self._network(ticket, index)[0], ticket)
 
     def judged(self, index: int, arm: str) -> nn.Module:
@@ -276,6 +298,12 @@ class SeedRun:
 
     def _place(self, index: int, arm: str = "ticket") -> Path:
         return self.folder / publishing.level_name(index, arm)
+
+    def _sound_place(self, index: int) -> Path:
+        """Where a complete level lies. Raises `DamagedLevel`."""
+        place = self._place(index)
+        check_level(place)
+        return place
 
     # -- training -----------------------------------------------------------------------------------------
 
@@ -375,17 +403,41 @@ def steps_by_piece(recipe: Recipe) -> Callable[[Piece], int]:
 def drop_damaged(folder: Path, recipe: Recipe) -> None:
     """Removes, with a warning, what of a seed is there and is not as it was written, so that it is made again; and what
     that rests on, where it was not kept."""
-    for place in sorted(folder.glob("level-*")):
-        try:
-            check_level(place)
-        except (Damaged, TicketError) as error:
-            warnings.warn(f"{error}: dropped, and made again", stacklevel=2)
-            publishing.drop(place)
+    for piece in pieces_in(folder.parent):
+        if folder.name == f"seed-{piece.seed}":
+            drop_if_damaged(folder.parent / piece.name)
     method = recipe.build_method()
     if method.builds_on in ("before", "search"):
         for place in to_be_made_again(folder, method.rounds):
-            warnings.warn(f"{place}: made again, as its trained weights were not kept (keep=ends)", stacklevel=2)
+            _drop(place, lambda place: f"{place}: made again, as its trained weights were not kept (keep=ends)")
+
+
+def drop_if_damaged(place: Path) -> None:
+    """The same of one level, where it is there. Raises `RecipeError` for a changed curve or picture."""
+    if place.is_dir() and _damage(place) is not None:
+        _drop(place, _damage)
+
+
+def _damage(place: Path) -> str | None:
+    try:
+        check_whole_level(place)
+    except DamagedLevel as error:
+        return f"{error.found}: dropped, and made again"
+    return None
+
+
+def _drop(place: Path, why: Callable[[Path], str | None]) -> None:
+    """Removes a level, under its claim and where there still is a reason; nothing where somebody else has the claim."""
+    claims, name = Claims(place.parents[1]), f"{place.parent.name}/{place.name}"
+    claim = claims.take(name, above=publishing.newest_fence(place))
+    if claim is None:
+        return
+    try:
+        if place.is_dir() and (words := why(place)) is not None:
+            warnings.warn(words, stacklevel=4)
             publishing.drop(place)
+    finally:
+        claim.complete(claims, name)
 
 
 def steps_of_seed(recipe: Recipe) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ from gentickets.lab.recipe import Recipe
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run import publishing
 from gentickets.lab.run.keeping import WEIGHTS
-from gentickets.lab.run.level import level_facts
+from gentickets.lab.run.level import check_whole_level, level_facts, measured_files
 from gentickets.lab.run.pieces import Board, Piece, pieces_of, source_of
 from gentickets.lab.run.prepare import Prepared
 from gentickets.lab.run.seed import source_run
@@ -93,7 +94,9 @@ class Donors:
     def take(self, piece: Piece, fence: int) -> bool:
         """Takes a piece over from a run that has it; whether one had. Raises `Published` as making it does."""
         donors = [*self.ready.donors, *self.ready.beside]
-        donor = next((donor for donor in donors if self._can_give(donor, piece)), None)
+        donor = next(
+            (donor for donor in donors if self._can_give(donor, piece) and _is_sound(donor / piece.name)), None
+        )
         if donor is None:
             return False
         place = self.ready.folder / piece.name
@@ -126,9 +129,19 @@ class Donors:
     def _asked(self, donor: Path, whole: bool, same: Callable[[Recipe], bool]) -> bool:
         """What two recipes say of each other, read once."""
         if (donor, whole) not in self._gives:
-            fits = _on_same_ground(self.ready, donor) and same(disk.read_run_recipe(donor))
-            self._gives[donor, whole] = fits
+            theirs = _on_same_ground(self.ready, donor)
+            self._gives[donor, whole] = theirs is not None and same(theirs)
         return self._gives[donor, whole]
+
+
+def _is_sound(place: Path) -> bool:
+    """Whether a level that could be taken over is as it was written; what is not is told, and made here."""
+    try:
+        check_whole_level(place)
+    except GenticketsError as error:
+        warnings.warn(f"not taken over, but made anew: {error}", stacklevel=2)
+        return False
+    return True
 
 
 def _is_same(one: Path, other: Path) -> bool:
@@ -167,14 +180,15 @@ def _called(ready: Prepared, donor: Path) -> str:
 # -- a whole chain ----------------------------------------------------------------------------------------------
 
 
-def _on_same_ground(ready: Prepared, donor: Path) -> bool:
-    """Whether equal recipes would give equal bits: on the same images, with the same code, torch and threads."""
+def _on_same_ground(ready: Prepared, donor: Path) -> Recipe | None:
+    """The recipe of a run by which equal keys would give equal bits: on the same images, with the same code, torch and
+    threads; None of any other, and of a folder that is none that could be gone on with."""
     try:
-        mine, theirs = disk.read_run_origin(ready.folder), disk.read_run_origin(donor)
-        disk.read_run_recipe(donor)
+        mine, (recipe, theirs) = disk.read_run_origin(ready.folder), disk.read_begun(donor)
     except GenticketsError:
-        return False
-    return bool(mine["threads"] == theirs["threads"]) and disk.ground_of(mine) == disk.ground_of(theirs)
+        return None
+    same = mine["threads"] == theirs["threads"] and disk.ground_of(mine) == disk.ground_of(theirs)
+    return recipe if same else None
 
 
 def _chain_keys(recipe: Recipe) -> dict[str, Any]:
@@ -242,6 +256,7 @@ def _take_dense(recipe: Recipe, piece: Piece, donor: Path, place: Path, fence: i
         # Stored sparse, a weight that masks cover takes one bit more.
         bits = sum(-(-layer["total"] // 8) for layer in metrics["layers"].values())
         metrics["cost"]["bytes_sparse"] = metrics["cost"]["bytes_dense"] + bits
+        metrics["digests"] = measured_files(partial)
         disk.write_json(partial / "metrics.json", metrics)
         timing = disk.read_json(source / place.name / "timing.json")
         disk.write_json(partial / "timing.json", timing | {"shared_from": called})

@@ -12,8 +12,10 @@ import torch
 from gentickets.data import line
 from gentickets.errors import RecipeError, TicketError
 from gentickets.lab.recipe import Recipe
+from gentickets.lab.recipe.begun import read_alike
 from gentickets.lab.recipe.file import differing_keys
 from gentickets.lab.run import folder as disk
+from gentickets.lab.run import publishing
 from gentickets.lab.run.checks import check_buildable
 from gentickets.lab.run.processes import interrupt, stopping
 from gentickets.lab.run.seed import SeedRun
@@ -78,7 +80,7 @@ def _check_same(folder: Path, there: Mapping[str, Any], now: Mapping[str, Any]) 
         or threads < 1
     ):
         raise RecipeError(f"{folder} holds what `gentickets train` did not make: take another --name")
-    if differing := differing_keys(*disk.read_alike(folder, asked, now["asked"])):
+    if differing := differing_keys(*read_alike(folder, asked, now["asked"])):
         raise RecipeError(f"{folder} was made by another recipe: {'; '.join(differing)}; take another --name")
     if (kept := there.get("ticket")) != now["ticket"]:
         came = "without a ticket" if kept is None else "from another ticket" if now["ticket"] else "from a ticket"
@@ -91,6 +93,7 @@ def _check_same(folder: Path, there: Mapping[str, Any], now: Mapping[str, Any]) 
 
 def _of_a_level(file: Path) -> Ticket:
     """The ticket in a file. Raises `TicketError` where it says of its level what is none, before it is trained."""
+    publishing.check_listed(file)
     ticket = Ticket.load(file)
     level = ticket.origin.get("level", 0)
     if not isinstance(level, int) or isinstance(level, bool) or not 0 <= level <= _DEEPEST:
@@ -112,6 +115,7 @@ def transferred(
     """
     if not components:
         raise RecipeError("no component to carry: name them as from=to, such as decoder=generator")
+    publishing.check_listed(ticket_file)
     train, _ = load_data(recipe.data)
     check_buildable(recipe, train)
     return Ticket.load(ticket_file).transfer(build_model(recipe, train, seed), components, with_weights, exclude)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -10,6 +9,7 @@ from typing import Literal
 from gentickets.errors import GenticketsError, RecipeError
 from gentickets.lab.recipe import Recipe
 from gentickets.lab.recipe.recipe import code_in
+from gentickets.lab.results.reading import read_timing
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.claims import Beat, Claims, Held, is_gone
 from gentickets.lab.run.pieces import Board, Piece, Standing, pieces_of
@@ -134,9 +134,9 @@ def _pace(folder: Path, recipe: Recipe, done: list[Piece]) -> tuple[float, float
     steps_of = steps_by_piece(recipe)
     steps, trained, evaluated, count = 0, 0.0, 0.0, 0
     for piece in done:
-        timing: Mapping[str, float] = disk.read_json(folder / piece.name / "timing.json")
-        if "shared_from" in timing or not timing["train_seconds"] or not steps_of(piece):
+        timing = read_timing(folder / piece.name)
+        if timing is None or timing.shared_from is not None or not timing.train_seconds or not steps_of(piece):
             continue
         steps += steps_of(piece)
-        trained, evaluated, count = trained + timing["train_seconds"], evaluated + timing["evaluate_seconds"], count + 1
+        trained, evaluated, count = trained + timing.train_seconds, evaluated + timing.evaluate_seconds, count + 1
     return (trained / steps, evaluated / count) if count and steps else None

@@ -25,12 +25,13 @@ from gentickets.lab.run import folder as disk
 from gentickets.lab.run import publishing
 from gentickets.lab.run.claims import Claim, Claims, sweep
 from gentickets.lab.run.keeping import let_go
+from gentickets.lab.run.level import DamagedLevel
 from gentickets.lab.run.pieces import Board, Piece, in_order, pieces_of
 from gentickets.lab.run.prepare import Prepared
 from gentickets.lab.run.processes import interrupt, side_by_side, stopping
-from gentickets.lab.run.seed import SeedRun
+from gentickets.lab.run.seed import SeedRun, drop_damaged, drop_if_damaged
 from gentickets.lab.run.sharing import Donors
-from gentickets.lab.run.stage import check_same_data, load_data, make_judge
+from gentickets.lab.run.stage import load_data_of, make_judge
 from gentickets.lab.run.trainer import Event, Tell
 
 LOOK_SECONDS = 0.1
@@ -66,6 +67,7 @@ def make_piece(ready: Prepared, name: str, tell: Tell) -> str:
     piece = Piece.of(name)
     if piece not in pieces_of(ready.recipe):
         raise RecipeError(f"{ready.folder} has no piece {name}: `gentickets status {ready.folder} --all` shows all")
+    drop_if_damaged(ready.folder / name)
     board = Board(ready.folder, ready.recipe)
     if board.is_to_come(piece):
         disk.check_same_versions(ready.folder, disk.read_run_origin(ready.folder))
@@ -125,14 +127,13 @@ class Worker:
         return any(site.board.ready() for site in self._sites)
 
     def make_one(self) -> bool:
-        """Makes the first piece that is ready and nobody else's; whether there was one."""
+        """Makes the first piece that is ready and nobody else's; whether anything came of it."""
         for site, piece in self._ready():
             if site.donors.awaited(piece):
                 continue
             claim = site.take(piece)
             if claim is not None:
-                self._make(site, piece, claim)
-                return True
+                return self._make(site, piece, claim)
         return False
 
     def make(self, piece: Piece) -> bool:
@@ -149,17 +150,16 @@ class Worker:
             for run, one in site.donors.carried(piece):
                 raise GenticketsError(f"{site.folder / piece.name} is not ready: it needs {run / one.name}")
             claim = site.take(piece)
-            if claim is None:
+            if claim is None or not self._make(site, piece, claim):
                 waited += _pause(waited, self.lease_seconds, self._stop)
-            else:
-                self._make(site, piece, claim)
         return site.board.is_complete(piece)
 
     def _ready(self) -> Iterator[tuple[_Site, Piece]]:
         return in_order([(site, piece) for site in self._sites for piece in site.board.ready()], self._last)
 
-    def _make(self, site: _Site, piece: Piece, claim: Claim) -> None:
-        """Makes a claimed piece, and gives the claim back, whatever comes of it."""
+    def _make(self, site: _Site, piece: Piece, claim: Claim) -> bool:
+        """Makes a claimed piece, and gives the claim back, whatever comes of it; False where what it rests on is
+        damaged, which is dropped, to be made first."""
         self._claim = claim
         place = site.folder / piece.name
         try:
@@ -175,7 +175,12 @@ class Worker:
         except Exception as error:
             # Another has it since, and may have taken files from under this one.
             lost = claim.look() or site.board.is_complete(piece) or isinstance(error, publishing.Published)
-            claim.give_back(failure=None if lost else str(error) or type(error).__name__)
+            mended = not lost and isinstance(error, DamagedLevel) and error.place.parent == place.parent
+            claim.give_back(failure=None if lost or mended else str(error) or type(error).__name__)
+            if mended:
+                self._seed_run = self._last = None
+                drop_damaged(place.parent, site.ready.recipe)
+                return False
             if not lost:
                 raise
             self._drop(place, claim)
@@ -185,6 +190,7 @@ class Worker:
             claim.complete(site.claims, piece.name)
         finally:
             self._claim = None
+        return True
 
     def _made(self, site: _Site, piece: Piece, claim: Claim) -> bool:
         if site.donors.take(piece, claim.number):
@@ -248,8 +254,7 @@ class _Site:
         """The training images, and the judge."""
         if self._stage is None:
             recipe = self.ready.recipe
-            train, held_out = load_data(recipe.data)
-            check_same_data(self.folder, disk.read_run_origin(self.folder), train, held_out)
+            train, held_out = load_data_of(self.folder, recipe, disk.read_run_origin(self.folder))
             self._stage = train, make_judge(recipe, train, held_out)
         return self._stage
 

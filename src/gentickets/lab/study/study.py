@@ -31,7 +31,7 @@ from gentickets.lab.recipe.plain_yaml import read_yaml, write_yaml
 from gentickets.lab.results.reading import read_run
 from gentickets.lab.run import folder as disk
 from gentickets.lab.run.hardware import make_fabric
-from gentickets.lab.run.prepare import Prepared, joined, prepared
+from gentickets.lab.run.prepare import Prepared, joined, mended, prepared
 from gentickets.lab.run.sharing import Donors, neighbours
 from gentickets.lab.run.trainer import Tell
 from gentickets.lab.run.work import run_all
@@ -310,10 +310,10 @@ def _run_small_dense(
 def joined_runs(folder: Path, allow_code: bool = False) -> list[Prepared]:
     """A run that is there, or all that there are of a study, to be worked on as they were asked."""
     if not (folder / "study.yaml").is_file():
-        return [joined(folder, allow_code)]
+        return [mended(joined(folder, allow_code))]
     beside = [entry.name for entry in sorted(folder.iterdir()) if entry.name.startswith(PREFIX)]
     labels = [label for label in (*read_record(folder).runs, *beside) if (folder / label / "recipe.yaml").is_file()]
-    return [joined_arm(folder, label, allow_code) for label in labels]
+    return [mended(joined_arm(folder, label, allow_code)) for label in labels]
 
 
 def joined_arm(folder: Path, label: str, allow_code: bool = False) -> Prepared:
