@@ -39,6 +39,7 @@ class SparseLayer(nn.Module):
         self.register_parameter("bias", layer.bias)
         self.norm = _live_norm(layer, self.pattern)
         self._layer = (layer,)  # in a tuple: it is no child of this one
+        self._reads: Callable[[Tensor], Tensor] | None = None
         self._before: tuple[Tensor, Tensor, int] | None = None  # the gradient that the dense weight had, and its parts
         for name in getattr(type_before_parametrizations(layer), "__constants__", ()):
             setattr(self, name, getattr(layer, name))  # its sizes, which a model's code may read
@@ -49,9 +50,24 @@ class SparseLayer(nn.Module):
         """The dense weight with its outputs along the first axis, and the reverse."""
         return weight
 
+    def __getattr__(self, name: str) -> Any:
+        """Whoever asks for the dense weight is told that there is none: to go on without would be wrong in silence."""
+        if name != "weight":
+            return super().__getattr__(name)
+        raise MaskError(
+            f"a {type(self).__name__} ({'x'.join(map(str, self._shape))}) has no `weight`, only `values`, its live "
+            f"weights in a row: restore(model) before it is read, or leave the layer dense (accelerate without its "
+            f"mask; training.execution=dense)"
+        )
+
     def weights(self) -> Tensor:
         """The live weights that the layer multiplies with: `values`, under the norm."""
-        return self.values if self.norm is None else self.norm(self.values)
+        values = self.values if self._reads is None else self._reads(self.values)
+        return values if self.norm is None else self.norm(values)
+
+    def reads_by(self, function: Callable[[Tensor], Tensor]) -> None:
+        """From now on the layer reads what `function` gives for its `values`, in whichever way it is passed."""
+        self._reads = function
 
     def release(self) -> None:
         """Empties the weight of the dense layer, once this one stands in its place."""
@@ -69,7 +85,7 @@ class SparseLayer(nn.Module):
         """The dense layer in whose place this one is, with its weights as they are now, and 0.0 where pruned."""
         (layer,) = self._layer
         weight = underlying(layer)
-        weight.data, weight.is_emptied = self._spread(self.values), False  # type: ignore[attr-defined]
+        weight.data, weight.is_emptied = self.spread(self.values), False  # type: ignore[attr-defined]
         weight.requires_grad_(self.values.requires_grad)
         weight.grad = self._gradient()
         layer.bias = self.bias  # another one, where one was loaded in its place
@@ -79,7 +95,7 @@ class SparseLayer(nn.Module):
         self._forget_derived(weight)
         return layer
 
-    def _spread(self, live: Tensor) -> Tensor:
+    def spread(self, live: Tensor) -> Tensor:
         """Numbers of the live weights in the shape of the dense weight, 0.0 elsewhere."""
         whole = live.new_zeros(self._shape)
         whole.view(-1)[torch.from_numpy(self.pattern.places)] = live
@@ -92,7 +108,7 @@ class SparseLayer(nn.Module):
             whole, _, version = self._before
             if gradient._version == version and whole.dtype == gradient.dtype:
                 return whole
-        return None if gradient is None else self._spread(gradient)
+        return None if gradient is None else self.spread(gradient)
 
     def _forget_derived(self, weight: Tensor) -> None:
         """Under the old spectral norm a layer keeps the weight of its last pass, until the next one."""
