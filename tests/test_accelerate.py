@@ -607,3 +607,38 @@ def test_a_look_in_the_middle_of_an_accumulated_step_loses_no_gradient(norm):
     with accelerate(model, masks, {"g": x}):
         model.zero_grad()
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("ask", [lambda layer: layer.weight, lambda layer: hasattr(layer, "weight")])
+def test_whoever_asks_a_sparse_layer_for_its_weight_is_told(ask):
+    net = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
+    masks = gt.prune(gt.magnitude(net), fraction=0.5, scope="layer")
+    with accelerate(net, masks, torch.randn(3, 6)):
+        with pytest.raises(MaskError, match=r"SparseLinear \(4x6\) has no `weight`.*restore\(model\).*=dense"):
+            ask(net[0])
+        assert not hasattr(net[0], "other")
+    assert ask(net[0]) is not None
+
+
+def test_weight_decay_by_the_number_of_axes_reaches_live_weights_that_are_named():
+    def net():
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+
+    x, dense, fast_net = torch.randn(5, 6), net(), net()
+    masks = gt.prune(gt.magnitude(dense), fraction=0.5, scope="layer")
+
+    def decayed(model, live):
+        return [weight for name, weight in model.named_parameters() if weight.dim() >= 2 or name in live]
+
+    def step(model, weights):
+        optimizer = torch.optim.SGD(weights, lr=0.1, weight_decay=0.5)
+        model(x).square().mean().backward()
+        optimizer.step()
+
+    step(masks.apply_(dense), decayed(dense, ()))
+    with accelerate(fast_net, masks, x) as fast:
+        step(fast_net, decayed(fast_net, {f"{choice.layer}.values" for choice in fast.choices if choice.sparse}))
+    masks.apply_(dense)
+    for one, other in zip(dense.parameters(), fast_net.parameters(), strict=True):
+        torch.testing.assert_close(one, other)

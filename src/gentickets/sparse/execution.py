@@ -120,6 +120,10 @@ def accelerate(
     for live weights only: make the optimiser after this call, from `model.parameters()`. Leaving the context, or
     `restore(model)`, puts the dense layers back, with the trained weights and 0.0 in the pruned places.
 
+    A sparse layer has its live weights as `values`, one axis long, and no `weight`: to ask for it raises. What decides
+    by numbers of axes or by names (an optimiser's groups, a penalty) has to be told which these are: `{layer}.values`
+    for each sparse layer in `choices`. `train` sees to it by itself.
+
     Gradients that the weights have stay where they are: a look in the middle of an accumulated step loses nothing, and
     what is added meanwhile is there afterwards, of live weights.
 
