@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+from torch.nn.utils.prune import l1_unstructured
 
 import gentickets as gt
 from gentickets import models
@@ -609,15 +610,24 @@ def test_a_look_in_the_middle_of_an_accumulated_step_loses_no_gradient(norm):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("ask", [lambda layer: layer.weight, lambda layer: hasattr(layer, "weight")])
-def test_whoever_asks_a_sparse_layer_for_its_weight_is_told(ask):
+ASKING = {
+    "the layer": lambda net: net[0].weight,
+    "whether there is one": lambda net: hasattr(net[0], "weight"),
+    "all linear layers": lambda net: [layer.weight for layer in net if isinstance(layer, nn.Linear)],
+    "a fresh draw": lambda net: copy.deepcopy(net)[0].reset_parameters(),
+    "torch's pruning": lambda net: l1_unstructured(copy.deepcopy(net)[0], "weight", 0.5),
+}
+
+
+@pytest.mark.parametrize("way", ASKING)
+def test_whoever_asks_a_sparse_layer_for_its_weight_is_told(way):
     net = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
     masks = gt.prune(gt.magnitude(net), fraction=0.5, scope="layer")
     with accelerate(net, masks, torch.randn(3, 6)):
         with pytest.raises(MaskError, match=r"SparseLinear \(4x6\) has no `weight`.*restore\(model\).*=dense"):
-            ask(net[0])
+            ASKING[way](net)
         assert not hasattr(net[0], "other")
-    assert ask(net[0]) is not None
+    ASKING[way](net)
 
 
 def test_weight_decay_by_the_number_of_axes_reaches_live_weights_that_are_named():

@@ -24,12 +24,15 @@ class SparseLayer(nn.Module):
 
     Takes the place of a dense layer, whose bias it shares and whose weight `release` empties, so that the memory is
     free; `dense()` gives that layer back. `norm`: the layer's spectral or weight norm, if it has one.
+
+    Its forms are of the dense layers' classes too, so that whoever looks for linear layers finds them, and is told that
+    there is no `weight`.
     """
 
     bias: Tensor | None
 
     def __init__(self, layer: Any, mask: Tensor, geometry: Geometry = ONE_POSITION):
-        super().__init__()
+        nn.Module.__init__(self)  # and not that of the kind of layer that it also is, which would draw a weight
         weight, mask = self._rows_first(underlying(layer).detach()), self._rows_first(mask)
         places = mask.reshape(-1).nonzero().reshape(-1)
         shape = tuple(mask.shape) if mask.dim() != 3 else (*mask.shape[:2], 1, mask.shape[2])  # a sound has one row
@@ -151,8 +154,8 @@ class SparseLayer(nn.Module):
         return f"{'x'.join(map(str, self._shape))}, {len(self.values):,} live weights"
 
 
-class SparseLinear(SparseLayer):
-    """`nn.Linear` with live weights alone: (..., inputs) → (..., outputs)."""
+class Connections(SparseLayer):
+    """A product with live weights alone: (..., inputs) → (..., outputs)."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         self.check(inputs, 1, -1, self.pattern.big)
@@ -167,7 +170,11 @@ class SparseLinear(SparseLayer):
         return turn(out.view(self.pattern.small, flat.shape[1])).view(*given.shape[:-1], self.pattern.small)
 
 
-class SparseConv1D(SparseLinear):
+class SparseLinear(Connections, nn.Linear):  # type: ignore[misc]
+    """`nn.Linear` with live weights alone."""
+
+
+class SparseConv1D(Connections):
     """transformers' `Conv1D` with live weights alone: a linear layer whose weight is (inputs, outputs)."""
 
     @staticmethod
@@ -175,7 +182,7 @@ class SparseConv1D(SparseLinear):
         return weight.t()
 
 
-class SparseConv2d(SparseLayer):
+class SparseConv2d(SparseLayer, nn.Conv2d):
     """`nn.Conv2d` with live weights alone; zero padding only."""
 
     def __init__(self, layer: nn.Conv2d, mask: Tensor):
@@ -188,14 +195,14 @@ class SparseConv2d(SparseLayer):
         return down(self.weights(), self.bias, _lanes(images, self.values), layout).permute(3, 0, 1, 2)
 
 
-class SparseConvTranspose2d(SparseLayer):
+class SparseConvTranspose2d(SparseLayer, nn.ConvTranspose2d):
     """`nn.ConvTranspose2d` with live weights alone."""
 
     def __init__(self, layer: nn.ConvTranspose2d, mask: Tensor):
         super().__init__(layer, mask, _geometry(layer))
         self._extra = _pair(layer.output_padding, 0)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
         self.check(images, 4, 1, self.pattern.small)
         small = _size(images)
         layout = self.pattern.layout(small, _above(self, small))
@@ -223,6 +230,14 @@ class WideConv(SparseLayer):
         return out.view(*out.shape[:2], *images.shape[2:]) if self._pointwise else out
 
 
+class WideConv1d(WideConv, nn.Conv1d):
+    """Of sounds."""
+
+
+class WideConv2d(WideConv, nn.Conv2d):
+    """Of images."""
+
+
 class WideConvTranspose(SparseLayer):
     """`nn.ConvTranspose1d` and `nn.ConvTranspose2d` with live weights alone, as torch lays out what goes through."""
 
@@ -238,6 +253,14 @@ class WideConvTranspose(SparseLayer):
         layout = self.pattern.laid_out(WideLayout, small, _above(self, small))
         out = up(self.weights(), self.bias, wide, layout)
         return out.squeeze(2) if images.dim() == 3 else out
+
+
+class WideConvTranspose1d(WideConvTranspose, nn.ConvTranspose1d):  # type: ignore[misc]
+    """Of sounds."""
+
+
+class WideConvTranspose2d(WideConvTranspose, nn.ConvTranspose2d):  # type: ignore[misc]
+    """Of images."""
 
 
 def _has_norm(layer: nn.Module) -> bool:
@@ -321,10 +344,10 @@ _LANES: Mapping[type[nn.Module], type[SparseLayer]] = MappingProxyType(
 )
 _WIDE: Mapping[type[nn.Module], type[SparseLayer]] = MappingProxyType({
     nn.Linear: SparseLinear,
-    nn.Conv1d: WideConv,
-    nn.Conv2d: WideConv,
-    nn.ConvTranspose1d: WideConvTranspose,
-    nn.ConvTranspose2d: WideConvTranspose,
+    nn.Conv1d: WideConv1d,
+    nn.Conv2d: WideConv2d,
+    nn.ConvTranspose1d: WideConvTranspose1d,
+    nn.ConvTranspose2d: WideConvTranspose2d,
 })  # fmt: skip
 
 

@@ -2,8 +2,8 @@
 
 `accelerate` sees to it that components give the same with sparse layers. An objective may ask more of a model than what
 its components give: a penalty over the weights of linear layers, or over what has two axes, or is called `weight`; a
-bound on them. Sparse layers are of other classes, and their live weights have one axis and another name, so that the
-training would go on without the penalty and without a word. So what the losses of a step ask of the weights is computed
+bound on them. The live weights of sparse layers have one axis and another name, so that the training would fail, or go
+on without the penalty and without a word. So what the losses of a step ask of the weights is computed
 with dense layers and with sparse ones, before the first step, on copies, and compared.
 """
 
