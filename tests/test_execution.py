@@ -17,6 +17,7 @@ from torch import nn
 from gentickets import models
 from gentickets.compiled import missing
 from gentickets.masks.names import clone, named_state, named_weights
+from gentickets.masks.value import Masks
 from gentickets.objectives import ELBO, Adversarial, Autoencoding, GainPenalty
 from gentickets.pruning.prune import prune
 from gentickets.pruning.scores import magnitude
@@ -216,12 +217,14 @@ class Orthogonal(Adversarial):
 
 @dataclass(frozen=True)
 class OfSlopes(Autoencoding):
-    """Reconstruction, and a penalty on the loss's gradient by the weights."""
+    """Reconstruction, and a penalty on its gradient by the weights, of which sparse layers have the live ones."""
+
+    strength: float = 1e-4
 
     def losses(self, model, batch, rng):
         for components, loss in super().losses(model, batch, rng):
             slopes = torch.autograd.grad(loss, list(model.parameters()), create_graph=True, allow_unused=True)
-            yield components, loss + sum(slope.square().sum() for slope in slopes if slope is not None)
+            yield components, loss + self.strength * sum(slope.square().sum() for slope in slopes if slope is not None)
 
 
 def gan():
@@ -333,6 +336,22 @@ def test_every_objective_of_ours_is_trained_on_live_weights(family, choose, monk
     make, objective = FAMILIES[family]
     model = make()
     done = train(model, objective, Source(8 * objective.batches_per_step), SETTINGS, masks=half(model))
+    assert all(ways(done).values())
+
+
+def test_a_rectifier_at_nothing_but_rounding_is_no_reason_to_stay_dense():
+    """Of a channel a constant is left, and of that, normed, rounding: positive in one kind of layers, perhaps."""
+    torch.manual_seed(1)
+    encoder = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
+    decoder = nn.Sequential(nn.ReLU(), nn.Conv2d(8, 1, 3, padding=1), nn.Tanh())
+    model = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
+    with torch.no_grad():
+        encoder[0].bias[:4], encoder[0].weight[:4] = 0.3, 0.0
+    masks = Masks.dense(model)
+    fed = torch.zeros(8, 8, 3, 3, dtype=torch.bool)
+    fed[:, :4, 1, 1] = True  # only constants reach these channels
+    masks = masks.replace({"encoder.0.weight": encoder[0].weight != 0, "encoder.2.weight": fed})
+    done = train(model, Autoencoding(), Source(), SETTINGS, masks=masks)
     assert all(ways(done).values())
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,26 +32,33 @@ from gentickets.objectives.base import Objective
 from gentickets.sparse import Choice, restore
 from gentickets.sparse.layers import SparseLayer
 
-_NEAR, _FLOOR = 1e-2, 1e-4
-"""How far a gradient may be off, of its own size and of that of the largest: rounding is far below both."""
+_NEAR, _FLOOR = 1e-3, 1e-5
+"""How far numbers may be off, of their own size and at all: rounding is far below both.
 
-_EXACT = 1e-3
-"""How far what does not pass through layers may be off, of its own size: hardly anything is rounded in it."""
+Gradients that came by way of layers are not compared: where a rectifier gets 0 but for rounding, as a channel does of
+which only the constant is left, dense and sparse layers may be on two sides of it.
+"""
+
+
+class Deed(NamedTuple):
+    """A function that took a parameter, and the sum of the squares of all that it gave."""
+
+    function: Any
+    size: float
 
 
 @dataclass
 class Asked:
     """What the losses of a step ask of a model: `losses`, by component, and the rest by the names of dense weights.
 
-    `done`: what the objective itself did to each, outside of all layers, in its order. `written`: the weights after the
-    losses. `gradients`: the sums over all losses. `beside`: of layers that can be sparse, what of it did not come by
-    way of the layer; `rounded`: how far that is off, by rounding.
+    `done`: what the objective itself did with each, outside of all layers, in its order, and how large the outcome was.
+    `written`: the weights after the losses. `beside`: of layers that can be sparse, what of the gradient, summed over
+    all losses, did not come by way of the layer; `rounded`: how far that is off, by rounding.
     """
 
     losses: list[tuple[tuple[str, ...], float]]
-    done: dict[str, list[Any]]
+    done: dict[str, list[Deed]]
     written: dict[str, Tensor]
-    gradients: dict[str, Tensor]
     beside: dict[str, Tensor]
     rounded: dict[str, float]
 
@@ -92,13 +99,16 @@ def asked(
     weights = named_weights(restore(model))  # gradients go with their weights
     names |= {id(weight): name for name, weight in weights.items()}
     done = {names[which]: functions for which, functions in own.done.items() if which in names}
-    whole = {name: torch.zeros_like(w) if w.grad is None else w.grad for name, w in weights.items()}
-    beside = {name: whole[name] - ways.passed.get(name, 0.0) for name in ways.layers}
+    beside = {name: _gradient(weights[name]) - ways.passed.get(name, 0.0) for name in ways.layers}
 
     def live(of: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: one.detach()[masks[name]] if name in masks else one.detach() for name, one in of.items()}
 
-    return Asked(losses, done, live(weights), live(whole), live(beside), ways.rounded)
+    return Asked(losses, done, live(weights), live(beside), ways.rounded)
+
+
+def _gradient(weight: nn.Parameter) -> Tensor:
+    return torch.zeros_like(weight) if weight.grad is None else weight.grad
 
 
 def _backward(loss: Tensor, trained: Sequence[nn.Parameter], ways: _Ways) -> None:
@@ -112,14 +122,14 @@ def _backward(loss: Tensor, trained: Sequence[nn.Parameter], ways: _Ways) -> Non
 
 
 class _OwnDoing:
-    """What is done to parameters outside of the calls of all modules, and so by an objective itself: `done`, the
-    functions that took it and the calls of its own module, in their order, by the parameter's id.
+    """What is done with parameters outside of the calls of all modules, and so by an objective itself: `done`, by the
+    parameter's id, the functions that took it and the calls of its own module, in their order.
 
     Whether a bound is reached, or a penalty is 0 as yet, does not matter to it.
     """
 
     def __init__(self) -> None:
-        self.done: dict[int, list[Any]] = defaultdict(list)
+        self.done: dict[int, list[Deed]] = defaultdict(list)
         self._within = 0
 
     @contextmanager
@@ -135,29 +145,33 @@ class _OwnDoing:
             after.remove()
 
     def _enter(self, module: nn.Module, *_: Any) -> None:
-        self._note(nn.Module.__call__, list(module.parameters(recurse=False)))  # as a parametrisation is, to be read
+        self._note(
+            nn.Module.__call__, list(module.parameters(recurse=False)), None
+        )  # as a parametrisation is, to be read
         self._within += 1
 
     def _leave(self, *_: Any) -> None:
         self._within -= 1
 
-    def _note(self, function: Any, given: Any) -> None:
-        if not self._within:
-            for one in tree_leaves(given):
-                if isinstance(one, nn.Parameter):
-                    self.done[id(one)].append(function)
+    def _note(self, function: Any, given: Any, outcome: Any) -> None:
+        taken = [one for one in tree_leaves(given) if isinstance(one, nn.Parameter)] if not self._within else ()
+        if taken:
+            size = sum(float(one.detach().double().square().sum()) for one in tree_leaves(outcome) if _is_real(one))
+            for one in taken:
+                self.done[id(one)].append(Deed(function, size))
 
 
 class _Noting(TorchFunctionMode):
-    """Tells of each of torch's functions that is called, and with what."""
+    """Tells of each of torch's functions that is called, with what, and what it gave."""
 
-    def __init__(self, note: Callable[[Any, Any], None]):
+    def __init__(self, note: Callable[[Any, Any, Any], None]):
         super().__init__()
         self._note = note
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._note(func, (args, kwargs))
-        return func(*args, **(kwargs or {}))
+        outcome = func(*args, **(kwargs or {}))
+        self._note(func, (args, kwargs), outcome)
+        return outcome
 
 
 class _Ways:
@@ -253,30 +267,32 @@ def unlike(expected: Asked, found: Asked) -> str | None:
     if [names for names, _ in expected.losses] != [names for names, _ in found.losses]:
         return "other losses"
     for name in sorted(expected.done.keys() | found.done.keys()):
-        if expected.done.get(name) != found.done.get(name):
+        if not _same_deeds(expected.done.get(name, ()), found.done.get(name, ())):
             return f"what it does itself with {name}"
     for name, one in expected.written.items():
-        if _largest(found.written[name] - one) > _EXACT * _largest(one):
+        if _largest(found.written[name] - one) > _NEAR * _largest(one):
             return f"what it writes to {name}"
     for name, one in expected.beside.items():
-        allowed = _EXACT * _largest(one) + expected.rounded[name] + found.rounded[name]
+        allowed = _NEAR * _largest(one) + expected.rounded[name] + found.rounded[name]
         if _largest(found.beside[name] - one) > allowed:
             return f"a gradient of {name} that does not come by way of its layer"
     for (names, wanted), (_, got) in zip(expected.losses, found.losses, strict=True):
-        if not math.isclose(wanted, got, rel_tol=_NEAR, abs_tol=1e-6):
+        if not math.isclose(wanted, got, rel_tol=_NEAR, abs_tol=_FLOOR):
             return f"the loss of {'+'.join(names)}"
-    largest = max(map(_size, expected.gradients.values()), default=0.0)
-    for name, one in expected.gradients.items():
-        if _size(found.gradients[name] - one) > _NEAR * _size(one) + _FLOOR * largest:
-            return f"the gradient of {name}"
     return None
+
+
+def _same_deeds(expected: Sequence[Deed], found: Sequence[Deed]) -> bool:
+    if [deed.function for deed in expected] != [deed.function for deed in found]:
+        return False
+    sizes = ((one.size, other.size) for one, other in zip(expected, found, strict=True))
+    return all(math.isclose(one, other, rel_tol=_NEAR) or one != one for one, other in sizes)
+
+
+def _is_real(one: object) -> bool:
+    return isinstance(one, Tensor) and one.is_floating_point()
 
 
 def _largest(tensor: Tensor) -> float:
     """The largest of the numbers, as they are far from 0; 0 of none."""
     return float(tensor.abs().max()) if tensor.numel() else 0.0
-
-
-def _size(tensor: Tensor) -> float:
-    """The root of the mean square of the numbers."""
-    return float(tensor.double().square().mean().sqrt()) if tensor.numel() else 0.0
