@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+from torch.nn.utils.prune import l1_unstructured
 
 import gentickets as gt
 from gentickets import models
@@ -607,3 +608,47 @@ def test_a_look_in_the_middle_of_an_accumulated_step_loses_no_gradient(norm):
     with accelerate(model, masks, {"g": x}):
         model.zero_grad()
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+ASKING = {
+    "the layer": lambda net: net[0].weight,
+    "whether there is one": lambda net: hasattr(net[0], "weight"),
+    "all linear layers": lambda net: [layer.weight for layer in net if isinstance(layer, nn.Linear)],
+    "a fresh draw": lambda net: copy.deepcopy(net)[0].reset_parameters(),
+    "torch's pruning": lambda net: l1_unstructured(copy.deepcopy(net)[0], "weight", 0.5),
+}
+
+
+@pytest.mark.parametrize("way", ASKING)
+def test_whoever_asks_a_sparse_layer_for_its_weight_is_told(way):
+    net = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
+    masks = gt.prune(gt.magnitude(net), fraction=0.5, scope="layer")
+    with accelerate(net, masks, torch.randn(3, 6)):
+        with pytest.raises(MaskError, match=r"SparseLinear \(4x6\) has no `weight`.*restore\(model\).*=dense"):
+            ASKING[way](net)
+        assert not hasattr(net[0], "other")
+    ASKING[way](net)
+
+
+def test_weight_decay_by_the_number_of_axes_reaches_live_weights_that_are_named():
+    def net():
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+
+    x, dense, fast_net = torch.randn(5, 6), net(), net()
+    masks = gt.prune(gt.magnitude(dense), fraction=0.5, scope="layer")
+
+    def decayed(model, live):
+        return [weight for name, weight in model.named_parameters() if weight.dim() >= 2 or name in live]
+
+    def step(model, weights):
+        optimizer = torch.optim.SGD(weights, lr=0.1, weight_decay=0.5)
+        model(x).square().mean().backward()
+        optimizer.step()
+
+    step(masks.apply_(dense), decayed(dense, ()))
+    with accelerate(fast_net, masks, x) as fast:
+        step(fast_net, decayed(fast_net, {f"{choice.layer}.values" for choice in fast.choices if choice.sparse}))
+    masks.apply_(dense)
+    for one, other in zip(dense.parameters(), fast_net.parameters(), strict=True):
+        torch.testing.assert_close(one, other)

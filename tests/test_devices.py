@@ -85,6 +85,7 @@ def test_two_processes_train_what_one_does(together, name, tmp_path):
         else:
             assert found[key] == wanted, key
     assert any(isinstance(wanted, Tensor) for wanted in expected.values())
+    assert bool(expected.get("sparse")) == (name == "ae_on_live_weights")
 
 
 def test_a_stop_on_one_of_them_stops_both_and_what_goes_on_is_the_uninterrupted_training(together):

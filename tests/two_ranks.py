@@ -80,7 +80,9 @@ def trained(
     source = more.pop("source", Source(8 * objective.batches_per_step, objective.wants_labels))
     done = train(model, objective, source, settings, fabric=fabric, **more)
     averages = {f"average of {name}": tensor for name, tensor in named_state(done.averaged).items()}
-    return {**named_state(model), **averages, "images": done.images, "step": done.step, "masks": done.masks}
+    sparse = [choice.layer for choice in done.choices if choice.sparse]
+    came = {"images": done.images, "step": done.step, "masks": done.masks, "sparse": sparse}
+    return {**named_state(model), **averages, **came}
 
 
 # -- families ----------------------------------------------------------------------------------------------------------
@@ -108,13 +110,29 @@ def ae_with_a_frozen_encoder(fabric: Fabric | None, _: Path) -> dict[str, Any]:
 
 @case
 def ae_on_live_weights(fabric: Fabric | None, _: Path) -> dict[str, Any]:
-    before, execution.faster = (
-        execution.faster,
-        every_layer,
-    )
+    return sparse_where_it_can_be(fabric, Autoencoding())
+
+
+@dataclass(frozen=True)
+class OverLinearLayers(Autoencoding):
+    """Reconstruction, and a penalty over the weights of linear layers, which sparse ones are not."""
+
+    def losses(self, model: nn.Module, batch: Tensor, rng: torch.Generator) -> Iterator[Any]:
+        linear = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)]
+        for components, loss in super().losses(model, batch, rng):
+            yield components, loss + 0.01 * sum(weight.square().sum() for weight in linear)
+
+
+@case
+def ae_with_a_penalty_that_live_weights_would_drop(fabric: Fabric | None, _: Path) -> dict[str, Any]:
+    return sparse_where_it_can_be(fabric, OverLinearLayers())
+
+
+def sparse_where_it_can_be(fabric: Fabric | None, objective: Objective) -> dict[str, Any]:
+    before, execution.faster = execution.faster, every_layer
     try:
         model = autoencoder()
-        return trained(fabric, model, Autoencoding(), masks=half(model))
+        return trained(fabric, model, objective, masks=half(model))
     finally:
         execution.faster = before
 

@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from gentickets.sparse.beside import StandIn
-from gentickets.sparse.layers import SparseLinear, is_hooked
+from gentickets.sparse.layers import Connections, is_hooked
 from gentickets.sparse.operations import rectified, through
 
-Link = tuple[SparseLinear, float]
+Link = tuple[Connections, float]
 """A layer and the slope of the rectifier behind it for negative numbers (0: ReLU); 1: no rectifier."""
 
 
@@ -52,7 +52,7 @@ def runs(sequence: nn.Sequential, layers: Container[int]) -> Iterator[list[nn.Mo
 
 
 def _is_link(module: nn.Module) -> bool:
-    return isinstance(module, SparseLinear) and not is_hooked(module)
+    return isinstance(module, Connections) and not is_hooked(module)
 
 
 def _parts(modules: list[Any], is_link: Callable[[nn.Module], bool] = _is_link) -> Iterator[Any]:

@@ -35,10 +35,10 @@ from gentickets.sparse.beside import STAND_INS, StandIn
 from gentickets.sparse.chain import SparseSequential
 from gentickets.sparse.costs import Cost, Way, Work, faster
 from gentickets.sparse.layers import (
+    Connections,
     SparseConv2d,
     SparseConvTranspose2d,
     SparseLayer,
-    SparseLinear,
     is_hooked,
     lanes_form,
     wide_form,
@@ -119,6 +119,10 @@ def accelerate(
     The swapped layers compute what the masked ones do, to rounding, and have gradients, optimiser state and memory
     for live weights only: make the optimiser after this call, from `model.parameters()`. Leaving the context, or
     `restore(model)`, puts the dense layers back, with the trained weights and 0.0 in the pruned places.
+
+    A sparse layer has its live weights as `values`, one axis long, and no `weight`: to ask for it raises. What decides
+    by numbers of axes or by names (an optimiser's groups, a penalty) has to be told which these are: `{layer}.values`
+    for each sparse layer in `choices`. `train` sees to it by itself.
 
     Gradients that the weights have stay where they are: a look in the middle of an accumulated step loses nothing, and
     what is added meanwhile is there afterwards, of live weights.
@@ -234,7 +238,7 @@ def _ways(layer: nn.Module, work: Work) -> tuple[Way, ...]:
     """In which ways a layer can be run on its live weights: batch innermost a linear one on (batch, inputs) alone, and
     a convolution in components where nothing between them wants images otherwise."""
     form = lanes_form(layer)
-    if form is not None and issubclass(form, SparseLinear):
+    if form is not None and issubclass(form, Connections):
         return ("lanes",) if work.flat else ("wide",)
     return ("wide",) if work.as_torch_lays_out or form is None else ("lanes", "wide")
 
@@ -296,7 +300,7 @@ def _counted(model: nn.Module) -> Iterator[dict[int, Work]]:
     with ExitStack() as stack:
         for layer in model.modules():
             if (form := wide_form(layer)) is not None:
-                noting = partial(count, _count_tokens if issubclass(form, SparseLinear) else _count_images)
+                noting = partial(count, _count_tokens if issubclass(form, Connections) else _count_images)
                 stack.callback(layer.register_forward_hook(noting, with_kwargs=True).remove)
         yield found
 
@@ -414,7 +418,7 @@ def _swap_in(model: nn.Module, masks: Masks, choices: tuple[Choice, ...]) -> Non
 
 def _twin(module: nn.Module) -> nn.Module | None:
     """What works better beside sparse layers, with all that `module` has; None where nothing does."""
-    if type(module) is nn.Sequential and any(isinstance(layer, SparseLinear) for layer in module):
+    if type(module) is nn.Sequential and any(isinstance(layer, Connections) for layer in module):
         return SparseSequential(module)
     stand_in = STAND_INS.get(type(module))
     return None if stand_in is None else stand_in(module)

@@ -24,12 +24,15 @@ class SparseLayer(nn.Module):
 
     Takes the place of a dense layer, whose bias it shares and whose weight `release` empties, so that the memory is
     free; `dense()` gives that layer back. `norm`: the layer's spectral or weight norm, if it has one.
+
+    Its forms are of the dense layers' classes too, so that whoever looks for linear layers finds them, and is told that
+    there is no `weight`.
     """
 
     bias: Tensor | None
 
     def __init__(self, layer: Any, mask: Tensor, geometry: Geometry = ONE_POSITION):
-        super().__init__()
+        nn.Module.__init__(self)  # and not that of the kind of layer that it also is, which would draw a weight
         weight, mask = self._rows_first(underlying(layer).detach()), self._rows_first(mask)
         places = mask.reshape(-1).nonzero().reshape(-1)
         shape = tuple(mask.shape) if mask.dim() != 3 else (*mask.shape[:2], 1, mask.shape[2])  # a sound has one row
@@ -39,6 +42,7 @@ class SparseLayer(nn.Module):
         self.register_parameter("bias", layer.bias)
         self.norm = _live_norm(layer, self.pattern)
         self._layer = (layer,)  # in a tuple: it is no child of this one
+        self._reads: Callable[[Tensor], Tensor] | None = None
         self._before: tuple[Tensor, Tensor, int] | None = None  # the gradient that the dense weight had, and its parts
         for name in getattr(type_before_parametrizations(layer), "__constants__", ()):
             setattr(self, name, getattr(layer, name))  # its sizes, which a model's code may read
@@ -49,9 +53,24 @@ class SparseLayer(nn.Module):
         """The dense weight with its outputs along the first axis, and the reverse."""
         return weight
 
+    def __getattr__(self, name: str) -> Any:
+        """Whoever asks for the dense weight is told that there is none: to go on without would be wrong in silence."""
+        if name != "weight":
+            return super().__getattr__(name)
+        raise MaskError(
+            f"a {type(self).__name__} ({'x'.join(map(str, self._shape))}) has no `weight`, only `values`, its live "
+            f"weights in a row: restore(model) before it is read, or leave the layer dense (accelerate without its "
+            f"mask; training.execution=dense)"
+        )
+
     def weights(self) -> Tensor:
         """The live weights that the layer multiplies with: `values`, under the norm."""
-        return self.values if self.norm is None else self.norm(self.values)
+        values = self.values if self._reads is None else self._reads(self.values)
+        return values if self.norm is None else self.norm(values)
+
+    def reads_by(self, function: Callable[[Tensor], Tensor]) -> None:
+        """From now on the layer reads what `function` gives for its `values`, in whichever way it is passed."""
+        self._reads = function
 
     def release(self) -> None:
         """Empties the weight of the dense layer, once this one stands in its place."""
@@ -69,7 +88,7 @@ class SparseLayer(nn.Module):
         """The dense layer in whose place this one is, with its weights as they are now, and 0.0 where pruned."""
         (layer,) = self._layer
         weight = underlying(layer)
-        weight.data, weight.is_emptied = self._spread(self.values), False  # type: ignore[attr-defined]
+        weight.data, weight.is_emptied = self.spread(self.values), False  # type: ignore[attr-defined]
         weight.requires_grad_(self.values.requires_grad)
         weight.grad = self._gradient()
         layer.bias = self.bias  # another one, where one was loaded in its place
@@ -79,7 +98,7 @@ class SparseLayer(nn.Module):
         self._forget_derived(weight)
         return layer
 
-    def _spread(self, live: Tensor) -> Tensor:
+    def spread(self, live: Tensor) -> Tensor:
         """Numbers of the live weights in the shape of the dense weight, 0.0 elsewhere."""
         whole = live.new_zeros(self._shape)
         whole.view(-1)[torch.from_numpy(self.pattern.places)] = live
@@ -92,7 +111,7 @@ class SparseLayer(nn.Module):
             whole, _, version = self._before
             if gradient._version == version and whole.dtype == gradient.dtype:
                 return whole
-        return None if gradient is None else self._spread(gradient)
+        return None if gradient is None else self.spread(gradient)
 
     def _forget_derived(self, weight: Tensor) -> None:
         """Under the old spectral norm a layer keeps the weight of its last pass, until the next one."""
@@ -135,8 +154,8 @@ class SparseLayer(nn.Module):
         return f"{'x'.join(map(str, self._shape))}, {len(self.values):,} live weights"
 
 
-class SparseLinear(SparseLayer):
-    """`nn.Linear` with live weights alone: (..., inputs) → (..., outputs)."""
+class Connections(SparseLayer):
+    """A product with live weights alone: (..., inputs) → (..., outputs)."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         self.check(inputs, 1, -1, self.pattern.big)
@@ -151,7 +170,11 @@ class SparseLinear(SparseLayer):
         return turn(out.view(self.pattern.small, flat.shape[1])).view(*given.shape[:-1], self.pattern.small)
 
 
-class SparseConv1D(SparseLinear):
+class SparseLinear(Connections, nn.Linear):  # type: ignore[misc]
+    """`nn.Linear` with live weights alone."""
+
+
+class SparseConv1D(Connections):
     """transformers' `Conv1D` with live weights alone: a linear layer whose weight is (inputs, outputs)."""
 
     @staticmethod
@@ -159,7 +182,7 @@ class SparseConv1D(SparseLinear):
         return weight.t()
 
 
-class SparseConv2d(SparseLayer):
+class SparseConv2d(SparseLayer, nn.Conv2d):
     """`nn.Conv2d` with live weights alone; zero padding only."""
 
     def __init__(self, layer: nn.Conv2d, mask: Tensor):
@@ -172,14 +195,14 @@ class SparseConv2d(SparseLayer):
         return down(self.weights(), self.bias, _lanes(images, self.values), layout).permute(3, 0, 1, 2)
 
 
-class SparseConvTranspose2d(SparseLayer):
+class SparseConvTranspose2d(SparseLayer, nn.ConvTranspose2d):
     """`nn.ConvTranspose2d` with live weights alone."""
 
     def __init__(self, layer: nn.ConvTranspose2d, mask: Tensor):
         super().__init__(layer, mask, _geometry(layer))
         self._extra = _pair(layer.output_padding, 0)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
         self.check(images, 4, 1, self.pattern.small)
         small = _size(images)
         layout = self.pattern.layout(small, _above(self, small))
@@ -207,6 +230,14 @@ class WideConv(SparseLayer):
         return out.view(*out.shape[:2], *images.shape[2:]) if self._pointwise else out
 
 
+class WideConv1d(WideConv, nn.Conv1d):
+    """Of sounds."""
+
+
+class WideConv2d(WideConv, nn.Conv2d):
+    """Of images."""
+
+
 class WideConvTranspose(SparseLayer):
     """`nn.ConvTranspose1d` and `nn.ConvTranspose2d` with live weights alone, as torch lays out what goes through."""
 
@@ -222,6 +253,14 @@ class WideConvTranspose(SparseLayer):
         layout = self.pattern.laid_out(WideLayout, small, _above(self, small))
         out = up(self.weights(), self.bias, wide, layout)
         return out.squeeze(2) if images.dim() == 3 else out
+
+
+class WideConvTranspose1d(WideConvTranspose, nn.ConvTranspose1d):  # type: ignore[misc]
+    """Of sounds."""
+
+
+class WideConvTranspose2d(WideConvTranspose, nn.ConvTranspose2d):  # type: ignore[misc]
+    """Of images."""
 
 
 def _has_norm(layer: nn.Module) -> bool:
@@ -305,10 +344,10 @@ _LANES: Mapping[type[nn.Module], type[SparseLayer]] = MappingProxyType(
 )
 _WIDE: Mapping[type[nn.Module], type[SparseLayer]] = MappingProxyType({
     nn.Linear: SparseLinear,
-    nn.Conv1d: WideConv,
-    nn.Conv2d: WideConv,
-    nn.ConvTranspose1d: WideConvTranspose,
-    nn.ConvTranspose2d: WideConvTranspose,
+    nn.Conv1d: WideConv1d,
+    nn.Conv2d: WideConv2d,
+    nn.ConvTranspose1d: WideConvTranspose1d,
+    nn.ConvTranspose2d: WideConvTranspose2d,
 })  # fmt: skip
 
 

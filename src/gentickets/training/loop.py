@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from gentickets.arguments import check_arguments
 from gentickets.data.batches import Batch, Labelled
 from gentickets.errors import Diverged, GenticketsError
-from gentickets.evaluating import evaluating
-from gentickets.masks.names import component_of, named_state, unwrap
+from gentickets.masks.names import component_of, named_state
 from gentickets.masks.value import Masks
 from gentickets.objectives.base import Objective, losses_of, unfrozen
-from gentickets.sparse import Accelerated, Choice, accelerate
+from gentickets.sparse import Accelerated, Choice
 from gentickets.training.averaging import weight_of_start
 from gentickets.training.calls import Calls
 from gentickets.training.devices import one_device
+from gentickets.training.execution import on_live_weights
 from gentickets.training.hooks import Hook, check_hooks
 from gentickets.training.parts import Parts
 from gentickets.training.progress import Checkpoint, Curve, Meter, Progress
@@ -139,8 +139,8 @@ def train(
         masks.apply_(model)  # before anything passes through it, and before averages are made of it
     if settings.ema is not None and objective.averaged and end_step == settings.steps:
         _warn_of_the_start(settings.ema, end_step - start_step)
-    live = masks if may_be_sparse else None
-    with _on_live_weights(model, objective, batches, start_step, live, fabric, ranks) as fast:
+    live, steps = masks if may_be_sparse else None, range(start_step, end_step)
+    with on_live_weights(model, objective, batches.at, steps, settings.seed, live, fabric, ranks) as fast:
         fabric.to_device(model)
         model.train()
         parts = Parts(model, objective, settings, fabric.device)
@@ -172,40 +172,6 @@ def _check_called_alike(ranks: Ranks, model: nn.Module, masks: Masks | None, mor
         )
     weights = named_state(model).values()
     ranks.check_same(weights, "the model's weights", "draw them after torch.manual_seed(…) of one seed on each")
-
-
-@contextmanager
-def _on_live_weights(
-    model: nn.Module,
-    objective: Objective,
-    batches: BatchSource,
-    step: int,
-    masks: Masks | None,
-    fabric: Fabric,
-    ranks: Ranks,
-) -> Iterator[Accelerated | None]:
-    """The model accelerated while this lasts; None where it stays as it is, on all ranks or none."""
-    wrapped = any(unwrap(module) is not module for module in model.modules())
-    plain = fabric.device.type == "cpu" and isinstance(fabric.autocast(), nullcontext)
-    mine = ranks.share(batches.at(step), objective.batches_per_step) if masks and plain and not wrapped else None
-    examples = None if mine is None else _examples(model, objective, mine)
-    if masks is None or examples is None:
-        yield None
-        return
-    with accelerate(model, masks, examples) as fast:
-        if agreed := ranks.alike([choice.sparse for choice in fast.choices]):
-            yield fast
-    if not agreed:
-        yield None
-
-
-def _examples(model: nn.Module, objective: Objective, batch: Batch) -> dict[str, Any] | None:
-    """Inputs for the components, a whole batch each; None where the objective does not say what they take."""
-    try:
-        with evaluating(model):
-            return objective.example_inputs(model, batch[: len(batch) // objective.batches_per_step])
-    except NotImplementedError:
-        return None
 
 
 class _Loop:

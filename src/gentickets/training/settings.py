@@ -20,7 +20,8 @@ class Settings:
     Fabric names it; in "16-mixed" losses are scaled up, so that small gradients do not vanish; a component whose
     gradients overflow is not stepped.
     `execution`: "auto" trains masked layers on their live weights alone where that is faster (see `accelerate`; in
-    single precision on a CPU, with no hook that moves masks or needs gradients), "dense" never does.
+    single precision on a CPU, with no hook that moves masks or needs gradients, and where the losses ask the same of
+    sparse layers as of dense ones), "dense" never does.
     """
 
     steps: int
