@@ -18,9 +18,9 @@ from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gentickets import MaskError, Masks, prune, random_scores
-from gentickets.masks.holding import _EACH_BY_ITSELF
 from gentickets.masks.names import named_weights
 from gentickets.masks.state import tensors_of_state
+from gentickets.masks.steppers import EACH_BY_ITSELF
 
 X = torch.randn(4, 10, generator=torch.Generator().manual_seed(1))
 
@@ -632,7 +632,7 @@ def test_the_average_that_asgd_keeps_is_sparse(autoencoder: nn.Module, half) -> 
     assert all(optimizer.state[weights[name]]["ax"].any() for name in masks)
 
 
-@pytest.mark.parametrize("kind", _EACH_BY_ITSELF)
+@pytest.mark.parametrize("kind", EACH_BY_ITSELF)
 def test_no_optimiser_that_is_taken_to_keep_no_weights_keeps_any(kind) -> None:
     weight = nn.Parameter(torch.full((3, 5), 1e4))
     optimizer = kind([weight], lr=0.1)

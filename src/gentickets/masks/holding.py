@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.utils import parametrize
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from gentickets.adam import FusedAdamW
 from gentickets.errors import MaskError
 from gentickets.masks.held import HeldWeight, mask_gradients, zero_dead
 from gentickets.masks.layers import divided_by_zero
@@ -26,32 +25,13 @@ from gentickets.masks.names import (
     named_layers,
     named_weights,
 )
+from gentickets.masks.passes import AfterLoad, AfterOwnPass, AfterPass, BeforeCompiled, BeforePass
 from gentickets.masks.state import Place, goes_with_weights, is_doubtful, tensors_of_state
+from gentickets.masks.steppers import EACH_BY_ITSELF, check_can_be_held, parameters_of, underlying
 from gentickets.notebook import short, shown
 
 if TYPE_CHECKING:
     from gentickets.masks.value import Masks  # a type only: masks are made without this module, and call it
-
-_EACH_BY_ITSELF = (
-    torch.optim.SGD,
-    torch.optim.Adam,
-    torch.optim.AdamW,
-    torch.optim.Adamax,
-    torch.optim.NAdam,
-    torch.optim.RAdam,
-    torch.optim.RMSprop,
-    torch.optim.Adagrad,
-    torch.optim.Adadelta,
-    torch.optim.Rprop,
-    torch.optim.SparseAdam,
-    FusedAdamW,
-)
-"""Optimisers of exactly these types move each weight by its own gradient and keep no other weights: to mask what they
-stepped is enough. Any other may let the gradient of one weight move another (Muon, Adafactor), keep weights in its
-state (schedule-free, Lookahead, the average of ASGD), or look at the model inside its step (SAM)."""
-
-_TRANSPARENT = ("Fabric", "Lightning", "Accelerated")
-"""Wrappers of optimisers that write no weight themselves, by how their class's name begins."""
 
 
 class Hold:
@@ -68,14 +48,14 @@ class Hold:
         self.masks, self._model = masks, model
         self.copies = copies
         self._given = optimizers
-        self.optimizers, self._may_write_unseen = _underlying(optimizers)
+        self.optimizers, self._may_write_unseen = underlying(optimizers)
         masks.check_fits(self.model)
         for net in copies:
             check_components(net if isinstance(net, Mapping) else (), components_of(self.model))
         for net, covering in self._over_copies(masks):
             covering.check_fits(net)
         for optimizer in self.optimizers:
-            _check_can_be_held(optimizer, self.model)
+            check_can_be_held(optimizer, self.model)
         self._held: dict[str, HeldWeight] = {}
         self._by_id: dict[int, HeldWeight] = {}
         self._by_place: dict[tuple[int, str], HeldWeight] = {}  # by the layer's id and the name in it
@@ -261,7 +241,7 @@ class Hold:
         if id(optimizer) in self._ours:
             return
         of_ours = self._stepping or any(
-            optimizer is inner or optimizer.param_groups is inner.param_groups for inner in _underlying(self._given)[0]
+            optimizer is inner or optimizer.param_groups is inner.param_groups for inner in underlying(self._given)[0]
         )
         if of_ours:  # inside the step of a held one, or made for one after the hold was
             self.optimizers = (*self.optimizers, optimizer)
@@ -293,7 +273,7 @@ class Hold:
 
         Of an optimiser that may couple weights: their gradients are masked, and its closure sees masked weights.
         """
-        coupled = type(optimizer) not in _EACH_BY_ITSELF
+        coupled = type(optimizer) not in EACH_BY_ITSELF
         self._stepping.discard(id(optimizer))  # of a step that an error ended
         if not self._stepping:  # else inside the step of another, where weights move as they should
             self._look_back_at_all(optimizer)
@@ -322,7 +302,7 @@ class Hold:
     @torch.no_grad()
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         stepped = self._stepped_by(optimizer)
-        if type(optimizer) in _EACH_BY_ITSELF:
+        if type(optimizer) in EACH_BY_ITSELF:
             zero_dead(stepped)
             for _parameter, held in stepped:
                 held.stepped()
@@ -336,7 +316,7 @@ class Hold:
     def _stepped_by(self, optimizer: torch.optim.Optimizer) -> list[tuple[Tensor, HeldWeight]]:
         """The held weights that a step of this optimiser moves."""
         mine = self._held_of(optimizer)
-        if type(optimizer) not in _EACH_BY_ITSELF:
+        if type(optimizer) not in EACH_BY_ITSELF:
             return mine
         return [(parameter, held) for parameter, held in mine if parameter.grad is not None]
 
@@ -367,7 +347,7 @@ class Hold:
             )
 
     def _held_of(self, optimizer: torch.optim.Optimizer) -> list[tuple[Tensor, HeldWeight]]:
-        return [(p, held) for p in _parameters(optimizer) if (held := self._by_id.get(id(p))) is not None]
+        return [(p, held) for p in parameters_of(optimizer) if (held := self._by_id.get(id(p))) is not None]
 
     @torch.no_grad()
     def _mask_gradients_of(self, optimizer: torch.optim.Optimizer) -> None:
@@ -386,7 +366,7 @@ class Hold:
 
         Where nothing tells, it is left as it is, and that is told.
         """
-        if not is_doubtful(parameter) or (parameter.dim() and type(optimizer) in _EACH_BY_ITSELF):
+        if not is_doubtful(parameter) or (parameter.dim() and type(optimizer) in EACH_BY_ITSELF):
             return True
         known = goes_with_weights(optimizer, place, parameter)
         if known is None and (id(optimizer), place) not in self._told:
@@ -414,7 +394,7 @@ class Hold:
 
     def _follow(self, held: HeldWeight, weight: nn.Parameter) -> None:
         """From here on `held` is this parameter. It is kept, so that no other tensor can come to have its id."""
-        stepped = {id(p) for optimizer in self.optimizers for p in _parameters(optimizer)}
+        stepped = {id(p) for optimizer in self.optimizers for p in parameters_of(optimizer)}
         before = held.parameters
         held.parameters = [weight, *(p for p in before if p is not weight and id(p) in stepped)]
         held.heir = None
@@ -443,7 +423,7 @@ class Hold:
         for held in self._held.values():
             owned.setdefault(id(held.layer), (held.layer, []))[1].append(held)
         for layer, weights in owned.values():
-            self._watching.append(layer.register_load_state_dict_post_hook(_AfterLoad(self, weights)))
+            self._watching.append(layer.register_load_state_dict_post_hook(AfterLoad(self, weights)))
 
     def _watch_passes(self) -> None:
         """A look before every pass of whatever has held weights below it: any part may be called by itself."""
@@ -463,17 +443,17 @@ class Hold:
                         parts[name] = child
                 self._parts += [(module._modules, name, part) for name, part in parts.items()]
                 if found:
-                    hook = _BeforePass(self, list(found.values()), module, parts)
+                    hook = BeforePass(self, list(found.values()), module, parts)
                     # First of all, so that an old-style spectral norm sees masked weights.
                     self._watching.append(module.register_forward_pre_hook(hook, prepend=True))
                     if hook.has_parts:
-                        after = module.register_forward_hook(_AfterPass(self), always_call=True)
+                        after = module.register_forward_hook(AfterPass(self), always_call=True)
                         self._watching.append(after)
                     if self._closely and hook.own:
                         # First of all here too: hooks that write after the pass has used them do no harm.
-                        self._watching.append(module.register_forward_hook(_AfterOwnPass(hook.own), prepend=True))
+                        self._watching.append(module.register_forward_hook(AfterOwnPass(hook.own), prepend=True))
                     if getattr(module, "_compiled_call_impl", None) is not None:
-                        self._watching.append(_BeforeCompiled(module, hook))
+                        self._watching.append(BeforeCompiled(module, hook))
             return below[id(module)]
 
         gather(self.model)
@@ -532,6 +512,12 @@ class Hold:
                 stacklevel=5,
             )
 
+    def loaded(self, weights: Iterable[HeldWeight]) -> None:
+        """After weights were loaded into a layer: masks them again, also those that were put in the place of others."""
+        self._find_weights()  # `load_state_dict(..., assign=True)` puts new tensors there
+        zero_dead([(weight, held) for held in weights if (weight := held.now()) is not None])
+        self._clear(weights)
+
     def _clear(self, weights: Iterable[HeldWeight]) -> None:
         """Sets pruned places to 0.0 out of autograd's sight: a graph that saw them masked stays valid."""
         weights = [held for held in weights if held.parameters[0].shape == held.shape]
@@ -568,7 +554,7 @@ class Hold:
                     seen[held.name] = strays
                 self._clear((held,))
         for optimizer in self.optimizers:
-            if type(optimizer) not in _EACH_BY_ITSELF:
+            if type(optimizer) not in EACH_BY_ITSELF:
                 with suppress(Exception):
                     self._drop_momentum(optimizer)
         with suppress(Exception):
@@ -590,127 +576,6 @@ _entered: list[Hold] = []
 """The holds that are at work now."""
 
 
-class _Inert:
-    """A hook that does nothing in a copy of the model, made in memory or through a file: a copy is not held."""
-
-    def __deepcopy__(self, memo: object) -> Any:
-        return _nothing
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _inert_hook, ()
-
-
-class _AfterLoad(_Inert):
-    """Masks the weights of a held layer again when weights are loaded into it, alone or with the whole model."""
-
-    def __init__(self, hold: Hold, weights: Sequence[HeldWeight]):
-        self.hold, self.weights = hold, weights
-
-    @torch.no_grad()
-    def __call__(self, layer: nn.Module, incompatible_keys: object) -> None:
-        self.hold._find_weights()  # `load_state_dict(..., assign=True)` puts new tensors in their place
-        zero_dead([(weight, held) for held in self.weights if (weight := held.now()) is not None])
-        self.hold._clear(self.weights)
-
-
-class _BeforePass(_Inert):
-    """Looks, before a pass of a module, at the held weights in and below it.
-
-    What is cheap is looked at always: a version counter, an address, a few pruned places. It tells of every write
-    that autograd can see and of every one that is dense. What is left (single places written through `.data`) is looked
-    at every so often, and where the module has changed between training and evaluation.
-    """
-
-    def __init__(self, hold: Hold, weights: Sequence[HeldWeight], module: nn.Module, parts: Mapping[str, nn.Module]):
-        self.hold, self.weights, self.training = hold, weights, module.training
-        self.children, self.parts = module._modules, tuple(parts.items())
-        self.own = [held for held in weights if held.layer is module]
-        self.has_parts = len(self.own) < len(weights)
-
-    def __call__(self, module: nn.Module, args: object) -> None:
-        if torch.compiler.is_compiling():
-            return  # no Python runs in a compiled pass
-        if any(self.children.get(name) is not part for name, part in self.parts):
-            for held in self.hold.follow_layers():
-                self.hold.look(held)
-        hold, look = self.hold, module.training is not self.training
-        self.training = module.training
-        if hold.passing is not None and hold.passing is not module and not look and not hold.must_look:
-            for held in self.own:  # looked at before the pass that this is a part of; unless written since
-                if held.is_written():
-                    hold.look(held)
-            return
-        look |= hold.must_look
-        strangers = hold.strangers
-        for held in self.weights:
-            if look or held.is_suspect(strangers):
-                hold.look(held)
-            else:
-                held.unlooked += 1
-            held.steps = 0
-        if self.has_parts:
-            hold.passing = module
-
-
-class _AfterPass(_Inert):
-    """The end of a pass whose parts need not look again."""
-
-    def __init__(self, hold: Hold):
-        self.hold = hold
-
-    def __call__(self, module: nn.Module, args: object, result: object) -> None:
-        if not torch.compiler.is_compiling() and self.hold.passing is module:
-            self.hold.passing = None
-
-
-class _AfterOwnPass(_Inert):
-    """Refuses a pass that has written the weights of its own layer where they are pruned."""
-
-    def __init__(self, weights: Sequence[HeldWeight]):
-        self.weights = weights
-
-    def __call__(self, module: nn.Module, args: object, result: object) -> None:
-        if torch.compiler.is_compiling():
-            return
-        for held in self.weights:
-            if held.looks_written() and (strays := held.strays()):
-                raise MaskError(
-                    f"{held.name!r} had {strays:,} pruned weights that were not 0.0 at the end of a pass of "
-                    f"{type(module).__name__}, and none when it began: it, or a hook on it, writes the weight inside "
-                    f"the pass, where no mask can follow; have it left 0.0 where it is pruned, or leave it out of the "
-                    f"masks with exclude=({held.name!r},)"
-                )
-
-
-class _BeforeCompiled:
-    """A hook before the passes of a module that was compiled in place (`module.compile()`), which runs no hooks."""
-
-    def __init__(self, module: nn.Module, hook: _BeforePass):
-        compiled: Any = module._compiled_call_impl
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            hook(module, args)
-            try:
-                return compiled(*args, **kwargs)
-            finally:
-                hook.hold.passing = None
-
-        self._module, self._compiled, self._call = module, compiled, call
-        module._compiled_call_impl = call
-
-    def remove(self) -> None:
-        if self._module._compiled_call_impl is self._call:
-            self._module._compiled_call_impl = self._compiled
-
-
-def _inert_hook() -> Any:
-    return _nothing
-
-
-def _nothing(*_: object) -> None:
-    return None
-
-
 def _places(model: nn.Module) -> dict[int, tuple[nn.Module, str]]:
     """Of each parameter, by its id: the layer that it lies in, and its name there."""
     found: dict[int, tuple[nn.Module, str]] = {}
@@ -719,54 +584,3 @@ def _places(model: nn.Module) -> dict[int, tuple[nn.Module, str]]:
             if parameter is not None:
                 found.setdefault(id(parameter), (layer, key))
     return found
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
-    return (parameter for group in optimizer.param_groups for parameter in group["params"])
-
-
-def _check_can_be_held(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Raises `MaskError` for an optimiser to which a hold on `model` would mean nothing."""
-    kind, parameters = type(optimizer).__name__, list(_parameters(optimizer))
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise MaskError("LBFGS evaluates the model inside its step, between two maskings: use another")
-    if any(getattr(parameter, "is_emptied", False) for parameter in parameters):
-        raise MaskError("an optimiser has a weight that `accelerate` emptied: make it after accelerate(...)")
-    own = {id(parameter) for parameter in model.parameters()}
-    if not any(id(parameter) in own for parameter in parameters):
-        raise MaskError(
-            f"{kind} has no parameter of this model, but perhaps of a copy of it: make it of the model's own, as "
-            f"{kind}(model.parameters()), or leave it out of the hold"
-        )
-
-
-def _underlying(optimizers: Iterable[Any]) -> tuple[tuple[torch.optim.Optimizer, ...], bool]:
-    """The torch optimisers that these are or drive, whose hooks fire; and whether one may write weights unseen.
-
-    Hooks belong on the ones that really step: those inside Fabric's, Lightning's or accelerate's wrappers, or inside
-    one that builds on another (SAM, Lookahead). Raises `MaskError` for one in which there is none.
-    """
-    found: dict[int, torch.optim.Optimizer] = {}
-    hidden = False
-    for given in optimizers:
-        ahead, inner, seen = [given], 0, set()
-        while ahead:
-            one = ahead.pop()
-            if id(one) in seen:
-                continue
-            seen.add(id(one))
-            if isinstance(one, torch.optim.Optimizer):
-                if "_optimizer_step_post_hooks" in vars(one):
-                    found[id(one)] = one
-                    inner += 1
-                else:
-                    hidden |= not type(one).__name__.startswith(_TRANSPARENT)
-            ahead.extend(
-                part for part in getattr(one, "__dict__", {}).values() if isinstance(part, torch.optim.Optimizer)
-            )
-        if not inner:
-            raise MaskError(
-                f"cannot hold through {type(given).__name__}: it is no torch.optim.Optimizer "
-                "(several are given one by one: masks.hold(model, opt_g, opt_d))"
-            )
-    return tuple(found.values()), hidden
