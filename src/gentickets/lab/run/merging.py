@@ -38,9 +38,9 @@ def merge(runs: Sequence[Path], into: Path) -> list[str]:
     """Makes a run folder of the complete levels of others; returns what is to be told of it, in words.
 
     Files are linked where they can be, and the runs stay as they are. The new one can be gone on with. Raises
-    `RecipeError` where two runs differ in more than name, title, seeds and where their images lie, have a seed in common,
-    were made of other data, by other code or versions, or where `into` is there already, or is no name of a run; and
-    `DamagedLevel` where a level of theirs is not as it was written.
+    `RecipeError` where two runs differ in more than name, title, seeds and where their images lie, have a seed in
+    common, were made of other data, by other code or versions, or where `into` is there already, or is no name of a
+    run; and `DamagedLevel` where a level of theirs is not as it was written.
     """
     if len(runs) < 2:
         raise RecipeError("merge takes two run folders or more")
