@@ -110,6 +110,13 @@ def test_no_reader_goes_by_a_recipe_that_was_changed_since(run, whole, reader):
     refused(lambda: OF_THE_RECIPE[reader](run, whole), "recipe.yaml was changed since the run began", "training.lr")
 
 
+@pytest.mark.parametrize("method", [{"name": "imp"}, ["imp"], 3])
+def test_a_method_that_is_none_is_one_line(run, whole, method):
+    edit(run, "search", "method", method)
+    for read in OF_THE_RECIPE.values():
+        refused(lambda read=read: read(run, whole), "search.method")
+
+
 def test_what_a_run_may_grow_by_is_no_change(run, whole):
     edit(run, "search", "rounds", 3)
     edit(run, "controls", "levels", [1, 2])
@@ -189,6 +196,12 @@ def test_what_was_measured_of_other_weights_and_a_level_of_elsewhere_are_refused
     shutil.rmtree(level(run))
     shutil.copytree(level(run, "level-02"), level(run))
     refused(lambda: check_level(level(run)), "is of seed-0/level-02, which is not where it lies")
+
+
+@pytest.mark.parametrize("line", ["x", "0" * 64 + "  a\0b", "0" * 64 + "  ../x", "0" * 63 + "g  x"])
+def test_a_list_of_digests_that_is_none_is_damage(run, line):
+    (level(run) / "SHA256SUMS").write_text(line + "\n")
+    refused(lambda: of_level(level(run)), "SHA256SUMS is damaged")
 
 
 def test_weights_that_a_level_does_not_list_are_not_its_own(run):

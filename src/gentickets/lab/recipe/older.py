@@ -37,7 +37,7 @@ def of_today(raw: Any, kept: bool = False) -> Any:
         search = dict(raw["search"])
         if kept and search.get("method") == "early-bird" and "tolerance" in search:
             search.setdefault("rule", "hamming")
-            if search["tolerance"] == TOLERANCES.get(search["rule"]):
+            if (search["rule"], search["tolerance"]) in list(TOLERANCES.items()):
                 search["tolerance"] = None
         search = _short(search)
         raw["search"] = _owned("method", search.get("method", "imp"), search, "method") if kept else search
@@ -59,7 +59,7 @@ def _short(search: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _owned(kind: str, name: Any, part: Mapping[str, Any], key: str) -> dict[str, Any]:
-    if name not in CATALOGUE[kind]:
+    if not isinstance(name, str) or name not in CATALOGUE[kind]:  # which is refused, by whoever reads it
         return dict(part)
     keys = {key, *owner(kind, name).options}
     return {one: value for one, value in part.items() if one in keys}

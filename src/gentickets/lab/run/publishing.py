@@ -166,7 +166,7 @@ def digests_of(folder: Path) -> dict[str, str] | None:
         return None
     except (OSError, ValueError):
         raise Damaged(f"{folder / SUMS} is damaged") from None
-    found = [re.fullmatch(r"([0-9a-f]{64})  ([^/]+)", line) for line in lines]
+    found = [re.fullmatch(r"([0-9a-f]{64})  ([^/\x00-\x1f]+)", line) for line in lines]
     if None in found:
         raise Damaged(f"{folder / SUMS} is damaged")
     return {match[2]: match[1] for match in found if match is not None}
