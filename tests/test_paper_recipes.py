@@ -55,7 +55,7 @@ def test_a_run_of_every_recipe_goes_on_by_the_same_command(path, tmp_path):
         disk.write_recipe(folder, recipe)
         origin = {"asked": recipe.dump(), "threads": 1, "gave_up": [], "data": {"fingerprint": "of none"}}
         disk.write_json(folder / "origin.json", origin)
-        found, _ = disk.opened(folder, recipe)
+        found, _, _ = disk.opened(folder, recipe)
         disk.write_recipe(folder, found)  # as whoever goes on does
         assert disk.opened(folder, recipe)[0].dump() == found.dump()
 

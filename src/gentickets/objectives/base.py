@@ -145,7 +145,7 @@ def losses_of(
         )
     for number, item in enumerate(given):
         what = f"loss {number} of {called}"
-        names, loss = _loss(what, objective.components, item)
+        names, loss = _loss(what, getattr(objective, "components", None), item)
         if torch.is_grad_enabled() and not loss.requires_grad:
             unfrozen({name: list(component_at(model, name).parameters()) for name in names}, names)
             raise GenticketsError(
@@ -155,14 +155,14 @@ def losses_of(
         yield names, loss
 
 
-def _loss(what: str, components: tuple[str, ...], item: Any) -> tuple[tuple[str, ...], Tensor]:
+def _loss(what: str, components: tuple[str, ...] | None, item: Any) -> tuple[tuple[str, ...], Tensor]:
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise GenticketsError(f"{what} is a {type(item).__name__}: yield (components, loss)")
     said, loss = item
     names = (said,) if isinstance(said, str) else tuple(said) if isinstance(said, list | tuple | set) else ()
     if not names:
         raise GenticketsError(f"{what} names no component: yield (components, loss)")
-    if unknown := [name for name in names if name not in components]:
+    if components is not None and (unknown := [name for name in names if name not in components]):
         raise GenticketsError(
             f"{what} trains {unknown[0]!r}, which is not among its components {', '.join(components)}"
         )
