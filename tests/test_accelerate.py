@@ -652,3 +652,20 @@ def test_weight_decay_by_the_number_of_axes_reaches_live_weights_that_are_named(
     masks.apply_(dense)
     for one, other in zip(dense.parameters(), fast_net.parameters(), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [gt.channel_groups, gt.cost, lambda net, inputs: gt.Masks.dense(net), lambda net, inputs: gt.magnitude(net)],
+    ids=["channel_groups", "cost", "Masks.dense", "magnitude"],
+)
+def test_what_reads_dense_weights_says_that_they_are_not_there(read):
+    """Of an accelerated model the layers that stayed dense would pass for all."""
+    net = nn.ModuleDict({"net": nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))})
+    masks, inputs = gt.prune(gt.magnitude(net), fraction=0.9), {"net": torch.randn(8, 64)}
+    with (
+        accelerate(net, masks, inputs),
+        pytest.raises(MaskError, match=r"'net\.0' runs on its live weights alone, .*: leave accelerate"),
+    ):
+        read(net, inputs)
+    read(net, inputs)

@@ -25,7 +25,7 @@ from gentickets.channels.sizes import Sized, sized
 from gentickets.channels.trace import Node
 from gentickets.errors import MaskError, PruneError
 from gentickets.masks.examples import examples_of
-from gentickets.masks.layers import weight_norm_lengths
+from gentickets.masks.layers import check_not_accelerated, weight_norm_lengths
 from gentickets.masks.names import Model, joined
 from gentickets.masks.value import Masks
 from gentickets.notebook import short, shown
@@ -231,8 +231,8 @@ def channel_groups(model: Model, example_inputs: Any) -> ChannelGroups:
 
     `example_inputs`: component → its input, a tensor, a tuple of arguments or a dict of keywords; or, of a model that
     is one network, its bare input. The structure alone counts, not the weights: groups are found once and serve for all
-    of a training. Raises `MaskError` for a component that does not exist and `Untraceable` where a component's code
-    cannot be followed.
+    of a training. Raises `MaskError` for a component that does not exist or a model that is accelerated, and
+    `Untraceable` where a component's code cannot be followed.
     """
     ties: list[_Tie] = []
     shapes: dict[str, tuple[int, ...]] = {}
@@ -240,6 +240,7 @@ def channel_groups(model: Model, example_inputs: Any) -> ChannelGroups:
     numbers: dict[tuple[str, int], int] = {}
     sizes: dict[str, Sized] = {}
     examples = examples_of(model, example_inputs)
+    check_not_accelerated(model)
     for component, graph in trace_all(model, example_inputs).items():
         fixed, layers = graph.fixed, layers_of(model, graph)
 

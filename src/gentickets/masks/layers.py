@@ -60,6 +60,7 @@ def prunable_weights(
     parameter, for a parameter that has no shape yet, where nothing is left to prune, for a weight of which a zero would
     not be a zero in effect (see `check_zeros`), and for two parameters over one memory (see `check_own_memory`).
     """
+    check_not_accelerated(model)
     if isinstance(components, nn.Module):  # as in dense(generator, discriminator)
         raise MaskError(f"{A_MODEL_IS}; not two modules")
     weights = named_weights(model)
@@ -229,11 +230,22 @@ def _underneath(model: Model, names: Container[str]) -> Iterator[tuple[str, Deri
 
 
 def check_not_pruned(model: Model) -> None:
-    """Raises `MaskError` for a model that torch prunes already, with what ends that."""
+    """Raises `MaskError` for a model that torch prunes already, or that is accelerated, with what ends that."""
+    check_not_accelerated(model)
     for layer_name, layer in named_layers(model):
         for one in derived(layer):
             if one.mend is not None:
                 raise MaskError(_pruned_already(layer_name, one))
+
+
+def check_not_accelerated(model: Model) -> None:
+    """Raises `MaskError` for a model of which layers run on their live weights alone: the others would pass for all."""
+    for layer_name, layer in named_layers(model):
+        if getattr(layer, "on_live_weights", False):
+            raise MaskError(
+                f"{layer_name!r} runs on its live weights alone, and its dense weight is not there: leave "
+                f"accelerate(...) first, or restore(model)"
+            )
 
 
 def _pruned_already(layer_name: str, one: Derived) -> str:

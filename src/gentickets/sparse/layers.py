@@ -30,6 +30,8 @@ class SparseLayer(nn.Module):
     """
 
     bias: Tensor | None
+    on_live_weights = True
+    """By this whoever reads dense weights knows it (see `gentickets.masks.layers.check_not_accelerated`)."""
 
     def __init__(self, layer: Any, mask: Tensor, geometry: Geometry = ONE_POSITION):
         nn.Module.__init__(self)  # and not that of the kind of layer that it also is, which would draw a weight
