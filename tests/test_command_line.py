@@ -153,6 +153,8 @@ def test_what_is_empty_or_half_said_is_not_taken_for_unsaid(program, tmp_path, a
         ("seed-0/rewind.safetensors", True),
         ("figures/d.pt2", True),
         ("recipe.yaml", True),
+        ("results.csv", True),
+        ("mine.json", False),
         ("d.pt2", False),
         ("exports/d.pt2", False),
         ("../d.pt2", False),

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 import gentickets as gt
 from gentickets.masks.names import named_state
 from gentickets.training import Settings, train
+from gentickets.training.averaging import Average
 
 IMAGES = torch.rand(40, 10, generator=torch.Generator().manual_seed(2))
 
@@ -443,3 +444,19 @@ def test_on_a_terminal_it_is_a_bar(make, monkeypatch, capsys):
     shown = capsys.readouterr().err
     assert "round 1 of 1, 19.9% pruned" in shown
     assert "━" in shown
+
+
+def test_averages_of_all_components_of_a_plain_module_are_put_into_a_copy_of_it():
+    """`nn.Module()` with components is of the class of the averages' own container too."""
+
+    def make():
+        made = nn.Module()
+        made.encoder, made.decoder = nn.Linear(4, 3), nn.Linear(3, 4)
+        return made
+
+    model = make()
+    averaged = nn.Module()
+    averaged.encoder, averaged.decoder = (Average(nn.Linear(*of), 0.9) for of in ((4, 3), (3, 4)))
+    level = gt.Level(0, gt.Masks.dense(model), model, gt.Ticket(gt.Masks.dense(model), model), averaged=averaged)
+    assert type(level.judged.encoder) is nn.Linear
+    assert torch.equal(level.judged.encoder.weight, averaged.encoder.network.weight)

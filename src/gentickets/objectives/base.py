@@ -159,7 +159,7 @@ def _loss(what: str, components: tuple[str, ...] | None, item: Any) -> tuple[tup
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise GenticketsError(f"{what} is a {type(item).__name__}: yield (components, loss)")
     said, loss = item
-    names = (said,) if isinstance(said, str) else tuple(said) if isinstance(said, list | tuple | set) else ()
+    names = (said,) if isinstance(said, str) else tuple(said) if isinstance(said, list | tuple) else ()
     if not names:
         raise GenticketsError(f"{what} names no component: yield (components, loss)")
     if components is not None and (unknown := [name for name in names if name not in components]):

@@ -75,8 +75,9 @@ class Trial:
             said = " ".join(str(error).split())[:150]
             raise Unmet(f"{what} cannot be differentiated: {said}") from None
         with torch.no_grad():
-            for weight in weights:
-                weight.mul_(1)  # written, as by a step: a later loss may not go back through what it was
+            for weight, gradient in zip(weights, found, strict=True):
+                if gradient is not None:
+                    weight.mul_(1)  # written, as by a step: a later loss may not go back through what it was
         reached = {id(weight) for weight, gradient in zip(weights, found, strict=True) if gradient is not None}
         frozen = parameters.keys() - own.keys()
         return {name for name, each in own.items() if not reached.isdisjoint(map(id, each))} | frozen

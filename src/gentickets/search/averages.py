@@ -22,7 +22,7 @@ from gentickets.masks.names import (
     named_weights,
     unwrap,
 )
-from gentickets.training.averaging import settle
+from gentickets.training.averaging import Average, settle
 from gentickets.training.loop import Trained
 
 _WRAPPERS = re.compile(r"^((module|_orig_mod|_forward_module)\.)+")
@@ -54,7 +54,8 @@ def averages_in(given: object, model: nn.Module) -> nn.Module | None:
 
 def is_whole(averaged: nn.Module, model: nn.Module) -> bool:
     """Whether it is an average of the model, and not of components by themselves."""
-    return type(unwrap(averaged)) is type(unwrap(model)) and _alike(averaged, model)
+    of_components = any(isinstance(child, Average) for child in unwrap(averaged).children())
+    return not of_components and type(unwrap(averaged)) is type(unwrap(model)) and _alike(averaged, model)
 
 
 def _found(given: object, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -29,6 +29,10 @@ _RESOLVED = (
 )
 
 
+_LONGEST = 4096
+"""What is longer, and no YAML, is no text that anybody types."""
+
+
 class _Loader(yaml.SafeLoader):
     """A loader of plain data, in which a key that comes twice, an alias and a tag are errors."""
 
@@ -85,11 +89,17 @@ def read_value(text: str, where: str) -> Any:
     In a file ` #` begins a comment and `---` a document; of what is typed nothing is meant to be left out. Raises
     `RecipeError`, one line that begins with `where`, for a list, a mapping or quoted text with a comment.
     """
-    value, typed = read_yaml(text, where), text.strip()
+    typed = text.strip()
+    try:
+        value = read_yaml(text, where)
+    except RecipeError:
+        if typed[:1] in ("[", "{", "'", '"') or len(typed) > _LONGEST:
+            raise
+        return typed
     node = yaml.compose(text, _Loader)
     if node is None or (isinstance(node, yaml.ScalarNode) and node.style not in ("'", '"')):
         whole = typed == (node.value if node is not None else "")
-        return value if whole and not isinstance(value, str) else text
+        return value if whole and not isinstance(value, str) else typed
     if _has_comment(text):
         raise RecipeError(f"{where} has a comment, which YAML leaves out: quote the text around ' #', or leave it out")
     return value

@@ -252,21 +252,31 @@ def read_run(folder: Path | str) -> Run:
     recipe_path = folder / "recipe.yaml"
     if not recipe_path.is_file():
         raise RecipeError(f"{folder}: no run (there is no recipe.yaml in it)")
-    recipe = read_yaml(_read(recipe_path), str(recipe_path))
     check_settled(folder)
+    try:
+        recipe, origin = _begun(folder)
+    except RecipeError:
+        check_settled(folder)
+        recipe, origin = _begun(folder)  # once more: both may have been replaced between the one and the other
     levels = sorted(_read_levels(folder), key=lambda r: (r.seed, r.level, ARMS.index(r.arm)))
     if not levels:
         raise RecipeError(f"{folder}: no level is complete yet")
     _check_agreement(levels)
-    origin_path = folder / "origin.json"
+    name = str(recipe.get("name") or folder.resolve().name)
+    return Run(folder, name, recipe, origin, levels, frozenset(_read_left_out(folder)))
+
+
+def _begun(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Recipe and origin as plain data."""
+    recipe_path, origin_path = folder / "recipe.yaml", folder / "origin.json"
+    recipe = read_yaml(_read(recipe_path), str(recipe_path))
     origin = _read_json(origin_path) if origin_path.is_file() else {}
     for path, content in ((recipe_path, recipe), (origin_path, origin)):
         if not isinstance(content, dict):
             raise RecipeError(f"{path}: holds no mapping at its top level")
     if isinstance(origin.get("asked"), dict):  # as in every run's; not in what is there to be read alone
         check_unchanged(recipe_path, recipe, origin)
-    name = str(recipe.get("name") or folder.resolve().name)
-    return Run(folder, name, recipe, origin, levels, frozenset(_read_left_out(folder)))
+    return recipe, origin
 
 
 def _read_levels(folder: Path) -> Iterator[LevelResult]:

@@ -190,7 +190,7 @@ def opened(folder: Path, asked: Recipe) -> tuple[Recipe, dict[str, Any], list[st
             )
         if any(folder.glob("seed-*/level-*")):
             raise RecipeError(f"{folder} holds levels without recipe.yaml and origin.json: take name=… for a new run")
-        if foreign := sorted(entry.name for entry in folder.iterdir() if not _is_ours(entry)):
+        if foreign := sorted(entry.name for entry in folder.iterdir() if not is_ours(entry)):
             raise RecipeError(
                 f"{folder} holds what is no run's ({', '.join(foreign[:3])}{' …' if len(foreign) > 3 else ''}): "
                 f"take another name=…"
@@ -275,7 +275,7 @@ _OURS = (
 )
 
 
-def _is_ours(entry: Path) -> bool:
+def is_ours(entry: Path) -> bool:
     """Whether something in a run's folder is what a run makes, by its name."""
     return entry.name in _OURS or re.fullmatch(r"seed-\d+|\..*\.(partial|copy)", entry.name) is not None
 
@@ -288,7 +288,7 @@ def remove_run(folder: Path) -> None:
     entries = [entry for entry in folder.iterdir() if entry.name not in (LOCK, CLAIMS)]
     if entries and not (folder / "origin.json").exists() and not (folder / "recipe.yaml").exists():
         raise RecipeError(f"{folder} is no run, and --fresh would remove what is in it: take another name=…")
-    for entry in filter(_is_ours, entries):
+    for entry in filter(is_ours, entries):
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
@@ -299,6 +299,14 @@ def read_begun(folder: Path, allow_code: bool = False) -> tuple[Recipe, dict[str
     is judged anew.
     """
     check_settled(folder)
+    try:
+        return _begun(folder, allow_code)
+    except RecipeError:
+        check_settled(folder)
+        return _begun(folder, allow_code)  # once more: both may have been replaced between the one and the other
+
+
+def _begun(folder: Path, allow_code: bool) -> tuple[Recipe, dict[str, Any]]:
     # Read in this order: of a run that is begun anew in between, the recipe is never taken for the one before.
     origin, path = read_run_origin(folder), folder / "recipe.yaml"
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import stat
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from gentickets.catalogue import changed_code
 from gentickets.errors import RecipeError
 from gentickets.files import link_or_copy
-from gentickets.lab.recipe import Recipe, parsed
+from gentickets.lab.recipe import NAME, Recipe, parsed
 from gentickets.lab.recipe.begun import PLACES
 from gentickets.lab.recipe.file import differing_keys
 from gentickets.lab.run import folder as disk
@@ -46,6 +47,8 @@ def merge(runs: Sequence[Path], into: Path) -> list[str]:
         raise RecipeError("merge takes two run folders or more")
     if into.exists():
         raise RecipeError(f"{into} is there already, and nothing is overwritten: take another --out")
+    if re.fullmatch(NAME, into.name) is None:
+        raise RecipeError(f"--out {into}: name={into.name!r}: letters, digits, dots, - and _ are taken, 200 at most")
     sources = [_read(run) for run in runs]
     for other in sources[1:]:
         _check_alike(sources[0], other)

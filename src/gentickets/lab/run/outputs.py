@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from gentickets.errors import GenticketsError
+from gentickets.lab.run.folder import is_ours
 from gentickets.lab.run.publishing import SUMS
 
 _MARKS = ("origin.json", "study.yaml")
 """One of these lies in every run's or study's folder."""
-_OWN_FOLDERS = re.compile(r"seed-\d+|figures|\.executor")
-_OWN_FILES = (".yaml", ".json", ".csv", ".html")
+_OF_A_STUDY = ("study.yaml", "study.csv")
 
 
 def check_output(file: Path, source: Path | None = None) -> None:
@@ -32,6 +31,5 @@ def _is_of_a_run(place: Path) -> bool:
     run = next((above for above in place.parents if any((above / mark).is_file() for mark in _MARKS)), None)
     if run is None:
         return False
-    if place.parent == run:
-        return place.exists() and place.suffix in _OWN_FILES
-    return _OWN_FOLDERS.fullmatch(place.relative_to(run).parts[0]) is not None
+    entry = run / place.relative_to(run).parts[0]
+    return is_ours(entry) or entry.name in _OF_A_STUDY

@@ -406,6 +406,11 @@ def drop_damaged(folder: Path, recipe: Recipe) -> None:
     for piece in pieces_in(folder.parent):
         if folder.name == f"seed-{piece.seed}":
             drop_if_damaged(folder.parent / piece.name)
+    drop_what_rested(folder, recipe)
+
+
+def drop_what_rested(folder: Path, recipe: Recipe) -> None:
+    """Removes, of a seed, what rested on a level that is gone, where its trained weights were not kept."""
     method = recipe.build_method()
     if method.builds_on in ("before", "search"):
         for place in to_be_made_again(folder, method.rounds):

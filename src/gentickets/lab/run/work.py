@@ -29,7 +29,7 @@ from gentickets.lab.run.level import DamagedLevel
 from gentickets.lab.run.pieces import Board, Piece, in_order, pieces_of
 from gentickets.lab.run.prepare import Prepared
 from gentickets.lab.run.processes import interrupt, side_by_side, stopping
-from gentickets.lab.run.seed import SeedRun, drop_damaged, drop_if_damaged
+from gentickets.lab.run.seed import SeedRun, drop_if_damaged, drop_what_rested
 from gentickets.lab.run.sharing import Donors
 from gentickets.lab.run.stage import load_data_of, make_judge
 from gentickets.lab.run.trainer import Event, Tell
@@ -175,11 +175,13 @@ class Worker:
         except Exception as error:
             # Another has it since, and may have taken files from under this one.
             lost = claim.look() or site.board.is_complete(piece) or isinstance(error, publishing.Published)
-            mended = not lost and isinstance(error, DamagedLevel) and error.place.parent == place.parent
-            claim.give_back(failure=None if lost or mended else str(error) or type(error).__name__)
-            if mended:
+            damaged = error.place if isinstance(error, DamagedLevel) and not lost else None
+            damaged = damaged if damaged is not None and damaged.parent == place.parent else None
+            claim.give_back(failure=None if lost or damaged else str(error) or type(error).__name__)
+            if damaged is not None:
                 self._seed_run = self._last = None
-                drop_damaged(place.parent, site.ready.recipe)
+                drop_if_damaged(damaged)
+                drop_what_rested(place.parent, site.ready.recipe)
                 return False
             if not lost:
                 raise
