@@ -656,8 +656,8 @@ def test_weight_decay_by_the_number_of_axes_reaches_live_weights_that_are_named(
 
 @pytest.mark.parametrize(
     "read",
-    [gt.channel_groups, gt.cost, lambda net, inputs: gt.Masks.dense(net), lambda net, inputs: gt.magnitude(net)],
-    ids=["channel_groups", "cost", "Masks.dense", "magnitude"],
+    [gt.channel_groups, lambda net, inputs: gt.Masks.dense(net), lambda net, inputs: gt.magnitude(net)],
+    ids=["channel_groups", "Masks.dense", "magnitude"],
 )
 def test_what_reads_dense_weights_says_that_they_are_not_there(read):
     """Of an accelerated model the layers that stayed dense would pass for all."""

@@ -230,8 +230,7 @@ def _underneath(model: Model, names: Container[str]) -> Iterator[tuple[str, Deri
 
 
 def check_not_pruned(model: Model) -> None:
-    """Raises `MaskError` for a model that torch prunes already, or that is accelerated, with what ends that."""
-    check_not_accelerated(model)
+    """Raises `MaskError` for a model that torch prunes already, with what ends that."""
     for layer_name, layer in named_layers(model):
         for one in derived(layer):
             if one.mend is not None:
