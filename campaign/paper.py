@@ -240,10 +240,8 @@ def _undertrained(claim: Claim, dense: Mapping[int, float], results: Path) -> st
     longer = list(cells_of(results, claim.longer, claim.metric).values["ticket/0"].values())
     steps = max(int(row["end_step"]) for row in read(results / f"{claim.longer}.csv"))
     best = Point(steps, statistics.fmean(longer), statistics.stdev(longer), len(longer))
-    ours, reference = (
-        Summary("ticket", 0, 0.0, statistics.fmean(dense.values()), None, len(dense)),
-        Reference("", (best,)),
-    )
+    reference = Reference("", (best,))
+    ours = Summary("ticket", 0, 0.0, statistics.fmean(dense.values()), None, len(dense))
     return told(ours, reference) if falls_short(ours, reference) else ""
 
 

@@ -8,14 +8,16 @@ Whoever writes a run next ends what was stopped; whoever reads one refuses it me
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gentickets.errors import RecipeError
 from gentickets.files import read_file, replace_file
 from gentickets.sealed import Damaged, sealed_json, unsealed_json
+
+T = TypeVar("T")
 
 RECORD = ".replacing"
 
@@ -56,6 +58,17 @@ def check_settled(folder: Path) -> None:
             f"{folder} is being judged anew or moved, or that was stopped while it was written: wait for it, or end it "
             f"with `gentickets work {folder}`"
         )
+
+
+def read_settled(folder: Path, read: Callable[[], T]) -> T:
+    """What `read` makes of files that are replaced together. Where it refuses them they are read once more: they may
+    have been replaced between the one and the other. Raises `RecipeError` as `check_settled` does, and as it."""
+    check_settled(folder)
+    try:
+        return read()
+    except RecipeError:
+        check_settled(folder)
+        return read()
 
 
 def _recorded(path: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ from gentickets.errors import RecipeError
 from gentickets.files import read_file
 from gentickets.lab.recipe.begun import check_unchanged
 from gentickets.lab.recipe.plain_yaml import read_yaml
-from gentickets.lab.replacing import check_settled
+from gentickets.lab.replacing import read_settled
 from gentickets.options import Control
 from gentickets.sealed import Damaged, check_json, unsealed_json
 
@@ -252,12 +252,7 @@ def read_run(folder: Path | str) -> Run:
     recipe_path = folder / "recipe.yaml"
     if not recipe_path.is_file():
         raise RecipeError(f"{folder}: no run (there is no recipe.yaml in it)")
-    check_settled(folder)
-    try:
-        recipe, origin = _begun(folder)
-    except RecipeError:
-        check_settled(folder)
-        recipe, origin = _begun(folder)  # once more: both may have been replaced between the one and the other
+    recipe, origin = read_settled(folder, lambda: _begun(folder))
     levels = sorted(_read_levels(folder), key=lambda r: (r.seed, r.level, ARMS.index(r.arm)))
     if not levels:
         raise RecipeError(f"{folder}: no level is complete yet")

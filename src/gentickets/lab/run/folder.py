@@ -41,7 +41,7 @@ from gentickets.lab.recipe import Recipe
 from gentickets.lab.recipe.begun import check_goes_on, check_unchanged
 from gentickets.lab.recipe.file import kept_recipe
 from gentickets.lab.recipe.plain_yaml import read_yaml, write_yaml
-from gentickets.lab.replacing import RECORD, check_settled, finish
+from gentickets.lab.replacing import RECORD, finish, read_settled
 from gentickets.lab.results.reading import LevelResult, parse
 from gentickets.lab.run.claims import FOLDER as CLAIMS
 from gentickets.sealed import Damaged, sealed_json, tensor_pieces, unsealed_json, unsealed_tensors
@@ -298,12 +298,7 @@ def read_begun(folder: Path, allow_code: bool = False) -> tuple[Recipe, dict[str
     Raises `RecipeError` where the folder is no run, where its recipe.yaml was changed since the run began, and while it
     is judged anew.
     """
-    check_settled(folder)
-    try:
-        return _begun(folder, allow_code)
-    except RecipeError:
-        check_settled(folder)
-        return _begun(folder, allow_code)  # once more: both may have been replaced between the one and the other
+    return read_settled(folder, lambda: _begun(folder, allow_code))
 
 
 def _begun(folder: Path, allow_code: bool) -> tuple[Recipe, dict[str, Any]]:

@@ -175,8 +175,7 @@ class Worker:
         except Exception as error:
             # Another has it since, and may have taken files from under this one.
             lost = claim.look() or site.board.is_complete(piece) or isinstance(error, publishing.Published)
-            damaged = error.place if isinstance(error, DamagedLevel) and not lost else None
-            damaged = damaged if damaged is not None and damaged.parent == place.parent else None
+            damaged = None if lost else _damaged(error, place.parent)
             claim.give_back(failure=None if lost or damaged else str(error) or type(error).__name__)
             if damaged is not None:
                 self._seed_run = self._last = None
@@ -263,3 +262,9 @@ class _Site:
     def leave(self) -> None:
         """Lets images and judge go, while another run is worked on."""
         self._stage = None
+
+
+def _damaged(error: Exception, seed_folder: Path) -> Path | None:
+    """The level of a seed that an error says is not as it was written; None where it says none."""
+    found = error.place if isinstance(error, DamagedLevel) else None
+    return found if found is not None and found.parent == seed_folder else None
